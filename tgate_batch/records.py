@@ -1,0 +1,130 @@
+"""The nouns of a run: Prompt, Shard, ImageRecord, Receipt, and the one Arrow schema of the rows."""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import blake2b, sha256
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of the prompt set: a stable unique id and what to draw."""
+
+    id: str
+    text: str
+    image: bytes | None = None  # the conditioning picture of image-to-video models
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work, retry and resume: consecutive prompts, numbered from 0."""
+
+    index: int
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.index)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over ids, texts and pictures, so that a changed prompt file is noticed."""
+        digest = sha256()
+        for prompt in self.prompts:
+            for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}"
+
+
+def image_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
+    """The 63-bit seed of one picture: of the run, the prompt and the picture's number alone.
+
+    Neither arm, shard, worker nor batch enters, so arms are paired picture by picture.
+    """
+    key = json.dumps([run_seed, prompt_id, image_number]).encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row: exactly one per (model, arm, prompt id, image number); model and arm are folders.
+
+    ``batch_seconds`` is the wall time of the whole batch this picture was made in (denoising and
+    decoding), ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time
+    this one picture took to compress. ``warm_up`` marks a worker's first batch of an arm, which
+    throughput leaves out. ``image`` is None and ``error`` says why where ``status`` is "error".
+    """
+
+    prompt_id: str
+    image_number: int
+    prompt: str
+    seed: int
+    status: str
+    error: str | None = None
+    image: bytes | None = None
+    video: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    batch: str | None = None
+    batch_size: int | None = None
+    batch_seconds: float | None = None
+    denoise_seconds: float | None = None
+    decode_seconds: float | None = None
+    encode_seconds: float | None = None
+    warm_up: bool | None = None
+    worker: str | None = None
+
+    def row(self) -> dict:
+        """The record as a row of :data:`SCHEMA`."""
+        row = asdict(self)
+        row["image"] = None if self.image is None else {"bytes": self.image, "path": None}
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a worker returns for one (model, arm, shard): small; pixels never travel through Ray."""
+
+    model: str
+    arm: str
+    shard: int
+    images: int
+    errors: int
+    seconds: float  # device time: the sum of batch_seconds
+
+
+_FIELDS: list[tuple[str, pa.DataType, dict]] = [
+    ("prompt_id", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("image_number", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("seed", pa.int64(), {"dtype": "int64", "_type": "Value"}),
+    ("status", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("error", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
+    ("video", pa.binary(), {"dtype": "binary", "_type": "Value"}),
+    ("width", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("height", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("batch", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("batch_size", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("batch_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("denoise_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("decode_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("encode_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("warm_up", pa.bool_(), {"dtype": "bool", "_type": "Value"}),
+    ("worker", pa.string(), {"dtype": "string", "_type": "Value"}),
+]
+
+# Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.
+SCHEMA = pa.schema(
+    [(name, kind) for name, kind, _ in _FIELDS],
+    metadata={
+        "huggingface": json.dumps(
+            {"info": {"features": {name: feature for name, _, feature in _FIELDS}}}
+        )
+    },
+)

@@ -1,0 +1,62 @@
+"""The content of ``report.json``: each arm's scores, and what they mean beside its baseline's."""
+
+import json
+from typing import Any
+
+from tgate_batch.metrics.cost import usd_per_1000_images
+from tgate_batch.run import Run, describe
+
+
+def score_name(model: str, arm: str) -> str:
+    """Where an arm's scores lie inside the output folder."""
+    return f"scores/model={model}/arm={arm}.json"
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """``{"run": ..., "arms": [...]}``; keys are stable, None where not measured.
+
+    ``speedup`` is images/s per worker over the baseline's of the same model;
+    ``macs_saved`` the share of the baseline's MACs, attention included, that the arm leaves out.
+    """
+    arms = [
+        _arm(run, model.name, name, arm)
+        for model, name, arm in run.pairs()
+        if run.folder.exists(score_name(model.name, name))
+    ]
+    for arm in arms:
+        _beside_baseline(arm, _baseline(run, arms, arm["model"]))
+    return {"run": describe(run) | {"output": str(run.folder)}, "arms": arms}
+
+
+def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
+    scores = json.loads(run.folder.read(score_name(model, name)))
+    plan = None
+    if arm.plan is not None:
+        plan = {
+            key: getattr(arm, key) for key in ("gate_step", "sp_interval", "fi_interval", "warm_up")
+        }
+    rate, price = scores["images_per_second_per_worker"], run.config.cost.usd_per_gpu_hour
+    dollars = None
+    if rate is not None and price is not None:
+        dollars = usd_per_1000_images(rate, price)
+    return {"plan": plan, "deepcache": arm.deepcache, **scores, "usd_per_1000_images": dollars}
+
+
+def _baseline(run: Run, arms: list[dict], model: str) -> dict | None:
+    return next((a for a in arms if (a["model"], a["arm"]) == (model, run.config.baseline)), None)
+
+
+def _beside_baseline(arm: dict[str, Any], baseline: dict[str, Any] | None) -> None:
+    arm["is_baseline"] = baseline is arm
+    arm["speedup"] = arm["macs_saved"] = None
+    if baseline is None:
+        return
+    arm["speedup"] = _ratio(
+        arm["images_per_second_per_worker"], baseline["images_per_second_per_worker"]
+    )
+    share = _ratio(arm["macs_per_image_with_attention"], baseline["macs_per_image_with_attention"])
+    arm["macs_saved"] = None if share is None else 1 - share
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return None if over is None or not under else over / under

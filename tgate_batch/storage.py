@@ -1,0 +1,109 @@
+"""A run's output folder, on a disk or in an object store: a file appears whole or not at all.
+
+On a disk a file is written under a hidden temporary name, flushed and renamed. An object store
+(``s3://``, ``gs://``, ``abfs://``) publishes an object only when its upload completes.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pyarrow import fs
+
+from tgate_batch.errors import UserError
+
+_TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
+
+
+class Folder:
+    """An output folder addressed by relative POSIX names; picklable, so workers can hold it."""
+
+    def __init__(self, uri: str):
+        """Raises UserError where the URI names no storage that can be reached."""
+        self.uri = uri if "://" in uri else str(Path(uri).resolve())
+        self._filesystem, self._base = self._resolve()
+        self.local = isinstance(self._filesystem, fs.LocalFileSystem)
+
+    def _resolve(self) -> tuple[fs.FileSystem, str]:
+        if "://" not in self.uri:
+            return fs.LocalFileSystem(), self.uri
+        try:
+            return fs.FileSystem.from_uri(self.uri)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"output {self.uri!r} cannot be reached: {reason}") from None
+
+    def __reduce__(self):
+        return (Folder, (self.uri,))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def path(self, name: str) -> str:
+        """The full path of a name inside this folder, as its filesystem spells it."""
+        return str(PurePosixPath(self._base) / name)
+
+    def exists(self, name: str) -> bool:
+        return self._filesystem.get_file_info(self.path(name)).type is fs.FileType.File
+
+    def names(self, under: str, suffix: str = "") -> list[str]:
+        """Finished files below ``under``, sorted, relative to this folder."""
+        selector = fs.FileSelector(self.path(under), recursive=True, allow_not_found=True)
+        base = self._base.rstrip("/") + "/"
+        return sorted(
+            info.path.removeprefix(base)
+            for info in self._filesystem.get_file_info(selector)
+            if info.is_file and info.path.endswith(suffix) and _TEMPORARY not in info.path
+        )
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens a finished file for random reading."""
+        return self._filesystem.open_input_file(self.path(name))
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def write(self, name: str, content: bytes | str) -> None:
+        with self.create(name) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A writable stream; the file appears under its name only if the block succeeds."""
+        target = self.path(name)
+        if not self.local:
+            with self._filesystem.open_output_stream(target) as stream:
+                yield stream
+            return
+        final = Path(target)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raises UserError unless a file can be made here; leaves nothing behind."""
+        if not self.local:
+            return
+        here = next(p for p in (Path(self._base), *Path(self._base).parents) if p.exists())
+        if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
+            raise UserError(f"output {self.uri} cannot be written: no right to write in {here}")
+
+    def clear_temporary(self) -> int:
+        """Removes what killed writers left under temporary names; returns how many."""
+        if not self.local or not Path(self._base).is_dir():
+            return 0
+        left = list(Path(self._base).rglob(f"{_TEMPORARY}*"))
+        for file in left:
+            file.unlink(missing_ok=True)
+        return len(left)
