@@ -1,0 +1,188 @@
+"""The Frechet distance between two sets of features, from statistics that merge.
+
+Heusel et al. 2017 (arXiv:1706.08500) define it; on the official Inception features it is FID.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from typing import BinaryIO
+
+import numpy as np
+from scipy.linalg import lapack, svdvals
+
+from tgate_batch.errors import UserError
+
+_ROWS = 1024  # features taken at once: the temporary copy in float64 stays at 16 MiB for 2048-d
+_SAFE_TO_SQUARE = 1e6  # a condition number whose square is still far from 1 / eps
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Count, mean [d] and scatter [d, d] (sum of outer products about the mean), in float64.
+
+    ``count`` is None for a reference file that does not say how many images it was made from;
+    ``scatter`` then holds the covariance itself, and nothing can be merged into it.
+    """
+
+    count: int | None
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Statistics":
+        """Statistics of features [n, d], any n."""
+        return stream([features])
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.mean)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance [d, d]; raises UserError for fewer than two images."""
+        if self.count is None:
+            return self.scatter
+        if self.count < 2:
+            raise UserError(
+                f"a covariance of {self.count} usable image(s) does not exist; two are the least"
+            )
+        return self.scatter / (self.count - 1)
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Statistics of both sets together (Chan, Golub and LeVeque 1979, pairwise update)."""
+        if self.count is None or other.count is None:
+            raise UserError("statistics without a count cannot be merged: their weight is unknown")
+        _same_dimensions(self, other)
+        count = self.count + other.count
+        if count == 0:
+            return self
+        apart = other.mean - self.mean
+        return Statistics(
+            count,
+            self.mean + apart * (other.count / count),
+            self.scatter
+            + other.scatter
+            + np.outer(apart, apart) * (self.count * other.count / count),
+        )
+
+    def save(self, file: str | PathLike | BinaryIO) -> None:
+        """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``."""
+        known = {} if self.count is None else {"count": self.count}
+        np.savez_compressed(file, mu=self.mean, sigma=self.covariance, **known)
+
+    @classmethod
+    def load(cls, file: str | PathLike | BinaryIO, name: str | None = None) -> "Statistics":
+        """Reads ``mu``, ``sigma`` and, where present, ``count``; raises UserError, naming it."""
+        name = name or str(file)
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                missing = sorted({"mu", "sigma"} - set(archive))
+                if missing:
+                    raise UserError(
+                        f"{name} has no {' and no '.join(missing)}; statistics need mu [d] and "
+                        "sigma [d, d], as `python -m pytorch_fid --save-stats` writes them"
+                    )
+                mean = np.asarray(archive["mu"], np.float64)
+                covariance = np.asarray(archive["sigma"], np.float64)
+                count = int(archive["count"]) if "count" in archive else None
+        except UserError:
+            raise
+        except Exception as error:  # zip, pickle and format faults have no common parent
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} cannot be read as .npz statistics: {reason}") from None
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise UserError(
+                f"{name}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit "
+                "together; they must be [d] and [d, d]"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise UserError(f"{name} holds values that are not finite")
+        return cls(count, mean, covariance * (1 if count is None else count - 1))
+
+
+def stream(batches: Iterable[np.ndarray]) -> Statistics:
+    """Statistics of batches of features [n_i, d], in the memory of one batch and two [d, d].
+
+    The result does not depend on how rows are cut into batches, up to rounding in float64.
+    Raises UserError for no rows at all, or for features that are not finite.
+    """
+    count, mean, scatter = 0, None, None
+    for batch in batches:
+        batch = np.asarray(batch)
+        if batch.ndim != 2:
+            raise ValueError(f"features must be [n, d], found {list(batch.shape)}")
+        if mean is None:
+            dimensions = batch.shape[1]
+            mean, scatter = np.zeros(dimensions), np.zeros((dimensions, dimensions))
+            product = np.empty_like(scatter)
+        for start in range(0, len(batch), _ROWS):
+            rows = batch[start : start + _ROWS].astype(np.float64)
+            if not np.isfinite(rows).all():
+                raise UserError("features hold values that are not finite; broken pictures?")
+            total = count + len(rows)
+            centre = rows.mean(axis=0)
+            rows -= centre
+            apart = centre - mean
+            # One more row makes Chan's correction part of the same symmetric product.
+            rows = np.vstack([rows, apart * np.sqrt(count * len(rows) / total)])
+            scatter += np.matmul(rows.T, rows, out=product)
+            mean += apart * ((total - count) / total)
+            count = total
+    if count == 0:
+        raise UserError("there are no usable images to take statistics of")
+    return Statistics(count, mean, scatter)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """``|m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)`` of means and covariances.
+
+    With ``A = F F'`` and ``B = G G'`` the last term is the sum of the singular values of ``F' G``:
+    no square root of a matrix, no imaginary parts. Pivoted Cholesky finds the factors at their
+    rank, so fewer images than dimensions are no special case, only a faster one.
+    Raises UserError where the dimensions differ.
+    """
+    _same_dimensions(a, b)
+    covariance_a, covariance_b = a.covariance, b.covariance
+    (factor_a, condition_a), (factor_b, condition_b) = _factor(covariance_a), _factor(covariance_b)
+    product = factor_a.T @ factor_b
+    full_rank = product.shape == covariance_a.shape
+    if full_rank and condition_a * condition_b < _SAFE_TO_SQUARE:
+        shared = sum_of_roots(product @ product.T)  # half the time of an SVD
+    else:
+        shared = svdvals(product, overwrite_a=True).sum() if product.size else 0.0
+    apart = a.mean - b.mean
+    distance = apart @ apart + np.trace(covariance_a) + np.trace(covariance_b) - 2 * shared
+    return max(float(distance), 0.0)  # equal sets may come out at -1e-13
+
+
+def sum_of_roots(symmetric: np.ndarray) -> float:
+    """Sum of the square roots of the eigenvalues of a positive semidefinite matrix."""
+    eigenvalues = np.linalg.eigvalsh(symmetric)
+    noise = eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
+    return float(np.sqrt(eigenvalues[eigenvalues > noise]).sum())
+
+
+def rank_deficient(statistics: Statistics) -> bool:
+    """Whether the covariance cannot have full rank: no more images than dimensions.
+
+    The distance is still computed, but its bias is large: compare only sets of equal size.
+    """
+    return statistics.count is not None and statistics.count <= statistics.dimensions
+
+
+def _factor(covariance: np.ndarray) -> tuple[np.ndarray, float]:
+    """F [d, rank] with ``F F' = covariance`` up to rounding, and how unequal its columns are."""
+    packed, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
+    factor = np.empty((len(covariance), rank))
+    factor[pivots - 1] = np.tril(packed[:, :rank])
+    lengths = np.diagonal(packed)[:rank]
+    return factor, float(lengths[0] / lengths[-1]) if rank else 1.0
+
+
+def _same_dimensions(a: Statistics, b: Statistics) -> None:
+    if a.dimensions != b.dimensions:
+        raise UserError(
+            f"features of {a.dimensions} and of {b.dimensions} dimensions cannot be compared; "
+            "use the same extractor for both sets"
+        )

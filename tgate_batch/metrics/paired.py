@@ -1,0 +1,79 @@
+"""How far a picture is from the baseline's picture of the same prompt and seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tgate_batch.errors import UserError
+
+_SAME_PICTURE = 100.0  # dB
+
+
+class Psnr:
+    """Peak signal-to-noise ratio, dB; equal pictures count as 100 dB, so that a mean exists."""
+
+    name = "psnr"
+    higher_is_better = True
+    needs_baseline = True
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        return np.array([_psnr(*pair) for pair in _pairs(images, baselines)])
+
+
+class Ssim:
+    """Structural similarity, at most 1 (Wang et al. 2004; torchmetrics' 11-pixel Gaussian)."""
+
+    name = "ssim"
+    higher_is_better = True
+    needs_baseline = True
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+        return np.array(
+            [
+                float(ssim(_tensor(image), _tensor(baseline), data_range=1.0))
+                for image, baseline in _pairs(images, baselines)
+            ]
+        )
+
+
+def _psnr(image: np.ndarray, baseline: np.ndarray) -> float:
+    squared = np.square(image.astype(np.float64) - baseline).mean()
+    if squared == 0:
+        return _SAME_PICTURE
+    return min(float(10 * np.log10(255**2 / squared)), _SAME_PICTURE)
+
+
+def _pairs(
+    images: Sequence[Image.Image], baselines: Sequence[Image.Image] | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    if baselines is None or len(images) != len(baselines):
+        found = 0 if baselines is None else len(baselines)
+        raise ValueError(f"{len(images)} images need as many of the baseline, found {found}")
+    pairs = []
+    for image, baseline in zip(images, baselines, strict=True):
+        if image.size != baseline.size:
+            raise UserError(
+                f"a picture of {image.width}x{image.height} cannot be compared with a baseline of "
+                f"{baseline.width}x{baseline.height}; render both arms at one size"
+            )
+        pairs.append((np.asarray(image.convert("RGB")), np.asarray(baseline.convert("RGB"))))
+    return pairs
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 [h, w, 3] -> float32 [1, 3, h, w] in 0..1."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
