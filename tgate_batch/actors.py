@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import ray.util
 
 from tgate_batch import models, parquet
 from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import UserError
+from tgate_batch.prompts import ShardPlan
 from tgate_batch.records import Prompt, Receipt, Shard
 from tgate_batch.run import Missing, Run, missing
 from tgate_batch.storage import Folder
@@ -29,7 +31,7 @@ _POLL_SECONDS = 1.0
 
 
 def start() -> None:
-    """Joins the cluster that is there (``RAY_ADDRESS``, a submitted job), else starts a local one."""
+    """Joins the cluster that is there (``RAY_ADDRESS``, a job), else starts a local one."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -258,9 +260,7 @@ class Pool:
         if not references:
             time.sleep(_POLL_SECONDS)
             return
-        ready, _ = ray.wait(
-            references, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False
-        )
+        ready, _ = ray.wait(references, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
         for stream in ready:
             worker = streams.get(stream)
             if worker is None:
@@ -310,6 +310,55 @@ class Pool:
         waiting.appendleft(task)
 
 
+class MeasureWorker:
+    """One process with one extractor; measures finished shards and writes their numbers."""
+
+    def __init__(self, run: Run):
+        import torch
+
+        self._run = run
+        if not run.config.workers.gpus_each:
+            torch.set_num_threads(run.config.workers.cpus_each)
+        self._asked = None
+
+    def measure(self, model: str, arm: str, shard: ShardPlan) -> str | None:
+        """Measures one shard unless that was done before; returns why it could not."""
+        from tgate_batch import score
+
+        self._asked = self._asked or score.asked(self._run)
+        return score.measure_shard(self._run, self._asked, model, arm, shard)
+
+
+def measure_all(run: Run) -> Iterator[str | None]:
+    """Measures every rendered shard; yields, a shard, None or why it could not be measured.
+
+    Raises UserError where the extractor cannot be loaded.
+    """
+    start()
+    jobs = [
+        (model.name, arm, shard)
+        for model, arm, _ in run.pairs()
+        for shard in run.shards
+        if run.is_done(model.name, arm, shard)
+    ]
+    workers = run.config.workers
+    count = max(1, min(len(jobs), workers.max or _room(workers), _room(workers)))
+    kind = ray.remote(MeasureWorker).options(
+        num_cpus=workers.cpus_each, num_gpus=workers.gpus_each, max_restarts=_LIVES
+    )
+    actors = [kind.remote(run) for _ in range(count)]
+    try:
+        pool = ray.util.ActorPool(actors)
+        yield from pool.map_unordered(lambda actor, job: actor.measure.remote(*job), jobs)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
 def _room(workers: Workers) -> int:
     """How many workers the cluster as it stands has room for."""
     total = ray.cluster_resources()
@@ -330,6 +379,11 @@ def _check_resources(workers: Workers) -> None:
         )
 
 
-def render_missing(run: Run, metadata: dict[tuple[str, str], dict], tasks: int):
+def render_missing(run: Run, metadata: dict[tuple[str, str], dict]) -> Iterator[Receipt | None]:
     """Renders what ``run`` lacks; yields what :meth:`Pool.render` yields."""
+    tasks = sum(
+        any(not run.is_done(model.name, arm, shard) for arm in run.config.arms)
+        for model in run.config.models
+        for shard in run.shards
+    )
     return Pool(run, metadata).render(missing(run), tasks)

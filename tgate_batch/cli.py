@@ -14,8 +14,12 @@ from tgate_batch.errors import UserError
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options that every config-driven job has."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--config", required=True, metavar="FILE", help="a run, e.g. configs/demo.yaml")
-    made.add_argument("--output", metavar="DIR", help="output folder or URI, in place of the config's")
+    made.add_argument(
+        "--config", required=True, metavar="FILE", help="a run, e.g. configs/demo.yaml"
+    )
+    made.add_argument(
+        "--output", metavar="DIR", help="output folder or URI, in place of the config's"
+    )
     made.add_argument(
         "--set",
         action="append",

@@ -5,6 +5,7 @@ stands is kept, so scoring resumes as rendering does.
 """
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
@@ -30,10 +31,16 @@ def features_name(extractor: str, model: str, arm: str, shard: int) -> str:
     return f"features/extractor={extractor}/model={model}/arm={arm}/{shard_name(shard)}.parquet"
 
 
-def digest(shard_digest: str, metrics: Sequence[PictureMetric], baseline: str | None) -> str:
+def digest(
+    shard_digest: str,
+    extractor: Extractor | None,
+    metrics: Sequence[PictureMetric],
+    baseline: str | None,
+) -> str:
     """What a measured file belongs to: its shard, and what was asked of it."""
-    names = ",".join(metric.name for metric in metrics)
-    return sha256(f"{shard_digest} {names} {baseline}".encode()).hexdigest()
+    asked = [shard_digest, extractor and extractor.sha256, baseline]
+    asked += [metric.name for metric in metrics]
+    return sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def measure(
@@ -41,14 +48,14 @@ def measure(
     model: str,
     arm: str,
     shard: int,
-    extractor: Extractor,
+    extractor: Extractor | None,
     metrics: Sequence[PictureMetric],
     baseline: str | None,
 ) -> pa.Table:
     """Columns prompt_id, image_number, broken (why, or null), features (float32), each metric.
 
-    Pictures without a finite figure have null there; rows that are not ok are left out. Raises
-    OSError or ArrowException where the shard is damaged.
+    Without an extractor there are no features. Pictures without a finite figure have null there;
+    rows that are not ok are left out. Raises OSError or ArrowException for a damaged shard.
     """
     others: dict[Key, Image.Image] = {}
     if baseline is not None and baseline != arm:
@@ -85,35 +92,29 @@ def _open(row: dict) -> Image.Image:
 
 def _measured(
     rows: list[_Row],
-    extractor: Extractor,
+    extractor: Extractor | None,
     metrics: Sequence[PictureMetric],
     others: dict[Key, Image.Image],
 ) -> pa.Table:
     pictures = [picture for _, _, picture in rows]
-    features = extractor(pictures) if rows else np.zeros((0, extractor.dimensions), np.float32)
-    flat = pa.array(np.ascontiguousarray(features, dtype=np.float32).ravel())
     columns = {
         "prompt_id": pa.array([key[0] for key, _, _ in rows], pa.string()),
         "image_number": pa.array([key[1] for key, _, _ in rows], pa.int32()),
         "broken": pa.array([broken(picture) for picture in pictures], pa.string()),
-        "features": pa.FixedSizeListArray.from_arrays(flat, extractor.dimensions),
     }
+    if extractor is not None:
+        flat = pa.array(extractor(pictures).astype(np.float32).ravel())
+        columns["features"] = pa.FixedSizeListArray.from_arrays(flat, extractor.dimensions)
     for metric in metrics:
         columns[metric.name] = _figures(metric, rows, others)
     return pa.table(columns)
 
 
-def _figures(
-    metric: PictureMetric, rows: list[_Row], others: dict[Key, Image.Image]
-) -> pa.Array:
+def _figures(metric: PictureMetric, rows: list[_Row], others: dict[Key, Image.Image]) -> pa.Array:
     """One number a row, null where the metric has nothing to say or the baseline no picture."""
-    chosen = [
-        i for i, (key, _, _) in enumerate(rows) if not metric.needs_baseline or key in others
-    ]
+    chosen = [i for i, (key, _, _) in enumerate(rows) if not metric.needs_baseline or key in others]
     figures = np.full(len(rows), np.nan)
     if chosen:
         beside = [others[rows[i][0]] for i in chosen] if metric.needs_baseline else None
-        figures[chosen] = metric(
-            [rows[i][2] for i in chosen], [rows[i][1] for i in chosen], beside
-        )
+        figures[chosen] = metric([rows[i][2] for i in chosen], [rows[i][1] for i in chosen], beside)
     return pa.array(figures, pa.float64(), mask=~np.isfinite(figures))

@@ -15,6 +15,7 @@ from tgate_batch.storage import Folder
 
 _ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
 _SHARD_KEY = b"tgate_batch.shard"
+_INCOMPRESSIBLE = {"image.bytes", "video", "features.list.element"}
 
 
 def images_name(model: str, arm: str, shard: int) -> str:
@@ -26,11 +27,7 @@ def write_table(folder: Folder, name: str, table: pa.Table, digest: str) -> None
     """Writes rows that belong to the shard of this digest; the file appears whole."""
     metadata = {**(table.schema.metadata or {}), _SHARD_KEY: digest.encode()}
     table = table.replace_schema_metadata(metadata)
-    binary = {"image.bytes", "video", "image.list.element"}
-    leaves = [table.schema.field(i).name for i in range(table.num_columns)]
-    compression = {leaf: "none" if leaf in binary else "zstd" for leaf in leaves if leaf != "image"}
-    if "image" in leaves:
-        compression |= {"image.bytes": "none", "image.path": "zstd"}
+    compression = {leaf: "none" if leaf in _INCOMPRESSIBLE else "zstd" for leaf in _leaves(table)}
     texts = [field.name for field in table.schema if field.type == pa.string()]
     with folder.create(name) as stream:
         pq.write_table(
@@ -41,6 +38,17 @@ def write_table(folder: Folder, name: str, table: pa.Table, digest: str) -> None
             use_dictionary=texts,
             write_page_checksum=True,
         )
+
+
+def _leaves(table: pa.Table) -> Iterator[str]:
+    """The columns as Parquet names them, nested ones by their path."""
+    for field in table.schema:
+        if pa.types.is_struct(field.type):
+            yield from (f"{field.name}.{child.name}" for child in field.type)
+        elif pa.types.is_fixed_size_list(field.type):
+            yield f"{field.name}.list.element"
+        else:
+            yield field.name
 
 
 def write_records(
@@ -56,8 +64,8 @@ def write_records(
     write_table(folder, name, table, digest)
 
 
-def is_done(folder: Folder, name: str, digest: str, rows: int) -> bool:
-    """Whether a whole file of exactly this shard and row count stands under the name."""
+def is_done(folder: Folder, name: str, digest: str, rows: int | None = None) -> bool:
+    """Whether a whole file of exactly this shard (and row count) stands under the name."""
     if not folder.exists(name):
         return False
     try:
@@ -65,7 +73,9 @@ def is_done(folder: Folder, name: str, digest: str, rows: int) -> bool:
             footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError):
         return False
-    return footer.num_rows == rows and (footer.metadata or {}).get(_SHARD_KEY) == digest.encode()
+    if rows is not None and footer.num_rows != rows:
+        return False
+    return (footer.metadata or {}).get(_SHARD_KEY) == digest.encode()
 
 
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:

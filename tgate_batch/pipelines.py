@@ -61,7 +61,9 @@ class Painter:
             return [{"image": _conditioning(prompt, self.sampling)} for prompt in prompts]
         if self.guided and self._negative is None:
             negative = self.sampling.negative_prompt or None  # None: the pipeline's own default
-            encoded = self._encode([""], guided=True, **({"negative_prompt": negative} if negative else {}))
+            encoded = self._encode(
+                [""], guided=True, **({"negative_prompt": negative} if negative else {})
+            )
             self._negative = {
                 name: value for name, value in encoded.items() if name.startswith("negative_")
             }

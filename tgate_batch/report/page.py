@@ -1,0 +1,122 @@
+"""The report as files: ``report.json``, ``report.md``, and a page that needs nothing beside it."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from tgate_batch import parquet
+from tgate_batch.report import table
+from tgate_batch.report.summary import summarize
+from tgate_batch.run import Run
+
+_GALLERY_PROMPTS = 24
+_GALLERY_PIXELS = 256  # the longest side of a picture on the page
+
+
+def write(run: Run) -> dict[str, Any]:
+    """Writes ``report/`` from the scores on disk; returns the content of ``report.json``."""
+    summary = summarize(run)
+    run.folder.write("report/report.json", json.dumps(summary, indent=2))
+    run.folder.write("report/report.md", _markdown(summary))
+    run.folder.write("report/index.html", _html(run, summary))
+    return summary
+
+
+def _markdown(summary: dict[str, Any]) -> str:
+    lines = [f"# Run {summary['run']['output']}", "", table.markdown(summary["arms"]), ""]
+    lines += [f"- {note}" for note in _notes(summary["arms"])]
+    for arm in summary["arms"]:
+        for row in arm["error_rows"]:
+            lines.append(
+                f"- error: {arm['model']} {arm['arm']} prompt {row['prompt_id']}: {row['error']}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _notes(arms: list[dict[str, Any]]) -> list[str]:
+    """What the figures are to be read with."""
+    notes = [
+        "MACs per image: all of the denoiser, attention products included; the published "
+        "convention (Linear and Conv only) is `macs_per_image` in report.json.",
+        "images/s per worker: measured over denoising and decoding, each worker's first batch of "
+        "an arm left out.",
+    ]
+    for arm in arms:
+        if arm.get("distance_note"):
+            notes.append(f"{arm['distance_label']}: {arm['distance_note']}.")
+            break
+    if any(arm.get("distance_label") for arm in arms):
+        notes.append(
+            "A distance between sets can miss damage that a person sees: read it beside the "
+            "paired figures (PSNR, SSIM against the baseline's same-seed picture) and the "
+            "per-prompt ones."
+        )
+    return notes
+
+
+def _html(run: Run, summary: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("tgate_batch.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    head, *body = table.rows(summary["arms"])
+    return environment.get_template("page.html").render(
+        run=summary["run"],
+        head=head,
+        body=body,
+        arms=summary["arms"],
+        notes=_notes(summary["arms"]),
+        galleries=[_gallery(run, model.name) for model in run.config.models],
+    )
+
+
+def _gallery(run: Run, model: str) -> dict[str, Any]:
+    """The first prompts of the first shard with every arm's picture, baseline first."""
+    baseline = run.config.baseline
+    arms = sorted(run.config.arms, key=lambda arm: arm != baseline)
+    pictures = {arm: dict(_pictures(run, model, arm)) for arm in arms}
+    keys = list(dict.fromkeys(key for arm in arms for key in pictures[arm]))[:_GALLERY_PROMPTS]
+    rows = [
+        {
+            "prompt": next(pictures[arm][key]["prompt"] for arm in arms if key in pictures[arm]),
+            "id": key[0],
+            "cells": [pictures[arm].get(key, {}).get("picture") for arm in arms],
+        }
+        for key in keys
+    ]
+    return {"model": model, "arms": arms, "baseline": baseline, "rows": rows}
+
+
+def _pictures(run: Run, model: str, arm: str) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    count = 0
+    for shard in run.shards:
+        if count >= _GALLERY_PROMPTS or not run.is_done(model, arm, shard):
+            return
+        name = parquet.images_name(model, arm, shard.index)
+        columns = ["prompt_id", "image_number", "prompt", "image"]
+        for batch in parquet.read_batches(run.folder, name, columns):
+            for row in batch.to_pylist():
+                if row["image_number"] == 0 and count < _GALLERY_PROMPTS:
+                    count += 1
+                    shown = {"prompt": row["prompt"], "picture": _data_uri(row["image"])}
+                    yield (row["prompt_id"], 0), shown
+
+
+def _data_uri(image: dict[str, Any] | None) -> str | None:
+    """A picture small enough for a page, inside the page."""
+    if image is None:
+        return None
+    with Image.open(io.BytesIO(image["bytes"])) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_GALLERY_PIXELS, _GALLERY_PIXELS))
+    stream = io.BytesIO()
+    small.save(stream, "webp", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

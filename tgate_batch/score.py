@@ -1,0 +1,216 @@
+"""What the pictures of each arm are worth: measured shard by shard, then put together.
+
+``measure_shard`` may run anywhere and writes a file a shard; ``score_arm`` reads those files and
+the rows, and writes ``scores/model=<m>/arm=<a>.json``.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tgate_batch import measure, parquet
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.features import Extractor, load_extractor
+from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
+from tgate_batch.metrics.paired import Psnr, Ssim
+from tgate_batch.metrics.per_picture import PictureMetric
+from tgate_batch.metrics.prompt_accuracy import PromptAccuracy
+from tgate_batch.metrics.reference import Reference, drawn_reference, load_reference
+from tgate_batch.metrics.throughput import throughput
+from tgate_batch.prompts import ShardPlan
+from tgate_batch.report.summary import score_name
+from tgate_batch.run import Run
+
+_ERRORS_SHOWN = 20
+_TIMES = [
+    "batch",
+    "batch_size",
+    "batch_seconds",
+    "denoise_seconds",
+    "decode_seconds",
+    "encode_seconds",
+    "warm_up",
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run wants measured of every picture."""
+
+    extractor: Extractor | None
+    metrics: tuple[PictureMetric, ...]
+
+
+def asked(run: Run) -> Asked:
+    """Loads the run's extractor and metrics; raises UserError where they cannot be had."""
+    wanted = run.config.score
+    extractor = None
+    if wanted.reference is not None:
+        device = "cuda" if run.config.workers.gpus_each else "cpu"
+        extractor = load_extractor(wanted.extractor, wanted.extractor_path, device)
+    paired = () if run.config.baseline is None else (Psnr(), Ssim())
+    return Asked(extractor, (*paired, PromptAccuracy()))
+
+
+def measure_shard(run: Run, asked: Asked, model: str, arm: str, shard: ShardPlan) -> str | None:
+    """Measures one shard and writes its file, unless it stands; returns why it could not."""
+    baseline = run.config.baseline
+    name = measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
+    digest = measure.digest(shard.digest, asked.extractor, asked.metrics, baseline)
+    if parquet.is_done(run.folder, name, digest):
+        return None
+    try:
+        table = measure.measure(
+            run.folder, model, arm, shard.index, asked.extractor, asked.metrics, baseline
+        )
+    except (pa.ArrowException, OSError, UserError) as error:
+        reason = " ".join(str(error).split())
+        return f"{model} {arm} shard {shard.index} cannot be measured: {reason}"
+    parquet.write_table(run.folder, name, table, digest)
+    return None
+
+
+def reference(run: Run, asked: Asked) -> Reference | None:
+    """The reference set's statistics under the run's extractor; raises UserError."""
+    where = run.config.score.reference
+    if where is None or asked.extractor is None:
+        return None
+    if where == "drawn":
+        model = run.config.models[0].name
+        texts = (
+            row["prompt"] for row in _rows(run, model, next(iter(run.config.arms)), ["prompt"])
+        )
+        return drawn_reference(texts, asked.extractor)
+    return load_reference(where, asked.extractor)
+
+
+def score_arm(
+    run: Run, asked: Asked, reference: Reference | None, model: str, arm: str, macs: dict[str, Any]
+) -> dict[str, Any]:
+    """One arm's scores, also written into the output folder; None where not measured."""
+    rows = list(_rows(run, model, arm, ["prompt_id", "image_number", "status", "error", *_TIMES]))
+    measured = _Measured.read(run, asked, model, arm)
+    failed = [row for row in rows if row["status"] != "ok"]
+    times = throughput(row for row in rows if row["status"] == "ok")
+    scores = {
+        "model": model,
+        "arm": arm,
+        "images": len(rows) - len(failed),
+        "errors": len(failed),
+        "error_rows": [
+            {key: row[key] for key in ("prompt_id", "image_number", "error")}
+            for row in failed[:_ERRORS_SHOWN]
+        ],
+        "broken": len(measured.broken),
+        "broken_rows": measured.broken[:_ERRORS_SHOWN],
+        **macs,
+        "images_per_second_per_worker": times and times.images_per_second_per_worker,
+        "batch_seconds_p50": times and times.batch_seconds_p50,
+        "batch_seconds_p95": times and times.batch_seconds_p95,
+        "seconds_per_image": {
+            "denoise": times and times.denoise_seconds_per_image,
+            "decode": times and times.decode_seconds_per_image,
+            "encode": times and times.encode_seconds_per_image,
+        },
+        **_distance(measured.statistics, reference, asked.extractor),
+        "paired": {
+            metric.name: measured.means[metric.name]
+            for metric in asked.metrics
+            if metric.needs_baseline
+        }
+        if arm != run.config.baseline
+        else None,
+        **{
+            metric.name: measured.means[metric.name]
+            for metric in asked.metrics
+            if not metric.needs_baseline
+        },
+    }
+    run.folder.write(score_name(model, arm), json.dumps(scores, indent=2))
+    return scores
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One arm's measured shards put together."""
+
+    statistics: Statistics | None
+    means: dict[str, float | None]
+    broken: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, run: Run, asked: Asked, model: str, arm: str) -> "_Measured":
+        names = [
+            measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
+            for shard in run.shards
+        ]
+        tables = [name for name in names if run.folder.exists(name)]
+        light = ["prompt_id", "image_number", "broken", *(m.name for m in asked.metrics)]
+        pictures = [row for name in tables for row in _read(run, name, light).to_pylist()]
+        statistics = None
+        if asked.extractor is not None and tables:
+            statistics = stream(_features(run, name) for name in tables)
+        return cls(
+            statistics,
+            {metric.name: _mean(row[metric.name] for row in pictures) for metric in asked.metrics},
+            [
+                {key: row[key] for key in ("prompt_id", "image_number", "broken")}
+                for row in pictures
+                if row["broken"] is not None
+            ],
+        )
+
+
+def _distance(
+    statistics: Statistics | None, reference: Reference | None, extractor: Extractor | None
+) -> dict[str, Any]:
+    """Keys ``fid`` or ``fd``, and what the figure is to be read with."""
+    none = {"fid": None, "fd": None, "distance_label": None, "distance_note": None}
+    if statistics is None or reference is None or extractor is None or statistics.count < 2:
+        return none
+    value = frechet_distance(statistics, reference.statistics)
+    notes = [] if extractor.note is None else [extractor.note]
+    if rank_deficient(statistics) or rank_deficient(reference.statistics):
+        notes.append(
+            f"rank-deficient: {statistics.count} pictures for {extractor.dimensions} dimensions; "
+            "compare arms of one run, not runs of other sizes"
+        )
+    return none | {
+        "fid" if extractor.label == "FID" else "fd": value,
+        "distance_label": f"{extractor.label}-{statistics.count}",
+        "distance_note": "; ".join(notes) or None,
+        "reference": {"name": reference.name, "sha256": reference.sha256},
+    }
+
+
+def _folder_name(extractor: Extractor | None) -> str:
+    """The extractor's name as a folder: its own may be a dotted import."""
+    return "none" if extractor is None else extractor.name.replace("/", "-").replace(":", "-")
+
+
+def _rows(run: Run, model: str, arm: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for shard in run.shards:
+        name = parquet.images_name(model, arm, shard.index)
+        if run.is_done(model, arm, shard):
+            yield from _read(run, name, columns).to_pylist()
+
+
+def _read(run: Run, name: str, columns: list[str]) -> pa.Table:
+    return parquet.read_table(run.folder, name, columns)
+
+
+def _features(run: Run, name: str) -> np.ndarray:
+    """float32 [n, d] of one shard's unbroken pictures."""
+    table = _read(run, name, ["broken", "features"])
+    column = table["features"].combine_chunks()
+    whole = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    return whole[np.array(table["broken"].is_null())]
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,160 @@
+"""The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tgate_batch import run as runs
+from tgate_batch.config import Config
+from tgate_batch.errors import UserError
+from tgate_batch.run import Run
+
+# A worker's sustained rate, for the estimate of --dry-run alone.
+_ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
+
+
+def dry_run(config: Config) -> int:
+    """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
+    run = runs.prepare(config)
+    device = "GPU" if config.workers.gpus_each else "CPU"
+    rate = _ASSUMED_MACS_PER_SECOND[device]
+    print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
+    total = 0.0
+    for (model, arm), macs in arm_macs(run).items():
+        done = sum(run.is_done(model, arm, shard) for shard in run.shards)
+        each = macs["macs_per_image_with_attention"]
+        total += (each or 0) * run.images_per_arm
+        shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
+        print(
+            f"  {model} {arm}: {run.images_per_arm} images, {shown}, "
+            f"{done} of {len(run.shards)} shards done"
+        )
+    hours = total / rate / 3600
+    price = config.cost.usd_per_gpu_hour
+    cost = "no price given (cost.usd_per_gpu_hour)" if price is None else f"${hours * price:,.2f}"
+    print(
+        f"estimate: {hours:,.2f} {device} hours at {rate / 1e12:g} T MACs/s, {cost}; "
+        "a run measures both"
+    )
+    return 0
+
+
+def render(config: Config) -> int:
+    """Renders what is missing, then scores and reports."""
+    from tgate_batch import actors
+
+    if actors.inside_job() and "://" not in config.output and not os.path.isabs(config.output):
+        raise UserError(
+            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
+            "folder: give --output an absolute path or a URI"
+        )
+    run = runs.prepare(config)
+    macs = arm_macs(run)
+    runs.freeze(run)
+    _render_missing(run, macs)
+    return _score(run, macs)
+
+
+def score(config: Config) -> int:
+    """Scores what the output folder holds, and reports."""
+    run = _reopened(config)
+    return _score(run, arm_macs(run))
+
+
+def report(config: Config) -> int:
+    """Writes the report from the scores on disk."""
+    return _report(_reopened(config))
+
+
+def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+    """Per (model, arm): MACs of one image, in the published convention and with attention."""
+    from tgate_batch.metrics.macs import macs_of
+
+    counted = {}
+    for model, name, arm in run.pairs():
+        sampling = run.sampling(model.name)
+        macs = macs_of(
+            model.name,
+            model.path,
+            plan=arm.plan,
+            deepcache=arm.cache,
+            steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            height=sampling.height,
+            width=sampling.width,
+        )
+        counted[model.name, name] = {
+            "macs_per_image": macs.per_image,
+            "macs_per_image_with_attention": macs.per_image_with_attention,
+        }
+    return counted
+
+
+def _render_missing(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> None:
+    from tgate_batch import actors
+    from tgate_batch.progress import RunProgress
+
+    each = run.config.sampling.images_per_prompt
+    totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
+    done = {
+        (model.name, arm): sum(
+            shard.prompts * each for shard in run.shards if run.is_done(model.name, arm, shard)
+        )
+        for model, arm, _ in run.pairs()
+    }
+    if totals == done:
+        print(f"{sum(totals.values())} images were rendered before; nothing is missing")
+        return
+    metadata = {
+        (model.name, name): {
+            "model": model.name,
+            "arm": name,
+            "settings": arm.model_dump_json(),
+            **{key: str(value) for key, value in macs[model.name, name].items()},
+        }
+        for model, name, arm in run.pairs()
+    }
+    with RunProgress(totals, done) as progress:
+        for receipt in actors.render_missing(run, metadata):
+            progress.tick() if receipt is None else progress.add(receipt)
+
+
+def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
+    from tgate_batch import actors, score
+
+    shards = len(run.pairs()) * len(run.shards)
+    print(f"scoring {shards} shards ...", flush=True)
+    for problem in actors.measure_all(run):
+        if problem is not None:
+            print(f"warning: {problem}", flush=True)
+    asked = score.asked(run)
+    reference = score.reference(run, asked)
+    for model, arm, _ in run.pairs():
+        score.score_arm(run, asked, reference, model.name, arm, macs[model.name, arm])
+    return _report(run)
+
+
+def _report(run: Run) -> int:
+    from tgate_batch.report import page, table
+
+    summary = page.write(run)
+    arms = summary["arms"]
+    if not arms:
+        raise UserError(f"output {run.folder} holds no scores; run jobs/score.py first")
+    table.show(arms)
+    for arm in arms:
+        if arm["speedup"] is not None and not arm["is_baseline"]:
+            saved = "" if arm["macs_saved"] is None else f", {arm['macs_saved']:.1%} MACs saved"
+            print(f"{arm['model']} {arm['arm']}: {arm['speedup']:.2f}x baseline{saved}")
+    images = sum(arm["images"] for arm in arms)
+    errors = sum(arm["errors"] for arm in arms)
+    print(f"{images} images, {errors} errors")
+    print(f"report: {Path(run.folder.path('report/index.html'))}")
+    return 0
+
+
+def _reopened(config: Config) -> Run:
+    """The run in the folder, under the scoring and cost settings of this config."""
+    held = runs.opened(config.output)
+    fresh = held.config.model_copy(update={"score": config.score, "cost": config.cost})
+    return Run(fresh.model_copy(update={"workers": config.workers}), held.folder, held.shards)
