@@ -1,0 +1,48 @@
+"""What tests share: the tiny Stable Diffusion of random weights, and a config that renders it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory) -> str:
+    """The folder of a tiny random Stable Diffusion 1.5."""
+    from tgate_batch.twins import save_twin
+
+    return str(save_twin("sd15", tmp_path_factory.mktemp("twin")))
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """Ten captions with ids c0 to c9."""
+    lines = [f"c{number},a picture of number {number}" for number in range(10)]
+    file = tmp_path / "captions.csv"
+    file.write_text("id,caption\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def settings(twin, captions, tmp_path) -> dict:
+    """A run of 10 prompts in 3 shards with two arms, as plain data."""
+    return {
+        "models": [{"name": "sd15", "path": twin}],
+        "prompts": {"path": str(captions), "shard_size": 4},
+        "sampling": {
+            "steps": 4,
+            "guidance_scale": 4.0,
+            "height": 32,
+            "width": 32,
+            "batch_size": 2,
+            "scheduler": "DDIMScheduler",
+        },
+        "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
+        "output": str(tmp_path / "out"),
+    }
