@@ -1,12 +1,14 @@
 """How far a picture is from the baseline's picture of the same prompt and seed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.weights import load_weights
 
 _SAME_PICTURE = 100.0  # dB
 
@@ -48,6 +50,49 @@ class Ssim:
                 for image, baseline in _pairs(images, baselines)
             ]
         )
+
+
+class Lpips:
+    """Learned perceptual distance, 0 for equal pictures (Zhang et al. 2018, AlexNet).
+
+    The layer weights come with torchmetrics; the backbone's are a file of torchvision's AlexNet
+    (``alexnet-owt-7be5be79.pth``), which has to be given.
+    """
+
+    name = "lpips"
+    higher_is_better = False
+    needs_baseline = True
+
+    def __init__(self, path: str | Path, device: str = "cpu"):
+        """Raises UserError where the file is missing or holds something else."""
+        from torchmetrics.functional.image.lpips import _LPIPS
+
+        self._device = device
+        self._network = _LPIPS(net="alex", pnet_rand=True)
+        backbone = self._network.net
+        weights = load_weights(path)
+        try:
+            # torchmetrics cuts AlexNet into slices that keep its layer numbers: slice2.3 is 3.
+            backbone.load_state_dict(
+                {key: weights[f"features.{key.split('.', 1)[1]}"] for key in backbone.state_dict()}
+            )
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not torchvision's AlexNet: {reason}") from None
+        self._network.to(device)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        pairs = [
+            [_tensor(pixels).to(self._device) for pixels in pair]
+            for pair in _pairs(images, baselines)
+        ]
+        return np.array([float(self._network(*pair, normalize=True)) for pair in pairs])
 
 
 def _psnr(image: np.ndarray, baseline: np.ndarray) -> float:

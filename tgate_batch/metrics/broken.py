@@ -1,0 +1,23 @@
+"""Pictures that no metric should take for pictures."""
+
+import numpy as np
+from PIL import Image
+
+
+def broken(image: Image.Image | np.ndarray) -> str | None:
+    """Why a picture is unusable, or None: values that are not finite, all black, or one colour.
+
+    ``image`` is a PIL image or an array [h, w, channels] of any number type. A NaN in a denoiser
+    ends as a black picture once it is stored in 8 bits.
+    """
+    pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if pixels.size == 0:
+        return "empty"
+    if not np.isfinite(pixels).all():
+        return "not finite"
+    channels = pixels.reshape(-1, pixels.shape[-1] if pixels.ndim == 3 else 1)
+    if not channels.any():
+        return "all black"
+    if (channels == channels[0]).all():
+        return "one colour"
+    return None
