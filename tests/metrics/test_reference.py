@@ -6,7 +6,7 @@ from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.frechet import Statistics
-from tgate_batch.metrics.reference import load_reference, reference_of
+from tgate_batch.metrics.reference import drawn_reference, load_reference, reference_of
 from tgate_batch.metrics.sample import Sample
 from tgate_batch.parquet import write_records
 from tgate_batch.records import ImageRecord
@@ -144,6 +144,14 @@ def test_a_reference_that_is_not_there_says_so_in_one_line(spec):
     with pytest.raises(UserError, match=spec) as caught:
         load_reference(spec, MeanColour())
     assert "\n" not in str(caught.value)
+
+
+def test_drawn_pictures_are_a_reference():
+    captions = ["at the top a large red circle on a white background"] * 2
+    reference = drawn_reference(captions, MeanColour(), each=3)
+    assert (reference.name, reference.statistics.count) == ("drawn", 6)
+    with pytest.raises(UserError, match="reference drawn: 'a dog' is outside"):
+        drawn_reference(["a dog"], MeanColour())
 
 
 def test_a_sample_does_not_depend_on_batches():

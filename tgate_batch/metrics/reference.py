@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from tgate_batch.demo import pictures
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.broken import broken
 from tgate_batch.metrics.features import Extractor
@@ -60,18 +61,18 @@ def load_reference(
             raise UserError(
                 f"reference {spec} holds several sets ({arms[0]}, {arms[1]}, ...); name one of them"
             )
-        pictures = _parquet_pictures(folder, tables)
+        named = _parquet_pictures(folder, tables)
     else:
         files = [n for n in folder.names("") if PurePosixPath(n).suffix.lower() in _SUFFIXES]
         if not files:
             raise UserError(f"reference {spec} is no .npz and no folder with pictures or Parquet")
-        pictures = ((name, folder.read(name)) for name in files)
-    return reference_of(spec, pictures, extractor, batch_size, keep)
+        named = ((name, folder.read(name)) for name in files)
+    return reference_of(spec, named, extractor, batch_size, keep)
 
 
 def reference_of(
     name: str,
-    pictures: Iterable[tuple[str, bytes]],
+    named: Iterable[tuple[str, bytes]],
     extractor: Extractor,
     batch_size: int = 50,
     keep: int = 10_000,
@@ -82,7 +83,7 @@ def reference_of(
     left_out: list[str] = []
 
     def hashed() -> Iterator[tuple[str, bytes]]:
-        for picture, content in pictures:
+        for picture, content in named:
             for part in (picture.encode(), content):
                 digest.update(len(part).to_bytes(8, "big") + part)
             yield picture, content
@@ -107,17 +108,36 @@ def reference_of(
     return Reference(name, digest.hexdigest(), statistics, sample.rows, tuple(left_out))
 
 
+def drawn_reference(captions: Iterable[str], extractor: Extractor, each: int = 1) -> Reference:
+    """The embedded model's world itself: ``each`` drawn pictures of every caption.
+
+    Raises UserError for a caption outside its grammar.
+    """
+
+    def drawings() -> Iterator[tuple[str, bytes]]:
+        for number, caption in enumerate(captions):
+            for seed in range(number * each, (number + 1) * each):
+                stream = io.BytesIO()
+                try:
+                    pictures.draw(caption, seed).save(stream, "PNG", compress_level=1)
+                except ValueError as error:
+                    raise UserError(f"reference drawn: {error}") from None
+                yield f"{seed} {caption}", stream.getvalue()
+
+    return reference_of("drawn", drawings(), extractor)
+
+
 def decoded(
-    pictures: Iterable[tuple[str, bytes]], batch_size: int
+    named: Iterable[tuple[str, bytes]], batch_size: int
 ) -> Iterator[list[tuple[str, Image.Image]]]:
     """Batches of (name, picture in RGB); threads decode the next one while one is worked on.
 
     Raises UserError for bytes that are no picture.
     """
-    pictures = iter(pictures)
+    named = iter(named)
     with ThreadPoolExecutor() as pool:
         ahead = None
-        while chunk := list(islice(pictures, batch_size)):
+        while chunk := list(islice(named, batch_size)):
             following = pool.map(_decode, chunk)
             if ahead is not None:
                 yield list(ahead)

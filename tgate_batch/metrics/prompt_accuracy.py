@@ -1,0 +1,34 @@
+"""Whether a picture of the embedded model shows what its caption says."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from tgate_batch.demo import pictures
+
+
+class PromptAccuracy:
+    """1 where the checker finds ``aspect`` of the caption in the picture, else 0.
+
+    NaN for a caption outside the embedded model's grammar, so other models' prompts measure
+    nothing. ``aspect`` is one of ``tgate_batch.demo.pictures.ASPECTS``.
+    """
+
+    higher_is_better = True
+    needs_baseline = False
+
+    def __init__(self, aspect: str = "all"):
+        if aspect not in pictures.ASPECTS:
+            raise ValueError(f"unknown aspect {aspect!r}; one of {', '.join(pictures.ASPECTS)}")
+        self._aspect = aspect
+        self.name = "prompt_accuracy" if aspect == "all" else f"prompt_accuracy_{aspect}"
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        held = map(pictures.check, images, prompts)
+        return np.array([np.nan if found is None else found[self._aspect] for found in held], float)
