@@ -29,7 +29,7 @@ ALLOWED = {
     "run": {"config", "models", "parquet", "prompts", "records", "storage", "errors"},
     "measure": {"metrics", "parquet", "records", "storage"},
     "report": {"metrics", "parquet", "records", "run"},
-    "score": {"measure", "metrics", "parquet", "prompts", "report", "run", "errors"},
+    "score": {"demo", "measure", "metrics", "parquet", "prompts", "report", "run", "errors"},
     "progress": {"records"},
     "actors": {
         "render",

@@ -53,8 +53,9 @@ class RenderWorker:
         self._device = threading.Lock()  # two tasks overlap, but only one computes
         self._loaded: tuple[str, Any] | None = None
 
-    def ready(self) -> str:
-        return socket.gethostname()
+    def process(self) -> int:
+        """Answers when the worker stands: its process id."""
+        return os.getpid()
 
     def render(
         self,
@@ -231,7 +232,7 @@ class Pool:
         wanted = min(allowed, left)
         while len(self._workers) < wanted:
             actor = self._kind.remote(*self._arguments)
-            self._workers.append(_Worker(actor, actor.ready.remote()))
+            self._workers.append(_Worker(actor, actor.process.remote()))
         for worker in [w for w in self._workers if not w.tasks][: len(self._workers) - wanted]:
             ray.kill(worker.actor)
             self._workers.remove(worker)

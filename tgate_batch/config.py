@@ -63,11 +63,11 @@ class Arm(Section):
 
     @model_validator(mode="after")
     def _valid(self) -> "Arm":
-        if self.gate_step is None and self.model_fields_set & {
-            "sp_interval",
-            "fi_interval",
-            "warm_up",
-        }:
+        if self.gate_step is None and (self.sp_interval, self.fi_interval, self.warm_up) != (
+            1,
+            1,
+            0,
+        ):
             raise ValueError("a plan needs its gate_step (the first fidelity-improving step)")
         self.plan, self.cache  # noqa: B018  building them validates their values
         return self

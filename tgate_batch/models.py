@@ -195,8 +195,8 @@ def load(model: Model, sampling: Sampling, device: str, dtype: str = "auto") -> 
         if model.path is None and row.variant is not None and dtype == "float16":
             options["variant"] = row.variant
         pipeline = getattr(diffusers, row.pipeline).from_pretrained(where, **common, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # diffusers raises nearly anything for a damaged folder
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
     if sampling.scheduler is not None:
         pipeline.scheduler = _scheduler(sampling.scheduler, pipeline.scheduler)

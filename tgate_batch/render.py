@@ -64,14 +64,10 @@ class Renderer:
         plan, cache = arm.plan, arm.cache
         tasks = self._tasks(shard, quarantined or {})
         ready = [task for task in tasks if task.error is None]
-        done: dict[int, Callable[[], ImageRecord]] = {}
         with gated(self._painter.pipeline, plan, guided=self._painter.guided, deepcache=cache):
-            while ready:
-                batch, ready = ready[: self._batch_size], ready[self._batch_size :]
-                for task, row in zip(batch, self._attempt(batch, name, shard), strict=True):
-                    done[id(task)] = row
+            rows = iter(self._settle(ready, name, shard, largest=self._batch_size))
         for task in tasks:
-            yield done.get(id(task)) or _given(task.failed(task.error or "not rendered"))
+            yield next(rows) if task.error is None else _given(task.failed(task.error))
 
     def _tasks(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Task]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
@@ -109,28 +105,44 @@ class Renderer:
                 return [_reason(error)]
             return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
 
+    def _settle(
+        self, tasks: list[_Task], arm: str, shard: Shard, largest: int
+    ) -> list[Callable[[], ImageRecord]]:
+        """One row a task, in batches of at most ``largest``, smaller where memory asks for it."""
+        settled: list[Callable[[], ImageRecord]] = []
+        while len(settled) < len(tasks):
+            size = min(largest, self._batch_size)
+            settled += self._attempt(tasks[len(settled) :][:size], arm, shard)
+        return settled
+
     def _attempt(
         self, batch: list[_Task], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
+        """One row a task; or none where the batch did not fit and a smaller one is to be tried."""
         try:
             return self._batch(batch, arm, shard)
         except Exception as error:
             _raise_if_lost(error)
             full, reason = _out_of_memory(error), _reason(error)
         # Out of the handler: the traceback no longer holds the failed batch's tensors.
+        if full and self._asks_for_less(len(batch)):
+            return []
+        if len(batch) > 1:
+            return self._settle(batch, arm, shard, largest=1)
+        return [_given(batch[0].failed(reason))]
+
+    def _asks_for_less(self, size: int) -> bool:
+        """Halves the batch, then slices the VAE; False where nothing is left to give up."""
         gc.collect()
-        if full:
-            torch.cuda.empty_cache()
-            if len(batch) > 1:
-                self._batch_size = max(1, len(batch) // 2)
-            elif not getattr(self._painter.pipeline.vae, "use_slicing", True):
-                self._painter.pipeline.vae.enable_slicing()
-                return self._attempt(batch, arm, shard)
-        if len(batch) == 1:
-            return [_given(batch[0].failed(reason))]
-        size = self._batch_size if full else 1
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        return [row for part in parts for row in self._attempt(part, arm, shard)]
+        torch.cuda.empty_cache()
+        vae = self._painter.pipeline.vae
+        if size > 1:
+            self._batch_size = size // 2
+        elif not getattr(vae, "use_slicing", True):
+            vae.enable_slicing()
+        else:
+            return False
+        return True
 
     def _batch(self, batch: list[_Task], arm: str, shard: Shard) -> list[Callable[[], ImageRecord]]:
         start = time.perf_counter()

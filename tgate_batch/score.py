@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tgate_batch import measure, parquet
+from tgate_batch.demo import pictures
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream

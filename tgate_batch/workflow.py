@@ -1,7 +1,7 @@
 """The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
 
 import os
-from pathlib import Path
+import sys
 from typing import Any
 
 from tgate_batch import run as runs
@@ -63,7 +63,8 @@ def score(config: Config) -> int:
 
 def report(config: Config) -> int:
     """Writes the report from the scores on disk."""
-    return _report(_reopened(config))
+    _report(_reopened(config))
+    return 0
 
 
 def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
@@ -128,13 +129,18 @@ def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
         if problem is not None:
             print(f"warning: {problem}", flush=True)
     asked = score.asked(run)
-    reference = score.reference(run, asked)
+    try:
+        reference, code = score.reference(run, asked), 0
+    except UserError as error:
+        print(f"error: {error}; the other scores follow", file=sys.stderr, flush=True)
+        reference, code = None, 2
     for model, arm, _ in run.pairs():
         score.score_arm(run, asked, reference, model.name, arm, macs[model.name, arm])
-    return _report(run)
+    _report(run)
+    return code
 
 
-def _report(run: Run) -> int:
+def _report(run: Run) -> None:
     from tgate_batch.report import page, table
 
     summary = page.write(run)
@@ -149,8 +155,7 @@ def _report(run: Run) -> int:
     images = sum(arm["images"] for arm in arms)
     errors = sum(arm["errors"] for arm in arms)
     print(f"{images} images, {errors} errors")
-    print(f"report: {Path(run.folder.path('report/index.html'))}")
-    return 0
+    print(f"report: {run.folder.path('report/index.html')}")
 
 
 def _reopened(config: Config) -> Run:
