@@ -1,0 +1,112 @@
+"""When an attention layer computes, stores and reuses: the schedules, in plain Python."""
+
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+
+
+class Action(Enum):
+    """What an attention layer does at a step."""
+
+    COMPUTE = "compute"
+    STORE = "store"  # compute, and keep the output
+    REUSE = "reuse"  # return what was kept
+
+
+@dataclass(frozen=True)
+class StepActions:
+    """What happens at one step.
+
+    ``guided``: both branches run. ``mean``: a store keeps the mean of the two branches, which is
+    what the one branch after the gate reuses.
+    """
+
+    cross: Action
+    self_: Action
+    guided: bool
+    mean: bool
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """One T-GATE schedule; steps count from 0. Raises ValueError for values that cannot work.
+
+    With only ``gate_step`` given, cross-attention alone is gated (the method's first version).
+    """
+
+    gate_step: int  # first fidelity-improving step: guidance and cross-attention stop here
+    sp_interval: int = 1  # steps between computed self-attention before the gate; 1: always
+    fi_interval: int = 1  # the same from the gate on
+    warm_up: int = 0  # steps at the start that compute everything
+
+    def __post_init__(self) -> None:
+        _check_integers(self, least={"warm_up": 0})
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError when ``steps`` denoising steps never reach the gate."""
+        if self.gate_step > steps:
+            raise ValueError(
+                f"gate_step={self.gate_step} is beyond the {steps} steps, so nothing would be "
+                f"gated; choose gate_step <= {steps}"
+            )
+
+    def actions(self, step: int) -> StepActions:
+        """The reference's schedule at ``step`` (tgate 1.0.0, ``tgate_scheduler``).
+
+        The intervals count from step 0, not from the warm-up.
+        """
+        if step >= self.gate_step:
+            compute = step % self.fi_interval == 0
+            self_ = Action.STORE if compute else Action.REUSE
+            return StepActions(Action.REUSE, self_, guided=False, mean=False)
+        if step == self.gate_step - 1:
+            return StepActions(Action.STORE, Action.STORE, guided=True, mean=True)
+        if step < self.warm_up:
+            self_ = Action.COMPUTE
+        elif step == self.warm_up or step % self.sp_interval == 0:
+            self_ = Action.STORE
+        else:
+            self_ = Action.REUSE
+        return StepActions(Action.COMPUTE, self_, guided=True, mean=False)
+
+    def schedule(self, steps: int, skips: bool = False) -> tuple[StepActions, ...]:
+        """The actions of steps 0..``steps``-1 without the stores that are never read.
+
+        ``skips``: some layers are not called at some steps (DeepCache), so that a store may still
+        be read after the next one.
+        """
+        table = [self.actions(step) for step in range(steps)]
+        for kind in ("cross", "self_"):
+            read = False
+            for step in reversed(range(steps)):
+                action = getattr(table[step], kind)
+                if action is Action.REUSE:
+                    read = True
+                elif action is Action.STORE:
+                    if not read:
+                        table[step] = replace(table[step], **{kind: Action.COMPUTE})
+                    read = read and skips
+        return tuple(table)
+
+
+@dataclass(frozen=True)
+class DeepCache:
+    """DeepCache (arXiv 2312.00858): deep U-Net features are computed every ``interval`` steps.
+
+    ``branch`` is the skip connection that is still computed in between, 0 the shallowest. Raises
+    ValueError for values that cannot work.
+    """
+
+    interval: int = 3  # steps
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        _check_integers(self, least={"branch": 0})
+
+
+def _check_integers(settings: object, least: dict[str, int]) -> None:
+    for name in (field.name for field in fields(settings)):
+        value, smallest = getattr(settings, name), least.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            raise ValueError(
+                f"{name}={value!r} cannot be counted in steps; use an integer >= {smallest}"
+            )
