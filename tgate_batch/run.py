@@ -73,6 +73,7 @@ def prepare(config: Config) -> Run:
         models.checkpoint(model)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
+    _check_reference(config.score.reference)
     folder = Folder(config.output)
     folder.check_writable()
     run = Run(config, folder, prompts.plan(config.prompts))
@@ -144,6 +145,15 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:
         arm.plan.check(sampling.steps)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
+
+
+def _check_reference(where: str | None) -> None:
+    """A reference that is not there is told before the rendering, not after it."""
+    if where not in (None, "drawn") and "://" not in where and not Path(where).exists():
+        raise UserError(
+            f"score.reference: {where} does not exist; give statistics (.npz), a folder of "
+            "pictures, or leave it out for a run without distances"
+        )
 
 
 def _pictures(run: Run) -> dict[str, Any]:

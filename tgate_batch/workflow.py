@@ -83,6 +83,7 @@ def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
             guidance_scale=sampling.guidance_scale,
             height=sampling.height,
             width=sampling.width,
+            scheduler=sampling.scheduler,
         )
         counted[model.name, name] = {
             "macs_per_image": macs.per_image,

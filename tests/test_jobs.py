@@ -1,0 +1,259 @@
+"""The jobs as a person runs them: whole commands, their exit codes, and what they leave on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+COCO = ROOT.parent / "shared" / "data" / "coco2014_val_30k_captions.csv"
+HOSTILE = '<script>alert(1)</script> & "quotes"'
+
+
+def job(name, *arguments, timeout=280):
+    return subprocess.run(
+        [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def written(settings, tmp_path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return file
+
+
+def pictures(output, arm) -> dict[str, bytes]:
+    rows = pd.read_parquet(Path(output) / "images" / "model=sd15" / f"arm={arm}")
+    return {row.prompt_id: row.image["bytes"] for row in rows.itertuples()}
+
+
+@pytest.fixture(scope="module")
+def finished(twin, tmp_path_factory):
+    """A finished run of 6 prompts, one of them hostile to paths and to HTML; (folder, stdout)."""
+    here = tmp_path_factory.mktemp("finished")
+    captions = here / "captions.csv"
+    rows = [f"c{i},a picture of number {i}" for i in range(5)]
+    hostile = HOSTILE.replace('"', '""')
+    captions.write_text("id,caption\n" + "\n".join(rows) + f'\n../../x,"{hostile}"\n')
+    settings = {
+        "models": [{"name": "sd15", "path": twin}],
+        "prompts": {"path": str(captions), "shard_size": 4},
+        "sampling": {"steps": 4, "height": 32, "width": 32, "batch_size": 2},
+        "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
+        "score": {"reference": None},
+        "cost": {"usd_per_gpu_hour": 3.6},
+        "output": str(here / "out"),
+    }
+    done = job("render", "--config", written(settings, here))
+    assert done.returncode == 0, done.stderr
+    return here / "out", done.stdout
+
+
+def test_last_lines_show_what_was_saved_and_where_the_report_is(finished):
+    folder, said = finished
+    lines = said.strip().splitlines()
+    assert lines[-1] == f"report: {folder / 'report' / 'index.html'}"
+    assert lines[-2] == "12 images, 0 errors"
+    assert "x baseline" in lines[-3]
+    assert "MACs saved" in lines[-3]
+
+
+def test_report_has_an_entry_an_arm_with_stable_keys(finished):
+    report = json.loads((finished[0] / "report" / "report.json").read_text())
+    assert [(arm["model"], arm["arm"]) for arm in report["arms"]] == [
+        ("sd15", "baseline"),
+        ("sd15", "tgate"),
+    ]
+    baseline, gated = report["arms"]
+    assert baseline["speedup"] == 1
+    assert baseline["macs_saved"] == 0
+    assert gated["images"] == 6
+    assert gated["errors"] == 0
+    assert gated["macs_per_image"] < baseline["macs_per_image"]
+    assert gated["macs_per_image"] < gated["macs_per_image_with_attention"]
+    assert gated["paired"]["psnr"] > 0
+    assert gated["fid"] is None
+    rate = gated["images_per_second_per_worker"]
+    assert gated["usd_per_1000_images"] == pytest.approx(1000 / rate * 3.6 / 3600)
+
+
+def test_prompts_are_escaped_on_the_page(finished):
+    page = (finished[0] / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("data:image/webp;base64,") == 12
+
+
+def test_prompt_id_never_becomes_a_path(finished):
+    assert not list(finished[0].parent.parent.rglob("x"))
+    assert "../../x" in set(
+        pd.read_parquet(finished[0] / "images" / "model=sd15" / "arm=tgate").prompt_id
+    )
+
+
+def test_datasets_yields_decoded_pictures(finished):
+    datasets = pytest.importorskip("datasets")
+    files = sorted(map(str, (finished[0] / "images").rglob("arm=tgate/*.parquet")))
+    rows = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(finished[0].parent / "cache")
+    )
+    assert len(rows) == 6
+    assert rows[0]["image"].size == (32, 32)
+
+
+def test_duckdb_and_pandas_read_model_and_arm_as_columns(finished):
+    import duckdb
+
+    counts = duckdb.sql(
+        f"select model, arm, count(*) from '{finished[0]}/images/*/*/*.parquet' "
+        "group by all order by all"
+    ).fetchall()
+    assert counts == [("sd15", "baseline", 6), ("sd15", "tgate", 6)]
+    frame = pd.read_parquet(finished[0] / "images")
+    assert set(frame["model"].astype(str)) == {"sd15"}
+    assert set(frame["arm"].astype(str)) == {"baseline", "tgate"}
+
+
+def test_files_carry_macs_and_settings(finished):
+    file = next((finished[0] / "images").rglob("arm=tgate/*.parquet"))
+    metadata = pq.read_metadata(file).metadata
+    assert float(metadata[b"macs_per_image"]) > 0
+    assert json.loads(metadata[b"settings"])["gate_step"] == 2
+
+
+def test_nothing_but_finished_files_is_left(finished):
+    names = {path.name for path in finished[0].rglob("*") if path.is_file()}
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_killed_run_resumes_at_the_first_missing_shard(settings, tmp_path):
+    settings = {**settings, "score": {"reference": None}, "workers": {"max": 1}}
+    settings["prompts"] = {**settings["prompts"], "shard_size": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    file = written(settings, tmp_path)
+    assert job("render", "--config", file, "--output", whole).returncode == 0
+    command = [sys.executable, "jobs/render.py", "--config", str(file), "--output", str(cut)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as driver:
+        while driver.poll() is None and len(list(cut.rglob("shard-*.parquet"))) < 5:
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in cut.rglob("shard-*.parquet")}
+    assert 5 <= len(before) < 20
+    for path in before:
+        assert pq.read_metadata(path).num_rows == 1
+    assert job("render", "--config", file, "--output", cut).returncode == 0
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    for arm in ("baseline", "tgate"):
+        assert pictures(cut, arm) == pictures(whole, arm)
+    assert not list(cut.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampling.step=3", "did you mean 'steps'?"),
+        ("sampling.steps=many", "sampling.steps"),
+        ("models=[sd51]", "did you mean 'sd15'?"),
+        ("arms.tgate.gate_step=0", "gate_step=0"),
+        ("arms.tgate.gate_step=9", "beyond the 4 steps"),
+        ("prompts.path=none.csv", "does not exist"),
+        ("prompts.text_column=txt", "no column 'txt'"),
+        ("output=/proc/none/out", "cannot be written"),
+        ('arms={"../x": {}}', "cannot name a folder"),
+        ("score.reference=none.npz", "none.npz"),
+    ],
+)
+def test_bad_input_is_one_clear_line_with_code_2_and_nothing_written(
+    settings, tmp_path, monkeypatch, capsys, override, said
+):
+    code, error = in_process(written(settings, tmp_path), override, monkeypatch, capsys)
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path(settings["output"]).exists()
+
+
+def test_missing_config_is_told_with_code_2():
+    done = job("render", "--config", "none.yaml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: config none.yaml cannot be read: No such file or directory"
+    ]
+
+
+def in_process(file, override, monkeypatch, capsys) -> tuple[int, str]:
+    """Runs jobs/render.py in this process, which saves the imports."""
+    import runpy
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["render.py", "--config", str(file), "--set", override])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "jobs" / "render.py"), run_name="__main__")
+    return left.value.code, capsys.readouterr().err
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path):
+    done = job("render", "--config", written(settings, tmp_path), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "10 prompts in 3 shards" in done.stdout
+    assert "sd15 tgate: 10 images" in done.stdout
+    assert "estimate:" in done.stdout
+    assert not Path(settings["output"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO.is_file(), reason="the COCO captions are not on this machine")
+def test_real_captions_keep_their_ids(settings, tmp_path):
+    settings = {**settings, "prompts": {"path": str(COCO), "limit": 300}}
+    done = job("render", "--config", written(settings, tmp_path))
+    assert done.returncode == 0, done.stderr
+    wanted = pd.read_csv(COCO, nrows=300, dtype=str).image_id
+    for arm in ("baseline", "tgate"):
+        assert set(pictures(settings["output"], arm)) == set(wanted)
+
+
+@pytest.mark.slow
+def test_submitted_job_gives_what_the_plain_command_gives(settings, tmp_path):
+    file = written({**settings, "score": {"reference": None}}, tmp_path)
+    plain, submitted = tmp_path / "plain", tmp_path / "submitted"
+    assert job("render", "--config", file, "--output", plain).returncode == 0
+    tools = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def ray(*words):
+        return subprocess.run(
+            [tools / "ray", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    started = ray("start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1")
+    assert started.returncode == 0, started.stderr
+    try:
+        done = ray(
+            *("job", "submit", "--working-dir", ".", "--"),
+            *("python", "jobs/render.py", "--config", str(file), "--output", str(submitted)),
+        )
+    finally:
+        ray("stop", "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    for arm in ("baseline", "tgate"):
+        assert pictures(plain, arm) == pictures(submitted, arm)
