@@ -1,0 +1,196 @@
+"""Counts MACs of one image from the architecture alone: no weights, no network, no GPU.
+
+python jobs/macs.py                       every figure that T-GATE published, reproduced
+python jobs/macs.py configs/sdxl.yaml     the arms of a config
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.table import Table
+
+from tgate_batch import cli, config, models
+from tgate_batch.metrics.macs import Macs, count_parts, find_architecture, macs_of
+from tgate_batch.metrics.published import PUBLISHED, Published, published_for
+
+
+def job() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", help="runs to count; none: the published table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one item an arm")
+    parser.add_argument("--parts", action="store_true", help="text encoders and VAE as well")
+    arguments = parser.parse_args()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    if arguments.configs:
+        rows = [row for path in arguments.configs for row in config_rows(path, arguments.parts)]
+    else:
+        rows = [published_row(row, arguments.parts) for row in PUBLISHED]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(rows)
+
+
+def published_row(row: Published, parts: bool) -> dict[str, Any]:
+    """One published figure beside its count, and beside that of the documented settings."""
+    architecture = models.entry(row.model)
+    settings = {"steps": row.steps, "guidance_scale": row.guidance_scale}
+    counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
+    made = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
+    made |= {
+        "guidance_scale": row.guidance_scale,
+        "size": [architecture.width, architecture.height],
+    }
+    if row.documented is not None:
+        plan, deepcache = row.documented
+        documented = macs_of(row.model, plan=plan, deepcache=deepcache, **settings)
+        made |= {
+            "documented_plan": plan and asdict(plan),
+            "documented_deepcache": deepcache and asdict(deepcache),
+            "documented_macs_t": documented.per_image / 1e12,
+            "documented_relative_error": documented.per_image / 1e12 / row.macs_t - 1,
+        }
+    return made | (_parts(row.model, None, row.guidance_scale, None, None) if parts else {})
+
+
+def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
+    """Every arm of a config, with the published figure where its settings have one."""
+    run = config.load(path)
+    for model in run.models:
+        sampling = models.resolve(model.name, run.sampling)
+        size = {"height": sampling.height, "width": sampling.width}
+        for name, arm in run.arms.items():
+            counted = macs_of(
+                model.name,
+                model.path,
+                plan=arm.plan,
+                deepcache=arm.cache,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                scheduler=sampling.scheduler,
+                **size,
+            )
+            published = published_for(model.name, arm.plan, arm.cache, sampling.steps)
+            made = _row(model.name, name, arm.plan, arm.cache, sampling.steps, counted, published)
+            made |= {
+                "guidance_scale": sampling.guidance_scale,
+                "size": [sampling.width, sampling.height],
+            }
+            if parts:
+                made |= _parts(model.name, model.path, sampling.guidance_scale, **size)
+            yield made
+
+
+def _row(
+    model: str,
+    arm: str,
+    plan: Any,
+    deepcache: Any,
+    steps: int,
+    counted: Macs,
+    published: Published | None,
+) -> dict[str, Any]:
+    params = counted.params if plan is None else counted.params_after_gate
+    planning, improving = counted.semantics_planning, counted.fidelity_improving
+    return {
+        "model": model,
+        "arm": arm,
+        "steps": steps,
+        "plan": plan and asdict(plan),
+        "deepcache": deepcache and asdict(deepcache),
+        "macs_t": counted.per_image / 1e12,
+        "macs_with_attention_t": counted.per_image_with_attention / 1e12,
+        "semantics_planning_macs_t": planning.macs / 1e12,
+        "semantics_planning_macs_with_attention_t": planning.macs_with_attention / 1e12,
+        "fidelity_improving_macs_t": improving.macs / 1e12,
+        "fidelity_improving_macs_with_attention_t": improving.macs_with_attention / 1e12,
+        "params_m": params / 1e6,
+        "published_params_m": published and published.params_m,
+        "published_macs_t": published and published.macs_t,
+        "relative_error": published and counted.per_image / 1e12 / published.macs_t - 1,
+        "note": published and published.note,
+    }
+
+
+def _parts(
+    model: str, path: str | None, guidance_scale: float, height: int | None, width: int | None
+) -> dict[str, Any]:
+    architecture = find_architecture(model, path)
+    counted = count_parts(architecture, guidance_scale > 1, height, width)
+    return {
+        "parts": {
+            name: {
+                "macs_t": macs.macs / 1e12,
+                "macs_with_attention_t": macs.macs_with_attention / 1e12,
+                "params_m": params / 1e6,
+            }
+            for name, (macs, params) in counted.items()
+        }
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table, and below it what the published figures leave open."""
+    table = Table(title="MACs of one image, 10^12 (T)", title_justify="left")
+    for heading in ("model", "arm", "settings"):
+        table.add_column(heading)
+    for heading in ("MACs", "published", "error", "with attention", "params (M)"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        published, error = row["published_macs_t"], row["relative_error"]
+        table.add_row(
+            row["model"],
+            row["arm"],
+            _settings(row["steps"], row["plan"], row["deepcache"]),
+            f"{row['macs_t']:.4g}" if row["macs_t"] < 1 else f"{row['macs_t']:.3f}",
+            "–" if published is None else f"{published:.3f}",
+            "–" if error is None else f"{error:+.3%}",
+            f"{row['macs_with_attention_t']:.4g}",
+            f"{row['params_m']:.3f}",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(
+        "MACs: Linear and convolution layers of the denoiser alone, the published convention. "
+        "Params of a gated arm: those read after the gate, without cross-attention."
+    )
+    for row in rows:
+        if row["note"]:
+            console.print(f"{row['model']} {row['arm']}: {row['note']}{_documented(row)}.")
+        for name, part in row.get("parts", {}).items():
+            console.print(
+                f"{row['model']} {row['arm']} {name}: {part['macs_t']:.4g} T, with attention "
+                f"{part['macs_with_attention_t']:.4g} T, {part['params_m']:.3f} M parameters"
+            )
+
+
+def _documented(row: dict[str, Any]) -> str:
+    if "documented_macs_t" not in row:
+        return ""
+    return f", {row['documented_macs_t']:.3f} T ({row['documented_relative_error']:+.1%})"
+
+
+def _settings(steps: int, plan: dict | None, deepcache: dict | None) -> str:
+    shown = [f"{steps} steps"]
+    if plan is not None:
+        shown += [f"gate {plan['gate_step']}"]
+        names = (("sp_interval", "sp", 1), ("fi_interval", "fi", 1), ("warm_up", "warm-up", 0))
+        shown += [f"{word} {plan[key]}" for key, word, plain in names if plan[key] != plain]
+    if deepcache is not None:
+        shown += [f"DeepCache interval {deepcache['interval']} branch {deepcache['branch']}"]
+    return ", ".join(shown)
+
+
+if __name__ == "__main__":
+    cli.main(job)

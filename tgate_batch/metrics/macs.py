@@ -1,0 +1,414 @@
+"""Multiply-accumulates (MACs) of one image, counted from the architecture alone.
+
+What is counted. One image passes ``steps`` times through the denoiser, with guidance as a batch of
+two (negative and positive branch), without it as a batch of one. Text encoders and the VAE run
+once an image; they are shown apart and enter neither figure below.
+
+- *Published convention* (``macs``): Linear and convolution layers of the denoiser, as calflops
+  counts them. T-GATE's tables are in this convention. calflops cannot see PyTorch's fused
+  attention, so the products ``Q K'`` and ``P V`` are missing from it.
+- *With attention* (``macs_with_attention``): the same and every attention product, as
+  ``torch.utils.flop_counter`` counts them (halved: it counts a multiply and an add as two).
+
+Why a saving looks different under each. From the gate step on T-GATE drops one of two branches and
+the whole cross-attention; in between it may reuse self-attention. Dropping a branch halves
+everything under both conventions. Reused cross-attention is mostly its Linear layers (77 to 300
+caption tokens make small products), but half or more of self-attention is products over thousands
+of picture tokens. So the with-attention total is larger (SDXL +13%, SD 1.5 +19%, SD 2.1 +41%,
+PixArt +52%), and leaves out less of what self-attention reuse saves. Neither counts norms,
+activations, softmax or memory traffic, so neither is a prediction of time.
+
+How it is counted. The denoiser is built on PyTorch's meta device (no weights, no arithmetic) and
+called through the same hooks as a rendering pipeline, ``tgate_batch.gate.gated``, DeepCache
+included; a kind of step that was counted before is not run again.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import calflops
+import diffusers
+import torch
+import transformers
+from calflops import calculate_pipline
+from torch.utils.flop_counter import FlopCounterMode
+
+from tgate_batch import demo
+from tgate_batch.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Part,
+    latent_scale,
+    read_architecture,
+)
+from tgate_batch.errors import UserError
+from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
+from tgate_batch.gate.steps import steps_of_calls
+
+
+class Count(NamedTuple):
+    """MACs in the published convention, and with attention products."""
+
+    macs: int = 0
+    macs_with_attention: int = 0
+
+    def plus(self, other: "Count") -> "Count":
+        return Count(self.macs + other.macs, self.macs_with_attention + other.macs_with_attention)
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The denoiser's MACs of one image (of one video, for video).
+
+    ``semantics_planning`` and ``fidelity_improving`` are the steps before the gate step and from
+    it on; without a plan all steps are in the first. ``params`` counts the denoiser's parameters,
+    ``params_after_gate`` those that a gated denoiser still reads once cross-attention is reused.
+    """
+
+    semantics_planning: Count
+    fidelity_improving: Count
+    params: int
+    params_after_gate: int
+
+    @property
+    def per_image(self) -> int:
+        """In the published convention."""
+        return self.semantics_planning.macs + self.fidelity_improving.macs
+
+    @property
+    def per_image_with_attention(self) -> int:
+        return (
+            self.semantics_planning.macs_with_attention
+            + self.fidelity_improving.macs_with_attention
+        )
+
+
+def macs_of(
+    name: str,
+    path: str | None = None,
+    *,
+    plan: GatePlan | None = None,
+    deepcache: DeepCache | None = None,
+    steps: int,
+    guidance_scale: float,
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | None = None,
+) -> Macs:
+    """MACs of one image of a catalogue model, or of the checkpoint folder at ``path``.
+
+    ``height`` and ``width`` in pixels, None: the documented size. ``scheduler`` is a diffusers
+    class (a second-order one calls the denoiser twice a step), None: the folder's own, or one
+    call a step. Raises UserError for a model that is neither known nor a folder, and for settings
+    that the gate refuses.
+    """
+    architecture = find_architecture(name, path)
+    if scheduler is not None:
+        architecture = _with_scheduler(architecture, scheduler)
+    try:
+        return count(architecture, plan, deepcache, steps, guidance_scale, height, width)
+    except ValueError as error:
+        raise UserError(f"MACs of {name}: {error}") from None
+
+
+def find_architecture(name: str, path: str | None = None) -> Architecture:
+    """The architecture of a local pipeline folder, else of the catalogue's row ``name``."""
+    folder = path or (str(demo.PATH) if name == "demo" else None)
+    if folder is not None and Path(folder).expanduser().is_dir():
+        return read_architecture(folder)
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    raise UserError(
+        f"the architecture of {name!r} is not known offline; give a local checkpoint folder, or "
+        f"one of: {', '.join(ARCHITECTURES)}"
+    )
+
+
+def count(
+    architecture: Architecture,
+    plan: GatePlan | None,
+    deepcache: DeepCache | None,
+    steps: int,
+    guidance_scale: float,
+    height: int | None = None,
+    width: int | None = None,
+) -> Macs:
+    """Runs the steps of one image through the gated denoiser on the meta device and counts them.
+
+    Raises ValueError for settings that the gate refuses.
+    """
+    denoiser = _denoiser(
+        architecture.denoiser.kind,
+        json.dumps(dict(architecture.denoiser.config), sort_keys=True),
+        architecture.tokens,
+        (height or architecture.height) // latent_scale(architecture.vae),
+        (width or architecture.width) // latent_scale(architecture.vae),
+    )
+    scheduler = _build(architecture.scheduler)
+    scheduler.set_timesteps(steps)
+    phases = [Count(), Count()]
+    for step, counted in denoiser.counts(plan, deepcache, scheduler, guidance_scale):
+        phase = int(plan is not None and step >= plan.gate_step)
+        phases[phase] = phases[phase].plus(counted)
+    return Macs(*phases, *denoiser.params())
+
+
+def count_parts(
+    architecture: Architecture,
+    guided: bool,
+    height: int | None = None,
+    width: int | None = None,
+) -> dict[str, tuple[Count, int]]:
+    """(MACs of one image, parameters) of each text encoder and of the VAE's decoder, by name."""
+    batch = 2 if guided else 1
+    parts = {}
+    for name, part in architecture.encoders.items():
+        encoder = _on_meta(part)
+        if name == "image_encoder":
+            side = part.config["image_size"]
+            inputs = {"pixel_values": _empty(batch, 3, side, side)}
+        else:
+            ids = torch.zeros(batch, architecture.tokens, dtype=torch.long, device="meta")
+            inputs = {"input_ids": ids}
+        parts[name] = _count(encoder, encoder.forward, (), inputs)[0], _params(encoder)
+    vae = _on_meta(architecture.vae)
+    scale = latent_scale(architecture.vae)
+    frames = architecture.denoiser.config.get("num_frames", 1)
+    latents = _empty(
+        frames,
+        architecture.vae.config.get("latent_channels", 4),
+        (height or architecture.height) // scale,
+        (width or architecture.width) // scale,
+    )
+    extra = {} if frames == 1 else {"num_frames": frames}
+    parts["vae"] = _count(vae, vae.decode, (latents,), extra)[0], _params(vae)
+    return parts
+
+
+@dataclass
+class _Loop:
+    """As much of a diffusers pipeline as the gate asks for."""
+
+    scheduler: Any
+    do_classifier_free_guidance: bool = False
+    unet: torch.nn.Module | None = None
+    transformer: torch.nn.Module | None = None
+
+
+class _Seen(NamedTuple):
+    """One kind of step: its count, what it returned and what it left in the caches."""
+
+    count: Count
+    output: Any
+    layers: list[tuple[torch.Tensor | None, bool]]
+    deepcache: dict
+
+
+@dataclass
+class _Denoiser:
+    """A denoiser on the meta device with inputs for one size, and the kinds of step seen so far."""
+
+    module: torch.nn.Module
+    tokens: int
+    height: int  # latents
+    width: int  # latents
+    seen: dict[tuple, _Seen] = field(default_factory=dict)
+
+    def counts(
+        self,
+        plan: GatePlan | None,
+        deepcache: DeepCache | None,
+        scheduler: Any,
+        guidance_scale: float,
+    ) -> Iterator[tuple[int, Count]]:
+        """(step, count) of every call of the denoiser that makes one image."""
+        name = "transformer" if hasattr(self.module, "transformer_blocks") else "unet"
+        loop = _Loop(scheduler, **{name: self.module})
+        guided = is_guided(loop, guidance_scale)
+        loop.do_classifier_free_guidance = guided
+        inputs = self._inputs(2 if guided else 1)
+        steps = steps_of_calls(scheduler)
+        found: list[Count] = []
+        with torch.no_grad(), gated(loop, plan, guided, deepcache) as gate:
+            forward = self.module.forward
+
+            def remembered(*args: Any, **kwargs: Any) -> Any:
+                key = (_batch(args, kwargs), *_state(gate, deepcache))
+                if key not in self.seen:
+                    counted, output = _count(self.module, forward, args, kwargs)
+                    self.seen[key] = _Seen(counted, output, *_caches(gate))
+                seen = self.seen[key]
+                _restore(gate, seen)
+                found.append(seen.count)
+                return seen.output
+
+            self.module.forward = remembered
+            try:
+                for _ in steps:
+                    self.module(**inputs)
+            finally:
+                del self.module.forward
+        return zip(steps, found, strict=True)
+
+    def params(self) -> tuple[int, int]:
+        """All parameters; those outside the cross-attention layers."""
+        cross = sum(
+            _params(layer)
+            for layer in self.module.modules()
+            if getattr(layer, "is_cross_attention", False)
+        )
+        return _params(self.module), _params(self.module) - cross
+
+    def _inputs(self, batch: int) -> dict[str, Any]:
+        config = self.module.config
+        size = (self.height, self.width)
+        if "num_frames" in config:
+            return {
+                "sample": _empty(batch, config.num_frames, config.in_channels, *size),
+                "timestep": _empty(),
+                "encoder_hidden_states": _empty(batch, self.tokens, config.cross_attention_dim),
+                "added_time_ids": _empty(batch, 3),
+            }
+        if "caption_channels" in config:
+            sized = self.module.use_additional_conditions
+            shapes = {"resolution": (batch, 2), "aspect_ratio": (batch, 1)}
+            return {
+                "hidden_states": _empty(batch, config.in_channels, *size),
+                "timestep": _empty(batch),
+                "encoder_hidden_states": _empty(batch, self.tokens, config.caption_channels),
+                "encoder_attention_mask": _empty(batch, self.tokens),
+                "added_cond_kwargs": {
+                    name: _empty(*shape) if sized else None for name, shape in shapes.items()
+                },
+            }
+        inputs: dict[str, Any] = {
+            "sample": _empty(batch, config.in_channels, *size),
+            "timestep": _empty(),
+            "encoder_hidden_states": _empty(batch, self.tokens, config.cross_attention_dim),
+        }
+        if config.time_cond_proj_dim is not None:
+            inputs["timestep_cond"] = _empty(batch, config.time_cond_proj_dim)
+        if config.addition_embed_type == "text_time":
+            times = 6 * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - times
+            inputs["added_cond_kwargs"] = {
+                "text_embeds": _empty(batch, pooled),
+                "time_ids": _empty(batch, 6),
+            }
+        return inputs
+
+
+def _batch(args: tuple, kwargs: Mapping[str, Any]) -> int:
+    sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+    return sample.shape[0]
+
+
+def _state(gate: Any, deepcache: DeepCache | None) -> tuple:
+    """Everything that decides what the coming step computes, and what it leaves behind."""
+    if gate is None:
+        return ()
+    kept = tuple(None if layer.cache is None else layer.cache.shape for layer in gate.layers)
+    skips = None
+    if deepcache is not None:
+        helper = gate.deepcache
+        start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
+        skips = bool((helper.cur_timestep - start) % deepcache.interval)
+    return (gate.cross, gate.self_, gate.mean, kept, deepcache, skips)
+
+
+def _caches(gate: Any) -> tuple[list, dict]:
+    if gate is None:
+        return [], {}
+    layers = [(layer.cache, layer.is_cross) for layer in gate.layers]
+    return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
+
+
+def _restore(gate: Any, seen: _Seen) -> None:
+    if gate is None:
+        return
+    for layer, (kept, is_cross) in zip(gate.layers, seen.layers, strict=True):
+        layer.cache, layer.is_cross = kept, is_cross
+    if gate.deepcache is not None:
+        gate.deepcache.cached_output.update(seen.deepcache)
+
+
+@cache
+def _denoiser(kind: str, config: str, tokens: int, height: int, width: int) -> _Denoiser:
+    return _Denoiser(_on_meta(Part("diffusers", kind, json.loads(config))), tokens, height, width)
+
+
+def _with_scheduler(architecture: Architecture, name: str) -> Architecture:
+    if not hasattr(diffusers, name):
+        raise UserError(f"diffusers has no scheduler {name!r}")
+    # Every checkpoint with a PNDM scheduler skips its Runge-Kutta steps.
+    config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    own = architecture.scheduler.config
+    return replace(architecture, scheduler=Part("diffusers", name, {**config, **own}))
+
+
+def _build(part: Part) -> Any:
+    """The part from its configuration alone."""
+    if part.library == "diffusers":
+        return getattr(diffusers, part.kind).from_config(dict(part.config))
+    kind = getattr(transformers, part.kind)
+    return kind(kind.config_class.from_dict(dict(part.config)))
+
+
+def _on_meta(part: Part) -> torch.nn.Module:
+    with torch.device("meta"):
+        module = _build(part)
+    return module.to("meta").eval()
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _params(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class _Body(torch.nn.Module):
+    """A call as a module without arguments: calflops takes flat tensors only."""
+
+    def __init__(self, module: torch.nn.Module, call: Any):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(module.children())
+        self._call = call
+
+    def forward(self, _: torch.Tensor) -> None:
+        self._call()
+
+
+def _count(module: torch.nn.Module, forward: Any, args: tuple, kwargs: Any) -> tuple[Count, Any]:
+    """Counts one call of ``forward`` of ``module`` in both conventions; returns its output too."""
+    outputs = []
+    body = _Body(module, lambda: outputs.append(forward(*args, **kwargs)))
+    with torch.no_grad(), _restored_functions(), FlopCounterMode(display=False) as everything:
+        _, linear_and_conv, _ = calflops.calculate_flops(
+            body, kwargs={"_": _empty(1)}, print_results=False, output_as_string=False
+        )
+    return Count(int(linear_and_conv), everything.get_total_flops() // 2), outputs[0]
+
+
+@contextlib.contextmanager
+def _restored_functions() -> Iterator[None]:
+    """Undoes calflops' patches, which outlive an exception and would count twice afterwards."""
+    places = (torch, torch.nn.functional, torch.Tensor)
+    before = [dict(vars(place)) for place in places]
+    try:
+        yield
+    finally:
+        for place, names in zip(places, before, strict=True):
+            for name in set(vars(place)) - set(names):
+                delattr(place, name)
+            for name, value in names.items():
+                if vars(place)[name] is not value:
+                    setattr(place, name, value)
+        calculate_pipline.module_flop_count.clear()
+        calculate_pipline.module_mac_count.clear()
