@@ -26,13 +26,15 @@ def _one_thread():
 def twins():
     """``twins(name)`` is one shared twin, ``twins(name, fresh=True)`` a copy of one's own."""
     made: dict[str, Any] = {}
+    own: dict[str, Any] = {}
 
     def get(name: str, fresh: bool = False, scheduler: str | None = None) -> Any:
         if name not in made:
             made[name] = make_twin(name)
+            own[name] = made[name].scheduler
         pipe = copy.deepcopy(made[name]) if fresh else made[name]
-        if scheduler is not None:
-            pipe.scheduler = SCHEDULERS[scheduler].from_config(made[name].scheduler.config)
+        kind = type(own[name]) if scheduler is None else SCHEDULERS[scheduler]
+        pipe.scheduler = kind.from_config(own[name].config)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

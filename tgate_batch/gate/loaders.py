@@ -1,7 +1,7 @@
 """The reference's names and calls (tgate 1.0.0 and 0.1), on ``gated``.
 
     pipe = TgateSDXLLoader(pipe).to("cuda")
-    image = pipe.tgate("an astronaut", gate_step=10, sp_interval=5, num_inference_steps=25).images[0]
+    image = pipe.tgate("an astronaut", gate_step=10, num_inference_steps=25).images[0]
 
 A plain ``pipe(...)`` stays ungated, before and after.
 """

@@ -1,0 +1,383 @@
+"""The reference's faults (tgate 1.0.0 with diffusers 0.42), each with ours right."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, gated, is_guided
+
+PLAN = GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0)
+NAMES = ["sd15", "sdxl", "pixart_alpha", "pixart_sigma"]
+
+
+def denoiser(pipe):
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
+def draw(pipe, call, plan=PLAN, guided=True, **options):
+    with gated(pipe, plan, guided=guided, **options):
+        return pipe(**call)[0]
+
+
+def traces(pipe):
+    """Everything that hooks leave on modules."""
+    return {
+        (name, attribute)
+        for name, module in denoiser(pipe).named_modules()
+        for attribute in ("forward", "_diffusers_hook", "cache")
+        if attribute in vars(module)
+    } | {
+        (name, hook)
+        for name, module in denoiser(pipe).named_modules()
+        for hook in (*module._forward_hooks, *module._forward_pre_hooks)
+    }
+
+
+# 1. A plain call after a gated one stays patched.
+@pytest.mark.parametrize("name", [*NAMES, "lcm_sdxl", "svd"])
+def test_plain_calls_before_and_after_a_gated_block_are_bitwise_equal(twins, arguments, name):
+    pipe = twins(name, scheduler=None if name in ("lcm_sdxl", "svd") else "ddim")
+    guided = name != "lcm_sdxl"
+    call = arguments(pipe, 2, steps=4)
+    plain = lambda: pipe(**call, generator=torch.Generator().manual_seed(0))[0]  # noqa: E731
+    before = plain()
+    with gated(pipe, PLAN, guided=guided):
+        inside = plain()
+    assert torch.equal(before, plain())
+    assert not torch.equal(before, inside)
+    assert traces(pipe) == set()
+
+
+def test_an_exception_inside_the_block_leaves_nothing_behind(twins, arguments):
+    pipe = twins("sd15", scheduler="ddim")
+    call = arguments(pipe)
+    before = pipe(**call)[0]
+
+    def stop(pipe, step, timestep, tensors):
+        if step == 3:
+            raise KeyboardInterrupt
+        return tensors
+
+    for deepcache in (None, DeepCache(3, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            draw(pipe, call | {"callback_on_step_end": stop}, deepcache=deepcache)
+        assert traces(pipe) == set()
+        assert torch.equal(before, pipe(**call)[0])
+
+
+# 2. A second call sees the first one's cache.
+def test_calls_inside_one_block_do_not_see_each_other(twins, arguments):
+    pipe = twins("sdxl", scheduler="ddim")
+    calls = [
+        arguments(pipe, batch, steps=steps, seed=seed)
+        for batch, steps, seed in [(1, 5, 1), (3, 5, 2), (1, 1, 3), (2, 6, 4), (1, 5, 1)]
+    ]
+    alone = [draw(pipe, call) for call in calls]
+    with gated(pipe, PLAN):
+        together = [pipe(**call)[0] for call in calls]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_call_stopped_half_way_does_not_touch_the_next(twins, arguments):
+    pipe = twins("sd15", scheduler="ddim")
+    call = arguments(pipe)
+    expected = draw(pipe, call)
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 3
+        return tensors
+
+    with gated(pipe, PLAN):
+        pipe(**call, callback_on_step_end=stop)
+        assert torch.equal(pipe(**call)[0], expected)
+
+
+# 3. Without guidance it crashes, or averages two pictures.
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_without_guidance_no_pictures_are_mixed(twins, arguments, name, batch):
+    pipe = twins(name, scheduler="ddim")
+    together = draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=False)
+    alone = draw(pipe, arguments(pipe, 1, guidance_scale=1.0), guided=False)
+    assert (together[:1] - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+def test_video_without_guidance(twins, arguments):
+    pipe = twins("svd")
+    call = arguments(pipe, 1, steps=4, max_guidance_scale=1.0, noise_aug_strength=0.0)
+    assert draw(pipe, call, guided=False).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sd15", "pixart_alpha"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_wrong_word_about_guidance_is_refused(twins, arguments, name, batch):
+    pipe = twins(name, scheduler="ddim")
+    with pytest.raises(ValueError, match=r"pass guided=is_guided\(pipe, guidance_scale\)"):
+        draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "guided"),
+    [
+        ("sd15", 7.5, True),
+        ("sd15", 1.0, False),
+        ("sdxl", 5.0, True),
+        ("pixart_alpha", 4.5, True),
+        ("pixart_alpha", 1.0, False),
+        ("lcm_sdxl", 8.0, False),
+        ("lcm_pixart_alpha", 0.0, False),
+        ("svd", 3.0, True),
+        ("svd", 1.0, False),
+    ],
+)
+def test_is_guided_says_what_the_pipeline_does(twins, name, scale, guided):
+    assert is_guided(twins(name), scale) is guided
+
+
+# 4. An LCM-LoRA with real guidance crashes.
+def test_a_distilled_scheduler_with_guidance(twins, arguments):
+    pipe = twins("sd15", fresh=True)
+    pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    call = arguments(pipe, 2, steps=4, guidance_scale=2.0)
+    call["generator"] = torch.Generator().manual_seed(0)
+    assert draw(pipe, call, GatePlan(2)).isfinite().all()
+
+
+# 5. Second-order schedulers lose the cache or mix pictures; 6. PNDM too.
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.HeunDiscreteScheduler,
+        diffusers.KDPM2DiscreteScheduler,
+        diffusers.KDPM2AncestralDiscreteScheduler,
+    ],
+)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
+def test_both_calls_of_a_second_order_step_act_alike(twins, arguments, name, scheduler):
+    pipe = twins(name, fresh=True)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    assert branches(pipe, arguments(pipe, 2, steps=5)) == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
+def test_both_first_calls_of_pndm_are_its_first_step(twins, arguments, name):
+    pipe = twins(name, fresh=True)
+    pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    assert branches(pipe, arguments(pipe, 2, steps=5)) == [2, 2, 2, 2, 1, 1]
+
+
+def test_pndm_equals_the_reference_where_the_reference_counts_it_right(twins, arguments):
+    import tgate
+
+    ours, theirs = twins("sd15"), tgate.TgateSDLoader(twins("sd15", fresh=True))
+    assert type(ours.scheduler).__name__ == "PNDMScheduler"
+    for plan in (GatePlan(1), GatePlan(3, 2, 2, 1)):
+        call = arguments(ours, 2)
+        settings = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+        assert torch.equal(draw(ours, call, plan), theirs.tgate(**call, **settings)[0])
+
+
+def test_pndm_with_runge_kutta_steps_is_refused_by_name(twins, arguments):
+    pipe = twins("sd15", fresh=True)
+    pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=False)
+    with pytest.raises(ValueError, match=r"^PNDMScheduler .* T-GATE counts .* use DDIM"):
+        draw(pipe, arguments(pipe))
+
+
+def branches(pipe, call):
+    """How many branches the denoiser runs at each of its calls, gated."""
+    seen = []
+    with gated(pipe, PLAN):
+        inner = denoiser(pipe).conv_in if hasattr(pipe, "unet") else pipe.transformer.pos_embed
+        handle = inner.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+        assert pipe(**call)[0].isfinite().all()
+        handle.remove()
+    return [rows // len(call["latents"]) for rows in seen]
+
+
+# 7. Turning guidance off from a callback crashes.
+@pytest.mark.parametrize("cutoff", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_guidance_turned_off_by_a_callback(twins, arguments, name, cutoff):
+    pipe = twins(name, scheduler="ddim")
+
+    def turn_off(pipe, step, timestep, tensors):
+        if step == cutoff:
+            pipe._guidance_scale = 1.0
+            tensors = {key: value.chunk(2)[-1] for key, value in tensors.items()}
+        return tensors
+
+    names = ["prompt_embeds"]
+    if name == "sdxl":
+        names += ["add_text_embeds", "add_time_ids"]
+    call = arguments(pipe, 2) | {
+        "callback_on_step_end": turn_off,
+        "callback_on_step_end_tensor_inputs": names,
+    }
+    assert draw(pipe, call).isfinite().all()
+    # A plan that reuses nothing must give the plain pipeline's picture, step by step.
+    assert torch.equal(draw(pipe, call, GatePlan(20)), pipe(**call)[0])
+
+
+def test_reused_attention_follows_the_positive_branch_when_guidance_ends(twins, arguments):
+    """With both prompts equal the two branches are one: ending guidance must change nothing."""
+    pipe = twins("sd15", scheduler="ddim")
+    call = arguments(pipe, 2)
+    call["negative_prompt_embeds"] = call["prompt_embeds"]
+    plan = GatePlan(20, sp_interval=5, warm_up=1)
+
+    def turn_off(pipe, step, timestep, tensors):
+        if step == 2:  # between the store at 1 and the reuse at 3
+            pipe._guidance_scale = 1.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    more = {
+        "callback_on_step_end": turn_off,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+    }
+    ended = draw(pipe, call | more, plan)
+    assert (ended - draw(pipe, call, plan)).abs().max() < 1e-4 * ended.abs().max()
+
+
+# 8. Processors are bypassed: custom ones, fused projections, IP-Adapter.
+class Doubling(AttnProcessor2_0):
+    """Attention, times two."""
+
+    def __call__(self, *args, **kwargs):
+        return 2 * super().__call__(*args, **kwargs)
+
+
+def test_a_custom_processor_is_honoured(twins, arguments):
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe)
+    stock = draw(pipe, call)
+    pipe.unet.set_attn_processor(Doubling())
+    doubled = draw(pipe, call)
+    assert not torch.equal(stock, doubled)
+    # Doubling the output projections instead is the same network.
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    with torch.no_grad():
+        for layer in pipe.unet.modules():
+            if isinstance(layer, Attention):
+                layer.to_out[0].weight.mul_(2)
+                layer.to_out[0].bias.mul_(2)
+    assert (draw(pipe, call) - doubled).abs().max() < 1e-4 * doubled.abs().max()
+
+
+def test_fused_projections_are_honoured(twins, arguments):
+    pipe = twins("sdxl", fresh=True, scheduler="ddim")
+    call = arguments(pipe)
+    apart = draw(pipe, call)
+    pipe.fuse_qkv_projections(vae=False)
+    together = draw(pipe, call)
+    assert (apart - together).abs().max() < 1e-4 * apart.abs().max()
+
+
+# 9. Other hooks on attention layers are dropped.
+def test_other_hooks_on_attention_layers_stay(twins, arguments):
+    from accelerate.hooks import ModelHook as AccelerateHook
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe)
+    plain, inside = pipe(**call)[0], draw(pipe, call)
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    counts = {"accelerate": 0, "diffusers": 0}
+
+    class Counting(AccelerateHook):
+        def pre_forward(self, module, *args, **kwargs):
+            counts["accelerate"] += 1
+            return args, kwargs
+
+    class AlsoCounting(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            counts["diffusers"] += 1
+            return args, kwargs
+
+    add_hook_to_module(layer, Counting())
+    registry = HookRegistry.check_if_exists_or_initialize(layer)
+    registry.register_hook(AlsoCounting(), "counting")
+    assert torch.equal(draw(pipe, call), inside)
+    assert counts == {"accelerate": 3, "diffusers": 3}  # computed at steps 0, 1, 2 of 6
+    assert torch.equal(pipe(**call)[0], plain)
+    assert counts == {"accelerate": 9, "diffusers": 9}
+    registry.remove_hook("counting")
+    remove_hook_from_module(layer)
+    assert torch.equal(draw(pipe, call), inside)
+
+
+# 11. Plan values are not validated: test_plan.py. 10. Compilation: test_compile.py.
+# 12. SDXL interleaves negative time ids in a batch: the gate keeps the rows that it is given.
+def test_negative_time_ids_of_one_picture_equal_the_reference(twins, arguments):
+    import tgate
+
+    ours = twins("sdxl", scheduler="ddim")
+    theirs = tgate.TgateSDXLLoader(twins("sdxl", fresh=True, scheduler="ddim"))
+    call = arguments(ours, 1, negative_original_size=(32, 32), negative_target_size=(16, 16))
+    settings = {"gate_step": 3, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
+    assert torch.equal(draw(ours, call), theirs.tgate(**call, **settings)[0])
+
+
+# 13. Caches that are never read: test_memory.py.
+def test_sdxl_cross_attention_at_1024_takes_210_megabytes():
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**SDXL)
+    size = cache_bytes(unet, GatePlan(10), 25, 128, 128, dtype=torch.float16)
+    assert 200e6 < size <= 210e6
+
+
+# Refusals.
+def test_joint_attention_is_refused():
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
+    )  # fmt: skip
+    pipe = SimpleNamespace(transformer=transformer)
+    with (
+        pytest.raises(ValueError, match=r"^SD3Transformer2DModel .* jointly.*use Stable Diffusion"),
+        gated(pipe, PLAN),
+    ):
+        pass
+    pipe.transformer = diffusers.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^FluxTransformer2DModel"), gated(pipe, PLAN):
+        pass
+
+
+def test_a_block_within_a_block_is_refused_and_the_outer_one_goes_on(twins, arguments):
+    pipe = twins("sd15", scheduler="ddim")
+    call = arguments(pipe)
+    expected = draw(pipe, call)
+    with gated(pipe, PLAN):
+        with pytest.raises(ValueError, match="already gated"), gated(pipe, PLAN):
+            pass
+        assert torch.equal(pipe(**call)[0], expected)
+    assert traces(pipe) == set()
+
+
+def test_neither_plan_nor_deepcache_is_the_plain_pipeline(twins, arguments):
+    pipe = twins("sd15", scheduler="ddim")
+    call = arguments(pipe)
+    assert torch.equal(draw(pipe, call, None), pipe(**call)[0])
+
+
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
