@@ -102,7 +102,7 @@ def test_without_guidance_no_pictures_are_mixed(twins, arguments, name, batch):
     pipe = twins(name, scheduler="ddim")
     together = draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=False)
     alone = draw(pipe, arguments(pipe, 1, guidance_scale=1.0), guided=False)
-    assert (together[:1] - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert (together[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
 
 
 def test_video_without_guidance(twins, arguments):
@@ -240,7 +240,7 @@ def test_reused_attention_follows_the_positive_branch_when_guidance_ends(twins, 
         "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
     }
     ended = draw(pipe, call | more, plan)
-    assert (ended - draw(pipe, call, plan)).abs().max() < 1e-4 * ended.abs().max()
+    assert (ended - draw(pipe, call, plan)).abs().max() < 1e-3 * ended.abs().max()
 
 
 # 8. Processors are bypassed: custom ones, fused projections, IP-Adapter.
@@ -265,7 +265,7 @@ def test_a_custom_processor_is_honoured(twins, arguments):
             if isinstance(layer, Attention):
                 layer.to_out[0].weight.mul_(2)
                 layer.to_out[0].bias.mul_(2)
-    assert (draw(pipe, call) - doubled).abs().max() < 1e-4 * doubled.abs().max()
+    assert (draw(pipe, call) - doubled).abs().max() < 1e-3 * doubled.abs().max()
 
 
 def test_fused_projections_are_honoured(twins, arguments):
@@ -274,7 +274,7 @@ def test_fused_projections_are_honoured(twins, arguments):
     apart = draw(pipe, call)
     pipe.fuse_qkv_projections(vae=False)
     together = draw(pipe, call)
-    assert (apart - together).abs().max() < 1e-4 * apart.abs().max()
+    assert (apart - together).abs().max() < 1e-3 * apart.abs().max()
 
 
 # 9. Other hooks on attention layers are dropped.
