@@ -47,7 +47,7 @@ from tgate_batch.architectures import (
     read_architecture,
 )
 from tgate_batch.errors import UserError
-from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
+from tgate_batch.gate import Action, DeepCache, GatePlan, gated, is_guided
 from tgate_batch.gate.steps import steps_of_calls
 
 
@@ -211,12 +211,16 @@ class _Seen(NamedTuple):
 
 @dataclass
 class _Denoiser:
-    """A denoiser on the meta device with inputs for one size, and the kinds of step seen so far."""
+    """A denoiser on the meta device for pictures of one size, and the steps it made before.
+
+    ``known`` has what each kind of work counts, ``seen`` what a step does from each state.
+    """
 
     module: torch.nn.Module
     tokens: int
     height: int  # latents
     width: int  # latents
+    known: dict[tuple, Count] = field(default_factory=dict)
     seen: dict[tuple, _Seen] = field(default_factory=dict)
 
     def counts(
@@ -238,11 +242,14 @@ class _Denoiser:
             forward = self.module.forward
 
             def remembered(*args: Any, **kwargs: Any) -> Any:
-                key = (_batch(args, kwargs), *_state(gate, deepcache))
-                if key not in self.seen:
-                    counted, output = _count(self.module, forward, args, kwargs)
-                    self.seen[key] = _Seen(counted, output, *_caches(gate))
-                seen = self.seen[key]
+                work, state = _state(_batch(args, kwargs), gate, deepcache)
+                if state not in self.seen:
+                    if work in self.known:
+                        output = forward(*args, **kwargs)
+                    else:
+                        self.known[work], output = _count(self.module, forward, args, kwargs)
+                    self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
+                seen = self.seen[state]
                 _restore(gate, seen)
                 found.append(seen.count)
                 return seen.output
@@ -308,17 +315,22 @@ def _batch(args: tuple, kwargs: Mapping[str, Any]) -> int:
     return sample.shape[0]
 
 
-def _state(gate: Any, deepcache: DeepCache | None) -> tuple:
-    """Everything that decides what the coming step computes, and what it leaves behind."""
+def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, tuple]:
+    """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
-        return ()
+        return (batch,), (batch,)
     kept = tuple(None if layer.cache is None else layer.cache.shape for layer in gate.layers)
-    skips = None
+    actions = (gate.cross, gate.self_)
+    reuses = tuple(action is Action.REUSE for action in actions)
+    work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
+    state: tuple = (batch, *actions, gate.mean, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
         skips = bool((helper.cur_timestep - start) % deepcache.interval)
-    return (gate.cross, gate.self_, gate.mean, kept, deepcache, skips)
+        work += (deepcache,) if skips else ()
+        state += (deepcache, skips)
+    return work, state
 
 
 def _caches(gate: Any) -> tuple[list, dict]:
