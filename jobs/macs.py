@@ -153,10 +153,10 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["model"],
             row["arm"],
             _settings(row["steps"], row["plan"], row["deepcache"]),
-            f"{row['macs_t']:.4g}" if row["macs_t"] < 1 else f"{row['macs_t']:.3f}",
+            _tera(row["macs_t"]),
             "–" if published is None else f"{published:.3f}",
             "–" if error is None else f"{error:+.3%}",
-            f"{row['macs_with_attention_t']:.4g}",
+            _tera(row["macs_with_attention_t"]),
             f"{row['params_m']:.3f}",
         )
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -173,6 +173,10 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{row['model']} {row['arm']} {name}: {part['macs_t']:.4g} T, with attention "
                 f"{part['macs_with_attention_t']:.4g} T, {part['params_m']:.3f} M parameters"
             )
+
+
+def _tera(macs_t: float) -> str:
+    return f"{macs_t:.3f}" if macs_t >= 1 else f"{macs_t:.4g}"
 
 
 def _documented(row: dict[str, Any]) -> str:

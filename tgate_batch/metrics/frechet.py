@@ -144,7 +144,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """
     _same_dimensions(a, b)
     covariance_a, covariance_b = a.covariance, b.covariance
-    (factor_a, condition_a), (factor_b, condition_b) = _factor(covariance_a), _factor(covariance_b)
+    (factor_a, condition_a), (factor_b, condition_b) = factor(covariance_a), factor(covariance_b)
     product = factor_a.T @ factor_b
     full_rank = product.shape == covariance_a.shape
     if full_rank and condition_a * condition_b < _SAFE_TO_SQUARE:
@@ -171,7 +171,7 @@ def rank_deficient(statistics: Statistics) -> bool:
     return statistics.count is not None and statistics.count <= statistics.dimensions
 
 
-def _factor(covariance: np.ndarray) -> tuple[np.ndarray, float]:
+def factor(covariance: np.ndarray) -> tuple[np.ndarray, float]:
     """F [d, rank] with ``F F' = covariance`` up to rounding, and how unequal its columns are."""
     packed, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
     factor = np.empty((len(covariance), rank))
