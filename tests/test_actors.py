@@ -23,10 +23,19 @@ def local_ray():
 
 
 def render(settings, **sections):
+    run = prepared(settings, **sections)
+    with pool_of(run) as pool:
+        return run, list(filter(None, pool.render()))
+
+
+def prepared(settings, **sections):
     run = runs.prepare(config.parse({**settings, **sections}))
     runs.freeze(run)
-    metadata = {(model.name, arm): {} for model, arm, _ in run.pairs()}
-    return run, list(filter(None, actors.render_missing(run, metadata)))
+    return run
+
+
+def pool_of(run):
+    return actors.Pool(run, {(model.name, arm): {} for model, arm, _ in run.pairs()})
 
 
 def pictures(output, arm):
@@ -66,18 +75,12 @@ def test_two_workers_make_the_pictures_of_one(settings, tmp_path):
 
 
 def test_killed_worker_costs_nothing_but_time(settings):
-    run = runs.prepare(config.parse({**settings, "workers": {"max": 1}}))
-    runs.freeze(run)
-    metadata = {(model.name, arm): {} for model, arm, _ in run.pairs()}
-    pool = actors.Pool(run, metadata)
-    receipts = []
-    for receipt in pool.render(runs.missing(run), len(run.shards)):
-        if receipt is not None:
-            receipts.append(receipt)
-            if len(receipts) == 1:
-                pid = ray.get(pool._workers[0].actor.process.remote())
-                os.kill(pid, signal.SIGKILL)
-    assert pool.deaths == 1
+    run = prepared(settings, workers={"max": 1})
+    with pool_of(run) as pool:
+        for number, _ in enumerate(filter(None, pool.render())):
+            if number == 0:
+                os.kill(ray.get(pool._seats[0].actor.process.remote()), signal.SIGKILL)
+        assert pool.deaths == 1
     found = [identity for identity, _ in pictures(settings["output"], "tgate")]
     assert found == [f"c{i}" for i in range(10)]
 

@@ -167,7 +167,7 @@ def test_killed_run_resumes_at_the_first_missing_shard(settings, tmp_path):
     [
         ("sampling.step=3", "did you mean 'steps'?"),
         ("sampling.steps=many", "sampling.steps"),
-        ("models=[sd51]", "did you mean 'sd15'?"),
+        ("models=[sdlx]", "did you mean 'sdxl'?"),
         ("arms.tgate.gate_step=0", "gate_step=0"),
         ("arms.tgate.gate_step=9", "beyond the 4 steps"),
         ("prompts.path=none.csv", "does not exist"),

@@ -73,7 +73,9 @@ def test_same_prompt_gets_same_noise_in_every_arm(pipeline):
 def test_neither_batch_nor_shard_changes_a_picture(pipeline, arm):
     together = rows(renderer(pipeline, batch_size=6), arm)
     alone = [rows(renderer(pipeline, batch_size=1), arm, (prompt,))[0] for prompt in PROMPTS]
-    differences = [np.abs(pixels(a) - pixels(b)).max() for a, b in zip(together, alone, strict=True)]
+    differences = [
+        np.abs(pixels(a) - pixels(b)).max() for a, b in zip(together, alone, strict=True)
+    ]
     assert max(differences) <= 1  # of 255: the last float bits may round to the next level
 
 

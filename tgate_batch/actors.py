@@ -43,15 +43,16 @@ def inside_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-class RenderWorker:
-    """One process with one loaded model; renders the arms of shards and writes their files."""
+class Worker:
+    """One process with one model or extractor; renders and measures shards, writes their files."""
 
-    def __init__(self, config: Config, folder: Folder, metadata: dict[tuple[str, str], dict]):
-        self._config = config
-        self._folder = folder
+    def __init__(self, run: Run, metadata: dict[tuple[str, str], dict]):
+        self._run = run
+        self._config = run.config
         self._metadata = metadata
         self._device = threading.Lock()  # two tasks overlap, but only one computes
         self._loaded: tuple[str, Any] | None = None
+        self._asked: Any = None
 
     def process(self) -> int:
         """Answers when the worker stands: its process id."""
@@ -79,7 +80,7 @@ class RenderWorker:
             if keep:
                 name = parquet.images_name(model.name, arm, shard.index)
                 metadata = self._metadata[model.name, arm] | {"device": _device_name()}
-                parquet.write_records(self._folder, name, records, shard.digest, metadata)
+                parquet.write_records(self._run.folder, name, records, shard.digest, metadata)
             good = [record for record in records if record.status == "ok"]
             yield Receipt(
                 model.name,
@@ -90,17 +91,31 @@ class RenderWorker:
                 seconds=sum(record.batch_seconds / record.batch_size for record in good),
             )
 
-    def _renderer(self, model: Model):
+    def measure(self, model: str, arm: str, shard: ShardPlan) -> str | None:
+        """Measures one shard unless that was done before; returns why it could not."""
+        from tgate_batch import score
+
+        with self._device:
+            if self._asked is None:
+                self._loaded = None  # makes room for the extractor
+                self._limit_threads()
+                self._asked = score.asked(self._run)
+            return score.measure_shard(self._run, self._asked, model, arm, shard)
+
+    def _limit_threads(self) -> None:
         import torch
 
+        if not self._config.workers.gpus_each:
+            torch.set_num_threads(self._config.workers.cpus_each)
+
+    def _renderer(self, model: Model):
         from tgate_batch.pipelines import Painter
         from tgate_batch.render import Renderer
 
         if self._loaded is None or self._loaded[0] != model.name:
             self._loaded = None  # frees the model before it
+            self._limit_threads()
             on_gpu = self._config.workers.gpus_each > 0
-            if not on_gpu:
-                torch.set_num_threads(self._config.workers.cpus_each)
             sampling = models.resolve(model.name, self._config.sampling)
             device = "cuda" if on_gpu else "cpu"
             pipeline = models.load(model, sampling, device, model.dtype)
@@ -173,7 +188,7 @@ class _Task:
 
 
 @dataclass
-class _Worker:
+class _Seat:
     """An actor, and the tasks it holds, oldest first."""
 
     actor: Any
@@ -182,115 +197,149 @@ class _Worker:
 
 
 class Pool:
-    """A pool of RenderWorkers between ``min`` and ``max``, as the cluster offers."""
+    """A pool of workers between ``min`` and ``max``, as the cluster offers. A context manager."""
 
     def __init__(self, run: Run, metadata: dict[tuple[str, str], dict]):
+        """``metadata``: what the files of each (model, arm) carry. Raises UserError where no
+        worker could ever start."""
         start()
-        self._workers_config: Workers = run.config.workers
-        self._arguments = (run.config, run.folder, metadata)
-        self._workers: list[_Worker] = []
-        self._kind = ray.remote(RenderWorker).options(
-            num_cpus=self._workers_config.cpus_each,
-            num_gpus=self._workers_config.gpus_each,
+        self._run = run
+        self._limits: Workers = run.config.workers
+        self._arguments = (run, metadata)
+        self._seats: list[_Seat] = []
+        self._kind = ray.remote(Worker).options(
+            num_cpus=self._limits.cpus_each,
+            num_gpus=self._limits.gpus_each,
             max_concurrency=_IN_FLIGHT,
             max_restarts=0,
         )
         self.deaths = 0
-        _check_resources(self._workers_config)
+        _check_resources(self._limits)
 
-    def render(self, work: Iterator[Missing], tasks: int) -> Iterator[Receipt | None]:
-        """Yields receipts as files come to stand; None now and then while waiting.
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for seat in self._seats:
+            ray.kill(seat.actor)
+        self._seats.clear()
+
+    def render(self) -> Iterator[Receipt | None]:
+        """Renders what the run lacks. Yields receipts as files come to stand; None while waiting.
 
         Raises UserError where a model cannot be loaded, RuntimeError where a shard fails three
         times for a reason that is not one of its prompts (a full disk, say).
         """
         waiting: deque[_Task] = deque()
-        source = (_Task(missing) for missing in work)
-        left = tasks
+        source = (_Task(work) for work in missing(self._run))
+        left = sum(
+            any(not self._run.is_done(model.name, arm, shard) for arm in self._run.config.arms)
+            for model in self._run.config.models
+            for shard in self._run.shards
+        )
+        while left:
+            self._adjust(left)
+            for seat in self._standing():
+                self._feed(seat, waiting, source)
+            for found in self._collect(waiting):
+                if isinstance(found, Receipt):
+                    yield found
+                else:
+                    left -= 1
+            yield None
+
+    def measure(self) -> Iterator[str | None]:
+        """Measures every rendered shard. Yields, a shard, None or why it could not be measured.
+
+        Raises UserError where the extractor cannot be loaded.
+        """
+        jobs = [
+            (model.name, arm, shard)
+            for model, arm, _ in self._run.pairs()
+            for shard in self._run.shards
+            if self._run.is_done(model.name, arm, shard)
+        ]
+        self._adjust(len(jobs))
+        pool = ray.util.ActorPool([seat.actor for seat in self._seats])
         try:
-            while True:
-                self._adjust(left)
-                for worker in self._standing():
-                    self._feed(worker, waiting, source)
-                if left == 0:
-                    return
-                for receipt in self._collect(waiting):
-                    if isinstance(receipt, Receipt):
-                        yield receipt
-                    else:
-                        left -= 1
-                yield None
-        finally:
-            for worker in self._workers:
-                ray.kill(worker.actor)
+            yield from pool.map_unordered(lambda actor, job: actor.measure.remote(*job), jobs)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+        except ray.exceptions.RayActorError:
+            raise UserError(
+                "a worker died while measuring; what it had measured is kept: run jobs/score.py"
+            ) from None
 
     def _adjust(self, left: int) -> None:
         """Grows to what is useful and allowed; lets go of workers that have nothing left to do."""
-        allowed = self._workers_config.max or max(
-            self._workers_config.min, _room(self._workers_config)
-        )
-        wanted = min(allowed, left)
-        while len(self._workers) < wanted:
+        least = self._limits.min
+        wanted = min(self._limits.max or max(least, _room(self._limits)), left)
+        while len(self._seats) < wanted:
             actor = self._kind.remote(*self._arguments)
-            self._workers.append(_Worker(actor, actor.process.remote()))
-        for worker in [w for w in self._workers if not w.tasks][: len(self._workers) - wanted]:
-            ray.kill(worker.actor)
-            self._workers.remove(worker)
+            self._seats.append(_Seat(actor, actor.process.remote()))
+        idle = [seat for seat in self._seats if not seat.tasks]
+        for seat in idle[: max(0, len(self._seats) - max(wanted, least))]:
+            ray.kill(seat.actor)
+            self._seats.remove(seat)
 
-    def _feed(self, worker: _Worker, waiting: deque[_Task], source: Iterator[_Task]) -> None:
-        while len(worker.tasks) < _IN_FLIGHT and not any(task.alone for _, task in worker.tasks):
+    def _feed(self, seat: _Seat, waiting: deque[_Task], source: Iterator[_Task]) -> None:
+        while len(seat.tasks) < _IN_FLIGHT and not any(task.alone for _, task in seat.tasks):
             if not waiting and (fresh := next(source, None)) is not None:
                 waiting.append(fresh)
-            if not waiting or (waiting[0].alone and worker.tasks):
+            if not waiting or (waiting[0].alone and seat.tasks):
                 return
             task = waiting.popleft()
-            worker.tasks.append((task.send(worker.actor), task))
+            seat.tasks.append((task.send(seat.actor), task))
 
-    def _standing(self) -> list[_Worker]:
-        starting = {w.starting: w for w in self._workers if w.starting is not None}
+    def _standing(self) -> list[_Seat]:
+        starting = {seat.starting: seat for seat in self._seats if seat.starting is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
             for reference in ready:
                 starting[reference].starting = None
-        return [w for w in self._workers if w.starting is None]
+        return [seat for seat in self._seats if seat.starting is None]
 
     def _collect(self, waiting: deque[_Task]) -> Iterator[Receipt | _Task]:
         """Whatever has arrived: receipts, and tasks that are finished."""
-        streams = {stream: worker for worker in self._workers for stream, _ in worker.tasks}
-        references = list(streams) + [w.starting for w in self._workers if w.starting is not None]
+        streams = {stream: seat for seat in self._seats for stream, _ in seat.tasks}
+        references = list(streams) + [
+            seat.starting for seat in self._seats if seat.starting is not None
+        ]
         if not references:
             time.sleep(_POLL_SECONDS)
             return
         ready, _ = ray.wait(references, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
         for stream in ready:
-            worker = streams.get(stream)
-            if worker is None:
+            seat = streams.get(stream)
+            if seat is None:
                 continue
-            task = next(task for held, task in worker.tasks if held is stream)
+            task = next(task for held, task in seat.tasks if held is stream)
             try:
                 receipt = ray.get(next(stream))
             except StopIteration:
-                worker.tasks = deque(pair for pair in worker.tasks if pair[0] is not stream)
+                seat.tasks = deque(pair for pair in seat.tasks if pair[0] is not stream)
                 if task.is_trial:
                     task.trial_survived()
                     waiting.appendleft(task)
                 else:
                     yield task
             except ray.exceptions.RayActorError:
-                self._bury(worker, waiting)
+                self._bury(seat, waiting)
                 return
             except ray.exceptions.RayTaskError as error:
-                self._task_failed(error, worker, stream, task, waiting)
+                self._task_failed(error, seat, stream, task, waiting)
             else:
                 if not task.is_trial:
                     task.arms_left.remove(receipt.arm)
                     yield receipt
 
-    def _bury(self, worker: _Worker, waiting: deque[_Task]) -> None:
+    def _bury(self, seat: _Seat, waiting: deque[_Task]) -> None:
         """Puts a dead worker's tasks back. Two tasks blame neither: each runs alone from now on."""
         self.deaths += 1
-        self._workers.remove(worker)
-        tasks = [task for _, task in worker.tasks]
+        self._seats.remove(seat)
+        tasks = [task for _, task in seat.tasks]
         if len(tasks) == 1:
             tasks[0].worker_died()
         for task in tasks:
@@ -298,7 +347,7 @@ class Pool:
         waiting.extendleft(reversed(tasks))
 
     def _task_failed(
-        self, error: Exception, worker: _Worker, stream: Any, task: _Task, waiting: deque[_Task]
+        self, error: Exception, seat: _Seat, stream: Any, task: _Task, waiting: deque[_Task]
     ) -> None:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, UserError):
@@ -307,57 +356,8 @@ class Pool:
         if task.errors >= _LIVES:
             shard = task.work.shard.name
             raise RuntimeError(f"{shard} failed {_LIVES} times; the last time with: {cause!r}")
-        worker.tasks = deque(pair for pair in worker.tasks if pair[0] is not stream)
+        seat.tasks = deque(pair for pair in seat.tasks if pair[0] is not stream)
         waiting.appendleft(task)
-
-
-class MeasureWorker:
-    """One process with one extractor; measures finished shards and writes their numbers."""
-
-    def __init__(self, run: Run):
-        import torch
-
-        self._run = run
-        if not run.config.workers.gpus_each:
-            torch.set_num_threads(run.config.workers.cpus_each)
-        self._asked = None
-
-    def measure(self, model: str, arm: str, shard: ShardPlan) -> str | None:
-        """Measures one shard unless that was done before; returns why it could not."""
-        from tgate_batch import score
-
-        self._asked = self._asked or score.asked(self._run)
-        return score.measure_shard(self._run, self._asked, model, arm, shard)
-
-
-def measure_all(run: Run) -> Iterator[str | None]:
-    """Measures every rendered shard; yields, a shard, None or why it could not be measured.
-
-    Raises UserError where the extractor cannot be loaded.
-    """
-    start()
-    jobs = [
-        (model.name, arm, shard)
-        for model, arm, _ in run.pairs()
-        for shard in run.shards
-        if run.is_done(model.name, arm, shard)
-    ]
-    workers = run.config.workers
-    count = max(1, min(len(jobs), workers.max or _room(workers), _room(workers)))
-    kind = ray.remote(MeasureWorker).options(
-        num_cpus=workers.cpus_each, num_gpus=workers.gpus_each, max_restarts=_LIVES
-    )
-    actors = [kind.remote(run) for _ in range(count)]
-    try:
-        pool = ray.util.ActorPool(actors)
-        yield from pool.map_unordered(lambda actor, job: actor.measure.remote(*job), jobs)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    finally:
-        for actor in actors:
-            ray.kill(actor)
 
 
 def _room(workers: Workers) -> int:
@@ -378,13 +378,3 @@ def _check_resources(workers: Workers) -> None:
             f"machine offers {total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower "
             "workers.cpus_each or workers.gpus_each (0 renders on the CPU)"
         )
-
-
-def render_missing(run: Run, metadata: dict[tuple[str, str], dict]) -> Iterator[Receipt | None]:
-    """Renders what ``run`` lacks; yields what :meth:`Pool.render` yields."""
-    tasks = sum(
-        any(not run.is_done(model.name, arm, shard) for arm in run.config.arms)
-        for model in run.config.models
-        for shard in run.shards
-    )
-    return Pool(run, metadata).render(missing(run), tasks)

@@ -82,11 +82,18 @@ def prepare(config: Config) -> Run:
 
 
 def freeze(run: Run) -> None:
-    """Writes ``run.json`` and ``shards.json``; clears what killed writers left."""
-    run.folder.clear_temporary()
+    """Writes ``run.json`` and ``shards.json``; clears what killed writers left.
+
+    Raises UserError where the output cannot be written after all.
+    """
     shards = [asdict(shard) for shard in run.shards]
-    run.folder.write("shards.json", json.dumps({"shards": shards}, indent=1))
-    run.folder.write("run.json", json.dumps(describe(run), indent=2))
+    try:
+        run.folder.clear_temporary()
+        run.folder.write("shards.json", json.dumps({"shards": shards}, indent=1))
+        run.folder.write("run.json", json.dumps(describe(run), indent=2))
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"output {run.folder} cannot be written: {reason}") from None
 
 
 def describe(run: Run) -> dict[str, Any]:

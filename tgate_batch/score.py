@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tgate_batch import measure, parquet
-from tgate_batch.demo import pictures
+from tgate_batch.demo.pictures import parse
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
@@ -80,13 +80,13 @@ def reference(run: Run, asked: Asked) -> Reference | None:
     where = run.config.score.reference
     if where is None or asked.extractor is None:
         return None
-    if where == "drawn":
-        model = run.config.models[0].name
-        texts = (
-            row["prompt"] for row in _rows(run, model, next(iter(run.config.arms)), ["prompt"])
-        )
-        return drawn_reference(texts, asked.extractor)
-    return load_reference(where, asked.extractor)
+    if where != "drawn":
+        return load_reference(where, asked.extractor)
+    model, arm = run.config.models[0].name, next(iter(run.config.arms))
+    texts = [row["prompt"] for row in _rows(run, model, arm, ["prompt"])]
+    if not all(parse(text) for text in texts):
+        return None  # no drawings exist of what lies outside the grammar
+    return drawn_reference(texts, asked.extractor)
 
 
 def score_arm(

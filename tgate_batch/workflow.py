@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tgate_batch import run as runs
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
 from tgate_batch.run import Run
+
+if TYPE_CHECKING:
+    from tgate_batch.actors import Pool
 
 # A worker's sustained rate, for the estimate of --dry-run alone.
 _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
@@ -51,13 +54,19 @@ def render(config: Config) -> int:
     run = runs.prepare(config)
     macs = arm_macs(run)
     runs.freeze(run)
-    _render_missing(run, macs)
+    with actors.Pool(run, _metadata(run, macs)) as pool:
+        _render_missing(run, pool)
+        _measure(run, pool)
     return _score(run, macs)
 
 
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
+    from tgate_batch import actors
+
     run = _reopened(config)
+    with actors.Pool(run, {}) as pool:
+        _measure(run, pool)
     return _score(run, arm_macs(run))
 
 
@@ -92,8 +101,20 @@ def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     return counted
 
 
-def _render_missing(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> None:
-    from tgate_batch import actors
+def _metadata(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> dict:
+    """What every file of a (model, arm) says of itself."""
+    return {
+        (model.name, name): {
+            "model": model.name,
+            "arm": name,
+            "settings": arm.model_dump_json(),
+            **{key: str(value) for key, value in macs[model.name, name].items()},
+        }
+        for model, name, arm in run.pairs()
+    }
+
+
+def _render_missing(run: Run, pool: "Pool") -> None:
     from tgate_batch.progress import RunProgress
 
     each = run.config.sampling.images_per_prompt
@@ -107,28 +128,21 @@ def _render_missing(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> No
     if totals == done:
         print(f"{sum(totals.values())} images were rendered before; nothing is missing")
         return
-    metadata = {
-        (model.name, name): {
-            "model": model.name,
-            "arm": name,
-            "settings": arm.model_dump_json(),
-            **{key: str(value) for key, value in macs[model.name, name].items()},
-        }
-        for model, name, arm in run.pairs()
-    }
     with RunProgress(totals, done) as progress:
-        for receipt in actors.render_missing(run, metadata):
+        for receipt in pool.render():
             progress.tick() if receipt is None else progress.add(receipt)
 
 
-def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
-    from tgate_batch import actors, score
-
-    shards = len(run.pairs()) * len(run.shards)
-    print(f"scoring {shards} shards ...", flush=True)
-    for problem in actors.measure_all(run):
+def _measure(run: Run, pool: "Pool") -> None:
+    print(f"scoring {len(run.pairs()) * len(run.shards)} shards ...", flush=True)
+    for problem in pool.measure():
         if problem is not None:
             print(f"warning: {problem}", flush=True)
+
+
+def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
+    from tgate_batch import score
+
     asked = score.asked(run)
     try:
         reference, code = score.reference(run, asked), 0

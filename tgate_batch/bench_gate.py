@@ -1,0 +1,71 @@
+"""The gate's own cost: a gated call beside the reference's, on a tiny twin, same plan."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+
+from tgate_batch.gate import GatePlan, gated
+from tgate_batch.twins import twin
+
+PLANS = {
+    "sd15": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
+    "sdxl": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
+    "pixart_alpha": GatePlan(15, sp_interval=3, fi_interval=1, warm_up=2),
+}
+
+
+def bench_gate(steps: int = 25, pairs: int = 9) -> dict[str, dict[str, float]]:
+    """Median seconds of a call, a twin: ``ours``, ``reference``, ``plain`` and ``ratio``.
+
+    Calls alternate and ``ratio`` (ours / reference) is the median over the pairs, so that a busy
+    machine slows both. Needs the reference (``tgate``), a test dependency.
+    """
+    torch.set_num_threads(1)
+    return {name: _measure(name, plan, steps, pairs) for name, plan in PLANS.items()}
+
+
+def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, float]:
+    import tgate
+
+    loaders = {
+        "sd15": tgate.TgateSDLoader,
+        "sdxl": tgate.TgateSDXLLoader,
+        "pixart_alpha": tgate.TgatePixArtAlphaLoader,
+    }
+    ours, theirs = _pipeline(name), loaders[name](_pipeline(name))
+    call = {"prompt": "a cat", "height": 64, "width": 64, "num_inference_steps": steps}
+    call["output_type"] = "latent"
+    if name == "pixart_alpha":
+        call |= {"use_resolution_binning": False, "clean_caption": False}
+    settings = {key: getattr(plan, key) for key in plan.__dataclass_fields__}
+
+    def gated_call() -> None:
+        with gated(ours, plan):
+            ours(**call)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": gated_call,
+        "reference": lambda: theirs.tgate(**call, **settings),
+        "plain": lambda: ours(**call),
+    }
+    seconds: dict[str, list[float]] = {key: [] for key in calls}
+    for key in [*calls] * (pairs + 1):
+        start = time.process_time()
+        calls[key]()
+        seconds[key].append(time.process_time() - start)
+    measured = {key: values[1:] for key, values in seconds.items()}  # without the warm-up
+    ratios = [a / b for a, b in zip(measured["ours"], measured["reference"], strict=True)]
+    medians = {key: statistics.median(values) for key, values in measured.items()}
+    return medians | {"ratio": statistics.median(ratios)}
+
+
+def _pipeline(name: str) -> Any:
+    pipeline = twin(name)
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config
+    )
+    return pipeline
