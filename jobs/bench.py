@@ -1,4 +1,4 @@
-"""Benchmarks: ratios of what is compared, measured side by side in one run.
+"""Benchmarks: ratios of what is compared, measured side by side in one run, as JSON.
 
 python jobs/bench.py gate          a gated call beside the reference's (tgate 1.0.0), tiny twins
 python jobs/bench.py statistics    the Frechet distance beside pytorch-fid's: memory and time
@@ -14,16 +14,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tgate_batch import cli
 
 
-def gate() -> None:
+def gate() -> dict:
     from tgate_batch.bench_gate import bench_gate
 
-    print(json.dumps(bench_gate(), indent=2))
+    return bench_gate()
 
 
-def statistics() -> None:
-    from tgate_batch.metrics.bench_statistics import main
+def statistics() -> dict:
+    from tgate_batch.metrics import bench_statistics as bench
 
-    main()
+    memory = {rows: bench.memory_mib(rows) for rows in (20_000, 200_000)}
+    theirs, ours, difference = bench.distance_seconds()
+    whole_theirs, whole_ours, whole_difference = bench.whole_seconds()
+    return {
+        "mib_above_base_by_rows": memory,
+        "distance": {"speedup": theirs / ours, "relative_difference": difference},
+        "whole": {"speedup": whole_theirs / whole_ours, "relative_difference": whole_difference},
+    }
 
 
 def job() -> None:
@@ -32,7 +39,7 @@ def job() -> None:
     )
     benchmarks = {"gate": gate, "statistics": statistics}
     parser.add_argument("benchmark", choices=benchmarks)
-    benchmarks[parser.parse_args().benchmark]()
+    print(json.dumps(benchmarks[parser.parse_args().benchmark](), indent=2))
 
 
 if __name__ == "__main__":

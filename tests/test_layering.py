@@ -29,7 +29,7 @@ ALLOWED = {
     "metrics": {"records", "parquet", "storage", "errors", "gate", "architectures", "demo"},
     "run": {"config", "models", "parquet", "prompts", "records", "storage", "errors"},
     "measure": {"metrics", "parquet", "records", "storage"},
-    "report": {"metrics", "parquet", "records", "run"},
+    "report": {"config", "metrics", "parquet", "records", "run"},
     "score": {"demo", "measure", "metrics", "parquet", "prompts", "report", "run", "errors"},
     "progress": {"records"},
     "actors": {

@@ -18,12 +18,11 @@ import ray
 import ray.util
 
 from tgate_batch import models, parquet
-from tgate_batch.config import Config, Model, Workers
+from tgate_batch.config import Model, Workers
 from tgate_batch.errors import UserError
 from tgate_batch.prompts import ShardPlan
 from tgate_batch.records import Prompt, Receipt, Shard
 from tgate_batch.run import Missing, Run, missing
-from tgate_batch.storage import Folder
 
 _LIVES = 3  # deaths of its worker that a task survives unsplit
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver

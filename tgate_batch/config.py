@@ -111,6 +111,36 @@ class Score(Section):
     extractor_path: str | None = None  # weights of the extractor; None: where it keeps them
 
 
+GATES = (  # what a quality gate may bound, as report/gates.py reads it
+    "fid",
+    "fd",
+    "fid_change_percent",
+    "fd_change_percent",
+    "kid",
+    "clip_score",
+    "prompt_accuracy",
+    "psnr",
+    "ssim",
+    "speedup",
+    "errors_percent",
+    "broken_percent",
+    "usd_per_1000_images",
+)
+
+
+class Limit(Section):
+    """The window of a quality gate; an arm outside it fails the run."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Limit":
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        return self
+
+
 class Cost(Section):
     usd_per_gpu_hour: float | None = Field(None, ge=0)  # $ for one worker's device for an hour
 
@@ -126,6 +156,7 @@ class Config(Section):
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
+    gates: dict[Literal[GATES], Limit] = {}  # exit code 3 where an arm is outside
     output: str
 
     @field_validator("models", mode="before")
@@ -226,6 +257,8 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {where!r}; {hint}"
     if fault["type"] == "missing":
         return f"{where!r} is missing"
+    if "[key]" in fault["loc"] and fault["loc"][0] == "gates":
+        return f"unknown gate {fault['loc'][1]!r}; one of: {', '.join(GATES)}"
     if "[key]" in fault["loc"]:
         return (
             f"{where!r} cannot name a folder: use letters, digits, '.', '_' and '-', "

@@ -6,7 +6,7 @@ the rows, and writes ``scores/model=<m>/arm=<a>.json``.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,20 @@ from tgate_batch.demo.pictures import parse
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
+from tgate_batch.metrics.intervals import paired_interval
+from tgate_batch.metrics.kid import kid
 from tgate_batch.metrics.paired import Psnr, Ssim
 from tgate_batch.metrics.per_picture import PictureMetric
 from tgate_batch.metrics.prompt_accuracy import PromptAccuracy
 from tgate_batch.metrics.reference import Reference, drawn_reference, load_reference
+from tgate_batch.metrics.sample import Sample
 from tgate_batch.metrics.throughput import throughput
 from tgate_batch.prompts import ShardPlan
 from tgate_batch.report.summary import score_name
 from tgate_batch.run import Run
 
 _ERRORS_SHOWN = 20
+_SAMPLE = 10_000  # features kept for metrics that need pictures one by one
 _TIMES = [
     "batch",
     "batch_size",
@@ -118,18 +122,8 @@ def score_arm(
             "encode": times and times.encode_seconds_per_image,
         },
         **_distance(measured.statistics, reference, asked.extractor),
-        "paired": {
-            metric.name: measured.means[metric.name]
-            for metric in asked.metrics
-            if metric.needs_baseline
-        }
-        if arm != run.config.baseline
-        else None,
-        **{
-            metric.name: measured.means[metric.name]
-            for metric in asked.metrics
-            if not metric.needs_baseline
-        },
+        "kid": _kid(measured, reference),
+        **_figures(run, asked, measured, model, arm),
     }
     run.folder.write(score_name(model, arm), json.dumps(scores, indent=2))
     return scores
@@ -137,10 +131,11 @@ def score_arm(
 
 @dataclass(frozen=True)
 class _Measured:
-    """One arm's measured shards put together."""
+    """One arm's measured shards put together; ``figures``: metric -> picture -> number."""
 
     statistics: Statistics | None
-    means: dict[str, float | None]
+    sample: np.ndarray  # float32 [at most _SAMPLE, d]
+    figures: dict[str, dict[measure.Key, float]]
     broken: list[dict[str, Any]]
 
     @classmethod
@@ -150,20 +145,46 @@ class _Measured:
             for shard in run.shards
         ]
         tables = [name for name in names if run.folder.exists(name)]
-        light = ["prompt_id", "image_number", "broken", *(m.name for m in asked.metrics)]
-        pictures = [row for name in tables for row in _read(run, name, light).to_pylist()]
+        metrics = [metric.name for metric in asked.metrics]
+        light = ["prompt_id", "image_number", "broken", *metrics]
+        rows = [row for name in tables for row in _read(run, name, light).to_pylist()]
+        sample = Sample(_SAMPLE)
         statistics = None
         if asked.extractor is not None and tables:
-            statistics = stream(_features(run, name) for name in tables)
-        return cls(
-            statistics,
-            {metric.name: _mean(row[metric.name] for row in pictures) for metric in asked.metrics},
-            [
-                {key: row[key] for key in ("prompt_id", "image_number", "broken")}
-                for row in pictures
-                if row["broken"] is not None
-            ],
+            statistics = stream(_sampled(sample, (_features(run, name) for name in tables)))
+        figures = {
+            metric: {
+                (row["prompt_id"], row["image_number"]): row[metric]
+                for row in rows
+                if row[metric] is not None
+            }
+            for metric in metrics
+        }
+        broken = [
+            {key: row[key] for key in ("prompt_id", "image_number", "broken")}
+            for row in rows
+            if row["broken"] is not None
+        ]
+        return cls(statistics, sample.rows, figures, broken)
+
+    def mean(self, metric: str) -> float | None:
+        known = list(self.figures[metric].values())
+        return float(np.mean(known)) if known else None
+
+    def change(self, metric: str, baseline: "_Measured") -> dict[str, float] | None:
+        """Mean difference to the baseline's same pictures, with its 95% bootstrap interval."""
+        mine, others = self.figures[metric], baseline.figures[metric]
+        both = [key for key in mine if key in others]
+        interval = paired_interval(
+            np.array([mine[key] for key in both]), np.array([others[key] for key in both])
         )
+        return None if interval is None else asdict(interval)
+
+
+def _sampled(sample: Sample, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for batch in batches:
+        sample.add(batch)
+        yield batch
 
 
 def _distance(
@@ -188,6 +209,29 @@ def _distance(
     }
 
 
+def _kid(measured: _Measured, reference: Reference | None) -> dict[str, float] | None:
+    if reference is None or reference.features is None:
+        return None
+    found = kid(measured.sample, reference.features)
+    return None if found is None else asdict(found)
+
+
+def _figures(run: Run, asked: Asked, measured: _Measured, model: str, arm: str) -> dict[str, Any]:
+    """Means over pictures: those against the baseline's under ``paired``, the others by name.
+
+    ``change`` holds the others' paired difference to the baseline.
+    """
+    beside = [metric.name for metric in asked.metrics if metric.needs_baseline]
+    alone = [metric.name for metric in asked.metrics if not metric.needs_baseline]
+    found: dict[str, Any] = {name: measured.mean(name) for name in alone}
+    found |= {"paired": None, "change": None}
+    if run.config.baseline not in (None, arm):
+        baseline = _Measured.read(run, asked, model, run.config.baseline)
+        found["paired"] = {name: measured.mean(name) for name in beside}
+        found["change"] = {name: measured.change(name, baseline) for name in alone}
+    return found
+
+
 def _folder_name(extractor: Extractor | None) -> str:
     """The extractor's name as a folder: its own may be a dotted import."""
     return "none" if extractor is None else extractor.name.replace("/", "-").replace(":", "-")
@@ -210,8 +254,3 @@ def _features(run: Run, name: str) -> np.ndarray:
     column = table["features"].combine_chunks()
     whole = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
     return whole[np.array(table["broken"].is_null())]
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

@@ -72,8 +72,7 @@ def score(config: Config) -> int:
 
 def report(config: Config) -> int:
     """Writes the report from the scores on disk."""
-    _report(_reopened(config))
-    return 0
+    return _report(_reopened(config))
 
 
 def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
@@ -151,11 +150,11 @@ def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
         reference, code = None, 2
     for model, arm, _ in run.pairs():
         score.score_arm(run, asked, reference, model.name, arm, macs[model.name, arm])
-    _report(run)
-    return code
+    return max(code, _report(run))
 
 
-def _report(run: Run) -> None:
+def _report(run: Run) -> int:
+    """Writes and shows the report; 3 where a quality gate failed."""
     from tgate_batch.report import page, table
 
     summary = page.write(run)
@@ -170,11 +169,22 @@ def _report(run: Run) -> None:
     images = sum(arm["images"] for arm in arms)
     errors = sum(arm["errors"] for arm in arms)
     print(f"{images} images, {errors} errors")
+    for arm in arms:
+        for gate in arm["gates"]:
+            print(f"{arm['model']} {arm['arm']}: {gate['verdict']}")
     print(f"report: {run.folder.path('report/index.html')}")
+    return 0 if summary["passed"] else 3
 
 
 def _reopened(config: Config) -> Run:
     """The run in the folder, under the scoring and cost settings of this config."""
     held = runs.opened(config.output)
-    fresh = held.config.model_copy(update={"score": config.score, "cost": config.cost})
-    return Run(fresh.model_copy(update={"workers": config.workers}), held.folder, held.shards)
+    fresh = held.config.model_copy(
+        update={
+            "score": config.score,
+            "cost": config.cost,
+            "gates": config.gates,
+            "workers": config.workers,
+        }
+    )
+    return Run(fresh, held.folder, held.shards)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from tgate_batch.metrics.cost import usd_per_1000_images
+from tgate_batch.report import gates
 from tgate_batch.run import Run, describe
 
 
@@ -13,7 +14,7 @@ def score_name(model: str, arm: str) -> str:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """``{"run": ..., "arms": [...]}``; keys are stable, None where not measured.
+    """``{"run", "arms": [...], "passed"}``; keys are stable, None where not measured.
 
     ``speedup`` is images/s per worker over the baseline's of the same model;
     ``macs_saved`` the share of the baseline's MACs, attention included, that the arm leaves out.
@@ -24,8 +25,14 @@ def summarize(run: Run) -> dict[str, Any]:
         if run.folder.exists(score_name(model.name, name))
     ]
     for arm in arms:
-        _beside_baseline(arm, _baseline(run, arms, arm["model"]))
-    return {"run": describe(run) | {"output": str(run.folder)}, "arms": arms}
+        baseline = _baseline(run, arms, arm["model"])
+        _beside_baseline(arm, baseline)
+        arm["gates"] = gates.judge(arm, baseline, run.config.gates)
+    return {
+        "run": describe(run) | {"output": str(run.folder)},
+        "arms": arms,
+        "passed": all(gate["passed"] for arm in arms for gate in arm["gates"]),
+    }
 
 
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:

@@ -29,6 +29,13 @@ def _accuracy(arm: dict[str, Any]) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
+def _change(arm: dict[str, Any]) -> str:
+    change = (arm.get("change") or {}).get("prompt_accuracy")
+    if change is None:
+        return "–"
+    return f"{change['value']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
+
+
 def _column(key: str, pattern: str):
     show = _number(pattern)
     return lambda arm: show(arm.get(key))
@@ -57,6 +64,7 @@ def columns(arms: list[dict[str, Any]]) -> list[tuple[str, Any]]:
         ("PSNR (dB)", _paired("psnr", "{:.1f}")),
         ("SSIM", _paired("ssim", "{:.3f}")),
         ("prompt accuracy", _accuracy),
+        ("change [95%]", _change),
         ("CLIP score", _column("clip_score", "{:.2f}")),
         ("$ per 1,000 images", _column("usd_per_1000_images", "{:.4f}")),
     ]
