@@ -7,6 +7,7 @@ guidance ``u + s * (p - u)`` becomes ``u``. One on every attention layer compute
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -199,19 +200,34 @@ class GatedAttention(ModelHook):
         self.is_cross = False
         self.cache: torch.Tensor | None = None
 
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        own = type(module).forward is Attention.forward and "forward" not in vars(module)
+        self.is_bare = own  # neither a subclass nor another hook has a say
+        return module
+
     def new_forward(
         self,
         module: torch.nn.Module,
         hidden_states: torch.Tensor,
         encoder_hidden_states: Any = None,
-        *args: Any,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         gate = self.gate
         action = gate.self_ if encoder_hidden_states is None else gate.cross
         if action is Action.REUSE and self.cache is not None:
             return self.cache
-        output = self.fn_ref.original_forward(hidden_states, encoder_hidden_states, *args, **kwargs)
+        # The layer's own forward would look up what its processor takes, which costs as much as
+        # the attention of a small picture; with nothing further to pass on it is not needed.
+        forward = self.fn_ref.original_forward
+        if self.is_bare and not kwargs:
+            forward = partial(module.processor, module)
+        output = forward(
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
         if action is Action.STORE:
             self.is_cross = encoder_hidden_states is not None
             self.cache = output

@@ -1,0 +1,169 @@
+"""The snippets of T-GATE's documents, with only the import and the checkpoint changed."""
+
+import pytest
+import tgate as reference
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from tgate_batch.gate import loaders
+from tgate_batch.twins import save_twin
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twins")
+    return lambda name: str(save_twin(name, folder / name))
+
+
+@pytest.fixture(scope="module")
+def sdxl(saved):
+    return saved("sdxl")
+
+
+def noise(height, width):
+    return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_sdxl_snippet(sdxl):
+    images = []
+    for TgateSDXLLoader in (loaders.TgateSDXLLoader, reference.TgateSDXLLoader):
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            sdxl, torch_dtype=torch.float32, use_safetensors=True
+        )
+        gate_step = 10
+        sp_interval = 5
+        fi_interval = 1
+        warm_up = 2
+        inference_step = 25
+        pipe = TgateSDXLLoader(pipe).to("cpu")
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        image = pipe.tgate(
+            "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k.",
+            gate_step=gate_step,
+            sp_interval=sp_interval,
+            fi_interval=fi_interval,
+            warm_up=warm_up,
+            num_inference_steps=inference_step,
+            latents=noise(8, 8),
+        ).images[0]
+        images.append(image)
+    assert images[0].size == (64, 64)
+    assert images[0].tobytes() == images[1].tobytes()
+
+
+def test_sdxl_deepcache_snippet(sdxl):
+    images = []
+    for module in (loaders, reference):
+        pipe = StableDiffusionXLPipeline.from_pretrained(sdxl, use_safetensors=True)
+        pipe = module.TgateSDXLDeepCacheLoader(pipe, cache_interval=3, cache_branch_id=0).to("cpu")
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        image = pipe.tgate(
+            "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k.",
+            gate_step=10,
+            sp_interval=1,
+            fi_interval=1,
+            warm_up=0,
+            num_inference_steps=25,
+            latents=noise(8, 8),
+        ).images[0]
+        images.append(image)
+    assert images[0].tobytes() == images[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "loader", "prompt"),
+    [
+        (
+            "pixart_alpha",
+            PixArtAlphaPipeline,
+            "TgatePixArtAlphaLoader",
+            "An alpaca made of colorful building blocks, cyberpunk.",
+        ),
+        (
+            "pixart_sigma",
+            PixArtSigmaPipeline,
+            "TgatePixArtSigmaLoader",
+            "an astronaut sitting in a diner, eating fries, cinematic, analog film.",
+        ),
+    ],
+)
+def test_pixart_snippets(saved, name, pipeline, loader, prompt):
+    images = []
+    for module in (loaders, reference):
+        pipe = pipeline.from_pretrained(saved(name), torch_dtype=torch.float32)
+        pipe = getattr(module, loader)(pipe).to("cpu")
+        image = pipe.tgate(
+            prompt,
+            gate_step=15,
+            sp_interval=3,
+            fi_interval=1,
+            warm_up=2,
+            num_inference_steps=25,
+            latents=noise(32, 32),
+        ).images[0]
+        images.append(image)
+    assert images[0].size == (256, 256)
+    assert images[0].tobytes() == images[1].tobytes()
+
+
+def test_lcm_snippet(saved, sdxl):
+    """As documented, with `lcm=True` at the loader, where the reference 1.0.0 fails."""
+    unet = UNet2DConditionModel.from_pretrained(saved("lcm_sdxl"), subfolder="unet")
+    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl, unet=unet)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    call = {"num_inference_steps": 4, "latents": noise(8, 8)}
+    settings = {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    prompt = "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k."
+
+    def draw(pipe, **more):
+        generator = torch.Generator().manual_seed(0)
+        return pipe.tgate(prompt, **settings, **call, generator=generator, **more).images[0]
+
+    ours = draw(loaders.TgateSDXLLoader(pipe, lcm=True).to("cpu"))
+    theirs = draw(reference.TgateSDXLLoader(pipe), lcm=True)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_form_of_version_0_1(twins, arguments):
+    """`gate_step` at the loader: cross-attention only, as `sp_interval=fi_interval=1`."""
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe)
+    first = loaders.TgateSDLoader(pipe, gate_step=3, num_inference_steps=6).tgate(**call)[0]
+    settings = {"gate_step": 3, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    second = loaders.TgateSDLoader(pipe).tgate(**call, **settings)[0]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, loaders.TgateSDLoader(pipe).tgate(**call)[0])
+
+
+def test_video_call(twins, arguments):
+    pipe = loaders.TgateSVDLoader(twins("svd", fresh=True))
+    call = arguments(pipe, 1, steps=4)
+    image = call.pop("image")
+    assert pipe.tgate(image, gate_step=2, warm_up=1, **call).frames.isfinite().all()
+
+
+def test_a_plain_call_after_a_loaders_call_is_plain(twins, arguments):
+    pipe = twins("pixart_alpha", fresh=True)
+    call = arguments(pipe)
+    before = pipe(**call)[0]
+    loaders.TgatePixArtLoader(pipe).tgate(**call, gate_step=2)
+    assert torch.equal(before, pipe(**call)[0])
+
+
+def test_guidance_off_at_the_loaders_call(twins, arguments):
+    pipe = loaders.TgateSDLoader(twins("sd15", fresh=True, scheduler="ddim"))
+    call = arguments(pipe, 2, guidance_scale=1.0)
+    assert pipe.tgate(**call, gate_step=3).images.isfinite().all()
+
+
+def test_every_name_of_the_reference_is_here():
+    names = [name for name in vars(reference) if name.endswith("Loader")]
+    assert len(names) >= 7
+    assert [name for name in names if not hasattr(loaders, name)] == []
