@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from tgate_batch import measure, parquet
 from tgate_batch.demo.pictures import parse
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.clip import ClipScore
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
 from tgate_batch.metrics.intervals import paired_interval
 from tgate_batch.metrics.kid import kid
-from tgate_batch.metrics.paired import Psnr, Ssim
+from tgate_batch.metrics.paired import Lpips, Psnr, Ssim
 from tgate_batch.metrics.per_picture import PictureMetric
 from tgate_batch.metrics.prompt_accuracy import PromptAccuracy
 from tgate_batch.metrics.reference import Reference, drawn_reference, load_reference
@@ -53,12 +55,19 @@ class Asked:
 def asked(run: Run) -> Asked:
     """Loads the run's extractor and metrics; raises UserError where they cannot be had."""
     wanted = run.config.score
+    device = "cuda" if run.config.workers.gpus_each and torch.cuda.is_available() else "cpu"
     extractor = None
     if wanted.reference is not None:
-        device = "cuda" if run.config.workers.gpus_each else "cpu"
         extractor = load_extractor(wanted.extractor, wanted.extractor_path, device)
-    paired = () if run.config.baseline is None else (Psnr(), Ssim())
-    return Asked(extractor, (*paired, PromptAccuracy()))
+    metrics: list[PictureMetric] = []
+    if run.config.baseline is not None:
+        metrics += [Psnr(), Ssim()]
+        if wanted.lpips is not None:
+            metrics.append(Lpips(wanted.lpips, device))
+    metrics.append(PromptAccuracy())
+    if wanted.clip is not None:
+        metrics.append(ClipScore(wanted.clip, device))
+    return Asked(extractor, tuple(metrics))
 
 
 def measure_shard(run: Run, asked: Asked, model: str, arm: str, shard: ShardPlan) -> str | None:

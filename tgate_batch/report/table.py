@@ -63,6 +63,7 @@ def columns(arms: list[dict[str, Any]]) -> list[tuple[str, Any]]:
         (label, _distance),
         ("PSNR (dB)", _paired("psnr", "{:.1f}")),
         ("SSIM", _paired("ssim", "{:.3f}")),
+        ("LPIPS", _paired("lpips", "{:.3f}")),
         ("prompt accuracy", _accuracy),
         ("change [95%]", _change),
         ("CLIP score", _column("clip_score", "{:.2f}")),

@@ -1,0 +1,58 @@
+"""Every config in `configs/` is valid, and every arm of it renders on its model's tiny twin."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tgate_batch import config, models
+from tgate_batch.config import Images
+from tgate_batch.records import Prompt, Shard
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def picture() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(stream, "png")
+    return stream.getvalue()
+
+
+def ids(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_config_is_valid_and_its_plans_fit_its_steps(file):
+    run = config.load(file)
+    for model in run.models:
+        steps = models.resolve(model.name, run.sampling).steps
+        for arm in run.arms.values():
+            if arm.plan is not None:
+                arm.plan.check(steps)
+    assert run.baseline == "baseline"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem != "demo"], ids=ids)
+def test_every_arm_renders_on_the_twin(file, tmp_path):
+    from tgate_batch.pipelines import Painter
+    from tgate_batch.render import Renderer
+    from tgate_batch.twins import save_twin
+
+    run = config.load(file)
+    name = run.models[0].name
+    twin = config.Model(name=name, path=str(save_twin(name, tmp_path)))
+    small = {"height": 64, "width": 64, "batch_size": 2}
+    sampling = models.resolve(name, run.sampling.model_copy(update=small))
+    painter = Painter(models.load(twin, sampling, "cpu"), models.entry(name), sampling)
+    engine = Renderer(painter, Images(), worker="test")
+    shard = Shard(0, tuple(Prompt(f"p{i}", f"number {i}", picture()) for i in range(2)))
+    found = {
+        arm: [row() for row in list(engine.render(shard, arm, settings))]
+        for arm, settings in run.arms.items()
+    }
+    assert {row.error for rows in found.values() for row in rows} == {None}
+    if models.entry(name).draws_video:
+        assert all(row.video for rows in found.values() for row in rows)
