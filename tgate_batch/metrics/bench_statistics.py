@@ -114,6 +114,32 @@ def whole_seconds(images: int = 1000, side: int = 64) -> tuple[float, float, flo
     return theirs[0], ours[0], abs(ours[1] / theirs[1] - 1)
 
 
+def report(images: int = 1000) -> dict[str, float]:
+    """Measures memory, the distance and the whole way, printing a line each as it goes."""
+    memory = {rows: memory_mib(rows) for rows in (20_000, 200_000)}
+    for rows, mib in memory.items():
+        print(f"statistics of {rows:,} x 2048 features: {mib:.0f} MiB above the base", flush=True)
+    theirs, ours, apart = distance_seconds()
+    distance = theirs / ours
+    print(
+        f"distance from statistics, 2048 dimensions: {ours:.2f} s, pytorch-fid {theirs:.2f} s: "
+        f"{distance:.1f} times as fast (relative difference {apart:.0e})",
+        flush=True,
+    )
+    theirs, ours, apart = whole_seconds(images)
+    print(
+        f"files to distance, {images} pictures: {ours:.1f} s, python -m pytorch_fid {theirs:.1f} s: "
+        f"{theirs / ours:.2f} times as fast (relative difference {apart:.0e})",
+        flush=True,
+    )
+    return {
+        "memory_mib_20000": memory[20_000],
+        "memory_mib_200000": memory[200_000],
+        "distance_speedup": distance,
+        "whole_speedup": theirs / ours,
+    }
+
+
 def main() -> None:
     """Prints the distance of two folders of pictures on the weights in the torch hub folder."""
     extractor = Inception()

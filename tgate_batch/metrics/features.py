@@ -5,7 +5,7 @@ a config as ``package.module:Class``; it is built with the weights' path (or Non
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -75,8 +75,12 @@ class Inception:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        if not images:
-            return np.empty((0, self.dimensions), np.float32)
+        # On a CPU sixteen are a quarter faster than fifty and, unlike eight, bitwise the same.
+        return _in_parts(
+            images, 16 if self._device == "cpu" else 256, self._features, self.dimensions
+        )
+
+    def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         (pooled,) = self._network(inception_input(images, self._device))
         return pooled[:, :, 0, 0].float().cpu().numpy()
 
@@ -121,11 +125,9 @@ class EfficientNetLite0:
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU four pictures' maps stay in its cache: 1.7 times as fast as sixteen at once.
-        at_once = 4 if self._device == "cpu" else 256
-        parts = [np.empty((0, self.dimensions), np.float32)]
-        for start in range(0, len(images), at_once):
-            parts.append(self._features(images[start : start + at_once]))
-        return np.concatenate(parts)
+        return _in_parts(
+            images, 4 if self._device == "cpu" else 256, self._features, self.dimensions
+        )
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         small = [image.convert("RGB").resize((224, 224), Image.BILINEAR) for image in images]
@@ -154,6 +156,16 @@ def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu
         return getattr(importlib.import_module(module), attribute)(path, device)
     except (ImportError, AttributeError) as error:
         raise UserError(f"extractor {name!r} cannot be imported: {error}") from None
+
+
+def _in_parts(
+    images: Sequence[Image.Image],
+    size: int,
+    features: Callable[[Sequence[Image.Image]], np.ndarray],
+    dimensions: int,
+) -> np.ndarray:
+    parts = [features(images[start : start + size]) for start in range(0, len(images), size)]
+    return np.concatenate([np.empty((0, dimensions), np.float32), *parts])
 
 
 def _unit_tensor(image: Image.Image) -> torch.Tensor:
