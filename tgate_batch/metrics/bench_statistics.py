@@ -128,8 +128,8 @@ def report(images: int = 1000) -> dict[str, float]:
     )
     theirs, ours, apart = whole_seconds(images)
     print(
-        f"files to distance, {images} pictures: {ours:.1f} s, python -m pytorch_fid {theirs:.1f} s: "
-        f"{theirs / ours:.2f} times as fast (relative difference {apart:.0e})",
+        f"files to distance, {images} pictures: {ours:.1f} s, python -m pytorch_fid {theirs:.1f} "
+        f"s: {theirs / ours:.2f} times as fast (relative difference {apart:.0e})",
         flush=True,
     )
     return {
