@@ -23,13 +23,13 @@ def TgateSDLoader(pipe: Any, gate_step: int | None = None, **_: Any) -> Any:
     the pipeline.
     """
     if gate_step is None:
-        return _with_tgate(pipe, GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2))
-    return _with_tgate(pipe, GatePlan(gate_step))
+        return with_tgate(pipe, GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2))
+    return with_tgate(pipe, GatePlan(gate_step))
 
 
 def TgateSDDeepCacheLoader(pipe: Any, cache_interval: int = 3, cache_branch_id: int = 0) -> Any:
     """The same with DeepCache around the gate; by default cross-attention is gated at 10."""
-    return _with_tgate(pipe, GatePlan(10), DeepCache(cache_interval, cache_branch_id))
+    return with_tgate(pipe, GatePlan(10), DeepCache(cache_interval, cache_branch_id))
 
 
 TgateSDXLLoader = TgateSVDLoader = TgateSDLoader
@@ -37,7 +37,9 @@ TgatePixArtLoader = TgatePixArtAlphaLoader = TgatePixArtSigmaLoader = TgateSDLoa
 TgateSDXLDeepCacheLoader = TgateSDDeepCacheLoader
 
 
-def _with_tgate(pipe: Any, default: GatePlan, deepcache: DeepCache | None = None) -> Any:
+def with_tgate(pipe: Any, default: GatePlan, deepcache: DeepCache | None = None) -> Any:
+    """Gives ``pipe`` the method ``pipe.tgate(...)``, whose settings default to the plan's."""
+
     def tgate(
         self: Any,
         *arguments: Any,
