@@ -34,7 +34,7 @@ def start() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True)
+    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
 
 
 def inside_job() -> bool:
@@ -213,6 +213,7 @@ class Pool:
             max_restarts=0,
         )
         self.deaths = 0
+        self._failed_starts = 0
         _check_resources(self._limits)
 
     def __enter__(self) -> "Pool":
@@ -238,8 +239,10 @@ class Pool:
         )
         while left:
             self._adjust(left)
-            for seat in self._standing():
-                self._feed(seat, waiting, source)
+            for held in range(_IN_FLIGHT):
+                for seat in self._standing():
+                    if len(seat.tasks) == held:
+                        self._feed(seat, waiting, source)
             for found in self._collect(waiting):
                 if isinstance(found, Receipt):
                     yield found
@@ -258,8 +261,13 @@ class Pool:
             for shard in self._run.shards
             if self._run.is_done(model.name, arm, shard)
         ]
+        if not jobs:
+            return
         self._adjust(len(jobs))
-        pool = ray.util.ActorPool([seat.actor for seat in self._seats])
+        while not (standing := self._standing()):
+            self._adjust(len(jobs))
+            ray.wait([seat.starting for seat in self._seats], num_returns=1)
+        pool = ray.util.ActorPool([seat.actor for seat in standing])
         try:
             yield from pool.map_unordered(lambda actor, job: actor.measure.remote(*job), jobs)
         except ray.exceptions.RayTaskError as error:
@@ -284,21 +292,36 @@ class Pool:
             self._seats.remove(seat)
 
     def _feed(self, seat: _Seat, waiting: deque[_Task], source: Iterator[_Task]) -> None:
-        while len(seat.tasks) < _IN_FLIGHT and not any(task.alone for _, task in seat.tasks):
-            if not waiting and (fresh := next(source, None)) is not None:
-                waiting.append(fresh)
-            if not waiting or (waiting[0].alone and seat.tasks):
-                return
+        """Sends one more task, unless one under suspicion would have to share the worker."""
+        if any(task.alone for _, task in seat.tasks):
+            return
+        if not waiting and (fresh := next(source, None)) is not None:
+            waiting.append(fresh)
+        if waiting and not (waiting[0].alone and seat.tasks):
             task = waiting.popleft()
             seat.tasks.append((task.send(seat.actor), task))
 
     def _standing(self) -> list[_Seat]:
+        """The seats whose actor runs. Raises UserError where actors keep failing to start."""
         starting = {seat.starting: seat for seat in self._seats if seat.starting is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
             for reference in ready:
-                starting[reference].starting = None
+                self._started(starting[reference])
         return [seat for seat in self._seats if seat.starting is None]
+
+    def _started(self, seat: _Seat) -> None:
+        try:
+            ray.get(seat.starting)
+        except ray.exceptions.RayError as error:
+            self._seats.remove(seat)
+            self._failed_starts += 1
+            if self._failed_starts >= _LIVES:
+                reason = " ".join(str(error).split())[-300:]
+                raise UserError(f"workers: {_LIVES} in a row did not start: {reason}") from None
+        else:
+            seat.starting = None
+            self._failed_starts = 0
 
     def _collect(self, waiting: deque[_Task]) -> Iterator[Receipt | _Task]:
         """Whatever has arrived: receipts, and tasks that are finished."""
