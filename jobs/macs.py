@@ -70,6 +70,8 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
     for model in run.models:
         sampling = models.resolve(model.name, run.sampling)
         size = {"height": sampling.height, "width": sampling.width}
+        entry = models.entry(model.name)
+        documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
             counted = macs_of(
                 model.name,
@@ -81,7 +83,11 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
                 scheduler=sampling.scheduler,
                 **size,
             )
-            published = published_for(model.name, arm.plan, arm.cache, sampling.steps)
+            published = None
+            if model.path is None and (sampling.height, sampling.width) == documented:
+                published = published_for(
+                    model.name, arm.plan, arm.cache, sampling.steps, sampling.guidance_scale
+                )
             made = _row(model.name, name, arm.plan, arm.cache, sampling.steps, counted, published)
             made |= {
                 "guidance_scale": sampling.guidance_scale,

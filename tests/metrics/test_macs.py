@@ -224,8 +224,10 @@ def test_eighteen_figures_were_published_each_for_settings_of_its_own():
     settings = {(row.model, row.plan, row.deepcache) for row in PUBLISHED}
     assert len(PUBLISHED) == len(settings) == 18
     for row in PUBLISHED:
-        assert published_for(row.model, row.plan, row.deepcache, row.steps) is row
-    assert published_for("sdxl", GatePlan(7), None, 25) is None
+        settings = row.plan, row.deepcache, row.steps, row.guidance_scale
+        assert published_for(row.model, *settings) is row
+    assert published_for("sdxl", GatePlan(7), None, 25, 7.5) is None
+    assert published_for("sdxl", None, None, 25, 1.0) is None
 
 
 def test_published_figures_of_stable_diffusion_are_reproduced():

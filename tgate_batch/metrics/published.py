@@ -45,7 +45,8 @@ _SD21_PARAMS = (
     "SD 2.1 has 865.911 M parameters by its configuration; where the published 865.785 M comes "
     "from is open"
 )
-_LCM = {"steps": 4, "guidance_scale": 0.0}
+_LCM_SDXL = {"steps": 4, "guidance_scale": 8.0}  # an input of the denoiser, not guidance
+_LCM_ALPHA = {"steps": 4, "guidance_scale": 0.0}
 _ALPHA = {"guidance_scale": 4.5, "params_m": 611.350}
 _ALPHA_GATED = {"guidance_scale": 4.5, "params_m": 462.585}
 
@@ -79,18 +80,24 @@ PUBLISHED: tuple[Published, ...] = (
         documented=(GatePlan(10), DeepCache(3, 0)),
         note=_FITTED_BOTH,
     ),
-    Published("lcm_sdxl", "baseline", 11.955, **_LCM),
-    Published("lcm_sdxl", "tgate", 11.171, plan=GatePlan(1), **_LCM),
-    Published("lcm_pixart_alpha", "baseline", 8.563, **_LCM),
-    Published("lcm_pixart_alpha", "tgate", 7.623, plan=GatePlan(1), **_LCM),
+    Published("lcm_sdxl", "baseline", 11.955, **_LCM_SDXL),
+    Published("lcm_sdxl", "tgate", 11.171, plan=GatePlan(1), **_LCM_SDXL),
+    Published("lcm_pixart_alpha", "baseline", 8.563, **_LCM_ALPHA),
+    Published("lcm_pixart_alpha", "tgate", 7.623, plan=GatePlan(1), **_LCM_ALPHA),
 )
 
 
 def published_for(
-    model: str, plan: GatePlan | None, deepcache: DeepCache | None, steps: int
+    model: str,
+    plan: GatePlan | None,
+    deepcache: DeepCache | None,
+    steps: int,
+    guidance_scale: float,
 ) -> Published | None:
-    """The published figure of exactly these settings; None where nothing was published."""
+    """The published figure of these settings at the model's size; None where there is none."""
     for row in PUBLISHED:
-        if (row.model, row.plan, row.deepcache, row.steps) == (model, plan, deepcache, steps):
+        same_branches = (row.guidance_scale > 1) == (guidance_scale > 1)
+        settings = (row.model, row.plan, row.deepcache, row.steps)
+        if same_branches and settings == (model, plan, deepcache, steps):
             return row
     return None
