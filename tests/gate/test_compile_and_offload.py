@@ -1,0 +1,115 @@
+"""A compiled denoiser, and denoisers whose weights come and go."""
+
+import pytest
+import torch
+
+from tgate_batch.gate import GatePlan, gated
+
+PLAN = GatePlan(4, sp_interval=2, fi_interval=2, warm_up=0)
+
+
+@pytest.fixture
+def graphs():
+    """Counts the graphs that a compiled module asks its backend for."""
+    torch._dynamo.reset()
+    yield Counting()
+    torch._dynamo.reset()
+
+
+class Counting:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, module, inputs):
+        self.count += 1
+        return module.forward
+
+
+@pytest.mark.parametrize("form", ["wrapped", "in place"])
+def test_after_the_first_picture_nothing_more_is_compiled(twins, arguments, graphs, form):
+    pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+    calls = [arguments(pipe, 1, steps=7, seed=seed) for seed in range(3)]
+    with gated(pipe, PLAN):
+        expected = [pipe(**call)[0] for call in calls]
+    if form == "wrapped":
+        pipe.transformer = torch.compile(pipe.transformer, backend=graphs, fullgraph=True)
+    else:
+        pipe.transformer.compile(backend=graphs)
+    counts, pictures = [], []
+    with gated(pipe, PLAN):
+        for call in calls:
+            pictures.append(pipe(**call)[0])
+            counts.append(graphs.count)
+    # (compute, store), (compute, reuse), (compute, store) again, (store, store) and two after
+    # the gate: reuse of cross-attention with self-attention stored or reused.
+    actions = {(now.cross, now.self_, now.mean) for now in PLAN.schedule(7)}
+    assert counts[0] == len(actions)
+    assert counts == [counts[0]] * 3
+    assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))
+
+
+def test_plain_calls_of_a_compiled_denoiser_stay_plain(twins, arguments, graphs):
+    pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+    call = arguments(pipe, 1)
+    pipe.transformer = torch.compile(pipe.transformer, backend=graphs)
+    before = pipe(**call)[0]
+    with gated(pipe, PLAN):
+        pipe(**call)
+    assert torch.equal(before, pipe(**call)[0])
+
+
+def test_model_offload_keeps_the_gate_in_every_call(twins, arguments):
+    """Offloading pipelines take the denoiser's hooks off and on again after each call."""
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe, 2)
+    with gated(pipe, PLAN):
+        expected = pipe(**call)[0]
+    plain = pipe(**call)[0]
+    offload(pipe)
+    with gated(pipe, PLAN):
+        for _ in range(3):
+            assert torch.equal(pipe(**call)[0], expected)
+            pipe.maybe_free_model_hooks()
+            offload(pipe)
+    assert torch.equal(pipe(**call)[0], plain)
+
+
+def offload(pipe):
+    """What `enable_model_cpu_offload` does to the denoiser, with the CPU as the device."""
+    from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(pipe.unet, recurse=True)
+    cpu_offload_with_hook(pipe.unet, "cpu")
+
+
+def test_sequential_offload_keeps_the_gate(twins, arguments):
+    from accelerate import cpu_offload
+
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe, 2)
+    with gated(pipe, PLAN):
+        expected = pipe(**call)[0]
+    cpu_offload(pipe.unet, "cpu", offload_buffers=True)
+    with gated(pipe, PLAN):
+        for _ in range(2):
+            assert torch.equal(pipe(**call)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offload_keeps_the_gate(twins, arguments, kind):
+    from diffusers.hooks import apply_group_offloading
+
+    pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+    call = arguments(pipe, 2)
+    with gated(pipe, PLAN):
+        expected = pipe(**call)[0]
+    apply_group_offloading(
+        pipe.transformer,
+        onload_device=torch.device("cpu"),
+        offload_type=kind,
+        num_blocks_per_group=1 if kind == "block_level" else None,
+    )
+    with gated(pipe, PLAN):
+        for _ in range(2):
+            assert torch.equal(pipe(**call)[0], expected)
