@@ -148,7 +148,9 @@ def _parts(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The rows as a table, and below it what the published figures leave open."""
-    table = Table(title="MACs of one image, 10^12 (T)", title_justify="left")
+    table = Table(
+        title="MACs of one image (for svd of one video), T: 10^12, G: 10^9", title_justify="left"
+    )
     for heading in ("model", "arm", "settings"):
         table.add_column(heading)
     for heading in ("MACs", "published", "error", "with attention", "params (M)"):
@@ -160,7 +162,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["arm"],
             _settings(row["steps"], row["plan"], row["deepcache"]),
             _tera(row["macs_t"]),
-            "–" if published is None else f"{published:.3f}",
+            "–" if published is None else _tera(published),
             "–" if error is None else f"{error:+.3%}",
             _tera(row["macs_with_attention_t"]),
             f"{row['params_m']:.3f}",
@@ -176,13 +178,13 @@ def show(rows: list[dict[str, Any]]) -> None:
             console.print(f"{row['model']} {row['arm']}: {row['note']}{_documented(row)}.")
         for name, part in row.get("parts", {}).items():
             console.print(
-                f"{row['model']} {row['arm']} {name}: {part['macs_t']:.4g} T, with attention "
-                f"{part['macs_with_attention_t']:.4g} T, {part['params_m']:.3f} M parameters"
+                f"{row['model']} {row['arm']} {name}: {_tera(part['macs_t'])}, with attention "
+                f"{_tera(part['macs_with_attention_t'])}, {part['params_m']:.3f} M parameters"
             )
 
 
 def _tera(macs_t: float) -> str:
-    return f"{macs_t:.3f}" if macs_t >= 1 else f"{macs_t:.4g}"
+    return f"{macs_t:.3f} T" if macs_t >= 0.01 else f"{macs_t * 1000:.3f} G"
 
 
 def _documented(row: dict[str, Any]) -> str:
