@@ -2,22 +2,20 @@
 
 Two kinds of hook share one ``Gate``. A pair around the denoiser counts its calls and, from the
 gate step on, lets one branch through and returns its output twice, so that the pipeline's own
-guidance ``u + s * (p - u)`` becomes ``u``. One on every attention layer computes, stores or reuses.
+guidance ``u + s * (p - u)`` becomes ``u``. One on every attention layer (``layers``) computes,
+stores or reuses.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.models.attention_processor import Attention
 
+from tgate_batch.gate.layers import GatedAttention, attach
 from tgate_batch.gate.plan import Action, DeepCache, GatePlan
 from tgate_batch.gate.steps import steps_of_calls
 
-_NAME = "tgate"
 _MORE_BRANCHES = {
     "do_perturbed_attention_guidance": "perturbed-attention guidance",
     "image_guidance_scale": "image guidance",
@@ -47,9 +45,8 @@ def gated(
     gate = Gate(pipe, plan, guided)
     with ExitStack() as stack:
         stack.callback(gate.clear)
-        for layer in _gateable_layers(denoiser) if plan is not None else ():
-            gate.layers.append(_attach(layer, GatedAttention(gate)))
-            stack.callback(_detach, layer)
+        if plan is not None:
+            gate.layers = attach(denoiser, gate, stack)
         if deepcache is not None:
             from tgate_batch.gate.deepcache import enabled
 
@@ -113,7 +110,7 @@ class Gate:
         for layer in self.layers:
             layer.cache = None
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def before_denoiser(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
         """Counts the call; halves what it was given once the gate has closed."""
         sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
@@ -125,7 +122,7 @@ class Gate:
             return None
         return _branch(args, self._batch, self._kept), _branch(kwargs, self._batch, self._kept)
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def after_denoiser(self, module: torch.nn.Module, args: tuple, output: Any) -> Any:
         """Frees the caches after the last step; returns one branch's output as two."""
         if self._call == len(self._steps):
@@ -189,80 +186,6 @@ class Gate:
             for layer in self.layers:
                 if layer.cache is not None:
                     layer.cache = layer.cache.chunk(2)[1]
-
-
-class GatedAttention(ModelHook):
-    """Computes, stores or reuses one attention layer's output, as its gate says."""
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self.gate = gate
-        self.is_cross = False
-        self.cache: torch.Tensor | None = None
-
-    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        own = type(module).forward is Attention.forward and "forward" not in vars(module)
-        self.is_bare = own  # neither a subclass nor another hook has a say
-        return module
-
-    def new_forward(
-        self,
-        module: torch.nn.Module,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        gate = self.gate
-        action = gate.self_ if encoder_hidden_states is None else gate.cross
-        if action is Action.REUSE and self.cache is not None:
-            return self.cache
-        # The layer's own forward would look up what its processor takes, which costs as much as
-        # the attention of a small picture; with nothing further to pass on it is not needed.
-        forward = self.fn_ref.original_forward
-        if self.is_bare and not kwargs:
-            forward = partial(module.processor, module)
-        output = forward(
-            hidden_states,
-            encoder_hidden_states=encoder_hidden_states,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
-        if action is Action.STORE:
-            self.is_cross = encoder_hidden_states is not None
-            self.cache = output
-            if gate.mean:
-                negative, positive = output.chunk(2)
-                self.cache = (negative + positive) / 2
-        return output
-
-
-def _attach(layer: Attention, hook: GatedAttention) -> GatedAttention:
-    HookRegistry.check_if_exists_or_initialize(layer).register_hook(hook, _NAME)
-    return hook
-
-
-def _detach(layer: Attention) -> None:
-    registry = layer._diffusers_hook
-    registry.remove_hook(_NAME, recurse=False)
-    if not registry.hooks:
-        del layer._diffusers_hook
-        # The registry puts the bound original back; without it the class's own is found again.
-        if getattr(layer.forward, "__func__", None) is type(layer).forward:
-            del layer.forward
-
-
-def _gateable_layers(denoiser: torch.nn.Module) -> list[Attention]:
-    layers = [module for module in denoiser.modules() if isinstance(module, Attention)]
-    joint = any(layer.added_kv_proj_dim is not None for layer in layers)
-    if joint or not any(layer.is_cross_attention for layer in layers):
-        raise ValueError(
-            f"{type(denoiser).__name__} has no cross-attention layers of its own (text and picture "
-            "attend jointly), and T-GATE gates those; use Stable Diffusion 1.5, 2.1 or XL, PixArt, "
-            "or Stable Video Diffusion"
-        )
-    # With the residual inside, the output depends on this step's input and cannot be reused.
-    return [layer for layer in layers if not layer.residual_connection]
 
 
 def _refuse(pipe: Any, denoiser: torch.nn.Module, guided: bool) -> None:
