@@ -48,14 +48,14 @@ def parse() -> argparse.Namespace:
 def job() -> None:
     options = parse()
     row = models.entry(_ALSO.get(options.model, options.model))
-    call = _call(row, options)
-    folder = _writable(options.saved_path)
     try:
         # The documents gate cross-attention alone under DeepCache and in distilled models.
         alone = options.deepcache or row.name.startswith("lcm_")
         sp_interval, warm_up = (1, 0) if alone else (options.sp_interval, options.warm_up)
         plan = GatePlan(options.gate_step, sp_interval, options.fi_interval, warm_up)
         plan.check(options.inference_step)
+        call = _call(row, options)
+        folder = _writable(options.saved_path)
         drawn = _draw(row, options, plan, call)
     except ValueError as error:
         raise UserError(str(error)) from None
