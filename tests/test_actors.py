@@ -1,5 +1,7 @@
 import itertools
+import json
 import os
+import shutil
 import signal
 
 import pyarrow.dataset as ds
@@ -13,6 +15,7 @@ from tgate_batch.config import Model
 from tgate_batch.errors import UserError
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.run import Missing
+from tgate_batch.stages import BESIDE, ON_DEVICE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,7 +27,7 @@ def local_ray():
 
 def render(settings, **sections):
     run = prepared(settings, **sections)
-    with pool_of(run) as pool:
+    with actors.Pool(run) as pool:
         return run, list(filter(None, pool.render()))
 
 
@@ -34,10 +37,6 @@ def prepared(settings, **sections):
     return run
 
 
-def pool_of(run):
-    return actors.Pool(run, {(model.name, arm): {} for model, arm, _ in run.pairs()})
-
-
 def pictures(output, arm):
     """(prompt id, image bytes) of an arm, sorted."""
     table = ds.dataset(f"{output}/images", format="parquet", partitioning="hive").to_table()
@@ -45,8 +44,26 @@ def pictures(output, arm):
     return sorted((row["prompt_id"], row["image"]["bytes"]) for row in rows)
 
 
-def test_every_prompt_is_in_every_arm_once_and_a_second_run_has_nothing_to_do(settings):
+@pytest.fixture(scope="module")
+def rendered(twin, tmp_path_factory):
+    """A finished run of one worker: its settings, its folder and its receipts."""
+    here = tmp_path_factory.mktemp("rendered")
+    captions = here / "captions.csv"
+    captions.write_text("id,caption\n" + "".join(f"c{i},a picture of {i}\n" for i in range(10)))
+    settings = {
+        "models": [{"name": "sd15", "path": twin}],
+        "prompts": {"path": str(captions), "shard_size": 4},
+        "sampling": {"steps": 4, "height": 32, "width": 32, "batch_size": 2},
+        "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
+        "workers": {"max": 1},
+        "output": str(here / "out"),
+    }
     run, receipts = render(settings)
+    return settings, run, receipts
+
+
+def test_every_prompt_is_in_every_arm_once_and_nothing_is_left_to_do(rendered):
+    settings, run, receipts = rendered
     assert sorted((r.arm, r.shard, r.images, r.errors) for r in receipts) == [
         (arm, shard, size, 0)
         for arm in ("baseline", "tgate")
@@ -58,28 +75,31 @@ def test_every_prompt_is_in_every_arm_once_and_a_second_run_has_nothing_to_do(se
     assert list(runs.missing(run)) == []
 
 
-def test_missing_file_alone_is_rendered_again_and_is_the_same(settings, tmp_path):
-    run, _ = render(settings)
-    before = pictures(settings["output"], "tgate")
-    os.remove(run.folder.path("images/model=sd15/arm=tgate/shard-00001.parquet"))
-    _, receipts = render(settings)
-    assert [(r.arm, r.shard) for r in receipts] == [("tgate", 1)]
-    assert pictures(settings["output"], "tgate") == before
+def test_worker_says_where_its_time_went(rendered):
+    _, run, _ = rendered
+    (name,) = run.folder.names("workers", ".json")
+    seconds = json.loads(run.folder.read(name))["seconds"]
+    assert all(seconds[stage] > 0 for stage in (*ON_DEVICE, *BESIDE))
+    assert sum(seconds[stage] for stage in ON_DEVICE) <= seconds["wall"]
 
 
-def test_two_workers_make_the_pictures_of_one(settings, tmp_path):
-    render(settings, workers={"max": 1}, output=str(tmp_path / "one"))
-    render(settings, workers={"min": 2, "max": 2}, output=str(tmp_path / "two"))
+def test_two_workers_fill_the_gaps_of_a_run_with_the_same_pictures(rendered, tmp_path):
+    settings, _, _ = rendered
+    here = shutil.copytree(settings["output"], tmp_path / "out")
+    for arm, shard in (("tgate", 1), ("baseline", 2)):
+        os.remove(here / f"images/model=sd15/arm={arm}/shard-{shard:05d}.parquet")
+    _, receipts = render(settings, workers={"min": 2, "max": 2}, output=str(here))
+    assert sorted((r.arm, r.shard) for r in receipts) == [("baseline", 2), ("tgate", 1)]
     for arm in ("baseline", "tgate"):
-        assert pictures(tmp_path / "one", arm) == pictures(tmp_path / "two", arm)
+        assert pictures(here, arm) == pictures(settings["output"], arm)
 
 
 def test_killed_worker_costs_nothing_but_time(settings):
     run = prepared(settings, workers={"max": 1})
-    with pool_of(run) as pool:
+    with actors.Pool(run) as pool:
         for number, _ in enumerate(filter(None, pool.render())):
             if number == 0:
-                os.kill(ray.get(pool._seats[0].actor.process.remote()), signal.SIGKILL)
+                os.kill(ray.get(pool._seats[0].actor.stand.remote(None)), signal.SIGKILL)
         assert pool.deaths == 1
     found = [identity for identity, _ in pictures(settings["output"], "tgate")]
     assert found == [f"c{i}" for i in range(10)]

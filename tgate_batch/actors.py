@@ -5,24 +5,27 @@ pool of actors and decides what a failure means: a worker that dies costs its ta
 three, the shard is split to find the prompt it dies on, and that prompt becomes an error row.
 """
 
+import json
 import os
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import ray.util
 
-from tgate_batch import models, parquet
-from tgate_batch.config import Model, Workers
+from tgate_batch import parquet
+from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import UserError
 from tgate_batch.prompts import ShardPlan
 from tgate_batch.records import Prompt, Receipt, Shard
 from tgate_batch.run import Missing, Run, missing
+from tgate_batch.stages import Energy, Stages
 
 _LIVES = 3  # deaths of its worker that a task survives unsplit
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
@@ -45,16 +48,23 @@ def inside_job() -> bool:
 class Worker:
     """One process with one model or extractor; renders and measures shards, writes their files."""
 
-    def __init__(self, run: Run, metadata: dict[tuple[str, str], dict]):
+    def __init__(self, run: Run, open_painter: Callable[[Model, Config], Any] | None = None):
+        """``open_painter`` loads a model; None: what the catalogue says."""
+        self._stages = Stages()
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._run = run
         self._config = run.config
-        self._metadata = metadata
+        self._open_painter = open_painter
         self._device = threading.Lock()  # two tasks overlap, but only one computes
         self._loaded: tuple[str, Any] | None = None
         self._asked: Any = None
+        self._known: dict[tuple[str, str], dict[str, str]] = {}
 
-    def process(self) -> int:
-        """Answers when the worker stands: its process id."""
+    def stand(self, model: Model | None) -> int:
+        """Answers when the worker stands, ``model`` loaded: its process id. Raises UserError."""
+        if model is not None:
+            with self._device:
+                self._renderer(model)
         return os.getpid()
 
     def render(
@@ -77,9 +87,7 @@ class Worker:
                 os._exit(1)  # a fresh process takes the shard
             records = [row() for row in rows]
             if keep:
-                name = parquet.images_name(model.name, arm, shard.index)
-                metadata = self._metadata[model.name, arm] | {"device": _device_name()}
-                parquet.write_records(self._run.folder, name, records, shard.digest, metadata)
+                self._write(model, arm, shard, records)
             good = [record for record in records if record.status == "ok"]
             yield Receipt(
                 model.name,
@@ -101,33 +109,64 @@ class Worker:
                 self._asked = score.asked(self._run)
             return score.measure_shard(self._run, self._asked, model, arm, shard)
 
+    def _write(self, model: Model, arm: str, shard: Shard, records: list) -> None:
+        about = self._about(model, arm)
+        with self._stages.timed("write"):
+            name = parquet.images_name(model.name, arm, shard.index)
+            parquet.write_records(self._run.folder, name, records, shard.digest, about)
+        summary = {
+            "device": self._device_name,
+            "gpu": self._energy.gpu,
+            "joules": self._energy.joules(),
+            "seconds": self._stages.summary(),
+        }
+        self._run.folder.write(f"workers/{self._name}.json", json.dumps(summary))
+
+    def _about(self, model: Model, name: str) -> dict[str, str]:
+        """What every file of a (model, arm) says of itself."""
+        from tgate_batch.counting import arm_macs
+
+        with self._device:  # not while a batch is being timed
+            if (model.name, name) not in self._known:
+                arm = self._config.arms[name]
+                with self._stages.timed("load"):
+                    macs = arm_macs(self._run, model, arm)
+                self._known[model.name, name] = {
+                    "model": model.name,
+                    "arm": name,
+                    "settings": arm.model_dump_json(),
+                    "device": self._device_name,
+                    **{key: json.dumps(value) for key, value in macs.items()},
+                }
+            return self._known[model.name, name]
+
     def _limit_threads(self) -> None:
         import torch
 
         if not self._config.workers.gpus_each:
             torch.set_num_threads(self._config.workers.cpus_each)
 
-    def _renderer(self, model: Model):
-        from tgate_batch.pipelines import Painter
-        from tgate_batch.render import Renderer
-
+    def _renderer(self, model: Model) -> Any:
         if self._loaded is None or self._loaded[0] != model.name:
             self._loaded = None  # frees the model before it
-            self._limit_threads()
-            on_gpu = self._config.workers.gpus_each > 0
-            sampling = models.resolve(model.name, self._config.sampling)
-            device = "cuda" if on_gpu else "cpu"
-            pipeline = models.load(model, sampling, device, model.dtype)
-            painter = Painter(pipeline, models.entry(model.name), sampling)
-            worker = f"{socket.gethostname()}-{os.getpid()}"
-            self._loaded = (model.name, Renderer(painter, self._config.images, worker))
+            with self._stages.timed("load"):
+                self._loaded = (model.name, self._opened(model))
         return self._loaded[1]
 
+    def _opened(self, model: Model) -> Any:
+        import torch
 
-def _device_name() -> str:
-    import torch
+        from tgate_batch.pipelines import open_painter
+        from tgate_batch.render import Renderer
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        self._limit_threads()
+        self._device_name, gpu = "CPU", None
+        if self._config.workers.gpus_each and torch.cuda.is_available():
+            self._device_name = torch.cuda.get_device_name()
+            gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        self._energy = Energy(gpu)
+        painter = (self._open_painter or open_painter)(model, self._config)
+        return Renderer(painter, self._config.images, self._name, self._stages)
 
 
 @dataclass
@@ -198,13 +237,20 @@ class _Seat:
 class Pool:
     """A pool of workers between ``min`` and ``max``, as the cluster offers. A context manager."""
 
-    def __init__(self, run: Run, metadata: dict[tuple[str, str], dict]):
-        """``metadata``: what the files of each (model, arm) carry. Raises UserError where no
-        worker could ever start."""
+    def __init__(
+        self,
+        run: Run,
+        renders: bool = True,
+        open_painter: Callable[[Model, Config], Any] | None = None,
+    ):
+        """Workers start at once; if the pool ``renders``, with the first model that is to.
+
+        Raises UserError where no worker could ever start.
+        """
         start()
         self._run = run
         self._limits: Workers = run.config.workers
-        self._arguments = (run, metadata)
+        self._arguments = (run, open_painter)
         self._seats: list[_Seat] = []
         self._kind = ray.remote(Worker).options(
             num_cpus=self._limits.cpus_each,
@@ -215,6 +261,8 @@ class Pool:
         self.deaths = 0
         self._failed_starts = 0
         _check_resources(self._limits)
+        self._unrendered = _unrendered(run) if renders else Counter()
+        self._adjust(self._unrendered.total() or len(run.pairs()) * len(run.shards))
 
     def __enter__(self) -> "Pool":
         return self
@@ -232,11 +280,7 @@ class Pool:
         """
         waiting: deque[_Task] = deque()
         source = (_Task(work) for work in missing(self._run))
-        left = sum(
-            any(not self._run.is_done(model.name, arm, shard) for arm in self._run.config.arms)
-            for model in self._run.config.models
-            for shard in self._run.shards
-        )
+        left = self._unrendered.total()
         while left:
             self._adjust(left)
             for held in range(_IN_FLIGHT):
@@ -285,7 +329,8 @@ class Pool:
         wanted = min(self._limits.max or max(least, _room(self._limits)), left)
         while len(self._seats) < wanted:
             actor = self._kind.remote(*self._arguments)
-            self._seats.append(_Seat(actor, actor.process.remote()))
+            first = next((m for m in self._run.config.models if self._unrendered[m.name]), None)
+            self._seats.append(_Seat(actor, actor.stand.remote(first)))
         idle = [seat for seat in self._seats if not seat.tasks]
         for seat in idle[: max(0, len(self._seats) - max(wanted, least))]:
             ray.kill(seat.actor)
@@ -314,6 +359,9 @@ class Pool:
         try:
             ray.get(seat.starting)
         except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
             self._seats.remove(seat)
             self._failed_starts += 1
             if self._failed_starts >= _LIVES:
@@ -380,6 +428,16 @@ class Pool:
             raise RuntimeError(f"{shard} failed {_LIVES} times; the last time with: {cause!r}")
         seat.tasks = deque(pair for pair in seat.tasks if pair[0] is not stream)
         waiting.appendleft(task)
+
+
+def _unrendered(run: Run) -> Counter[str]:
+    """How many shards of each model lack the file of some arm."""
+    return Counter(
+        model.name
+        for model in run.config.models
+        for shard in run.shards
+        if not all(run.is_done(model.name, arm, shard) for arm in run.config.arms)
+    )
 
 
 def _room(workers: Workers) -> int:

@@ -96,6 +96,17 @@ class Workers(Section):
     cpus_each: int = Field(1, ge=1)  # also the number of torch threads on a CPU
 
 
+class Engine(Section):
+    """How the pipeline computes; what is drawn changes in the last bits at most."""
+
+    compile: bool = False  # torch.compile of the denoiser: minutes at first, then faster
+    channels_last: bool | None = None  # None: on a GPU only
+    fused_qkv: bool = False  # one matrix for query, key and value
+    attention: Literal["flash", "efficient", "cudnn", "math"] | None = None  # None: torch chooses
+    decode_batch_size: int | None = Field(None, ge=1)  # pictures; None: the whole batch
+    offload_text_encoder: bool = False  # in main memory while pictures are denoised
+
+
 class Images(Section):
     """How pictures are stored."""
 
@@ -155,6 +166,7 @@ class Config(Section):
     sampling: Sampling = Sampling()
     arms: dict[Name, Arm] = Field(min_length=1)
     workers: Workers = Workers()
+    engine: Engine = Engine()
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()

@@ -16,11 +16,6 @@ _OPTIONS = {
 }
 
 
-def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in 0..1 as uint8, rounded as diffusers' image processor does."""
-    return (pixels * 255).round().astype(np.uint8)
-
-
 def picture(pixels: np.ndarray, images: Images) -> bytes:
     """Compresses one picture, [height, width, 3] uint8."""
     options = dict(_OPTIONS[images.format])

@@ -78,6 +78,13 @@ def is_done(folder: Folder, name: str, digest: str, rows: int | None = None) -> 
     return (footer.metadata or {}).get(_SHARD_KEY) == digest.encode()
 
 
+def read_metadata(folder: Folder, name: str) -> dict[str, str]:
+    """What a file says of itself; raises OSError or ArrowException where it is damaged."""
+    with folder.open(name) as file:
+        found = pq.read_metadata(file).metadata or {}
+    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
+
+
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
     """One shard's rows; raises OSError or ArrowException where the file is damaged."""
     with folder.open(name) as file:

@@ -5,14 +5,15 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tgate_batch.config import Sampling
+from tgate_batch import engine, models
+from tgate_batch.config import Config, Engine, Model, Sampling
 from tgate_batch.gate import is_guided
 from tgate_batch.models import Entry
 from tgate_batch.records import Prompt
@@ -38,6 +39,14 @@ _ENCODED["PixArtSigmaPipeline"] = _ENCODED["PixArtAlphaPipeline"]
 Condition = dict[str, Any]  # one prompt's arguments of the pipeline's call
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """A batch of finished pictures, on the CPU."""
+
+    values: np.ndarray  # uint8 [n, height, width, 3]; videos [n, frames, height, width, 3]
+    finite: np.ndarray  # bool [n]: whether the model made numbers everywhere
+
+
 @dataclass
 class Painter:
     """A loaded pipeline with the run's sampling: conditions in, pixels out."""
@@ -45,6 +54,7 @@ class Painter:
     pipeline: Any
     entry: Entry
     sampling: Sampling
+    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
         self.guided = is_guided(self.pipeline, self.sampling.guidance_scale)
@@ -59,6 +69,22 @@ class Painter:
         """One condition a prompt, kept in main memory until its batch comes."""
         if self.entry.draws_video:
             return [{"image": _conditioning(prompt, self.sampling)} for prompt in prompts]
+        if not self.engine.offload_text_encoder:
+            return self._encoded(prompts)
+        encoders = [
+            module
+            for name, module in self.pipeline.components.items()
+            if name.startswith("text_encoder") and module is not None
+        ]
+        for module in encoders:
+            module.to(self.device)
+        try:
+            return self._encoded(prompts)
+        finally:
+            for module in encoders:
+                module.to("cpu")
+
+    def _encoded(self, prompts: list[Prompt]) -> list[Condition]:
         if self.guided and self._negative is None:
             negative = self.sampling.negative_prompt or None  # None: the pipeline's own default
             encoded = self._encode(
@@ -89,6 +115,10 @@ class Painter:
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         """Final latents, one row a condition; the noise of a row is its seed's alone."""
+        with engine.attention(self.engine.attention):
+            return self._denoised(conditions, seeds)
+
+    def _denoised(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         common = {
             "num_inference_steps": self.sampling.steps,
@@ -115,19 +145,32 @@ class Painter:
         ).images
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Pixels in 0..1 (NaN where the model made none): [n, height, width, 3], float32.
+    def decode(self, latents: torch.Tensor) -> Pixels:
+        """Final latents to pictures, a few at a time where the engine says so."""
+        parts = latents.split(self.engine.decode_batch_size or len(latents))
+        pixels = torch.cat([self._decoded(part) for part in parts])
+        finite = pixels.isfinite().flatten(1).all(dim=1)
+        # Rounded as diffusers' image processor does, but before the copy off the device.
+        values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return Pixels(values.cpu().numpy(), finite.cpu().numpy())
 
-        Videos: [n, frames, height, width, 3].
-        """
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels in -1..1, float32, channels last."""
         if self.entry.draws_video:
             frames = self.pipeline.decode_latents(latents, latents.shape[1], decode_chunk_size=8)
-            pixels = frames.permute(0, 2, 3, 4, 1)
-        else:
-            vae = self.pipeline.vae
-            latents = _unscaled(latents.to(vae.dtype), vae.config)
-            pixels = vae.decode(latents, return_dict=False)[0].permute(0, 2, 3, 1)
-        return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu().numpy()
+            return frames.permute(0, 2, 3, 4, 1).float()
+        vae = self.pipeline.vae
+        latents = _unscaled(latents.to(vae.dtype), vae.config)
+        return vae.decode(latents, return_dict=False)[0].permute(0, 2, 3, 1).float()
+
+
+def open_painter(model: Model, config: Config) -> Painter:
+    """Loads the model and makes it ready for the run; raises UserError where it cannot be had."""
+    device = "cuda" if config.workers.gpus_each > 0 else "cpu"
+    sampling = models.resolve(model.name, config.sampling)
+    pipeline = models.load(model, sampling, device, model.dtype)
+    engine.prepare(pipeline, config.engine, device)
+    return Painter(pipeline, models.entry(model.name), sampling, config.engine)
 
 
 def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:

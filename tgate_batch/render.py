@@ -18,6 +18,7 @@ from tgate_batch.config import Arm, Images
 from tgate_batch.gate import gated
 from tgate_batch.pipelines import Condition, Painter
 from tgate_batch.records import ImageRecord, Prompt, Shard, image_seed
+from tgate_batch.stages import Stages
 
 
 class DeviceLost(RuntimeError):
@@ -43,10 +44,18 @@ class _Task:
 class Renderer:
     """Renders shards with one loaded pipeline; keeps what the arms of a shard share."""
 
-    def __init__(self, painter: Painter, images: Images, worker: str, encoders: int = 2):
+    def __init__(
+        self,
+        painter: Painter,
+        images: Images,
+        worker: str,
+        stages: Stages | None = None,
+        encoders: int = 2,
+    ):
         self._painter = painter
         self._images = images
         self._worker = worker
+        self._stages = stages or Stages()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
         self._batch_size = painter.sampling.batch_size
         self._encoded: dict[str, list[_Task]] = {}  # shard digest -> its tasks
@@ -75,7 +84,8 @@ class Renderer:
         if key not in self._encoded:
             while len(self._encoded) > 1:  # two shards may be in flight
                 self._encoded.pop(next(iter(self._encoded)))
-            self._encoded[key] = list(self._encode(shard, quarantined))
+            with self._stages.timed("text"):
+                self._encoded[key] = list(self._encode(shard, quarantined))
         return self._encoded[key]
 
     def _encode(self, shard: Shard, quarantined: Mapping[str, str]) -> Iterator[_Task]:
@@ -164,19 +174,22 @@ class Renderer:
             "worker": self._worker,
         }
         self._warm.add(arm)
+        self._stages.add("denoise", denoised - start)
+        self._stages.add("decode", end - denoised)
         return [
-            self._threads.submit(self._record, task, picture, measured).result
-            for task, picture in zip(batch, pixels, strict=True)
+            self._threads.submit(self._record, task, values, finite, measured).result
+            for task, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
         ]
 
-    def _record(self, task: _Task, pixels: np.ndarray, measured: dict) -> ImageRecord:
-        if not np.isfinite(pixels).all():
+    def _record(self, task: _Task, frames: np.ndarray, finite: bool, measured: dict) -> ImageRecord:
+        if not finite:
             return task.failed("the picture has pixels that are not numbers (NaN or infinite)")
         start = time.perf_counter()
-        frames = encoding.to_bytes(pixels)
         film = encoding.video(frames) if frames.ndim == 4 else None
         first = frames[0] if frames.ndim == 4 else frames
         content = encoding.picture(first, self._images)
+        seconds = time.perf_counter() - start
+        self._stages.add("encode", seconds)
         return ImageRecord(
             task.prompt.id,
             task.number,
@@ -187,7 +200,7 @@ class Renderer:
             video=film,
             width=first.shape[1],
             height=first.shape[0],
-            encode_seconds=time.perf_counter() - start,
+            encode_seconds=seconds,
             **measured,
         )
 

@@ -174,6 +174,8 @@ def _pictures(run: Run) -> dict[str, Any]:
         "prompts.shard_size": config.prompts.shard_size,
         "images.format": config.images.format,
     }
+    for key in ("compile", "channels_last", "fused_qkv", "attention"):
+        known[f"engine.{key}"] = getattr(config.engine, key)
     if config.images.format == "jpeg":
         known["images.quality"] = config.images.quality
     for model in config.models:

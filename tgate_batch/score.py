@@ -103,7 +103,7 @@ def reference(run: Run, asked: Asked) -> Reference | None:
 
 
 def score_arm(
-    run: Run, asked: Asked, reference: Reference | None, model: str, arm: str, macs: dict[str, Any]
+    run: Run, asked: Asked, reference: Reference | None, model: str, arm: str
 ) -> dict[str, Any]:
     """One arm's scores, also written into the output folder; None where not measured."""
     rows = list(_rows(run, model, arm, ["prompt_id", "image_number", "status", "error", *_TIMES]))
@@ -121,7 +121,7 @@ def score_arm(
         ],
         "broken": len(measured.broken),
         "broken_rows": measured.broken[:_ERRORS_SHOWN],
-        **macs,
+        **_macs(run, model, arm),
         "images_per_second_per_worker": times and times.images_per_second_per_worker,
         "batch_seconds_p50": times and times.batch_seconds_p50,
         "batch_seconds_p95": times and times.batch_seconds_p95,
@@ -244,6 +244,16 @@ def _figures(run: Run, asked: Asked, measured: _Measured, model: str, arm: str) 
 def _folder_name(extractor: Extractor | None) -> str:
     """The extractor's name as a folder: its own may be a dotted import."""
     return "none" if extractor is None else extractor.name.replace("/", "-").replace(":", "-")
+
+
+def _macs(run: Run, model: str, arm: str) -> dict[str, float | None]:
+    """MACs of one image, as the arm's files carry them."""
+    keys = ("macs_per_image", "macs_per_image_with_attention")
+    shard = next((shard for shard in run.shards if run.is_done(model, arm, shard)), None)
+    if shard is None:
+        return dict.fromkeys(keys)
+    about = parquet.read_metadata(run.folder, parquet.images_name(model, arm, shard.index))
+    return {key: json.loads(about.get(key, "null")) for key in keys}
 
 
 def _rows(run: Run, model: str, arm: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tgate_batch import run as runs
 from tgate_batch.config import Config
@@ -18,18 +18,20 @@ _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
 
 def dry_run(config: Config) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
+    from tgate_batch.counting import arm_macs
+
     run = runs.prepare(config)
     device = "GPU" if config.workers.gpus_each else "CPU"
     rate = _ASSUMED_MACS_PER_SECOND[device]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
-    for (model, arm), macs in arm_macs(run).items():
-        done = sum(run.is_done(model, arm, shard) for shard in run.shards)
-        each = macs["macs_per_image_with_attention"]
+    for model, name, arm in run.pairs():
+        done = sum(run.is_done(model.name, name, shard) for shard in run.shards)
+        each = arm_macs(run, model, arm)["macs_per_image_with_attention"]
         total += (each or 0) * run.images_per_arm
         shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
         print(
-            f"  {model} {arm}: {run.images_per_arm} images, {shown}, "
+            f"  {model.name} {name}: {run.images_per_arm} images, {shown}, "
             f"{done} of {len(run.shards)} shards done"
         )
     hours = total / rate / 3600
@@ -52,12 +54,11 @@ def render(config: Config) -> int:
             "folder: give --output an absolute path or a URI"
         )
     run = runs.prepare(config)
-    macs = arm_macs(run)
     runs.freeze(run)
-    with actors.Pool(run, _metadata(run, macs)) as pool:
+    with actors.Pool(run) as pool:
         _render_missing(run, pool)
         _measure(run, pool)
-    return _score(run, macs)
+    return _score(run)
 
 
 def score(config: Config) -> int:
@@ -65,52 +66,14 @@ def score(config: Config) -> int:
     from tgate_batch import actors
 
     run = _reopened(config)
-    with actors.Pool(run, {}) as pool:
+    with actors.Pool(run, renders=False) as pool:
         _measure(run, pool)
-    return _score(run, arm_macs(run))
+    return _score(run)
 
 
 def report(config: Config) -> int:
     """Writes the report from the scores on disk."""
     return _report(_reopened(config))
-
-
-def arm_macs(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
-    """Per (model, arm): MACs of one image, in the published convention and with attention."""
-    from tgate_batch.metrics.macs import macs_of
-
-    counted = {}
-    for model, name, arm in run.pairs():
-        sampling = run.sampling(model.name)
-        macs = macs_of(
-            model.name,
-            model.path,
-            plan=arm.plan,
-            deepcache=arm.cache,
-            steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            height=sampling.height,
-            width=sampling.width,
-            scheduler=sampling.scheduler,
-        )
-        counted[model.name, name] = {
-            "macs_per_image": macs.per_image,
-            "macs_per_image_with_attention": macs.per_image_with_attention,
-        }
-    return counted
-
-
-def _metadata(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> dict:
-    """What every file of a (model, arm) says of itself."""
-    return {
-        (model.name, name): {
-            "model": model.name,
-            "arm": name,
-            "settings": arm.model_dump_json(),
-            **{key: str(value) for key, value in macs[model.name, name].items()},
-        }
-        for model, name, arm in run.pairs()
-    }
 
 
 def _render_missing(run: Run, pool: "Pool") -> None:
@@ -139,7 +102,7 @@ def _measure(run: Run, pool: "Pool") -> None:
             print(f"warning: {problem}", flush=True)
 
 
-def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
+def _score(run: Run) -> int:
     from tgate_batch import score
 
     asked = score.asked(run)
@@ -149,7 +112,7 @@ def _score(run: Run, macs: dict[tuple[str, str], dict[str, Any]]) -> int:
         print(f"error: {error}; the other scores follow", file=sys.stderr, flush=True)
         reference, code = None, 2
     for model, arm, _ in run.pairs():
-        score.score_arm(run, asked, reference, model.name, arm, macs[model.name, arm])
+        score.score_arm(run, asked, reference, model.name, arm)
     return max(code, _report(run))
 
 

@@ -13,6 +13,7 @@ from tgate_batch import parquet
 from tgate_batch.report import table
 from tgate_batch.report.summary import summarize
 from tgate_batch.run import Run
+from tgate_batch.stages import BESIDE, ON_DEVICE
 
 _GALLERY_PROMPTS = 24
 _GALLERY_PIXELS = 256  # the longest side of a picture on the page
@@ -75,9 +76,22 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         head=head,
         body=body,
         arms=summary["arms"],
+        workers=summary["workers"],
+        times=_times(summary["workers"]),
         notes=_notes(summary["arms"]),
         galleries=[_gallery(run, model.name) for model in run.config.models],
     )
+
+
+def _times(workers: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Stages in the order they happen, with their share of the workers' wall."""
+    if workers is None:
+        return []
+    seconds = workers["seconds"]
+    return [
+        {"name": name, "seconds": seconds[name], "share": seconds[name] / seconds["wall"]}
+        for name in (*ON_DEVICE, "idle", *BESIDE)
+    ]
 
 
 def _gallery(run: Run, model: str) -> dict[str, Any]:

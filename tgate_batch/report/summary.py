@@ -6,6 +6,7 @@ from typing import Any
 from tgate_batch.metrics.cost import usd_per_1000_images
 from tgate_batch.report import gates
 from tgate_batch.run import Run, describe
+from tgate_batch.stages import together
 
 
 def score_name(model: str, arm: str) -> str:
@@ -14,7 +15,7 @@ def score_name(model: str, arm: str) -> str:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """``{"run", "arms": [...], "passed"}``; keys are stable, None where not measured.
+    """``{"run", "arms": [...], "workers", "passed"}``; keys are stable, None where not measured.
 
     ``speedup`` is images/s per worker over the baseline's of the same model;
     ``macs_saved`` the share of the baseline's MACs, attention included, that the arm leaves out.
@@ -31,6 +32,9 @@ def summarize(run: Run) -> dict[str, Any]:
     return {
         "run": describe(run) | {"output": str(run.folder)},
         "arms": arms,
+        "workers": together(
+            [json.loads(run.folder.read(name)) for name in run.folder.names("workers", ".json")]
+        ),
         "passed": all(gate["passed"] for arm in arms for gate in arm["gates"]),
     }
 

@@ -1,0 +1,50 @@
+"""How a loaded pipeline computes: memory layout, fused projections, compilation, attention kernels.
+
+None of it changes what is drawn beyond the last bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tgate_batch.config import Engine
+from tgate_batch.errors import UserError
+
+
+def prepare(pipeline: Any, engine: Engine, device: str) -> None:
+    """Applies ``engine`` to the pipeline in place; raises UserError for what it cannot do."""
+    import torch
+
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    on_gpu = device.startswith("cuda")
+    channels_last = on_gpu if engine.channels_last is None else engine.channels_last
+    if channels_last:
+        for module in (denoiser, pipeline.vae):
+            module.to(memory_format=torch.channels_last)
+    if engine.fused_qkv:
+        if not hasattr(denoiser, "fuse_qkv_projections"):
+            raise UserError(
+                f"engine.fused_qkv: {type(denoiser).__name__} has no projections to fuse; leave "
+                "it out"
+            )
+        denoiser.fuse_qkv_projections()
+    if engine.compile:
+        denoiser.compile(dynamic=False)
+
+
+@contextmanager
+def attention(kernel: str | None) -> Iterator[None]:
+    """Torch's scaled-dot-product attention restricted to one kernel inside the block."""
+    if kernel is None:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backend = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }[kernel]
+    with sdpa_kernel([backend, SDPBackend.MATH]):  # where a mask rules the kernel out, math
+        yield
