@@ -22,10 +22,10 @@ demo: setup  ## render, score and report the embedded model's prompts (about 4 m
 	$(BIN)/python jobs/render.py --config configs/demo.yaml
 
 test: setup  ## the fast test suite
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests
 
 test-all: setup  ## every test, the slow ones too
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: setup  ## lint, format, layering
 	$(BIN)/ruff check .

@@ -181,7 +181,9 @@ def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path):
 def test_bad_input_is_one_clear_line_with_code_2_and_nothing_written(
     settings, tmp_path, monkeypatch, capsys, override, said
 ):
-    code, error = in_process(written(settings, tmp_path), override, monkeypatch, capsys)
+    code, _, error = in_process(
+        ["--config", written(settings, tmp_path), "--set", override], monkeypatch, capsys
+    )
     assert code == 2
     assert said in error
     assert error.count("\n") == 1
@@ -196,23 +198,27 @@ def test_missing_config_is_told_with_code_2():
     ]
 
 
-def in_process(file, override, monkeypatch, capsys) -> tuple[int, str]:
-    """Runs jobs/render.py in this process, which saves the imports."""
+def in_process(arguments, monkeypatch, capsys) -> tuple[int, str, str]:
+    """jobs/render.py in this process, which saves the imports: its code, output and errors."""
     import runpy
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["render.py", "--config", str(file), "--set", override])
+    monkeypatch.setattr(sys, "argv", ["render.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / "jobs" / "render.py"), run_name="__main__")
-    return left.value.code, capsys.readouterr().err
+    said = capsys.readouterr()
+    return left.value.code, said.out, said.err
 
 
-def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path):
-    done = job("render", "--config", written(settings, tmp_path), "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "10 prompts in 3 shards" in done.stdout
-    assert "sd15 tgate: 10 images" in done.stdout
-    assert "estimate:" in done.stdout
+def test_dry_run_says_what_would_be_done_and_writes_nothing(
+    settings, tmp_path, monkeypatch, capsys
+):
+    file = written(settings, tmp_path)
+    code, said, error = in_process(["--config", file, "--dry-run"], monkeypatch, capsys)
+    assert code == 0, error
+    assert "10 prompts in 3 shards" in said
+    assert "sd15 tgate: 10 images" in said
+    assert "estimate:" in said
     assert not Path(settings["output"]).exists()
 
 
