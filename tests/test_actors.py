@@ -20,7 +20,7 @@ from tgate_batch.stages import BESIDE, ON_DEVICE
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    actors.start()
     yield
     ray.shutdown()
 
@@ -114,8 +114,8 @@ def test_model_that_cannot_be_loaded_stops_the_run_with_its_reason(settings, tmp
 
 
 def test_worker_that_fits_no_machine_is_refused(settings):
-    with pytest.raises(UserError, match="each asks 64 CPU"):
-        render(settings, workers={"cpus_each": 64})
+    with pytest.raises(UserError, match="each asks 4096 CPU"):
+        render(settings, workers={"cpus_each": 4096})
 
 
 @pytest.mark.parametrize("count", range(1, 10))

@@ -7,6 +7,7 @@ three, the shard is split to find the prompt it dies on, and that prompt becomes
 
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -37,6 +38,10 @@ def start() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray would keep a local cluster's token in the home folder, and every `ray start` after
+        # that would ask for it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
 
 
