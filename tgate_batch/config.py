@@ -120,6 +120,7 @@ class Score(Section):
     reference: str | None = None  # .npz (mu, sigma), a folder, `drawn`, or None: no distance
     extractor: str = "efficientnet-lite0"  # or `inception`, the only one whose distance is FID
     extractor_path: str | None = None  # weights of the extractor; None: where it keeps them
+    bootstrap: int = Field(100, ge=0)  # resamples behind a distance's interval; 0: none
     clip: str | None = None  # a CLIPModel (folder or hub id) for the CLIP score; None: not scored
     lpips: str | None = None  # torchvision's AlexNet weights for LPIPS; None: not scored
 

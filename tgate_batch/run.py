@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_batch import models, parquet, prompts
-from tgate_batch.config import Arm, Config, Model, Sampling
+from tgate_batch.config import Arm, Config, Model, Sampling, Score
 from tgate_batch.errors import UserError
 from tgate_batch.prompts import ShardPlan
 from tgate_batch.records import Shard
@@ -73,7 +73,7 @@ def prepare(config: Config) -> Run:
         models.checkpoint(model)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
-    _check_reference(config.score.reference)
+    _check_scored(config.score)
     folder = Folder(config.output)
     folder.check_writable()
     run = Run(config, folder, prompts.plan(config.prompts))
@@ -154,13 +154,18 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
 
-def _check_reference(where: str | None) -> None:
-    """A reference that is not there is told before the rendering, not after it."""
-    if where not in (None, "drawn") and "://" not in where and not Path(where).exists():
-        raise UserError(
-            f"score.reference: {where} does not exist; give statistics (.npz), a folder of "
-            "pictures, or leave it out for a run without distances"
-        )
+def _check_scored(score: Score) -> None:
+    """Files that scoring needs are missed before the rendering, not after it."""
+    advice = {
+        "reference": "give statistics (.npz), a folder of pictures, or leave it out for a run "
+        "without distances",
+        "extractor_path": "give the extractor's weights, or leave it out for where it keeps them",
+        "lpips": "give AlexNet's weights, or leave it out",
+    }
+    for key, hint in advice.items():
+        where = getattr(score, key)
+        if where not in (None, "drawn") and "://" not in where and not Path(where).exists():
+            raise UserError(f"score.{key}: {where} does not exist; {hint}")
 
 
 def _pictures(run: Run) -> dict[str, Any]:

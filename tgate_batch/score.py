@@ -5,7 +5,7 @@ the rows, and writes ``scores/model=<m>/arm=<a>.json``.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +17,16 @@ from tgate_batch import measure, parquet
 from tgate_batch.demo.pictures import parse
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.clip import ClipScore
+from tgate_batch.metrics.coverage import precision_recall
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
-from tgate_batch.metrics.intervals import paired_interval
+from tgate_batch.metrics.intervals import (
+    Interval,
+    frechet_change,
+    frechet_extrapolation,
+    frechet_interval,
+    paired_interval,
+)
 from tgate_batch.metrics.kid import kid
 from tgate_batch.metrics.paired import Lpips, Psnr, Ssim
 from tgate_batch.metrics.per_picture import PictureMetric
@@ -33,6 +40,7 @@ from tgate_batch.run import Run
 
 _ERRORS_SHOWN = 20
 _SAMPLE = 10_000  # features kept for metrics that need pictures one by one
+_LEAST_TO_EXTRAPOLATE = 8  # pictures
 _TIMES = [
     "batch",
     "batch_size",
@@ -46,28 +54,42 @@ _TIMES = [
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run wants measured of every picture."""
+    """What a run wants measured of every picture; ``problems``: why some of it cannot be."""
 
     extractor: Extractor | None
     metrics: tuple[PictureMetric, ...]
+    problems: tuple[str, ...]
 
 
 def asked(run: Run) -> Asked:
-    """Loads the run's extractor and metrics; raises UserError where they cannot be had."""
+    """Loads the run's extractor and metrics; one that cannot be had is a problem, not the end."""
     wanted = run.config.score
     device = "cuda" if run.config.workers.gpus_each and torch.cuda.is_available() else "cpu"
+    problems: list[str] = []
+
+    def loaded(load: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return load(*arguments, device)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
     extractor = None
     if wanted.reference is not None:
-        extractor = load_extractor(wanted.extractor, wanted.extractor_path, device)
-    metrics: list[PictureMetric] = []
+        extractor = loaded(load_extractor, wanted.extractor, wanted.extractor_path)
+    metrics: list[PictureMetric] = [PromptAccuracy()]
     if run.config.baseline is not None:
         metrics += [Psnr(), Ssim()]
         if wanted.lpips is not None:
-            metrics.append(Lpips(wanted.lpips, device))
-    metrics.append(PromptAccuracy())
+            metrics.append(loaded(Lpips, wanted.lpips))
     if wanted.clip is not None:
-        metrics.append(ClipScore(wanted.clip, device))
-    return Asked(extractor, tuple(metrics))
+        metrics.append(loaded(ClipScore, wanted.clip))
+    return Asked(extractor, tuple(filter(None, metrics)), tuple(problems))
+
+
+def statistics_name(extractor: str, model: str, arm: str) -> str:
+    """Where an arm's ``mu`` and ``sigma`` lie, as pytorch-fid reads them."""
+    return f"features/extractor={extractor}/model={model}/arm={arm}.npz"
 
 
 def measure_shard(run: Run, asked: Asked, model: str, arm: str, shard: ShardPlan) -> str | None:
@@ -131,9 +153,12 @@ def score_arm(
             "encode": times and times.encode_seconds_per_image,
         },
         **_distance(measured.statistics, reference, asked.extractor),
-        "kid": _kid(measured, reference),
+        **_beside_distance(run, asked, measured, reference, model, arm),
         **_figures(run, asked, measured, model, arm),
     }
+    if measured.statistics is not None and measured.statistics.count > 1:
+        with run.folder.create(statistics_name(_folder_name(asked.extractor), model, arm)) as file:
+            measured.statistics.save(file)
     run.folder.write(score_name(model, arm), json.dumps(scores, indent=2))
     return scores
 
@@ -144,6 +169,7 @@ class _Measured:
 
     statistics: Statistics | None
     sample: np.ndarray  # float32 [at most _SAMPLE, d]
+    keys: list[measure.Key]  # of the unbroken pictures, in the order of the features
     figures: dict[str, dict[measure.Key, float]]
     broken: list[dict[str, Any]]
 
@@ -152,6 +178,7 @@ class _Measured:
         names = [
             measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
             for shard in run.shards
+            if run.is_done(model, arm, shard)
         ]
         tables = [name for name in names if run.folder.exists(name)]
         metrics = [metric.name for metric in asked.metrics]
@@ -174,7 +201,8 @@ class _Measured:
             for row in rows
             if row["broken"] is not None
         ]
-        return cls(statistics, sample.rows, figures, broken)
+        keys = [(row["prompt_id"], row["image_number"]) for row in rows if row["broken"] is None]
+        return cls(statistics, sample.rows, keys, figures, broken)
 
     def mean(self, metric: str) -> float | None:
         known = list(self.figures[metric].values())
@@ -218,11 +246,54 @@ def _distance(
     }
 
 
-def _kid(measured: _Measured, reference: Reference | None) -> dict[str, float] | None:
-    if reference is None or reference.features is None:
+def _beside_distance(
+    run: Run,
+    asked: Asked,
+    measured: _Measured,
+    reference: Reference | None,
+    model: str,
+    arm: str,
+) -> dict[str, Any]:
+    """How sure the distance is, its change against the baseline, and what else compares sets.
+
+    None where there is no reference, or no pictures of it; where a run has more pictures than the
+    sample holds, there are no intervals.
+    """
+    found: dict[str, Any] = dict.fromkeys(
+        ("distance_interval", "distance_change", "extrapolation", "kid", "precision", "recall")
+    )
+    if reference is None or measured.statistics is None:
+        return found
+    replicates, mine = run.config.score.bootstrap, measured.sample
+    if replicates and len(mine) == len(measured.keys) > 1:
+        interval = frechet_interval(mine, reference.statistics, replicates=replicates)
+        found["distance_interval"] = asdict(interval)
+        if run.config.baseline not in (None, arm):
+            change = _change(run, asked, measured, reference, model, replicates)
+            found["distance_change"] = change and asdict(change)
+    if len(mine) >= _LEAST_TO_EXTRAPOLATE:
+        found["extrapolation"] = asdict(frechet_extrapolation(mine, reference.statistics))
+    if reference.features is not None:
+        distance = kid(mine, reference.features)
+        found["kid"] = distance and asdict(distance)
+        shares = precision_recall(mine, reference.features)
+        found["precision"], found["recall"] = shares or (None, None)
+    return found
+
+
+def _change(
+    run: Run, asked: Asked, measured: _Measured, reference: Reference, model: str, replicates: int
+) -> Interval | None:
+    """The distance less the baseline's, over the pictures that both have."""
+    baseline = _Measured.read(run, asked, model, run.config.baseline)
+    theirs = {key: row for row, key in enumerate(baseline.keys)}
+    pairs = [(row, theirs[key]) for row, key in enumerate(measured.keys) if key in theirs]
+    if len(pairs) < 2 or len(baseline.sample) != len(baseline.keys):
         return None
-    found = kid(measured.sample, reference.features)
-    return None if found is None else asdict(found)
+    rows, others = map(list, zip(*pairs, strict=True))
+    return frechet_change(
+        measured.sample[rows], baseline.sample[others], reference.statistics, replicates=replicates
+    )
 
 
 def _figures(run: Run, asked: Asked, measured: _Measured, model: str, arm: str) -> dict[str, Any]:

@@ -106,14 +106,28 @@ def _score(run: Run) -> int:
     from tgate_batch import score
 
     asked = score.asked(run)
+    problems, reference = list(asked.problems), None
     try:
-        reference, code = score.reference(run, asked), 0
+        reference = score.reference(run, asked)
     except UserError as error:
-        print(f"error: {error}; the other scores follow", file=sys.stderr, flush=True)
-        reference, code = None, 2
+        problems.append(str(error))
+    for problem in problems:
+        print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
+    code = 2 if problems else 0
     for model, arm, _ in run.pairs():
+        _warn_of_missing(run, model.name, arm)
         score.score_arm(run, asked, reference, model.name, arm)
     return max(code, _report(run))
+
+
+def _warn_of_missing(run: Run, model: str, arm: str) -> None:
+    missing = [shard.index for shard in run.shards if not run.is_done(model, arm, shard)]
+    if missing:
+        print(
+            f"warning: {model} {arm}: {len(missing)} of {len(run.shards)} shards are missing or "
+            f"damaged (first: {missing[0]}); jobs/render.py renders them again",
+            flush=True,
+        )
 
 
 def _report(run: Run) -> int:

@@ -19,7 +19,7 @@ def test_mmd_is_torchmetrics_on_the_same_features(n, d):
 
 def test_kid_of_whole_sets_is_torchmetrics_without_spread():
     a, b = rows(30, 8, 2), rows(30, 8, 3, shift=1.0)
-    found = kid(a, b, subsets=4)
+    found = kid(a, b, subsets=4, subset_size=30)
     expected = poly_mmd(torch.from_numpy(a).double(), torch.from_numpy(b).double()).item()
     assert found.mean == pytest.approx(expected, rel=1e-9)
     assert found.spread == pytest.approx(0, abs=1e-9)
@@ -48,5 +48,11 @@ def test_subsets_do_not_change_with_the_run():
     assert kid(a, b, subset_size=10) != kid(a, b, subset_size=10, seed=1)
 
 
-def test_one_picture_has_no_kid():
-    assert kid(rows(1, 4, 0), rows(9, 4, 1)) is None
+def test_few_pictures_are_halved_so_that_the_spread_says_something():
+    found = kid(rows(30, 8, 2), rows(40, 8, 3), subset_size=1000)
+    assert found.subset_size == 15
+    assert found.spread > 0
+
+
+def test_three_pictures_have_no_kid():
+    assert kid(rows(3, 4, 0), rows(9, 4, 1)) is None

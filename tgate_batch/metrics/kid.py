@@ -27,9 +27,11 @@ def kid(
 ) -> Kid | None:
     """KID of features [n, d] and [m, d], over random subsets drawn without repeats.
 
-    Subsets are no larger than either set. Returns None where a set has fewer than two rows.
+    Where a set has fewer than ``subset_size`` rows, subsets are half of it, so that the spread
+    says something. Returns None where a set has fewer than four rows.
     """
-    size = min(subset_size, len(features), len(reference))
+    fewest = min(len(features), len(reference))
+    size = subset_size if fewest >= subset_size else fewest // 2
     if size < 2:
         return None
     random = np.random.default_rng(seed)

@@ -53,6 +53,15 @@ def _notes(arms: list[dict[str, Any]]) -> list[str]:
         if arm.get("distance_note"):
             notes.append(f"{arm['distance_label']}: {arm['distance_note']}.")
             break
+    reference = next((arm["reference"] for arm in arms if arm.get("reference")), None)
+    if reference is not None:
+        notes.append(f"Reference set: {reference['name']}, sha256 {reference['sha256'][:16]}….")
+    if any(arm.get("distance_change") for arm in arms):
+        notes.append(
+            "Intervals are 95% bootstraps over this run's pictures (the reference stays as it "
+            "is); changes draw the same prompts of both arms. Of infinitely many: extrapolated "
+            "from all, half and a quarter of the pictures (arXiv 1911.07023)."
+        )
     if any(arm.get("distance_label") for arm in arms):
         notes.append(
             "A distance between sets can miss damage that a person sees: read it beside the "

@@ -15,6 +15,28 @@ def _distance(arm: dict[str, Any]) -> str:
     return _number("{:.2f}")(value)
 
 
+def _distance_interval(arm: dict[str, Any]) -> str:
+    found = arm.get("distance_interval")
+    return "–" if found is None else f"[{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _distance_change(arm: dict[str, Any]) -> str:
+    found = arm.get("distance_change")
+    if found is None:
+        return "–"
+    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def _infinite(arm: dict[str, Any]) -> str:
+    found = arm.get("extrapolation")
+    return "–" if found is None else f"{found['infinite']:.2f}"
+
+
+def _kid(arm: dict[str, Any]) -> str:
+    found = arm.get("kid")
+    return "–" if found is None else f"{found['mean']:.4f} ± {found['spread']:.4f}"
+
+
 def _paired(name: str, pattern: str):
     def show(arm: dict[str, Any]) -> str:
         if arm["is_baseline"]:
@@ -48,9 +70,20 @@ def _macs(arm: dict[str, Any]) -> str:
     return f"{value / 1e12:.2f} T" if value >= 1e11 else f"{value / 1e9:.2f} G"
 
 
-def columns(arms: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """(heading, function of an arm) of every column that some arm has a value in."""
+def columns(arms: list[dict[str, Any]], brief: bool = False) -> list[tuple[str, Any]]:
+    """(heading, function of an arm) of every column that some arm has a value in.
+
+    ``brief`` leaves out what a terminal has no room for.
+    """
     label = next((arm["distance_label"] for arm in arms if arm.get("distance_label")), "FD")
+    more = [
+        ("its 95%", _distance_interval),
+        ("its change [95%]", _distance_change),
+        ("of infinitely many", _infinite),
+        ("KID" if label.startswith("FID") else "kernel distance", _kid),
+        ("precision", _column("precision", "{:.2f}")),
+        ("recall", _column("recall", "{:.2f}")),
+    ]
     every = [
         ("model", lambda arm: arm["model"]),
         ("arm", lambda arm: arm["arm"]),
@@ -61,20 +94,21 @@ def columns(arms: list[dict[str, Any]]) -> list[tuple[str, Any]]:
         ("MACs per image", _macs),
         ("MACs saved", _column("macs_saved", "{:.1%}")),
         (label, _distance),
+        *(() if brief else more),
         ("PSNR (dB)", _paired("psnr", "{:.1f}")),
         ("SSIM", _paired("ssim", "{:.3f}")),
         ("LPIPS", _paired("lpips", "{:.3f}")),
         ("prompt accuracy", _accuracy),
-        ("change [95%]", _change),
+        ("accuracy change [95%]", _change),
         ("CLIP score", _column("clip_score", "{:.2f}")),
         ("$ per 1,000 images", _column("usd_per_1000_images", "{:.4f}")),
     ]
     return [(head, show) for head, show in every if any(show(arm) != "–" for arm in arms)]
 
 
-def rows(arms: list[dict[str, Any]]) -> list[list[str]]:
+def rows(arms: list[dict[str, Any]], brief: bool = False) -> list[list[str]]:
     """The heading row, then one row an arm."""
-    chosen = columns(arms)
+    chosen = columns(arms, brief)
     return [[head for head, _ in chosen], *([show(arm) for _, show in chosen] for arm in arms)]
 
 
@@ -86,7 +120,7 @@ def markdown(arms: list[dict[str, Any]]) -> str:
 
 def show(arms: list[dict[str, Any]]) -> None:
     """Prints the table to the terminal, or plainly into a log."""
-    head, *body = rows(arms)
+    head, *body = rows(arms, brief=True)
     table = Table(show_edge=False, pad_edge=False)
     for name in head:
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
