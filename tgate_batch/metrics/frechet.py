@@ -69,7 +69,7 @@ class Statistics:
     def save(self, file: str | PathLike | BinaryIO) -> None:
         """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``."""
         known = {} if self.count is None else {"count": self.count}
-        np.savez_compressed(file, mu=self.mean, sigma=self.covariance, **known)
+        np.savez(file, mu=self.mean, sigma=self.covariance, **known)
 
     @classmethod
     def load(cls, file: str | PathLike | BinaryIO, name: str | None = None) -> "Statistics":
