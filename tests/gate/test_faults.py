@@ -105,10 +105,12 @@ def test_without_guidance_no_pictures_are_mixed(twins, arguments, name, batch):
     assert (together[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
 
 
-def test_video_without_guidance(twins, arguments):
+def test_videos_without_guidance_are_not_mixed(twins, arguments):
     pipe = twins("svd")
-    call = arguments(pipe, 1, steps=4, max_guidance_scale=1.0, noise_aug_strength=0.0)
-    assert draw(pipe, call, guided=False).isfinite().all()
+    unguided = {"steps": 4, "max_guidance_scale": 1.0, "noise_aug_strength": 0.0}
+    together = draw(pipe, arguments(pipe, 2, **unguided), guided=False)
+    alone = draw(pipe, arguments(pipe, 1, **unguided), guided=False)
+    assert (together[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
 
 
 @pytest.mark.parametrize("name", ["sd15", "pixart_alpha"])
@@ -141,9 +143,14 @@ def test_is_guided_says_what_the_pipeline_does(twins, name, scale, guided):
 def test_a_distilled_scheduler_with_guidance(twins, arguments):
     pipe = twins("sd15", fresh=True)
     pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
-    call = arguments(pipe, 2, steps=4, guidance_scale=2.0)
-    call["generator"] = torch.Generator().manual_seed(0)
-    assert draw(pipe, call, GatePlan(2)).isfinite().all()
+
+    def run(batch):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+        call = arguments(pipe, batch, steps=4, guidance_scale=2.0, generator=generators)
+        return draw(pipe, call, GatePlan(2))
+
+    alone = run(1)
+    assert (run(2)[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
 
 
 # 5. Second-order schedulers lose the cache or mix pictures; 6. PNDM too.
@@ -311,7 +318,18 @@ def test_other_hooks_on_attention_layers_stay(twins, arguments):
     assert torch.equal(draw(pipe, call), inside)
 
 
-# 11. Plan values are not validated: test_plan.py. 10. Compilation: test_compile.py.
+# 10. Hooks are made anew at every step: test_compile_and_offload.py.
+# 11. Settings are not validated: test_plan.py; and DeepCache's branch, which the U-Net bounds.
+def test_a_branch_that_the_unet_does_not_have_is_refused(twins):
+    pipe = twins("sd15")
+    with (
+        pytest.raises(ValueError, match=r"^branch=6 is deeper .*; use 0 \(the shallowest\) to 5$"),
+        gated(pipe, deepcache=DeepCache(3, 6)),
+    ):
+        pass
+    assert traces(pipe) == set()
+
+
 # 12. SDXL interleaves negative time ids in a batch: the gate keeps the rows that it is given.
 def test_negative_time_ids_of_one_picture_equal_the_reference(twins, arguments):
     import tgate

@@ -28,12 +28,21 @@ class CountedHelper(DeepCacheSDHelper):
 
 @contextmanager
 def enabled(pipe: Any, setting: DeepCache) -> Iterator[CountedHelper]:
-    """Wraps the U-Net's blocks for the length of the block; raises ValueError without a U-Net."""
+    """Wraps the U-Net's blocks for the length of the block.
+
+    Raises ValueError without a U-Net, and for a branch that it does not have.
+    """
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise ValueError(
             f"DeepCache skips blocks of a U-Net, and {type(pipe).__name__} has none; leave "
             "`deepcache` out"
+        )
+    branches = 3 * len(unet.down_blocks)  # the helper counts three to a block
+    if setting.branch >= branches:
+        raise ValueError(
+            f"branch={setting.branch} is deeper than this {type(unet).__name__}, so next to no "
+            f"block would be skipped; use 0 (the shallowest) to {branches - 1}"
         )
     forwards = {module: vars(module).get("forward") for module in unet.modules()}
     helper = CountedHelper(pipe=pipe)
