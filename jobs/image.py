@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--prompt", help="what to draw")
-    add("--image", metavar="FILE", help="the picture that a video begins with (svd)")
+    add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
     add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
     add("--model", default="pixart", help=f"{', '.join([*models.CATALOGUE, *_ALSO])}")
     add("--gate_step", type=int, default=10, help="first step without guidance and cross-attention")
@@ -41,6 +41,8 @@ def parse() -> argparse.Namespace:
     add("--inference_step", type=int, default=25, help="denoising steps")
     add("--deepcache", action="store_true", help="DeepCache as well (U-Nets only)")
     add("--path", metavar="FOLDER", help="the checkpoint, in place of the documented one")
+    add("--height", type=int, help="pixels; the model's own by default")
+    add("--width", type=int, help="pixels; the model's own by default")
     add("--seed", type=int, default=0, help="of the noise")
     return parser.parse_args()
 
@@ -70,26 +72,31 @@ def job() -> None:
 
 def _call(row: models.Entry, options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
+    size = {"height": options.height, "width": options.width}
+    call = {name: pixels for name, pixels in size.items() if pixels is not None}
     if row.draws_video:
         if options.image is None:
             raise UserError(f"--model {row.name} begins with a picture; give one with --image")
-        return {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
+        return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
     if options.prompt is None:
         raise UserError(f"--model {row.name} draws a text; give one with --prompt")
-    unguided = {"guidance_scale": row.guidance_scale} if row.guidance_scale <= 1 else {}
-    return {"prompt": options.prompt, **unguided}
+    if row.guidance_scale <= 1:
+        call["guidance_scale"] = row.guidance_scale
+    return call | {"prompt": options.prompt}
 
 
 def _picture(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    """The picture of a file or a URL, upright, in RGB; raises UserError."""
+    from diffusers.utils import load_image
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        return load_image(path)
     except UnidentifiedImageError:
         raise UserError(f"--image {path} is not a picture; use PNG, JPEG or WebP") from None
-    except OSError as error:
-        raise UserError(f"--image {path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--image {path} cannot be read: {reason}") from None
 
 
 def _writable(path: str) -> Path:

@@ -4,9 +4,14 @@ import runpy
 import sys
 from pathlib import Path
 
+import av
+import diffusers
 import pytest
+import tgate as reference
+import torch
 from PIL import Image
 
+from tgate_batch import models
 from tgate_batch.twins import save_twin
 
 JOB = Path(__file__).parents[2] / "jobs" / "image.py"
@@ -50,7 +55,7 @@ WRONG = {
     "gate beyond": (["--prompt", "x", "--gate_step", "26"], "beyond the 25 steps"),
     "no prompt": (["--model", "sdxl"], "--prompt"),
     "no picture": (["--model", "svd", "--prompt", "x"], "--image"),
-    "picture missing": (["--model", "svd", "--image", "/no/such.png"], "No such file"),
+    "picture missing": (["--model", "svd", "--image", "/no/such.png"], "is not a valid path"),
     "not a picture": (["--model", "svd", "--image", str(JOB)], "is not a picture"),
     "no checkpoint": (["--prompt", "x", "--path", "/no/such"], "not a diffusers folder"),
 }
@@ -70,3 +75,95 @@ def test_a_folder_that_cannot_be_written_is_named(run, tmp_path):
     code, printed = run("--prompt", "x", "--saved_path", tmp_path / "file")
     assert code == 2
     assert printed.err.startswith("error: --saved_path ")
+
+
+def test_options_and_defaults_are_the_references(monkeypatch):
+    """Those of its main.py; what ours adds is left out by default."""
+    monkeypatch.setattr(sys, "argv", ["image.py", "--saved_path", "out"])
+    options = vars(runpy.run_path(str(JOB))["parse"]())
+    ours_alone = {options.pop(name) for name in ("path", "height", "width")} | {options.pop("seed")}
+    assert ours_alone == {None, 0}
+    assert options == {
+        "prompt": None,
+        "image": None,
+        "saved_path": "out",
+        "model": "pixart",
+        "gate_step": 10,
+        "sp_interval": 5,
+        "fi_interval": 1,
+        "warm_up": 2,
+        "inference_step": 25,
+        "deepcache": False,
+    }
+
+
+def test_every_model_of_the_reference_is_known():
+    also = runpy.run_path(str(JOB))["_ALSO"]
+    names = "pixart sd_xl sd_2.1 sd_1.5 lcm_sdxl lcm_pixart"  # the help of version 0.1
+    names += " pixart_alpha pixart_sigma sdxl lcm_sdxl lcm_pixart_alpha svd"  # of version 1.0
+    for name in names.split():
+        assert models.entry(also.get(name, name))
+
+
+# model: its twin, the reference's pipeline and loader, and what its main.py passes on.
+SAME = {
+    "pixart": ("pixart_alpha", "PixArtAlphaPipeline", "TgatePixArtAlphaLoader", {}),
+    "pixart_sigma": ("pixart_sigma", "PixArtSigmaPipeline", "TgatePixArtSigmaLoader", {}),
+    "sdxl": ("sdxl", "StableDiffusionXLPipeline", "TgateSDXLLoader", {}),
+    "sdxl --deepcache": (
+        "sdxl",
+        "StableDiffusionXLPipeline",
+        "TgateSDXLDeepCacheLoader",
+        {"sp_interval": 1, "warm_up": 0},
+    ),
+    "lcm_sdxl": (
+        "lcm_sdxl",
+        "StableDiffusionXLPipeline",
+        "TgateSDXLLoader",
+        {"sp_interval": 1, "warm_up": 0, "lcm": True},
+    ),
+    "lcm_pixart": (
+        "lcm_pixart_alpha",
+        "PixArtAlphaPipeline",
+        "TgatePixArtAlphaLoader",
+        {"sp_interval": 1, "warm_up": 0, "lcm": True, "guidance_scale": 0.0},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SAME)
+def test_the_picture_equals_the_references(run, tmp_path, model):
+    name, pipeline, loader, passed = SAME[model]
+    path = str(save_twin(name, tmp_path / name))
+    more = ("--path", path, "--prompt", "a cat", "--saved_path", tmp_path)
+    code, printed = run("--model", *model.split(), *more)
+    assert code == 0, printed.err
+
+    pipe = getattr(diffusers, pipeline).from_pretrained(path)
+    if name == "sdxl":
+        kind = diffusers.DPMSolverMultistepScheduler
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    pipe = getattr(reference, loader)(pipe)
+    settings = {"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
+    picture = pipe.tgate(
+        "a cat",
+        num_inference_steps=25,
+        generator=torch.Generator().manual_seed(0),
+        **settings | passed,
+    ).images[0]
+    with Image.open(tmp_path / "test.png") as ours:
+        assert ours.tobytes() == picture.tobytes()
+
+
+def test_a_picture_becomes_test_mp4(run, tmp_path):
+    """25 frames, 7 a second, as the reference's."""
+    Image.new("RGB", (80, 60), "teal").save(tmp_path / "first.jpg")
+    path = save_twin("svd", tmp_path / "svd")
+    options = ("--model", "svd", "--path", path, "--image", tmp_path / "first.jpg")
+    small = ("--height", 64, "--width", 64, "--inference_step", 2, "--gate_step", 1)
+    code, printed = run(*options, *small, "--saved_path", tmp_path)
+    assert code == 0, printed.err
+    with av.open(tmp_path / "test.mp4") as film:
+        assert film.streams.video[0].average_rate == 7
+        assert sum(1 for _ in film.decode(video=0)) == 25
