@@ -44,10 +44,10 @@ def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graph
     else:
         pipe.transformer.compile(backend=graphs)
     counts, pictures = [], []
-    with gated(pipe, PLAN):
-        for call in calls:
+    for call in calls:  # each in a block of its own, as batches and arms come
+        with gated(pipe, PLAN):
             pictures.append(pipe(**call)[0])
-            counts.append(graphs.count)
+        counts.append(graphs.count)
     actions = {(now.cross, now.self_, now.mean) for now in PLAN.schedule(7)}
     assert counts[0] == len(actions)
     assert counts == [counts[0]] * 3
@@ -62,35 +62,27 @@ def test_model_offload_keeps_the_gate_in_every_call(twins, arguments):
     with gated(pipe, PLAN):
         expected = pipe(**call)[0]
     plain = pipe(**call)[0]
-    offload(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
     with gated(pipe, PLAN):
         for _ in range(3):
             assert torch.equal(pipe(**call)[0], expected)
-            pipe.maybe_free_model_hooks()
-            offload(pipe)
     assert torch.equal(pipe(**call)[0], plain)
 
 
-def offload(pipe):
-    """What `enable_model_cpu_offload` does to the denoiser, with the CPU as the device."""
-    from accelerate import cpu_offload_with_hook
-    from accelerate.hooks import remove_hook_from_module
-
-    remove_hook_from_module(pipe.unet, recurse=True)
-    cpu_offload_with_hook(pipe.unet, "cpu")
-
-
 def test_sequential_offload_keeps_the_gate(twins, arguments):
+    """As `enable_sequential_cpu_offload` does it; that itself needs another device than the CPU."""
     from accelerate import cpu_offload
 
     pipe = twins("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe, 2)
     with gated(pipe, PLAN):
         expected = pipe(**call)[0]
+    plain = pipe(**call)[0]
     cpu_offload(pipe.unet, "cpu", offload_buffers=True)
-    with gated(pipe, PLAN):
-        for _ in range(2):
+    for _ in range(2):
+        with gated(pipe, PLAN):
             assert torch.equal(pipe(**call)[0], expected)
+        assert torch.equal(pipe(**call)[0], plain)
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
