@@ -68,7 +68,9 @@ def _sd15() -> Any:
 
 
 def _sd21() -> Any:
-    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **_SD_BETAS)
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, **_SD_BETAS
+    )
     return _sd(scheduler, (2, 4), linear=True)
 
 
