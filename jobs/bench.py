@@ -1,45 +1,121 @@
-"""Benchmarks: ratios of what is compared, measured side by side in one run, as JSON.
+"""Benchmarks: what is compared is measured side by side in one run; the ratios come out as JSON.
 
-python jobs/bench.py gate          a gated call beside the reference's (tgate 1.0.0), tiny twins
-python jobs/bench.py statistics    the Frechet distance beside pytorch-fid's: memory and time
+python jobs/bench.py gate            a gated call beside the reference's (tgate 1.0.0), tiny twins
+python jobs/bench.py job             the whole Ray job beside a bare loop; two workers beside one
+python jobs/bench.py orchestration   planning, scheduling and writing with a stand-in pipeline
+python jobs/bench.py encode          picture formats on threads
+python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
+python jobs/bench.py model sdxl      an architecture with random weights on this device
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tgate_batch import cli
 
 
-def gate() -> dict:
-    from tgate_batch.bench_gate import bench_gate
-
-    return bench_gate()
-
-
-def statistics() -> dict:
-    from tgate_batch.metrics import bench_statistics as bench
-
-    memory = {rows: bench.memory_mib(rows) for rows in (20_000, 200_000)}
-    theirs, ours, difference = bench.distance_seconds()
-    whole_theirs, whole_ours, whole_difference = bench.whole_seconds()
-    return {
-        "mib_above_base_by_rows": memory,
-        "distance": {"speedup": theirs / ours, "relative_difference": difference},
-        "whole": {"speedup": whole_theirs / whole_ours, "relative_difference": whole_difference},
-    }
-
-
-def job() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    benchmarks = {"gate": gate, "statistics": statistics}
-    parser.add_argument("benchmark", choices=benchmarks)
-    print(json.dumps(benchmarks[parser.parse_args().benchmark](), indent=2))
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the JSON there as well")
+    kinds = parser.add_subparsers(dest="benchmark", required=True)
+    gate = kinds.add_parser("gate")
+    gate.add_argument("--pairs", type=int, default=9)
+    job = kinds.add_parser("job")
+    job.add_argument("--images", type=int, default=576)
+    job.add_argument("--steps", type=int, default=25)
+    job.add_argument("--rounds", type=int, default=6)
+    orchestration = kinds.add_parser("orchestration")
+    orchestration.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
+    encode = kinds.add_parser("encode")
+    encode.add_argument("--side", type=int, default=512, help="pixels")
+    statistics = kinds.add_parser("statistics")
+    statistics.add_argument("--images", type=int, default=1000)
+    model = kinds.add_parser("model")
+    model.add_argument("name", help="a catalogue name, e.g. sdxl")
+    model.add_argument("--mid-size", action="store_true", help="small enough for a CPU")
+    model.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    model.add_argument("--steps", type=int, default=25)
+    model.add_argument("--gate-step", type=int, default=10)
+    model.add_argument("--rounds", type=int, default=5)
+    model.add_argument("--arms", nargs="+", help="beside the baseline; all if left out")
+    model.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")
+    return parser.parse_args()
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The chosen benchmark's figures; each imports what it needs, and nothing else is loaded."""
+    return _BENCHMARKS[options.benchmark](options)
+
+
+def _gate(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench_gate import bench_gate
+
+    return bench_gate(pairs=options.pairs)
+
+
+def _job(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.job import bench_job
+
+    return bench_job(options.images, options.steps, options.rounds)
+
+
+def _orchestration(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.orchestration import bench_orchestration
+
+    return bench_orchestration(tuple(options.prompts))
+
+
+def _encode(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.encode import bench_encode
+
+    return bench_encode(side=options.side)
+
+
+def _statistics(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.statistics import report
+
+    return report(options.images)
+
+
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.model import bench_model
+
+    return bench_model(
+        options.name,
+        mid_size=options.mid_size,
+        batch_sizes=tuple(options.batch_sizes),
+        steps=options.steps,
+        gate_step=options.gate_step,
+        rounds=options.rounds,
+        compile=options.compile,
+        only=None if options.arms is None else tuple(options.arms),
+    )
+
+
+_BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "gate": _gate,
+    "job": _job,
+    "orchestration": _orchestration,
+    "encode": _encode,
+    "statistics": _statistics,
+    "model": _model,
+}
+
+
+def job() -> None:
+    options = parse()
+    text = json.dumps(measured(options), indent=2)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

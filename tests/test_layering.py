@@ -60,6 +60,22 @@ ALLOWED = {
         "run",
         "score",
     },
+    "bench": {
+        "actors",
+        "architectures",
+        "config",
+        "demo",
+        "encoding",
+        "errors",
+        "gate",
+        "metrics",
+        "models",
+        "pipelines",
+        "prompts",
+        "records",
+        "run",
+        "twins",
+    },
     "cli": {"config", "errors"},
 }
 ONLY_IN = {"ray": {"actors"}}

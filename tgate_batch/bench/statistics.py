@@ -110,7 +110,7 @@ def whole_seconds(images: int = 1000, side: int = 64) -> tuple[float, float, flo
             return time.perf_counter() - started, float(found.stdout.split()[-1])
 
         theirs = run("-W", "ignore", "-m", "pytorch_fid", "--device", "cpu")
-        ours = run("-m", "tgate_batch.metrics.bench_statistics")
+        ours = run("-m", "tgate_batch.bench.statistics")
     return theirs[0], ours[0], abs(ours[1] / theirs[1] - 1)
 
 

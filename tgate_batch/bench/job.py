@@ -1,0 +1,111 @@
+"""The whole Ray job beside a bare loop of the same pipeline: what orchestration costs."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgate_batch import actors, config, encoding, pipelines
+from tgate_batch import run as runs
+from tgate_batch.config import Config, Images
+from tgate_batch.demo import PATH
+from tgate_batch.prompts import read
+from tgate_batch.records import image_seed
+
+_BATCH = 8
+_SHARD = 16  # prompts
+
+
+def bench_job(images: int = 520, steps: int = 25, rounds: int = 5) -> dict[str, Any]:
+    """Images/s of the job over the bare loop's, in turns; and of two workers over one.
+
+    The embedded model's baseline, one thread a worker. The job is timed from a worker's first
+    finished shard to its last, so that starting Ray and loading are left out, as they are of the
+    loop. ``images`` are spread over the rounds.
+    """
+    torch.set_num_threads(1)
+    each = max(images // rounds // _SHARD, 2) * _SHARD
+    bare = _BareLoop(_settings("unused", each, steps, workers=1))
+    found: dict[str, list[float]] = {"bare": [], "bare_with_encoding": [], "one": [], "two": []}
+    for _ in range(rounds):
+        denoising, encoding_too = bare.images_per_second(each)
+        found["bare"].append(denoising)
+        found["bare_with_encoding"].append(encoding_too)
+        found["one"].append(_job_rate(each, steps, workers=1))
+        found["two"].append(_job_rate(2 * each, steps, workers=2))
+
+    def over(name: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
+
+    return {
+        "images": each * rounds,
+        "steps": steps,
+        "images_per_second": found,
+        "job_over_bare": over("one", "bare"),
+        "job_over_bare_with_encoding": over("one", "bare_with_encoding"),
+        "two_workers_over_one": over("two", "one"),
+    }
+
+
+def _settings(output: str, prompts: int, steps: int, workers: int) -> Config:
+    return config.parse(
+        {
+            "models": ["demo"],
+            "prompts": {
+                "path": str(PATH / "prompts.csv"),
+                "limit": prompts,
+                "shard_size": _SHARD,
+            },
+            "sampling": {"steps": steps, "guidance_scale": 4.0, "batch_size": _BATCH},
+            "arms": {"baseline": {}},
+            "workers": {"min": workers, "max": workers},
+            "output": output,
+        }
+    )
+
+
+class _BareLoop:
+    """The pipeline alone: denoise, decode, and compress in the same thread."""
+
+    def __init__(self, settings: Config) -> None:
+        self._painter = pipelines.open_painter(settings.models[0], settings)
+        self._prompts = list(read(settings.prompts))
+        self.images_per_second(_BATCH)
+
+    def images_per_second(self, images: int) -> tuple[float, float]:
+        """Without and with the compression of the pictures."""
+        denoising = compressing = 0.0
+        conditions = self._painter.encode(self._prompts[:images])
+        for start in range(0, images, _BATCH):
+            part = self._prompts[start : start + _BATCH]
+            before = time.perf_counter()
+            latents = self._painter.denoise(
+                conditions[start : start + _BATCH],
+                [image_seed(0, prompt.id, 0) for prompt in part],
+            )
+            pixels = self._painter.decode(latents).values
+            between = time.perf_counter()
+            for picture in pixels:
+                encoding.picture(picture, Images())
+            denoising += between - before
+            compressing += time.perf_counter() - between
+        return images / denoising, images / (denoising + compressing)
+
+
+def _job_rate(prompts: int, steps: int, workers: int) -> float:
+    """Images/s between the first file and the last; the first shard of a worker warms it up."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = _settings(str(Path(scratch, "out")), prompts + workers * _SHARD, steps, workers)
+        run = runs.prepare(settings)
+        runs.freeze(run)
+        finished: list[tuple[float, int]] = []
+        with actors.Pool(run) as pool:
+            for receipt in pool.render():
+                if receipt is not None:
+                    finished.append((time.perf_counter(), receipt.images))
+    start, _ = finished[workers - 1]
+    end, _ = finished[-1]
+    return sum(images for _, images in finished[workers:]) / (end - start)

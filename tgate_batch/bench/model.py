@@ -1,0 +1,209 @@
+"""A catalogue architecture with random weights on the device at hand: speed needs no others."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+
+from tgate_batch import models
+from tgate_batch.architectures import ARCHITECTURES, Architecture, Part
+from tgate_batch.bench.pairs import in_turns, ratio
+from tgate_batch.errors import UserError
+from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
+from tgate_batch.metrics.macs import count
+
+# Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
+MID_SIZE: dict[str, dict[str, Any]] = {
+    "sd15": {"block_out_channels": (96, 192, 384, 384)},
+    "pixart_alpha": {
+        "num_layers": 12,
+        "num_attention_heads": 8,
+        "attention_head_dim": 64,
+        "cross_attention_dim": 512,
+        "sample_size": 64,
+        "use_additional_conditions": False,
+    },
+}
+_LATENT_SCALE = 8  # pixels
+
+
+def bench_model(
+    name: str,
+    mid_size: bool = False,
+    batch_sizes: tuple[int, ...] = (1,),
+    steps: int = 25,
+    gate_step: int = 10,
+    rounds: int = 5,
+    compile: bool = False,
+    only: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """Seconds, images/s and speed-up of the baseline, a V1 and a V2 plan, DeepCache and both.
+
+    ``of_the_limit`` is the speed-up over the ratio of MACs (attention included): 1 where a gated
+    call is as fast as its arithmetic allows. float16 on a GPU, float32 on a CPU. ``only``: the
+    arms to measure beside the baseline, None for all. Raises UserError for models without an
+    architecture to build.
+    """
+    architecture = _architecture(name, mid_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = _pipeline(name, architecture, device)
+    if compile:
+        denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        denoiser.compile(dynamic=False)
+    guidance = models.entry(name).guidance_scale
+    guided = is_guided(pipe, guidance)
+    arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
+    if only is not None:
+        arms = {arm: arms[arm] for arm in arms if arm in ("baseline", *only)}
+    macs = {
+        arm: count(architecture, plan, cache, steps, guidance).per_image_with_attention
+        for arm, (plan, cache) in arms.items()
+    }
+    found: dict[str, Any] = {
+        "model": name,
+        "mid_size": mid_size,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "compiled": compile,
+        "steps": steps,
+        "macs": macs,
+        "batches": {},
+    }
+    for batch in batch_sizes:
+        call = _call(architecture, batch, steps, guidance, pipe)
+        calls = {
+            arm: partial(_gated_call, pipe, plan, cache, guided, call)
+            for arm, (plan, cache) in arms.items()
+        }
+        found["batches"][batch] = _compared(in_turns(calls, rounds), macs, batch)
+        if device == "cuda":
+            found["batches"][batch]["peak_gib"] = _peaks(calls)
+    return found
+
+
+def _compared(
+    seconds: dict[str, list[float]], macs: dict[str, float], batch: int
+) -> dict[str, dict[str, Any]]:
+    compared = {}
+    for arm, measured in seconds.items():
+        speedup = ratio(seconds["baseline"], measured)
+        compared[arm] = {
+            "seconds": sorted(measured)[len(measured) // 2],
+            "images_per_second": batch / sorted(measured)[len(measured) // 2],
+            "speedup": speedup,
+            "of_the_limit": speedup["median"] / (macs["baseline"] / macs[arm]),
+        }
+    return compared
+
+
+def _peaks(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Peak GPU memory of one call, GiB."""
+    peaks = {}
+    for arm, call in calls.items():
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        peaks[arm] = torch.cuda.max_memory_allocated() / 2**30
+    return peaks
+
+
+def _arms(gate_step: int, unet: bool) -> dict[str, tuple[GatePlan | None, DeepCache | None]]:
+    v2 = GatePlan(gate_step, sp_interval=3, fi_interval=1, warm_up=2)
+    arms: dict[str, tuple[GatePlan | None, DeepCache | None]] = {
+        "baseline": (None, None),
+        "tgate-v1": (GatePlan(gate_step), None),
+        "tgate-v2": (v2, None),
+    }
+    if unet:
+        arms |= {
+            "deepcache": (None, DeepCache()),
+            "deepcache-tgate": (GatePlan(gate_step), DeepCache()),
+        }
+    return arms
+
+
+@torch.inference_mode()
+def _gated_call(
+    pipe: Any,
+    plan: GatePlan | None,
+    cache: DeepCache | None,
+    guided: bool,
+    call: Callable[[], Any],
+) -> None:
+    with gated(pipe, plan, guided=guided, deepcache=cache):
+        call()
+
+
+def _architecture(name: str, mid_size: bool) -> Architecture:
+    if models.entry(name).draws_video or name not in ARCHITECTURES:
+        raise UserError(f"bench model: {name!r} has no text-to-image architecture to build")
+    whole = ARCHITECTURES[name]
+    if not mid_size:
+        return whole
+    if name not in MID_SIZE:
+        raise UserError(f"bench model: no mid-size {name!r}; one of: {', '.join(MID_SIZE)}")
+    denoiser = whole.denoiser
+    small = Part(denoiser.library, denoiser.kind, {**denoiser.config, **MID_SIZE[name]})
+    return replace(whole, denoiser=small, height=512, width=512)
+
+
+def _pipeline(name: str, architecture: Architecture, device: str) -> Any:
+    """The pipeline with nothing but its denoiser, of random weights."""
+    part = architecture.denoiser
+    torch.manual_seed(0)
+    with torch.device(device):
+        denoiser = getattr(diffusers, part.kind).from_config(dict(part.config))
+    denoiser = denoiser.eval()
+    if device == "cuda":
+        denoiser = denoiser.half().to(memory_format=torch.channels_last)
+    scheduler = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
+    if models.entry(name).scheduler == "LCMScheduler":
+        scheduler = diffusers.LCMScheduler()
+    parts: dict[str, Any] = {"scheduler": scheduler, "vae": None}
+    kind = models.entry(name).pipeline
+    if kind.startswith("PixArt"):
+        parts |= {"transformer": denoiser, "text_encoder": None, "tokenizer": None}
+    else:
+        parts |= {"unet": denoiser, "text_encoder": None, "tokenizer": None}
+    if kind == "StableDiffusionXLPipeline":
+        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+    if kind == "StableDiffusionPipeline":
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        parts |= {"requires_safety_checker": False}
+    pipe = getattr(diffusers, kind)(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _call(
+    architecture: Architecture, batch: int, steps: int, guidance: float, pipe: Any
+) -> Callable[[], Any]:
+    """The pipeline's call on random embeddings, to its final latents."""
+    config = architecture.denoiser.config
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    where = {"device": denoiser.device, "dtype": denoiser.dtype}
+    width = config.get("caption_channels") or config["cross_attention_dim"]
+
+    def embeddings() -> torch.Tensor:
+        return torch.randn(batch, architecture.tokens, width, **where)
+
+    call: dict[str, Any] = {
+        "prompt_embeds": embeddings(),
+        "negative_prompt_embeds": embeddings(),
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "height": architecture.height,
+        "width": architecture.width,
+        "output_type": "latent",
+    }
+    if type(pipe).__name__ == "StableDiffusionXLPipeline":
+        pooled = torch.randn(batch, 1280, **where)
+        call |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
+    if hasattr(pipe, "transformer"):
+        mask = torch.ones(batch, architecture.tokens, **where)
+        call |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+        call |= {"negative_prompt": None, "use_resolution_binning": False}
+        call |= {"clean_caption": False}
+    return partial(pipe, **call)

@@ -1,0 +1,32 @@
+"""Calls timed in turns, so that a busy machine slows all of them alike; and their ratios."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call in each of ``rounds`` rounds, after a round that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            _settle()
+            start = time.perf_counter()
+            call()
+            _settle()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: measured[1:] for name, measured in seconds.items()}
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """``over`` / ``under``, round by round: median, smallest and largest."""
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,34 @@
+"""A pipeline that draws a constant picture at once: what is left is the job itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgate_batch import models
+from tgate_batch.config import Config, Model
+from tgate_batch.pipelines import Condition, Pixels
+from tgate_batch.records import Prompt
+
+
+class StandIn:
+    """What a ``Renderer`` asks of a ``Painter``."""
+
+    guided = False
+    pipeline = SimpleNamespace(vae=None)
+
+    def __init__(self, model: Model, config: Config) -> None:
+        self.sampling = models.resolve(model.name, config.sampling)
+        side = (self.sampling.height, self.sampling.width, 3)
+        self._picture = np.full(side, 128, np.uint8)
+
+    def encode(self, prompts: list[Prompt]) -> list[Condition]:
+        return [{} for _ in prompts]
+
+    def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
+        return torch.zeros(len(conditions), 1)
+
+    def decode(self, latents: Any) -> Pixels:
+        count = len(latents)
+        return Pixels(np.stack([self._picture] * count), np.ones(count, bool))
