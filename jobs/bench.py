@@ -3,6 +3,7 @@
 python jobs/bench.py gate            a gated call beside the reference's (tgate 1.0.0), tiny twins
 python jobs/bench.py job             the whole Ray job beside a bare loop; two workers beside one
 python jobs/bench.py orchestration   planning, scheduling and writing with a stand-in pipeline
+python jobs/bench.py engine          each engine setting beside the defaults
 python jobs/bench.py encode          picture formats on threads
 python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
 python jobs/bench.py model sdxl      an architecture with random weights on this device
@@ -34,6 +35,9 @@ def parse() -> argparse.Namespace:
     job.add_argument("--rounds", type=int, default=6)
     orchestration = kinds.add_parser("orchestration")
     orchestration.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
+    engine = kinds.add_parser("engine")
+    engine.add_argument("--model", default="demo")
+    engine.add_argument("--settings", nargs="+", help="beside the defaults; all if left out")
     encode = kinds.add_parser("encode")
     encode.add_argument("--side", type=int, default=512, help="pixels")
     statistics = kinds.add_parser("statistics")
@@ -73,6 +77,14 @@ def _orchestration(options: argparse.Namespace) -> dict[str, Any]:
     return bench_orchestration(tuple(options.prompts))
 
 
+def _engine(options: argparse.Namespace) -> dict[str, Any]:
+    from tgate_batch.bench.engine import bench_engine
+
+    return bench_engine(
+        options.model, only=None if options.settings is None else tuple(options.settings)
+    )
+
+
 def _encode(options: argparse.Namespace) -> dict[str, Any]:
     from tgate_batch.bench.encode import bench_encode
 
@@ -104,6 +116,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "gate": _gate,
     "job": _job,
     "orchestration": _orchestration,
+    "engine": _engine,
     "encode": _encode,
     "statistics": _statistics,
     "model": _model,

@@ -111,8 +111,8 @@ def report_accuracy(folder: Path, count: int = 200) -> dict[str, float]:
 def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None) -> list[dict]:
     """A row for the drawn pictures, the autoencoder, the ungated run and each plan.
 
-    A row holds its accuracy; a rendered one also `macs` (of one picture, with attention) and
-    `seconds` a picture; a plan's also `difference` and `interval` of all-at-once to the ungated
+    A row holds its accuracy; a rendered one also `macs` (of one picture, with attention); a plan's
+    also `difference` and `interval` of all-at-once to the ungated
     run, PSNR (dB) and Frechet distances on EfficientNet-Lite0 features. Written to `output` after
     each row, as JSON.
     """
@@ -143,11 +143,8 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     rows[0]["fd_drawn"] = round(frechet_distance(statistics(other), real), 3)
 
     def rendered(plan: GatePlan | None) -> tuple[list[Image.Image], dict]:
-        started = time.perf_counter()
-        images = render(pipe, prompts, plan)
-        seconds = (time.perf_counter() - started) / count
         macs = macs_of("demo", str(folder), plan=plan, steps=STEPS, guidance_scale=GUIDANCE)
-        return images, {"macs": macs.per_image_with_attention, "seconds": round(seconds, 4)}
+        return render(pipe, prompts, plan), {"macs": macs.per_image_with_attention}
 
     baseline, cost = rendered(None)
     ungated = statistics(baseline)
@@ -170,8 +167,22 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """The rows of a sweep as a Markdown table."""
+def times(folder: Path, plans: list[str], batch: int = 10, rounds: int = 5) -> dict[str, float]:
+    """Median seconds a picture, ungated and by plan, in turns; one batch a call, all threads."""
+    pipe, prompts = load(folder), captions(batch)
+    calls = {"ungated": None} | {text: plan_of(text) for text in plans}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, plan in calls.items():
+            started = time.perf_counter()
+            render(pipe, prompts, plan)
+            seconds[name].append((time.perf_counter() - started) / batch)
+    return {name: float(np.median(measured[1:])) for name, measured in seconds.items()}
+
+
+def table(rows: list[dict], seconds: dict[str, float] | None = None) -> str:
+    """The rows of a sweep as a Markdown table, with the times of :func:`times` if given."""
+    seconds = seconds or {}
     lines = [
         "| plan | GMAC | saved | s | background | count | colours | shapes | sizes | places | all "
         "| all, change to ungated [95%] | PSNR dB | FD ungated | FD drawn |",
@@ -184,7 +195,7 @@ def table(rows: list[dict]) -> str:
             row["name"],
             f"{macs / 1e9:.2f}" if macs else "",
             f"{1 - macs / full:.0%}" if macs else "",
-            f"{row['seconds']:.2f}" if macs else "",
+            f"{seconds[row['name']]:.2f}" if row["name"] in seconds else "",
             *(f"{row[aspect]:.3f}" for aspect in pictures.ASPECTS),
             f"{row['difference']:+.3f} [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]"
             if "interval" in row
@@ -223,10 +234,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--plans", nargs="*", default=list(PLANS), metavar="GATE[/SP[/FI]]")
     parser.add_argument("--output", type=Path, help="write the rows there, as JSON")
+    parser.add_argument(
+        "--times", action="store_true", help="print seconds a picture, nothing else"
+    )
     parser.add_argument("--sheet", type=Path, help="write a contact sheet there, and nothing else")
     chosen = parser.parse_args(arguments)
     if chosen.sheet:
         contact_sheet(chosen.pipeline, chosen.plans).save(chosen.sheet, optimize=True)
+        return
+    if chosen.times:
+        print(json.dumps(times(chosen.pipeline, chosen.plans), indent=1))
         return
     print(table(sweep(chosen.pipeline, chosen.plans, chosen.captions, chosen.output)))
 

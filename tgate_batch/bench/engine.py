@@ -1,0 +1,65 @@
+"""Each engine setting beside the defaults, one at a time, on a model at hand."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from tgate_batch import config, pipelines
+from tgate_batch.bench.pairs import in_turns, ratio
+from tgate_batch.gate import GatePlan, gated
+from tgate_batch.records import Prompt
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "channels_last": {"engine": {"channels_last": True}},
+    "fused_qkv": {"engine": {"fused_qkv": True}},
+    "math attention": {"engine": {"attention": "math"}},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile": {"engine": {"compile": True}},
+}
+
+
+def bench_engine(
+    model: str = "demo", batch: int = 10, rounds: int = 5, only: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """Speed-up of each setting over the defaults: the plain pipeline, and with a plan."""
+    on_gpu = torch.cuda.is_available()
+    painters = {
+        name: _painter(model, batch, on_gpu, **setting)
+        for name, setting in SETTINGS.items()
+        if only is None or name in ("default", *only)
+    }
+    prompts = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(batch)]
+    plan = GatePlan(10, sp_interval=3, warm_up=2)
+    found = {}
+    for label, chosen in (("plain", None), ("gated", plan)):
+        calls = {
+            name: partial(_paint, painter, prompts, chosen) for name, painter in painters.items()
+        }
+        seconds = in_turns(calls, rounds)
+        found[label] = {name: ratio(seconds["default"], seconds[name]) for name in seconds}
+    return found
+
+
+def _painter(
+    model: str, batch: int, on_gpu: bool, engine: dict | None = None, dtype: str = "auto"
+) -> pipelines.Painter:
+    settings = config.parse(
+        {
+            "models": [{"name": model, "dtype": dtype}],
+            "prompts": {"path": "unused.txt"},
+            "sampling": {"batch_size": batch},
+            "arms": {"baseline": {}},
+            "workers": {"gpus_each": int(on_gpu)},
+            "engine": engine or {},
+            "output": "unused",
+        }
+    )
+    return pipelines.open_painter(settings.models[0], settings)
+
+
+def _paint(painter: pipelines.Painter, prompts: list[Prompt], plan: GatePlan | None) -> None:
+    with gated(painter.pipeline, plan, guided=painter.guided):
+        latents = painter.denoise(painter.encode(prompts), list(range(len(prompts))))
+    painter.decode(latents)
