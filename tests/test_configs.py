@@ -1,8 +1,13 @@
 """Every config in `configs/` is valid, and every arm of it renders on its model's tiny twin."""
 
 import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -56,3 +61,61 @@ def test_every_arm_renders_on_the_twin(file, tmp_path):
     assert {row.error for rows in found.values() for row in rows} == {None}
     if models.entry(name).draws_video:
         assert all(row.video for rows in found.values() for row in rows)
+
+
+SMALL = ["prompts.limit=2", "prompts.shard_size=2", "sampling.batch_size=2", "workers.max=1"]
+AT_HOME = [  # what a machine without a GPU, and without the reference statistics, leaves out
+    "sampling.height=64",
+    "sampling.width=64",
+    "workers.gpus_each=0",
+    "score.reference=null",
+    "score.clip=null",
+    "gates={}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_config_runs_through_the_job_to_a_report(file, tmp_path):
+    from tgate_batch.twins import save_twin
+
+    run = config.load(file)
+    settings = list(SMALL)
+    if file.stem != "demo":
+        name = run.models[0].name
+        twin = save_twin(name, tmp_path / "twin")
+        settings += [f"models=[{{name: {name}, path: {twin}}}]", *AT_HOME]
+        settings += [f"prompts.path={_prompts(run, tmp_path)}"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "jobs/render.py",
+            "--config",
+            file,
+            "--output",
+            tmp_path / "out",
+            *options,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    arms = json.loads((tmp_path / "out" / "report" / "report.json").read_text())["arms"]
+    assert {arm["arm"]: (arm["images"], arm["errors"]) for arm in arms} == dict.fromkeys(
+        run.arms, (2, 0)
+    )
+
+
+def _prompts(run: config.Config, folder: Path) -> Path:
+    """Two prompts in the format and the columns that the config reads."""
+    file = folder / run.prompts.path
+    if file.suffix == ".parquet":
+        table = pa.table({"id": ["a", "b"], run.prompts.image_column: [picture()] * 2})
+        pq.write_table(table, file)
+        return file
+    separator = "\t" if file.suffix == ".tsv" else ","
+    rows = [("id", "caption"), ("a", "a red cat"), ("b", "a blue dog")]
+    file.write_text("".join(separator.join(row) + "\n" for row in rows))
+    return file

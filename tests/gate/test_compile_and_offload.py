@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgate_batch.gate import GatePlan, gated
+from tgate_batch.gate import DeepCache, GatePlan, gated
 
 PLAN = GatePlan(4, sp_interval=2, fi_interval=2, warm_up=0)
 
@@ -53,6 +53,28 @@ def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graph
     assert counts == [counts[0]] * 3
     assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))
     assert torch.equal(pipe(**calls[0])[0], plain)
+
+
+@pytest.mark.slow
+def test_arms_in_turn_are_compiled_once(twins, arguments, graphs):
+    """Torch stops compiling at eight graphs unless told; three arms of a U-Net need more."""
+    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe, 1, steps=7)
+    arms = [(None, None), (PLAN, None), (GatePlan(3), DeepCache(3, 0))]
+
+    def draw(plan, deepcache):
+        with gated(pipe, plan, deepcache=deepcache):
+            return pipe(**call)[0]
+
+    expected = [draw(*arm) for arm in arms]
+    pipe.unet.compile(backend=graphs, dynamic=False)
+    counts = []
+    with torch._dynamo.config.patch(recompile_limit=64):
+        for _ in range(2):
+            pictures = [draw(*arm) for arm in arms]
+            assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))
+            counts.append(graphs.count)
+    assert 8 < counts[0] == counts[1]
 
 
 def test_model_offload_keeps_the_gate_in_every_call(twins, arguments):
