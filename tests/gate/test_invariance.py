@@ -50,7 +50,7 @@ def test_batch_mates_do_not_matter_to_any_plan(precise, arguments, name):
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("deepcache", [DeepCache(2, 1), DeepCache(3, 0), DeepCache(3, 3)], ids=str)
 def test_batch_mates_do_not_matter_to_branches_of_deepcache(precise, arguments, name, deepcache):
-    for plan in [None, *EVERY[::4]]:
+    for plan in [None, *EVERY[::3]]:
         assert disagreement(precise(name), arguments, plan, deepcache) < 1e-11, plan
 
 

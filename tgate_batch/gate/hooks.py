@@ -34,6 +34,11 @@ def gated(
     ``guided`` says whether the calls use classifier-free guidance; see ``is_guided``. With
     ``deepcache`` the DeepCache helper runs around the gate; with neither, nothing changes. The
     pipeline leaves the block as it came, also by an exception, and no cached tensor is kept.
+    Inside, call no other pipeline on the same denoiser unless it shares the scheduler too.
+
+    A compiled denoiser has one graph for every kind of step, about eight a plan and batch size,
+    and uses them again in later blocks. Torch stops at eight in all, and runs the rest uncompiled:
+    raise ``torch._dynamo.config.recompile_limit``.
 
     Raises ValueError for a denoiser, a scheduler or a setting that cannot be gated.
     """
