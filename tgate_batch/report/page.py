@@ -15,6 +15,7 @@ from tgate_batch.report.summary import summarize
 from tgate_batch.run import Run
 from tgate_batch.stages import BESIDE, ON_DEVICE
 
+_NAMES = 2  # columns that every table has: model and arm
 _GALLERY_PROMPTS = 24
 _GALLERY_PIXELS = 256  # the longest side of a picture on the page
 
@@ -29,7 +30,10 @@ def write(run: Run) -> dict[str, Any]:
 
 
 def _markdown(summary: dict[str, Any]) -> str:
-    lines = [f"# Run {summary['run']['output']}", "", table.markdown(summary["arms"]), ""]
+    arms = summary["arms"]
+    lines = [f"# Run {summary['run']['output']}", ""]
+    for title, rows in _tables(arms):
+        lines += [f"## {title}", "", table.markdown(rows), ""]
     lines += [f"- {note}" for note in _notes(summary["arms"])]
     for arm in summary["arms"]:
         for gate in arm["gates"]:
@@ -39,6 +43,16 @@ def _markdown(summary: dict[str, Any]) -> str:
                 f"- error: {arm['model']} {arm['arm']} prompt {row['prompt_id']}: {row['error']}"
             )
     return "\n".join(lines) + "\n"
+
+
+def _tables(arms: list[dict[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+    """The report's tables by title, without those that have nothing to say."""
+    every = [
+        ("Speed and cost", table.rows(arms, "speed")),
+        ("Quality, picture by picture", table.rows(arms, "pictures")),
+        ("Quality, against the reference set", table.rows(arms, "sets")),
+    ]
+    return [(title, rows) for title, rows in every if len(rows[0]) > _NAMES]
 
 
 def _notes(arms: list[dict[str, Any]]) -> list[str]:
@@ -79,11 +93,9 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    head, *body = table.rows(summary["arms"])
     return environment.get_template("page.html").render(
         run=summary["run"],
-        head=head,
-        body=body,
+        tables=_tables(summary["arms"]),
         arms=summary["arms"],
         workers=summary["workers"],
         times=_times(summary["workers"]),

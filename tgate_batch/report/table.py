@@ -1,4 +1,4 @@
-"""The report's table: one row an arm, for the terminal, Markdown and the page alike."""
+"""The report's tables: one row an arm, for the terminal, Markdown and the page alike."""
 
 from typing import Any
 
@@ -70,61 +70,62 @@ def _macs(arm: dict[str, Any]) -> str:
     return f"{value / 1e12:.2f} T" if value >= 1e11 else f"{value / 1e9:.2f} G"
 
 
-def columns(arms: list[dict[str, Any]], brief: bool = False) -> list[tuple[str, Any]]:
-    """(heading, function of an arm) of every column that some arm has a value in.
-
-    ``brief`` leaves out what a terminal has no room for.
-    """
+def _every(arms: list[dict[str, Any]]) -> list[tuple[str, Any, str]]:
+    """(heading, function of an arm, the tables it stands in: speed, pictures, sets, brief)."""
     label = next((arm["distance_label"] for arm in arms if arm.get("distance_label")), "FD")
-    more = [
-        ("its 95%", _distance_interval),
-        ("its change [95%]", _distance_change),
-        ("of infinitely many", _infinite),
-        ("KID" if label.startswith("FID") else "kernel distance", _kid),
-        ("precision", _column("precision", "{:.2f}")),
-        ("recall", _column("recall", "{:.2f}")),
+    kernel = "KID" if label.startswith("FID") else "kernel distance"
+    return [
+        ("model", lambda arm: arm["model"], "speed pictures sets brief"),
+        ("arm", lambda arm: arm["arm"], "speed pictures sets brief"),
+        ("images", _column("images", "{}"), "speed brief"),
+        ("errors", _column("errors", "{}"), "speed brief"),
+        ("images/s per worker", _column("images_per_second_per_worker", "{:.2f}"), "speed brief"),
+        ("speed-up", _column("speedup", "{:.2f}x"), "speed brief"),
+        ("MACs per image", _macs, "speed"),
+        ("MACs saved", _column("macs_saved", "{:.1%}"), "speed brief"),
+        ("$ per 1,000 images", _column("usd_per_1000_images", "{:.4f}"), "speed brief"),
+        (label, _distance, "sets brief"),
+        ("its 95%", _distance_interval, "sets"),
+        ("its change [95%]", _distance_change, "sets"),
+        ("of infinitely many", _infinite, "sets"),
+        (kernel, _kid, "sets"),
+        ("precision", _column("precision", "{:.2f}"), "sets"),
+        ("recall", _column("recall", "{:.2f}"), "sets"),
+        ("PSNR (dB)", _paired("psnr", "{:.1f}"), "pictures brief"),
+        ("SSIM", _paired("ssim", "{:.3f}"), "pictures"),
+        ("LPIPS", _paired("lpips", "{:.3f}"), "pictures"),
+        ("CLIP score", _column("clip_score", "{:.2f}"), "pictures brief"),
+        ("prompt accuracy", _accuracy, "pictures brief"),
+        ("accuracy change [95%]", _change, "pictures brief"),
     ]
-    every = [
-        ("model", lambda arm: arm["model"]),
-        ("arm", lambda arm: arm["arm"]),
-        ("images", _column("images", "{}")),
-        ("errors", _column("errors", "{}")),
-        ("images/s per worker", _column("images_per_second_per_worker", "{:.2f}")),
-        ("speed-up", _column("speedup", "{:.2f}x")),
-        ("MACs per image", _macs),
-        ("MACs saved", _column("macs_saved", "{:.1%}")),
-        (label, _distance),
-        *(() if brief else more),
-        ("PSNR (dB)", _paired("psnr", "{:.1f}")),
-        ("SSIM", _paired("ssim", "{:.3f}")),
-        ("LPIPS", _paired("lpips", "{:.3f}")),
-        ("prompt accuracy", _accuracy),
-        ("accuracy change [95%]", _change),
-        ("CLIP score", _column("clip_score", "{:.2f}")),
-        ("$ per 1,000 images", _column("usd_per_1000_images", "{:.4f}")),
-    ]
-    return [(head, show) for head, show in every if any(show(arm) != "–" for arm in arms)]
 
 
-def rows(arms: list[dict[str, Any]], brief: bool = False) -> list[list[str]]:
-    """The heading row, then one row an arm."""
-    chosen = columns(arms, brief)
+def rows(arms: list[dict[str, Any]], table: str) -> list[list[str]]:
+    """The heading row, then one row an arm, of ``table``: speed, pictures, sets or brief.
+
+    Columns that no arm has a value in are left out.
+    """
+    chosen = [
+        (head, show)
+        for head, show, tables in _every(arms)
+        if table in tables.split() and any(show(arm) != "–" for arm in arms)
+    ]
     return [[head for head, _ in chosen], *([show(arm) for _, show in chosen] for arm in arms)]
 
 
-def markdown(arms: list[dict[str, Any]]) -> str:
-    head, *body = rows(arms)
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def show(arms: list[dict[str, Any]]) -> None:
-    """Prints the table to the terminal, or plainly into a log."""
-    head, *body = rows(arms, brief=True)
+    """Prints the brief table to the terminal, or plainly into a log."""
+    head, *body = rows(arms, "brief")
     table = Table(show_edge=False, pad_edge=False)
     for name in head:
         table.add_column(name, justify="left" if name in ("model", "arm") else "right")
     for line in body:
         table.add_row(*line)
     console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
+    Console(width=None if console.is_terminal else 160).print(table)
