@@ -36,7 +36,7 @@ def gated(
     pipeline leaves the block as it came, also by an exception, and no cached tensor is kept.
     Inside, call no other pipeline on the same denoiser unless it shares the scheduler too.
 
-    A compiled denoiser has one graph for every kind of step, about eight a plan and batch size,
+    A compiled denoiser has one graph for every kind of step, three to eight a plan and batch size,
     and uses them again in later blocks. Torch stops at eight in all, and runs the rest uncompiled:
     raise ``torch._dynamo.config.recompile_limit``.
 
