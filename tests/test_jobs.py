@@ -254,10 +254,14 @@ def test_submitted_job_gives_what_the_plain_command_gives(settings, tmp_path):
     started = ray("start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1")
     assert started.returncode == 0, started.stderr
     try:
-        done = ray(
-            *("job", "submit", "--working-dir", ".", "--"),
-            *("python", "jobs/render.py", "--config", str(file), "--output", str(submitted)),
-        )
+        for _ in range(5):  # on a busy machine the head's agent may not stand yet
+            done = ray(
+                *("job", "submit", "--working-dir", ".", "--"),
+                *("python", "jobs/render.py", "--config", str(file), "--output", str(submitted)),
+            )
+            if "No available agent" not in done.stderr:
+                break
+            time.sleep(5)
     finally:
         ray("stop", "--force")
     assert done.returncode == 0, done.stdout + done.stderr
