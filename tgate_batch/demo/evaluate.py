@@ -113,19 +113,18 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
 
     A row holds its accuracy; a rendered one also `macs` (of one picture, with attention); a plan's
     also `difference` and `interval` of all-at-once to the ungated
-    run, PSNR (dB) and Frechet distances on EfficientNet-Lite0 features. Written to `output` after
+    run, PSNR (dB), Frechet distances on EfficientNet-Lite0 features, and how much further from the
+    drawn pictures than the ungated run it is, with its 95% interval. Written to `output` after
     each row, as JSON.
     """
     from tgate_batch.metrics.features import load_extractor
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
+    from tgate_batch.metrics.intervals import frechet_change
     from tgate_batch.metrics.macs import macs_of
     from tgate_batch.metrics.paired import Psnr
 
     pipe, prompts, rows = load(folder), captions(count), []
     extractor = load_extractor("efficientnet-lite0", device=str(pipe.device))
-
-    def statistics(images: list[Image.Image]) -> Statistics:
-        return Statistics.of(extractor(images))
 
     def add(name: str, images: list[Image.Image], **more) -> dict[str, np.ndarray]:
         held = accuracy(images, prompts)
@@ -138,21 +137,23 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     drawn = [pictures.draw(prompt, seed) for seed, prompt in enumerate(prompts)]
     add("drawn", drawn)
     add("autoencoder", through_vae(pipe, drawn))
-    real = statistics(drawn)
+    real = Statistics.of(extractor(drawn))
     other = [pictures.draw(prompt, 10**6 + seed) for seed, prompt in enumerate(prompts)]
-    rows[0]["fd_drawn"] = round(frechet_distance(statistics(other), real), 3)
+    rows[0]["fd_drawn"] = round(frechet_distance(Statistics.of(extractor(other)), real), 3)
 
     def rendered(plan: GatePlan | None) -> tuple[list[Image.Image], dict]:
         macs = macs_of("demo", str(folder), plan=plan, steps=STEPS, guidance_scale=GUIDANCE)
         return render(pipe, prompts, plan), {"macs": macs.per_image_with_attention}
 
     baseline, cost = rendered(None)
-    ungated = statistics(baseline)
+    features = extractor(baseline)
+    ungated = Statistics.of(features)
     cost["fd_drawn"] = round(frechet_distance(ungated, real), 3)
     before = add("ungated", baseline, **cost)
     for text in plans:
         images, cost = rendered(plan_of(text))
-        now = statistics(images)
+        found = extractor(images)
+        now, further = Statistics.of(found), frechet_change(found, features, real)
         change = accuracy(images, prompts)["all"] - before["all"]
         add(
             text,
@@ -163,6 +164,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
             psnr=round(float(np.mean(Psnr()(images, prompts, baseline))), 2),
             fd_ungated=round(frechet_distance(now, ungated), 3),
             fd_drawn=round(frechet_distance(now, real), 3),
+            fd_drawn_change=[round(x, 2) for x in (further.value, further.low, further.high)],
         )
     return rows
 
