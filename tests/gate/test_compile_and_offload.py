@@ -33,11 +33,18 @@ def pipe(twins):
     return pipe
 
 
-@pytest.mark.parametrize("form", ["wrapped", pytest.param("in place", marks=pytest.mark.slow)])
-def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graphs, form):
+@pytest.mark.parametrize(
+    ("form", "plan"),
+    [
+        ("wrapped", GatePlan(2)),
+        pytest.param("wrapped", PLAN, marks=pytest.mark.slow),
+        pytest.param("in place", PLAN, marks=pytest.mark.slow),
+    ],
+)
+def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graphs, form, plan):
     calls = [arguments(pipe, 1, steps=7, seed=seed) for seed in range(3)]
     plain = pipe(**calls[0])[0]
-    with gated(pipe, PLAN):
+    with gated(pipe, plan):
         expected = [pipe(**call)[0] for call in calls]
     if form == "wrapped":
         pipe.transformer = torch.compile(pipe.transformer, backend=graphs, fullgraph=True)
@@ -45,10 +52,10 @@ def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graph
         pipe.transformer.compile(backend=graphs)
     counts, pictures = [], []
     for call in calls:  # each in a block of its own, as batches and arms come
-        with gated(pipe, PLAN):
+        with gated(pipe, plan):
             pictures.append(pipe(**call)[0])
         counts.append(graphs.count)
-    actions = {(now.cross, now.self_, now.mean) for now in PLAN.schedule(7)}
+    actions = {(now.cross, now.self_, now.mean) for now in plan.schedule(7)}
     assert counts[0] == len(actions)
     assert counts == [counts[0]] * 3
     assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))

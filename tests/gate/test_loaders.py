@@ -166,7 +166,9 @@ def test_video_snippet(saved):
     ("name", "pipeline", "loader", "successor", "gate_step", "steps", "lcm"),
     [
         ("pixart_alpha", PixArtAlphaPipeline, "PixArt", "PixArtAlpha", 8, 25, {}),
-        ("sdxl", StableDiffusionXLPipeline, "SDXL", "SDXL", 10, 25, {}),
+        pytest.param(
+            "sdxl", StableDiffusionXLPipeline, "SDXL", "SDXL", 10, 25, {}, marks=pytest.mark.slow
+        ),
         ("lcm_sdxl", StableDiffusionXLPipeline, "SDXL", "SDXL", 1, 4, {"lcm": True}),
     ],
 )
