@@ -210,7 +210,7 @@ def branches(pipe, call):
 
 # 7. Turning guidance off from a callback crashes.
 @pytest.mark.parametrize(
-    ("name", "cutoff"), [*(("sd15", step) for step in range(5)), ("sdxl", 1), ("sdxl", 3)]
+    ("name", "cutoff"), [("sd15", 0), ("sd15", 2), ("sd15", 4), ("sdxl", 1), ("sdxl", 3)]
 )
 def test_guidance_turned_off_by_a_callback(twins, arguments, name, cutoff):
     pipe = twins(name, scheduler="ddim")

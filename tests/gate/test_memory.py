@@ -17,7 +17,7 @@ PLANS = [
     GatePlan(20, sp_interval=3, warm_up=1),
     GatePlan(6),
 ]
-NAMES = ["sd15", "sdxl", "pixart_alpha", "pixart_sigma", "svd", "lcm_sdxl"]
+NAMES = ["sdxl", "pixart_alpha", "pixart_sigma", "svd", "lcm_sdxl"]
 
 
 def attention_layers(pipe):
