@@ -129,7 +129,10 @@ def _norms(denoiser: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Attenti
 
 
 def _hook(module: torch.nn.Module, hook: ModelHook, stack: ExitStack) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _NAME)
+    # Not `check_if_exists_or_initialize`: a module takes its time to say what it does not have.
+    if "_diffusers_hook" not in vars(module):
+        module._diffusers_hook = HookRegistry(module)
+    module._diffusers_hook.register_hook(hook, _NAME)
     stack.callback(_unhook, module)
 
 
