@@ -44,6 +44,7 @@ def test_settings_reach_the_pipeline(settings):
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections
     assert unet._compiled_call_impl is not None
+    assert torch._dynamo.config.recompile_limit >= 64  # several arms, each with its graphs
 
 
 def test_decoding_takes_no_more_pictures_at_once_than_told(settings):

@@ -10,6 +10,8 @@ from typing import Any
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
 
+_GRAPHS = 64  # more than the arms of a run need
+
 
 def prepare(pipeline: Any, engine: Engine, device: str) -> None:
     """Applies ``engine`` to the pipeline in place; raises UserError for what it cannot do."""
@@ -29,6 +31,8 @@ def prepare(pipeline: Any, engine: Engine, device: str) -> None:
             )
         denoiser.fuse_qkv_projections()
     if engine.compile:
+        # Each pair of actions is a graph of its own; past the limit torch would stop compiling.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
         denoiser.compile(dynamic=False)
 
 
