@@ -1,6 +1,6 @@
 """Benchmarks: what is compared is measured side by side in one run; the ratios come out as JSON.
 
-python jobs/bench.py gate            a gated call beside the reference's (tgate 1.0.0), tiny twins
+python jobs/bench.py gate            a gated call beside the reference's (tgate 1.0.0)
 python jobs/bench.py job             the whole Ray job beside a bare loop; two workers beside one
 python jobs/bench.py orchestration   planning, scheduling and writing with a stand-in pipeline
 python jobs/bench.py engine          each engine setting beside the defaults
@@ -60,7 +60,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
-    from tgate_batch.bench_gate import bench_gate
+    from tgate_batch.bench.gate import bench_gate
 
     return bench_gate(pairs=options.pairs)
 

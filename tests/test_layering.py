@@ -20,7 +20,6 @@ ALLOWED = {
     "engine": {"config", "errors"},
     "models": {"config", "demo", "errors"},
     "architectures": {"demo", "errors"},
-    "bench_gate": {"gate", "twins"},
     "twins": {"architectures"},
     "storage": {"errors"},
     "prompts": {"records", "config", "errors"},

@@ -1,4 +1,5 @@
-"""The gate's own cost: a gated call beside the reference's, on a tiny twin, same plan."""
+"""A gated call beside the reference's, same plan: tiny twins, where Python's overhead is what
+counts, and the embedded model."""
 
 import statistics
 import time
@@ -8,6 +9,8 @@ from typing import Any
 import diffusers
 import torch
 
+from tgate_batch import models
+from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.twins import twin
 
@@ -15,15 +18,16 @@ PLANS = {
     "sd15": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
     "sdxl": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
     "pixart_alpha": GatePlan(15, sp_interval=3, fi_interval=1, warm_up=2),
+    "demo": GatePlan(15, sp_interval=3, fi_interval=1, warm_up=2),
 }
+_PIXELS = {"demo": 64}  # a picture's side; twins' are 16
 
 
 def bench_gate(steps: int = 25, pairs: int = 9) -> dict[str, dict[str, float]]:
     """Median CPU seconds of a call, by twin: ``ours``, ``reference``, ``plain``; and ``ratio``.
 
-    Pictures are 16 pixels wide, so that Python's overhead is what counts. Calls alternate and
-    ``ratio`` (ours / reference) is the median over the pairs: a busy machine slows both. Needs
-    the reference (``tgate``), a test dependency.
+    One picture a call. Calls alternate and ``ratio`` (ours / reference) is the median over the
+    pairs: a busy machine slows both. Needs the reference (``tgate``), a test dependency.
     """
     torch.set_num_threads(1)
     return {name: _measure(name, plan, steps, pairs) for name, plan in PLANS.items()}
@@ -36,9 +40,11 @@ def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, flo
         "sd15": tgate.TgateSDLoader,
         "sdxl": tgate.TgateSDXLLoader,
         "pixart_alpha": tgate.TgatePixArtAlphaLoader,
+        "demo": tgate.TgateSDLoader,
     }
     ours, theirs = _pipeline(name), loaders[name](_pipeline(name))
-    call = {"prompt": "a cat", "height": 16, "width": 16, "num_inference_steps": steps}
+    side = _PIXELS.get(name, 16)
+    call = {"prompt": "a cat", "height": side, "width": side, "num_inference_steps": steps}
     call["output_type"] = "latent"
     if name == "pixart_alpha":
         call |= {"use_resolution_binning": False, "clean_caption": False}
@@ -65,6 +71,8 @@ def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, flo
 
 
 def _pipeline(name: str) -> Any:
+    if name == "demo":
+        return models.load(Model(name=name), models.resolve(name, Sampling()), "cpu")
     pipeline = twin(name)
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config
