@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tgate_batch import cli, config, models
+from tgate_batch.counting import macs_of_arm
 from tgate_batch.metrics.macs import Macs, count_parts, find_architecture, macs_of
 from tgate_batch.metrics.published import PUBLISHED, Published, published_for
 
@@ -73,16 +74,7 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
         entry = models.entry(model.name)
         documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
-            counted = macs_of(
-                model.name,
-                model.path,
-                plan=arm.plan,
-                deepcache=arm.cache,
-                steps=sampling.steps,
-                guidance_scale=sampling.guidance_scale,
-                scheduler=sampling.scheduler,
-                **size,
-            )
+            counted = macs_of_arm(model, arm, sampling)
             published = None
             if model.path is None and (sampling.height, sampling.width) == documented:
                 published = published_for(

@@ -10,12 +10,12 @@ import ray
 
 from tgate_batch import actors, config
 from tgate_batch import run as runs
-from tgate_batch.actors import _Task
 from tgate_batch.config import Model
 from tgate_batch.errors import UserError
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.run import Missing
 from tgate_batch.stages import BESIDE, ON_DEVICE
+from tgate_batch.tasks import Task
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,7 +124,7 @@ def test_prompt_that_kills_its_worker_is_found_and_no_other_is_blamed(count):
     for poison in itertools.chain.from_iterable(
         itertools.combinations(prompts, size) for size in (1, 2)
     ):
-        task = _Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
+        task = Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
         for _ in range(100):
             on_device = task.suspects[-1] if task.is_trial else prompts
             dies = any(p in poison and p.id not in task.quarantined for p in on_device)
@@ -139,7 +139,7 @@ def test_prompt_that_kills_its_worker_is_found_and_no_other_is_blamed(count):
 
 def test_shard_that_dies_without_a_guilty_prompt_ends_as_error_rows():
     prompts = tuple(Prompt(f"p{i}", "x") for i in range(4))
-    task = _Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
+    task = Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
     while len(task.quarantined) < 4:
         if task.is_trial:
             task.trial_survived()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import cache
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,10 +123,6 @@ def test_plan_is_written_as_gate_and_intervals():
     assert evaluate.plan_of("10") == GatePlan(10)
     assert evaluate.plan_of("15/3") == GatePlan(15, sp_interval=3, warm_up=2)
     assert evaluate.plan_of("15/3/2") == GatePlan(15, sp_interval=3, fi_interval=2, warm_up=2)
-
-
-def test_interval_of_a_constant_difference_is_that_difference():
-    assert evaluate.interval(np.full(50, 0.25)) == (0.25, 0.25)
 
 
 def test_muon_step_has_singular_values_near_one():

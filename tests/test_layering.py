@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"gate", "errors"},
     "demo": {"config", "gate", "metrics"},
     "stages": set(),
-    "engine": {"config", "errors"},
+    "engine": {"config", "errors", "gate"},
     "models": {"config", "demo", "errors"},
     "architectures": {"demo", "errors"},
     "twins": {"architectures"},
@@ -34,7 +34,8 @@ ALLOWED = {
     "report": {"config", "metrics", "parquet", "records", "run", "stages"},
     "score": {"demo", "measure", "metrics", "parquet", "prompts", "report", "run", "errors"},
     "progress": {"records"},
-    "actors": {
+    "tasks": {"records", "run"},
+    "worker": {
         "render",
         "pipelines",
         "stages",
@@ -45,9 +46,8 @@ ALLOWED = {
         "prompts",
         "records",
         "config",
-        "storage",
-        "errors",
     },
+    "actors": {"config", "errors", "records", "run", "tasks", "worker"},
     "workflow": {
         "actors",
         "config",
@@ -64,6 +64,7 @@ ALLOWED = {
         "architectures",
         "config",
         "demo",
+        "engine",
         "encoding",
         "errors",
         "gate",

@@ -4,7 +4,8 @@ The map, in the order the data takes:
 
 - ``prompts``  reads a prompt set and cuts it into shards
 - ``render``   renders one shard with one pipeline, one arm at a time (no Ray)
-- ``actors``   does the same many at once, under Ray
+- ``worker``   one process of a run: its model, its shards, their files (no Ray)
+- ``actors``   many workers at once, under Ray
 - ``storage``, ``parquet``  where rows land: a file appears whole or not at all
 - ``score``, ``metrics``    what the pictures are worth: throughput, MACs, Frechet distance, cost
 - ``report``   all arms beside their baseline: JSON, Markdown, one HTML page

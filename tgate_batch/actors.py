@@ -5,13 +5,9 @@ pool of actors and decides what a failure means: a worker that dies costs its ta
 three, the shard is split to find the prompt it dies on, and that prompt becomes an error row.
 """
 
-import json
 import os
 import secrets
-import socket
-import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,15 +16,13 @@ from typing import Any
 import ray
 import ray.util
 
-from tgate_batch import parquet
 from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import UserError
-from tgate_batch.prompts import ShardPlan
-from tgate_batch.records import Prompt, Receipt, Shard
-from tgate_batch.run import Missing, Run, missing
-from tgate_batch.stages import Energy, Stages
+from tgate_batch.records import Receipt
+from tgate_batch.run import Run, missing
+from tgate_batch.tasks import LIVES, Task
+from tgate_batch.worker import Worker
 
-_LIVES = 3  # deaths of its worker that a task survives unsplit
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
 
@@ -50,193 +44,13 @@ def inside_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-class Worker:
-    """One process with one model or extractor; renders and measures shards, writes their files."""
-
-    def __init__(self, run: Run, open_painter: Callable[[Model, Config], Any] | None = None):
-        """``open_painter`` loads a model; None: what the catalogue says."""
-        self._stages = Stages()
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._run = run
-        self._config = run.config
-        self._open_painter = open_painter
-        self._device = threading.Lock()  # two tasks overlap, but only one computes
-        self._loaded: tuple[str, Any] | None = None
-        self._asked: Any = None
-        self._known: dict[tuple[str, str], dict[str, str]] = {}
-
-    def stand(self, model: Model | None) -> int:
-        """Answers when the worker stands, ``model`` loaded: its process id. Raises UserError."""
-        if model is not None:
-            with self._device:
-                self._renderer(model)
-        return os.getpid()
-
-    def render(
-        self,
-        model: Model,
-        shard: Shard,
-        arms: tuple[str, ...],
-        quarantined: dict[str, str],
-        keep: bool,
-    ) -> Iterator[Receipt]:
-        """Yields a receipt an arm, after its file stands; ``keep`` False: a trial, no file."""
-        from tgate_batch.render import DeviceLost
-
-        for arm in arms:
-            try:
-                with self._device:
-                    renderer = self._renderer(model)
-                    rows = list(renderer.render(shard, arm, self._config.arms[arm], quarantined))
-            except DeviceLost:
-                os._exit(1)  # a fresh process takes the shard
-            records = [row() for row in rows]
-            if keep:
-                self._write(model, arm, shard, records)
-            good = [record for record in records if record.status == "ok"]
-            yield Receipt(
-                model.name,
-                arm,
-                shard.index,
-                images=len(good),
-                errors=len(records) - len(good),
-                seconds=sum(record.batch_seconds / record.batch_size for record in good),
-            )
-
-    def measure(self, model: str, arm: str, shard: ShardPlan) -> str | None:
-        """Measures one shard unless that was done before; returns why it could not."""
-        from tgate_batch import score
-
-        with self._device:
-            if self._asked is None:
-                self._loaded = None  # makes room for the extractor
-                self._limit_threads()
-                self._asked = score.asked(self._run)
-            return score.measure_shard(self._run, self._asked, model, arm, shard)
-
-    def _write(self, model: Model, arm: str, shard: Shard, records: list) -> None:
-        about = self._about(model, arm)
-        with self._stages.timed("write"):
-            name = parquet.images_name(model.name, arm, shard.index)
-            parquet.write_records(self._run.folder, name, records, shard.digest, about)
-        summary = {
-            "device": self._device_name,
-            "gpu": self._energy.gpu,
-            "joules": self._energy.joules(),
-            "seconds": self._stages.summary(),
-        }
-        self._run.folder.write(f"workers/{self._name}.json", json.dumps(summary))
-
-    def _about(self, model: Model, name: str) -> dict[str, str]:
-        """What every file of a (model, arm) says of itself."""
-        from tgate_batch.counting import arm_macs
-
-        with self._device:  # not while a batch is being timed
-            if (model.name, name) not in self._known:
-                arm = self._config.arms[name]
-                with self._stages.timed("load"):
-                    macs = arm_macs(self._run, model, arm)
-                self._known[model.name, name] = {
-                    "model": model.name,
-                    "arm": name,
-                    "settings": arm.model_dump_json(),
-                    "device": self._device_name,
-                    **{key: json.dumps(value) for key, value in macs.items()},
-                }
-            return self._known[model.name, name]
-
-    def _limit_threads(self) -> None:
-        import torch
-
-        if not self._config.workers.gpus_each:
-            torch.set_num_threads(self._config.workers.cpus_each)
-
-    def _renderer(self, model: Model) -> Any:
-        if self._loaded is None or self._loaded[0] != model.name:
-            self._loaded = None  # frees the model before it
-            with self._stages.timed("load"):
-                self._loaded = (model.name, self._opened(model))
-        return self._loaded[1]
-
-    def _opened(self, model: Model) -> Any:
-        import torch
-
-        from tgate_batch.pipelines import open_painter
-        from tgate_batch.render import Renderer
-
-        self._limit_threads()
-        self._device_name, gpu = "CPU", None
-        if self._config.workers.gpus_each and torch.cuda.is_available():
-            self._device_name = torch.cuda.get_device_name()
-            gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-        self._energy = Energy(gpu)
-        painter = (self._open_painter or open_painter)(model, self._config)
-        return Renderer(painter, self._config.images, self._name, self._stages)
-
-
-@dataclass
-class _Task:
-    """One (model, shard) on its way, with what is known of its prompts."""
-
-    work: Missing
-    deaths: int = 0
-    errors: int = 0
-    splits: int = 0
-    alone: bool = False  # under suspicion: shares its worker with no other task
-    quarantined: dict[str, str] = field(default_factory=dict)
-    suspects: list[tuple[Prompt, ...]] = field(default_factory=list)
-    arms_left: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.arms_left = list(self.work.arms)
-
-    @property
-    def is_trial(self) -> bool:
-        return bool(self.suspects)
-
-    def send(self, actor: Any) -> Any:
-        shard = self.work.shard
-        if self.is_trial:
-            shard = Shard(shard.index, self.suspects[-1])
-        return actor.render.options(num_returns="streaming").remote(
-            self.work.model, shard, tuple(self.arms_left), self.quarantined, not self.is_trial
-        )
-
-    def worker_died(self) -> None:
-        self.deaths += 1
-        if self.is_trial:
-            self._accuse(self.suspects.pop())
-        elif self.deaths >= _LIVES:
-            self.splits += 1
-            left = tuple(p for p in self.work.shard.prompts if p.id not in self.quarantined)
-            if self.splits == 1:
-                self._accuse(left)
-            else:  # no single prompt was to blame, and it dies all the same
-                for prompt in left:
-                    self._quarantine(prompt)
-            self.deaths = 0
-
-    def trial_survived(self) -> None:
-        self.suspects.pop()
-
-    def _accuse(self, prompts: tuple[Prompt, ...]) -> None:
-        if len(prompts) == 1:
-            self._quarantine(prompts[0])
-        elif prompts:
-            half = len(prompts) // 2
-            self.suspects += [prompts[half:], prompts[:half]]
-
-    def _quarantine(self, prompt: Prompt) -> None:
-        self.quarantined[prompt.id] = "the worker's process died each time on this prompt"
-
-
 @dataclass
 class _Seat:
     """An actor, and the tasks it holds, oldest first."""
 
     actor: Any
     starting: Any  # the reference that resolves when the actor stands
-    tasks: deque[tuple[Any, _Task]] = field(default_factory=deque)
+    tasks: deque[tuple[Any, Task]] = field(default_factory=deque)
 
 
 class Pool:
@@ -283,8 +97,8 @@ class Pool:
         Raises UserError where a model cannot be loaded, RuntimeError where a shard fails three
         times for a reason that is not one of its prompts (a full disk, say).
         """
-        waiting: deque[_Task] = deque()
-        source = (_Task(work) for work in missing(self._run))
+        waiting: deque[Task] = deque()
+        source = (Task(work) for work in missing(self._run))
         left = self._unrendered.total()
         while left:
             self._adjust(left)
@@ -302,13 +116,12 @@ class Pool:
     def measure(self) -> Iterator[str | None]:
         """Measures every rendered shard. Yields, a shard, None or why it could not be measured.
 
-        Raises UserError where the extractor cannot be loaded.
+        Raises UserError where a worker dies meanwhile.
         """
         jobs = [
             (model.name, arm, shard)
             for model, arm, _ in self._run.pairs()
-            for shard in self._run.shards
-            if self._run.is_done(model.name, arm, shard)
+            for shard in self._run.done(model.name, arm)
         ]
         if not jobs:
             return
@@ -319,10 +132,6 @@ class Pool:
         pool = ray.util.ActorPool([seat.actor for seat in standing])
         try:
             yield from pool.map_unordered(lambda actor, job: actor.measure.remote(*job), jobs)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise
         except ray.exceptions.RayActorError:
             raise UserError(
                 "a worker died while measuring; what it had measured is kept: run jobs/score.py"
@@ -341,7 +150,7 @@ class Pool:
             ray.kill(seat.actor)
             self._seats.remove(seat)
 
-    def _feed(self, seat: _Seat, waiting: deque[_Task], source: Iterator[_Task]) -> None:
+    def _feed(self, seat: _Seat, waiting: deque[Task], source: Iterator[Task]) -> None:
         """Sends one more task, unless one under suspicion would have to share the worker."""
         if any(task.alone for _, task in seat.tasks):
             return
@@ -349,7 +158,7 @@ class Pool:
             waiting.append(fresh)
         if waiting and not (waiting[0].alone and seat.tasks):
             task = waiting.popleft()
-            seat.tasks.append((task.send(seat.actor), task))
+            seat.tasks.append((_send(task, seat.actor), task))
 
     def _standing(self) -> list[_Seat]:
         """The seats whose actor runs. Raises UserError where actors keep failing to start."""
@@ -369,14 +178,14 @@ class Pool:
                 raise UserError(str(cause)) from None
             self._seats.remove(seat)
             self._failed_starts += 1
-            if self._failed_starts >= _LIVES:
+            if self._failed_starts >= LIVES:
                 reason = " ".join(str(error).split())[-300:]
-                raise UserError(f"workers: {_LIVES} in a row did not start: {reason}") from None
+                raise UserError(f"workers: {LIVES} in a row did not start: {reason}") from None
         else:
             seat.starting = None
             self._failed_starts = 0
 
-    def _collect(self, waiting: deque[_Task]) -> Iterator[Receipt | _Task]:
+    def _collect(self, waiting: deque[Task]) -> Iterator[Receipt | Task]:
         """Whatever has arrived: receipts, and tasks that are finished."""
         streams = {stream: seat for seat in self._seats for stream, _ in seat.tasks}
         references = list(streams) + [
@@ -410,7 +219,7 @@ class Pool:
                     task.arms_left.remove(receipt.arm)
                     yield receipt
 
-    def _bury(self, seat: _Seat, waiting: deque[_Task]) -> None:
+    def _bury(self, seat: _Seat, waiting: deque[Task]) -> None:
         """Puts a dead worker's tasks back. Two tasks blame neither: each runs alone from now on."""
         self.deaths += 1
         self._seats.remove(seat)
@@ -422,17 +231,24 @@ class Pool:
         waiting.extendleft(reversed(tasks))
 
     def _task_failed(
-        self, error: Exception, seat: _Seat, stream: Any, task: _Task, waiting: deque[_Task]
+        self, error: Exception, seat: _Seat, stream: Any, task: Task, waiting: deque[Task]
     ) -> None:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from None
         task.errors += 1
-        if task.errors >= _LIVES:
+        if task.errors >= LIVES:
             shard = task.work.shard.name
-            raise RuntimeError(f"{shard} failed {_LIVES} times; the last time with: {cause!r}")
+            raise RuntimeError(f"{shard} failed {LIVES} times; the last time with: {cause!r}")
         seat.tasks = deque(pair for pair in seat.tasks if pair[0] is not stream)
         waiting.appendleft(task)
+
+
+def _send(task: Task, actor: Any) -> Any:
+    """The stream of the task's receipts."""
+    return actor.render.options(num_returns="streaming").remote(
+        task.work.model, task.shard, tuple(task.arms_left), task.quarantined, not task.is_trial
+    )
 
 
 def _unrendered(run: Run) -> Counter[str]:

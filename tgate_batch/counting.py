@@ -1,7 +1,7 @@
-"""The MACs of one image of a run's arm, as its files carry them."""
+"""The MACs of one image of an arm; as a run's files carry them."""
 
-from tgate_batch.config import Arm, Model
-from tgate_batch.metrics.macs import macs_of
+from tgate_batch.config import Arm, Model, Sampling
+from tgate_batch.metrics.macs import Macs, macs_of
 from tgate_batch.run import Run
 
 
@@ -10,8 +10,16 @@ def arm_macs(run: Run, model: Model, arm: Arm) -> dict[str, float | None]:
 
     None where the architecture is not known without weights.
     """
-    sampling = run.sampling(model.name)
-    macs = macs_of(
+    macs = macs_of_arm(model, arm, run.sampling(model.name))
+    return {
+        "macs_per_image": macs.per_image,
+        "macs_per_image_with_attention": macs.per_image_with_attention,
+    }
+
+
+def macs_of_arm(model: Model, arm: Arm, sampling: Sampling) -> Macs:
+    """``sampling`` is the model's own, nothing left open; raises UserError as ``macs_of`` does."""
+    return macs_of(
         model.name,
         model.path,
         plan=arm.plan,
@@ -22,7 +30,3 @@ def arm_macs(run: Run, model: Model, arm: Arm) -> dict[str, float | None]:
         width=sampling.width,
         scheduler=sampling.scheduler,
     )
-    return {
-        "macs_per_image": macs.per_image,
-        "macs_per_image_with_attention": macs.per_image_with_attention,
-    }

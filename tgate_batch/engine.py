@@ -9,6 +9,7 @@ from typing import Any
 
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
+from tgate_batch.gate import denoiser_of
 
 _GRAPHS = 64  # more than the arms of a run need
 
@@ -17,11 +18,11 @@ def prepare(pipeline: Any, engine: Engine, device: str) -> None:
     """Applies ``engine`` to the pipeline in place; raises UserError for what it cannot do."""
     import torch
 
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    denoiser = denoiser_of(pipeline)
     on_gpu = device.startswith("cuda")
     channels_last = on_gpu if engine.channels_last is None else engine.channels_last
     if channels_last:
-        for module in (denoiser, pipeline.vae):
+        for module in filter(None, (denoiser, pipeline.vae)):
             module.to(memory_format=torch.channels_last)
     if engine.fused_qkv:
         if not hasattr(denoiser, "fuse_qkv_projections"):

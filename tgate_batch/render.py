@@ -26,7 +26,7 @@ class DeviceLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Picture:
     """One picture to make: a row before it is a row."""
 
     prompt: Prompt
@@ -58,7 +58,7 @@ class Renderer:
         self._stages = stages or Stages()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
         self._batch_size = painter.sampling.batch_size
-        self._encoded: dict[str, list[_Task]] = {}  # shard digest -> its tasks
+        self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
         self._warm: set[str] = set()
 
     def render(
@@ -71,14 +71,14 @@ class Renderer:
         rows unseen by the device. Raises DeviceLost.
         """
         plan, cache = arm.plan, arm.cache
-        tasks = self._tasks(shard, quarantined or {})
-        ready = [task for task in tasks if task.error is None]
+        pictures = self._pictures(shard, quarantined or {})
+        ready = [picture for picture in pictures if picture.error is None]
         with gated(self._painter.pipeline, plan, guided=self._painter.guided, deepcache=cache):
             rows = iter(self._settle(ready, name, shard, largest=self._batch_size))
-        for task in tasks:
-            yield next(rows) if task.error is None else _given(task.failed(task.error))
+        for picture in pictures:
+            yield next(rows) if picture.error is None else _given(picture.failed(picture.error))
 
-    def _tasks(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Task]:
+    def _pictures(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
         key = f"{shard.digest}{sorted(quarantined)}"
         if key not in self._encoded:
@@ -88,7 +88,7 @@ class Renderer:
                 self._encoded[key] = list(self._encode(shard, quarantined))
         return self._encoded[key]
 
-    def _encode(self, shard: Shard, quarantined: Mapping[str, str]) -> Iterator[_Task]:
+    def _encode(self, shard: Shard, quarantined: Mapping[str, str]) -> Iterator[_Picture]:
         sampling = self._painter.sampling
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
@@ -97,9 +97,9 @@ class Renderer:
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number)
                     if isinstance(found, str):
-                        yield _Task(prompt, number, seed, None, error=found)
+                        yield _Picture(prompt, number, seed, None, error=found)
                     else:
-                        yield _Task(prompt, number, seed, found)
+                        yield _Picture(prompt, number, seed, found)
 
     def _conditions(
         self, prompts: list[Prompt], quarantined: Mapping[str, str]
@@ -116,19 +116,19 @@ class Renderer:
             return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
 
     def _settle(
-        self, tasks: list[_Task], arm: str, shard: Shard, largest: int
+        self, pictures: list[_Picture], arm: str, shard: Shard, largest: int
     ) -> list[Callable[[], ImageRecord]]:
-        """One row a task, in batches of at most ``largest``, smaller where memory asks for it."""
+        """A row a picture, in batches of at most ``largest``, smaller where memory asks for it."""
         settled: list[Callable[[], ImageRecord]] = []
-        while len(settled) < len(tasks):
+        while len(settled) < len(pictures):
             size = min(largest, self._batch_size)
-            settled += self._attempt(tasks[len(settled) :][:size], arm, shard)
+            settled += self._attempt(pictures[len(settled) :][:size], arm, shard)
         return settled
 
     def _attempt(
-        self, batch: list[_Task], arm: str, shard: Shard
+        self, batch: list[_Picture], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
-        """One row a task; or none where the batch did not fit and a smaller one is to be tried."""
+        """A row a picture; or none where the batch did not fit and a smaller one is to be tried."""
         try:
             return self._batch(batch, arm, shard)
         except Exception as error:
@@ -154,10 +154,12 @@ class Renderer:
             return False
         return True
 
-    def _batch(self, batch: list[_Task], arm: str, shard: Shard) -> list[Callable[[], ImageRecord]]:
+    def _batch(
+        self, batch: list[_Picture], arm: str, shard: Shard
+    ) -> list[Callable[[], ImageRecord]]:
         start = time.perf_counter()
         latents = self._painter.denoise(
-            [task.condition for task in batch], [task.seed for task in batch]
+            [picture.condition for picture in batch], [picture.seed for picture in batch]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()
@@ -177,13 +179,15 @@ class Renderer:
         self._stages.add("denoise", denoised - start)
         self._stages.add("decode", end - denoised)
         return [
-            self._threads.submit(self._record, task, values, finite, measured).result
-            for task, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
+            self._threads.submit(self._record, picture, values, finite, measured).result
+            for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
         ]
 
-    def _record(self, task: _Task, frames: np.ndarray, finite: bool, measured: dict) -> ImageRecord:
+    def _record(
+        self, picture: _Picture, frames: np.ndarray, finite: bool, measured: dict
+    ) -> ImageRecord:
         if not finite:
-            return task.failed("the picture has pixels that are not numbers (NaN or infinite)")
+            return picture.failed("the picture has pixels that are not numbers (NaN or infinite)")
         start = time.perf_counter()
         film = encoding.video(frames) if frames.ndim == 4 else None
         first = frames[0] if frames.ndim == 4 else frames
@@ -191,10 +195,10 @@ class Renderer:
         seconds = time.perf_counter() - start
         self._stages.add("encode", seconds)
         return ImageRecord(
-            task.prompt.id,
-            task.number,
-            task.prompt.text,
-            task.seed,
+            picture.prompt.id,
+            picture.number,
+            picture.prompt.text,
+            picture.seed,
             "ok",
             image=content,
             video=film,

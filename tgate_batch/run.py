@@ -47,6 +47,10 @@ class Run:
             for name, arm in self.config.arms.items()
         ]
 
+    def done(self, model: str, arm: str) -> list[ShardPlan]:
+        """The shards of an arm whose file stands."""
+        return [shard for shard in self.shards if self.is_done(model, arm, shard)]
+
     def is_done(self, model: str, arm: str, shard: ShardPlan) -> bool:
         rows = shard.prompts * self.config.sampling.images_per_prompt
         name = parquet.images_name(model, arm, shard.index)

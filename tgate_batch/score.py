@@ -118,7 +118,8 @@ def reference(run: Run, asked: Asked) -> Reference | None:
     if where != "drawn":
         return load_reference(where, asked.extractor)
     model, arm = run.config.models[0].name, next(iter(run.config.arms))
-    texts = [row["prompt"] for row in _rows(run, model, arm, ["prompt"])]
+    done = run.done(model, arm)
+    texts = [row["prompt"] for row in _rows(run, model, arm, done, ["prompt"])]
     if not all(parse(text) for text in texts):
         return None  # no drawings exist of what lies outside the grammar
     return drawn_reference(texts, asked.extractor)
@@ -128,8 +129,13 @@ def score_arm(
     run: Run, asked: Asked, reference: Reference | None, model: str, arm: str
 ) -> dict[str, Any]:
     """One arm's scores, also written into the output folder; None where not measured."""
-    rows = list(_rows(run, model, arm, ["prompt_id", "image_number", "status", "error", *_TIMES]))
-    measured = _Measured.read(run, asked, model, arm)
+    done = run.done(model, arm)
+    columns = ["prompt_id", "image_number", "status", "error", *_TIMES]
+    rows = list(_rows(run, model, arm, done, columns))
+    measured, baseline = _Measured.read(run, asked, model, arm, done), None
+    if run.config.baseline not in (None, arm):
+        rendered = run.done(model, run.config.baseline)
+        baseline = _Measured.read(run, asked, model, run.config.baseline, rendered)
     failed = [row for row in rows if row["status"] != "ok"]
     times = throughput(row for row in rows if row["status"] == "ok")
     scores = {
@@ -143,7 +149,7 @@ def score_arm(
         ],
         "broken": len(measured.broken),
         "broken_rows": measured.broken[:_ERRORS_SHOWN],
-        **_macs(run, model, arm),
+        **_macs(run, model, arm, done),
         "images_per_second_per_worker": times and times.images_per_second_per_worker,
         "batch_seconds_p50": times and times.batch_seconds_p50,
         "batch_seconds_p95": times and times.batch_seconds_p95,
@@ -153,8 +159,8 @@ def score_arm(
             "encode": times and times.encode_seconds_per_image,
         },
         **_distance(measured.statistics, reference, asked.extractor),
-        **_beside_distance(run, asked, measured, reference, model, arm),
-        **_figures(run, asked, measured, model, arm),
+        **_beside_distance(measured, baseline, reference, run.config.score.bootstrap),
+        **_figures(asked, measured, baseline),
     }
     if measured.statistics is not None and measured.statistics.count > 1:
         with run.folder.create(statistics_name(_folder_name(asked.extractor), model, arm)) as file:
@@ -174,11 +180,12 @@ class _Measured:
     broken: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, run: Run, asked: Asked, model: str, arm: str) -> "_Measured":
+    def read(
+        cls, run: Run, asked: Asked, model: str, arm: str, shards: list[ShardPlan]
+    ) -> "_Measured":
         names = [
             measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
-            for shard in run.shards
-            if run.is_done(model, arm, shard)
+            for shard in shards
         ]
         tables = [name for name in names if run.folder.exists(name)]
         metrics = [metric.name for metric in asked.metrics]
@@ -247,12 +254,10 @@ def _distance(
 
 
 def _beside_distance(
-    run: Run,
-    asked: Asked,
     measured: _Measured,
+    baseline: _Measured | None,
     reference: Reference | None,
-    model: str,
-    arm: str,
+    replicates: int,
 ) -> dict[str, Any]:
     """How sure the distance is, its change against the baseline, and what else compares sets.
 
@@ -264,12 +269,12 @@ def _beside_distance(
     )
     if reference is None or measured.statistics is None:
         return found
-    replicates, mine = run.config.score.bootstrap, measured.sample
+    mine = measured.sample
     if replicates and len(mine) == len(measured.keys) > 1:
         interval = frechet_interval(mine, reference.statistics, replicates=replicates)
         found["distance_interval"] = asdict(interval)
-        if run.config.baseline not in (None, arm):
-            change = _change(run, asked, measured, reference, model, replicates)
+        if baseline is not None:
+            change = _change(measured, baseline, reference, replicates)
             found["distance_change"] = change and asdict(change)
     if len(mine) >= _LEAST_TO_EXTRAPOLATE:
         found["extrapolation"] = asdict(frechet_extrapolation(mine, reference.statistics))
@@ -282,10 +287,9 @@ def _beside_distance(
 
 
 def _change(
-    run: Run, asked: Asked, measured: _Measured, reference: Reference, model: str, replicates: int
+    measured: _Measured, baseline: _Measured, reference: Reference, replicates: int
 ) -> Interval | None:
     """The distance less the baseline's, over the pictures that both have."""
-    baseline = _Measured.read(run, asked, model, run.config.baseline)
     theirs = {key: row for row, key in enumerate(baseline.keys)}
     pairs = [(row, theirs[key]) for row, key in enumerate(measured.keys) if key in theirs]
     if len(pairs) < 2 or len(baseline.sample) != len(baseline.keys):
@@ -296,7 +300,7 @@ def _change(
     )
 
 
-def _figures(run: Run, asked: Asked, measured: _Measured, model: str, arm: str) -> dict[str, Any]:
+def _figures(asked: Asked, measured: _Measured, baseline: _Measured | None) -> dict[str, Any]:
     """Means over pictures: those against the baseline's under ``paired``, the others by name.
 
     ``change`` holds the others' paired difference to the baseline.
@@ -305,8 +309,7 @@ def _figures(run: Run, asked: Asked, measured: _Measured, model: str, arm: str) 
     alone = [metric.name for metric in asked.metrics if not metric.needs_baseline]
     found: dict[str, Any] = {name: measured.mean(name) for name in alone}
     found |= {"paired": None, "change": None}
-    if run.config.baseline not in (None, arm):
-        baseline = _Measured.read(run, asked, model, run.config.baseline)
+    if baseline is not None:
         found["paired"] = {name: measured.mean(name) for name in beside}
         found["change"] = {name: measured.change(name, baseline) for name in alone}
     return found
@@ -317,21 +320,21 @@ def _folder_name(extractor: Extractor | None) -> str:
     return "none" if extractor is None else extractor.name.replace("/", "-").replace(":", "-")
 
 
-def _macs(run: Run, model: str, arm: str) -> dict[str, float | None]:
+def _macs(run: Run, model: str, arm: str, done: list[ShardPlan]) -> dict[str, float | None]:
     """MACs of one image, as the arm's files carry them."""
     keys = ("macs_per_image", "macs_per_image_with_attention")
-    shard = next((shard for shard in run.shards if run.is_done(model, arm, shard)), None)
-    if shard is None:
+    if not done:
         return dict.fromkeys(keys)
-    about = parquet.read_metadata(run.folder, parquet.images_name(model, arm, shard.index))
+    about = parquet.read_metadata(run.folder, parquet.images_name(model, arm, done[0].index))
     return {key: json.loads(about.get(key, "null")) for key in keys}
 
 
-def _rows(run: Run, model: str, arm: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for shard in run.shards:
+def _rows(
+    run: Run, model: str, arm: str, shards: list[ShardPlan], columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    for shard in shards:
         name = parquet.images_name(model, arm, shard.index)
-        if run.is_done(model, arm, shard):
-            yield from _read(run, name, columns).to_pylist()
+        yield from _read(run, name, columns).to_pylist()
 
 
 def _read(run: Run, name: str, columns: list[str]) -> pa.Table:

@@ -26,7 +26,7 @@ def dry_run(config: Config) -> int:
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
-        done = sum(run.is_done(model.name, name, shard) for shard in run.shards)
+        done = len(run.done(model.name, name))
         each = arm_macs(run, model, arm)["macs_per_image_with_attention"]
         total += (each or 0) * run.images_per_arm
         shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
@@ -82,9 +82,7 @@ def _render_missing(run: Run, pool: "Pool") -> None:
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = {
-        (model.name, arm): sum(
-            shard.prompts * each for shard in run.shards if run.is_done(model.name, arm, shard)
-        )
+        (model.name, arm): sum(shard.prompts * each for shard in run.done(model.name, arm))
         for model, arm, _ in run.pairs()
     }
     if totals == done:
@@ -121,7 +119,8 @@ def _score(run: Run) -> int:
 
 
 def _warn_of_missing(run: Run, model: str, arm: str) -> None:
-    missing = [shard.index for shard in run.shards if not run.is_done(model, arm, shard)]
+    done = {shard.index for shard in run.done(model, arm)}
+    missing = [shard.index for shard in run.shards if shard.index not in done]
     if missing:
         print(
             f"warning: {model} {arm}: {len(missing)} of {len(run.shards)} shards are missing or "

@@ -7,14 +7,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, gated, is_guided
+from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, denoiser_of, gated, is_guided
 
 PLAN = GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0)
 NAMES = ["sd15", "sdxl", "pixart_alpha", "pixart_sigma"]
-
-
-def denoiser(pipe):
-    return getattr(pipe, "unet", None) or pipe.transformer
 
 
 def draw(pipe, call, plan=PLAN, guided=True, **options):
@@ -26,12 +22,12 @@ def traces(pipe):
     """Everything that hooks leave on modules."""
     return {
         (name, attribute)
-        for name, module in denoiser(pipe).named_modules()
+        for name, module in denoiser_of(pipe).named_modules()
         for attribute in ("forward", "_diffusers_hook", "cache")
         if attribute in vars(module)
     } | {
         (name, hook)
-        for name, module in denoiser(pipe).named_modules()
+        for name, module in denoiser_of(pipe).named_modules()
         for hook in (*module._forward_hooks, *module._forward_pre_hooks)
     }
 
@@ -201,7 +197,7 @@ def branches(pipe, call):
     """How many branches the denoiser runs at each of its calls, gated."""
     seen = []
     with gated(pipe, PLAN):
-        inner = denoiser(pipe).conv_in if hasattr(pipe, "unet") else pipe.transformer.pos_embed
+        inner = denoiser_of(pipe).conv_in if hasattr(pipe, "unet") else pipe.transformer.pos_embed
         handle = inner.register_forward_hook(lambda module, args, out: seen.append(len(out)))
         assert pipe(**call)[0].isfinite().all()
         handle.remove()

@@ -5,8 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from tgate_batch.gate import DeepCache, GatePlan, gated
-from tgate_batch.gate.hooks import denoiser_of
+from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
 
 PLANS = [GatePlan(3), GatePlan(3, 2, 2, 0)]
 

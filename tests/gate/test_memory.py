@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from tgate_batch.gate import Action, DeepCache, GatePlan, cache_bytes, gated
+from tgate_batch.gate import Action, DeepCache, GatePlan, cache_bytes, denoiser_of, gated
 
 PLANS = [
     GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0),
@@ -21,7 +21,7 @@ NAMES = ["sdxl", "pixart_alpha", "pixart_sigma", "svd", "lcm_sdxl"]
 
 
 def attention_layers(pipe):
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser = denoiser_of(pipe)
     return [module for module in denoiser.modules() if isinstance(module, Attention)]
 
 
@@ -55,7 +55,7 @@ def test_predicted_peak_is_exact(twins, arguments, watched, name, plan):
         pipe(**arguments(pipe, images, steps=steps))
         assert gate.cached_bytes == 0  # before the VAE needs the room
     frames = 2 if name == "svd" else 1
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser = denoiser_of(pipe)
     assert peak == cache_bytes(denoiser, plan, steps, 8, 8, images, guided, frames)
     assert (peak == 0) == (plan == GatePlan(6))
 

@@ -6,16 +6,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 
-from tgate_batch.gate import DeepCache, GatePlan, gated
+from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
 
 PLAN = GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0)
 PICTURE = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 60).convert("RGB")
 MASK = Image.new("L", (64, 64), 0)
 MASK.paste(255, (16, 16, 48, 48))
-
-
-def denoiser(pipe):
-    return getattr(pipe, "unet", None) or pipe.transformer
 
 
 def draw(pipe, call):
@@ -141,7 +137,7 @@ def test_lora(twins, arguments, name):
     torch.manual_seed(0)
     layers = ["to_q", "to_k", "to_v", "to_out.0"]
     lora = LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
-    inject_adapter_in_model(lora, denoiser(pipe))
+    inject_adapter_in_model(lora, denoiser_of(pipe))
     check(pipe, call, [4, 4, 4, 2, 2, 2])
     assert not torch.equal(without, rows_at_every_call(pipe, call)[0])
 

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch.architectures import ARCHITECTURES, Architecture, Part
 from tgate_batch.errors import UserError
-from tgate_batch.gate import DeepCache, GatePlan, gated
-from tgate_batch.gate.hooks import denoiser_of
+from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
 from tgate_batch.metrics import macs
 from tgate_batch.metrics.macs import count, count_parts, macs_of
 from tgate_batch.metrics.published import PUBLISHED, published_for

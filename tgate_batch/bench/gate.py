@@ -10,6 +10,7 @@ import diffusers
 import torch
 
 from tgate_batch import models
+from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.twins import twin
@@ -59,15 +60,9 @@ def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, flo
         "reference": lambda: theirs.tgate(**call, **settings),
         "plain": lambda: ours(**call),
     }
-    seconds: dict[str, list[float]] = {key: [] for key in calls}
-    for key in [*calls] * (pairs + 1):
-        start = time.process_time()
-        calls[key]()
-        seconds[key].append(time.process_time() - start)
-    measured = {key: values[1:] for key, values in seconds.items()}  # without the warm-up
-    ratios = [a / b for a, b in zip(measured["ours"], measured["reference"], strict=True)]
-    medians = {key: statistics.median(values) for key, values in measured.items()}
-    return medians | {"ratio": statistics.median(ratios)}
+    seconds = in_turns(calls, pairs, clock=time.process_time)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    return medians | {"ratio": ratio(seconds["ours"], seconds["reference"])["median"]}
 
 
 def _pipeline(name: str) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 import diffusers
 import torch
 
-from tgate_batch import models
+from tgate_batch import engine, models
 from tgate_batch.architectures import ARCHITECTURES, Architecture, Part
 from tgate_batch.bench.pairs import in_turns, ratio
+from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
-from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
+from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated, is_guided
 from tgate_batch.metrics.macs import count
 
 # Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
@@ -50,9 +51,7 @@ def bench_model(
     architecture = _architecture(name, mid_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = _pipeline(name, architecture, device)
-    if compile:
-        denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-        denoiser.compile(dynamic=False)
+    engine.prepare(pipe, Engine(compile=compile), device)
     guidance = models.entry(name).guidance_scale
     guided = is_guided(pipe, guidance)
     arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
@@ -157,7 +156,7 @@ def _pipeline(name: str, architecture: Architecture, device: str) -> Any:
         denoiser = getattr(diffusers, part.kind).from_config(dict(part.config))
     denoiser = denoiser.eval()
     if device == "cuda":
-        denoiser = denoiser.half().to(memory_format=torch.channels_last)
+        denoiser = denoiser.half()
     scheduler = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
     if models.entry(name).scheduler == "LCMScheduler":
         scheduler = diffusers.LCMScheduler()
@@ -182,7 +181,7 @@ def _call(
 ) -> Callable[[], Any]:
     """The pipeline's call on random embeddings, to its final latents."""
     config = architecture.denoiser.config
-    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    denoiser = denoiser_of(pipe)
     where = {"device": denoiser.device, "dtype": denoiser.dtype}
     width = config.get("caption_channels") or config["cross_attention_dim"]
 

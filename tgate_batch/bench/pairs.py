@@ -8,16 +8,20 @@ from typing import Any
 import torch
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every call in each of ``rounds`` rounds, after a round that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
             _settle()
-            start = time.perf_counter()
+            start = clock()
             call()
             _settle()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: measured[1:] for name, measured in seconds.items()}
 
 

@@ -27,7 +27,6 @@ PLANS = ("1", "3", "5", "8", "10", "12", "15", "20", "25", "15/3", "15/5", "10/5
 
 _CAPTIONS_SEED = 20_251_121
 _WARM_UP = 2
-_RESAMPLES = 2000
 
 
 def load(folder: Path = demo.PATH) -> StableDiffusionPipeline:
@@ -92,14 +91,6 @@ def means(held: dict[str, np.ndarray]) -> dict[str, float]:
     return {aspect: round(float(values.mean()), 4) for aspect, values in held.items()}
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of a mean of paired differences [n]."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(differences), size=(_RESAMPLES, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def report_accuracy(folder: Path, count: int = 200) -> dict[str, float]:
     """Print and return the ungated accuracy of the pipeline in a folder."""
     pipe, prompts = load(folder), captions(count)
@@ -119,7 +110,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     """
     from tgate_batch.metrics.features import load_extractor
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
-    from tgate_batch.metrics.intervals import frechet_change
+    from tgate_batch.metrics.intervals import frechet_change, paired_interval
     from tgate_batch.metrics.macs import macs_of
     from tgate_batch.metrics.paired import Psnr
 
@@ -154,13 +145,13 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
         images, cost = rendered(plan_of(text))
         found = extractor(images)
         now, further = Statistics.of(found), frechet_change(found, features, real)
-        change = accuracy(images, prompts)["all"] - before["all"]
+        change = paired_interval(accuracy(images, prompts)["all"], before["all"])
         add(
             text,
             images,
             **cost,
-            difference=round(float(change.mean()), 4),
-            interval=[round(bound, 4) for bound in interval(change)],
+            difference=round(change.value, 4),
+            interval=[round(bound, 4) for bound in (change.low, change.high)],
             psnr=round(float(np.mean(Psnr()(images, prompts, baseline))), 2),
             fd_ungated=round(frechet_distance(now, ungated), 3),
             fd_drawn=round(frechet_distance(now, real), 3),

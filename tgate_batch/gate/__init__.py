@@ -20,11 +20,17 @@ __all__ = [
     "GatePlan",
     "StepActions",
     "cache_bytes",
+    "denoiser_of",
     "gated",
     "is_guided",
 ]
 
-_LAZY = {"gated": "hooks", "is_guided": "hooks", "cache_bytes": "memory"}
+_LAZY = {
+    "cache_bytes": "memory",
+    "denoiser_of": "hooks",
+    "gated": "hooks",
+    "is_guided": "hooks",
+}
 
 
 def __getattr__(name: str):
