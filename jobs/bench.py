@@ -1,6 +1,6 @@
 """Benchmarks: what is compared is measured side by side in one run; the ratios come out as JSON.
 
-python jobs/bench.py gate            a gated call beside the reference's (tgate 1.0.0)
+python jobs/bench.py gate            a gated call beside tgate 1.0.0's, a plain one, DeepCache's
 python jobs/bench.py job             the whole Ray job beside a bare loop; two workers beside one
 python jobs/bench.py orchestration   planning, scheduling and writing with a stand-in pipeline
 python jobs/bench.py engine          each engine setting beside the defaults
@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the JSON there as well")
     kinds = parser.add_subparsers(dest="benchmark", required=True)
     gate = kinds.add_parser("gate")
-    gate.add_argument("--pairs", type=int, default=9)
+    gate.add_argument("--rounds", type=int, default=9)
     job = kinds.add_parser("job")
     job.add_argument("--images", type=int, default=576)
     job.add_argument("--steps", type=int, default=25)
@@ -62,7 +62,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
     from tgate_batch.bench.gate import bench_gate
 
-    return bench_gate(pairs=options.pairs)
+    return bench_gate(rounds=options.rounds)
 
 
 def _job(options: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import pytest
 
 from tgate_batch.bench.encode import FORMATS, bench_encode
+from tgate_batch.bench.engine import bench_engine
+from tgate_batch.bench.gate import bench_gate
 from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
 from tgate_batch.bench.pairs import in_turns, ratio
@@ -26,6 +28,21 @@ def test_every_format_is_compared_with_png_on_one_thread():
     assert set(found) == {f"{format} x{threads}" for format in FORMATS for threads in (1, 2)}
     assert found["png x1"]["size"] == 1
     assert found["png x1"]["speedup"]["median"] == 1
+
+
+def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
+    found = bench_gate(steps=12, rounds=1, names=("sd15",))["sd15"]
+    assert set(found["seconds"]) == {"ours", "reference", "plain", "deepcache"}
+    over = found["seconds"]["reference"] / found["seconds"]["ours"]
+    assert found["speedup"]["reference"]["median"] == pytest.approx(over)
+
+
+def test_engine_settings_stand_beside_the_defaults():
+    found = bench_engine(batch=1, rounds=1, only=("channels first",))
+    for label in ("plain", "gated"):
+        assert set(found[label]) == {"default", "channels first", "recompiled"}
+        assert found[label]["default"]["median"] == 1
+        assert found[label]["recompiled"] == 0  # nothing is compiled at all
 
 
 def test_model_without_an_architecture_is_refused():

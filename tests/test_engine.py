@@ -24,7 +24,7 @@ def painted(painter) -> np.ndarray:
 @pytest.mark.parametrize(
     "engine",
     [
-        {"channels_last": True},
+        {"channels_last": False},
         {"fused_qkv": True},
         {"attention": "math"},
         {"attention": "flash"},
@@ -39,7 +39,7 @@ def test_engine_changes_the_last_bits_at_most(settings, engine):
 
 
 def test_settings_reach_the_pipeline(settings):
-    painter = opened(settings, channels_last=True, fused_qkv=True, compile=True)
+    painter = opened(settings, fused_qkv=True, compile=True)
     unet = painter.pipeline.unet
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections

@@ -100,7 +100,7 @@ class Engine(Section):
     """How the pipeline computes; what is drawn changes in the last bits at most."""
 
     compile: bool = False  # torch.compile of the denoiser: minutes at first, then faster
-    channels_last: bool | None = None  # None: on a GPU only
+    channels_last: bool = True  # the memory layout in which convolutions are fastest
     fused_qkv: bool = False  # one matrix for query, key and value
     attention: Literal["flash", "efficient", "cudnn", "math"] | None = None  # None: torch chooses
     decode_batch_size: int | None = Field(None, ge=1)  # pictures; None: the whole batch

@@ -14,14 +14,12 @@ from tgate_batch.gate import denoiser_of
 _GRAPHS = 64  # more than the arms of a run need
 
 
-def prepare(pipeline: Any, engine: Engine, device: str) -> None:
+def prepare(pipeline: Any, engine: Engine) -> None:
     """Applies ``engine`` to the pipeline in place; raises UserError for what it cannot do."""
     import torch
 
     denoiser = denoiser_of(pipeline)
-    on_gpu = device.startswith("cuda")
-    channels_last = on_gpu if engine.channels_last is None else engine.channels_last
-    if channels_last:
+    if engine.channels_last:
         for module in filter(None, (denoiser, pipeline.vae)):
             module.to(memory_format=torch.channels_last)
     if engine.fused_qkv:

@@ -169,7 +169,7 @@ def open_painter(model: Model, config: Config) -> Painter:
     device = "cuda" if config.workers.gpus_each > 0 else "cpu"
     sampling = models.resolve(model.name, config.sampling)
     pipeline = models.load(model, sampling, device, model.dtype)
-    engine.prepare(pipeline, config.engine, device)
+    engine.prepare(pipeline, config.engine)
     return Painter(pipeline, models.entry(model.name), sampling, config.engine)
 
 

@@ -54,11 +54,14 @@ class Worker:
                 with self._device:
                     renderer = self._renderer(model)
                     rows = list(renderer.render(shard, arm, self._config.arms[arm], quarantined))
+                    about = self._about(model, arm)  # counts MACs: not while a batch is timed
             except DeviceLost:
                 os._exit(1)  # a fresh process takes the shard
             records = [row() for row in rows]
             if keep:
-                self._write(model, arm, shard, records)
+                self._write(
+                    parquet.images_name(model.name, arm, shard.index), shard, records, about
+                )
             good = [record for record in records if record.status == "ok"]
             yield Receipt(
                 model.name,
@@ -80,10 +83,8 @@ class Worker:
                 self._asked = score.asked(self._run)
             return score.measure_shard(self._run, self._asked, model, arm, shard)
 
-    def _write(self, model: Model, arm: str, shard: Shard, records: list) -> None:
-        about = self._about(model, arm)
+    def _write(self, name: str, shard: Shard, records: list, about: dict[str, str]) -> None:
         with self._stages.timed("write"):
-            name = parquet.images_name(model.name, arm, shard.index)
             parquet.write_records(self._run.folder, name, records, shard.digest, about)
         summary = {
             "device": self._device_name,
@@ -97,19 +98,18 @@ class Worker:
         """What every file of a (model, arm) says of itself."""
         from tgate_batch.counting import arm_macs
 
-        with self._device:  # not while a batch is being timed
-            if (model.name, name) not in self._known:
-                arm = self._config.arms[name]
-                with self._stages.timed("load"):
-                    macs = arm_macs(self._run, model, arm)
-                self._known[model.name, name] = {
-                    "model": model.name,
-                    "arm": name,
-                    "settings": arm.model_dump_json(),
-                    "device": self._device_name,
-                    **{key: json.dumps(value) for key, value in macs.items()},
-                }
-            return self._known[model.name, name]
+        if (model.name, name) not in self._known:
+            arm = self._config.arms[name]
+            with self._stages.timed("load"):
+                macs = arm_macs(self._run, model, arm)
+            self._known[model.name, name] = {
+                "model": model.name,
+                "arm": name,
+                "settings": arm.model_dump_json(),
+                "device": self._device_name,
+                **{key: json.dumps(value) for key, value in macs.items()},
+            }
+        return self._known[model.name, name]
 
     def _limit_threads(self) -> None:
         import torch

@@ -1,9 +1,12 @@
-"""A gated call beside the reference's, same plan: tiny twins, where Python's overhead is what
-counts, and the embedded model."""
+"""A gated call beside the reference's with the same plan, a plain one and DeepCache's.
+
+On tiny twins, where Python's overhead is what counts, and on the embedded model.
+"""
 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -12,7 +15,7 @@ import torch
 from tgate_batch import models
 from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.config import Model, Sampling
-from tgate_batch.gate import GatePlan, gated
+from tgate_batch.gate import DeepCache, GatePlan, gated
 from tgate_batch.twins import twin
 
 PLANS = {
@@ -24,17 +27,19 @@ PLANS = {
 _PIXELS = {"demo": 64}  # a picture's side; twins' are 16
 
 
-def bench_gate(steps: int = 25, pairs: int = 9) -> dict[str, dict[str, float]]:
-    """Median CPU seconds of a call, by twin: ``ours``, ``reference``, ``plain``; and ``ratio``.
+def bench_gate(
+    steps: int = 25, rounds: int = 9, names: tuple[str, ...] = tuple(PLANS)
+) -> dict[str, dict[str, Any]]:
+    """By pipeline: median CPU ``seconds`` of a call, one picture, one thread; and ``speedup``,
 
-    One picture a call. Calls alternate and ``ratio`` (ours / reference) is the median over the
-    pairs: a busy machine slows both. Needs the reference (``tgate``), a test dependency.
+    how many times as fast a gated call is as the reference's, a plain one, and DeepCache's (of
+    U-Nets). Needs the reference (``tgate``), a test dependency.
     """
     torch.set_num_threads(1)
-    return {name: _measure(name, plan, steps, pairs) for name, plan in PLANS.items()}
+    return {name: _measure(name, PLANS[name], steps, rounds) for name in names}
 
 
-def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, float]:
+def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, Any]:
     import tgate
 
     loaders = {
@@ -51,18 +56,22 @@ def _measure(name: str, plan: GatePlan, steps: int, pairs: int) -> dict[str, flo
         call |= {"use_resolution_binning": False, "clean_caption": False}
     settings = {key: getattr(plan, key) for key in plan.__dataclass_fields__}
 
-    def gated_call() -> None:
-        with gated(ours, plan):
+    def gated_call(plan: GatePlan | None, deepcache: DeepCache | None = None) -> None:
+        with gated(ours, plan, deepcache=deepcache):
             ours(**call)
 
     calls: dict[str, Callable[[], Any]] = {
-        "ours": gated_call,
+        "ours": partial(gated_call, plan),
         "reference": lambda: theirs.tgate(**call, **settings),
-        "plain": lambda: ours(**call),
+        "plain": partial(gated_call, None),
     }
-    seconds = in_turns(calls, pairs, clock=time.process_time)
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    return medians | {"ratio": ratio(seconds["ours"], seconds["reference"])["median"]}
+    if hasattr(ours, "unet"):
+        calls["deepcache"] = partial(gated_call, None, DeepCache())
+    seconds = in_turns(calls, rounds, clock=time.process_time)
+    return {
+        "seconds": {key: statistics.median(values) for key, values in seconds.items()},
+        "speedup": {key: ratio(seconds[key], seconds["ours"]) for key in calls if key != "ours"},
+    }
 
 
 def _pipeline(name: str) -> Any:

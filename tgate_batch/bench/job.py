@@ -68,7 +68,7 @@ def _settings(output: str, prompts: int, steps: int, workers: int) -> Config:
 
 
 class _BareLoop:
-    """The pipeline alone: denoise, decode, and compress in the same thread."""
+    """The pipeline alone: encode, denoise, decode, and compress in the same thread."""
 
     def __init__(self, settings: Config) -> None:
         self._painter = pipelines.open_painter(settings.models[0], settings)
@@ -78,13 +78,11 @@ class _BareLoop:
     def images_per_second(self, images: int) -> tuple[float, float]:
         """Without and with the compression of the pictures."""
         denoising = compressing = 0.0
-        conditions = self._painter.encode(self._prompts[:images])
         for start in range(0, images, _BATCH):
             part = self._prompts[start : start + _BATCH]
             before = time.perf_counter()
             latents = self._painter.denoise(
-                conditions[start : start + _BATCH],
-                [image_seed(0, prompt.id, 0) for prompt in part],
+                self._painter.encode(part), [image_seed(0, prompt.id, 0) for prompt in part]
             )
             pixels = self._painter.decode(latents).values
             between = time.perf_counter()

@@ -51,7 +51,7 @@ def bench_model(
     architecture = _architecture(name, mid_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = _pipeline(name, architecture, device)
-    engine.prepare(pipe, Engine(compile=compile), device)
+    engine.prepare(pipe, Engine(compile=compile))
     guidance = models.entry(name).guidance_scale
     guided = is_guided(pipe, guidance)
     arms = _arms(gate_step, unet=hasattr(pipe, "unet"))

@@ -22,7 +22,7 @@ from tgate_batch.demo import pictures
 from tgate_batch.gate import GatePlan, gated
 
 STEPS, GUIDANCE, BATCH = 25, 4.0, 25
-PLANS = ("1", "3", "5", "8", "10", "12", "15", "20", "25", "15/3", "15/5", "10/5", "20/3")
+PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
 """gate_step[/sp_interval[/fi_interval]]"""
 
 _CAPTIONS_SEED = 20_251_121
