@@ -4,8 +4,10 @@ import torch
 
 from tgate_batch import config, pipelines
 from tgate_batch import run as runs
+from tgate_batch.engine import prepare
 from tgate_batch.errors import UserError
 from tgate_batch.records import Prompt
+from tgate_batch.twins import twin
 
 PROMPTS = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(3)]
 
@@ -45,6 +47,16 @@ def test_settings_reach_the_pipeline(settings):
     assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections
     assert unet._compiled_call_impl is not None
     assert torch._dynamo.config.recompile_limit >= 64  # several arms, each with its graphs
+
+
+def test_convolutions_over_time_keep_their_layout():
+    pipeline = twin("svd")
+    prepare(pipeline, config.Engine())
+    layers = list(pipeline.unet.modules())
+    picture = next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d))
+    time = next(layer for layer in layers if isinstance(layer, torch.nn.Conv3d))
+    assert picture.weight.is_contiguous(memory_format=torch.channels_last)
+    assert time.weight.is_contiguous()
 
 
 def test_decoding_takes_no_more_pictures_at_once_than_told(settings):

@@ -20,8 +20,10 @@ def prepare(pipeline: Any, engine: Engine) -> None:
 
     denoiser = denoiser_of(pipeline)
     if engine.channels_last:
-        for module in filter(None, (denoiser, pipeline.vae)):
-            module.to(memory_format=torch.channels_last)
+        for part in filter(None, (denoiser, pipeline.vae)):
+            for module in part.modules():
+                if isinstance(module, torch.nn.Conv2d):  # video has convolutions over time too
+                    module.to(memory_format=torch.channels_last)
     if engine.fused_qkv:
         if not hasattr(denoiser, "fuse_qkv_projections"):
             raise UserError(

@@ -187,7 +187,7 @@ def load(model: Model, sampling: Sampling, device: str, dtype: str = "auto") -> 
     where = checkpoint(model)
     if dtype == "auto":
         dtype = "float16" if device.startswith("cuda") else "float32"
-    common = {"torch_dtype": getattr(torch, dtype), "use_safetensors": True}
+    common = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options = dict(row.options)
     try:
         if model.path is None and row.unet is not None:

@@ -39,7 +39,7 @@ def test_sdxl_snippet(sdxl):
     images = []
     for TgateSDXLLoader in (loaders.TgateSDXLLoader, reference.TgateSDXLLoader):
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            sdxl, torch_dtype=torch.float32, use_safetensors=True
+            sdxl, dtype=torch.float32, use_safetensors=True
         )
         gate_step = 10
         sp_interval = 5
@@ -101,7 +101,7 @@ def test_sdxl_deepcache_snippet(sdxl):
 def test_pixart_snippets(saved, name, pipeline, loader, prompt):
     images = []
     for module in (loaders, reference):
-        pipe = pipeline.from_pretrained(saved(name), torch_dtype=torch.float32)
+        pipe = pipeline.from_pretrained(saved(name), dtype=torch.float32)
         pipe = getattr(module, loader)(pipe).to("cpu")
         image = pipe.tgate(
             prompt,
