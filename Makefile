@@ -3,22 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_TO_TEST := $(VENV)/.ready-to-test
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable
 
 .PHONY: help setup demo test test-all check format clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make .venv and install everything into it (the other targets call this)
+setup: $(READY_TO_TEST)  ## make .venv and install everything into it (the other targets do what they need)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[test,dev]'
+	$(INSTALL) .
 	@touch $@
 
-demo: setup  ## render, score and report the embedded model's prompts (about 4 minutes on 2 cores)
+$(READY_TO_TEST): $(READY)
+	$(INSTALL) '.[test,dev]'
+	@touch $@
+
+demo: $(READY)  ## render, score and report the embedded model's prompts (about 4 minutes on 2 cores)
 	$(BIN)/python jobs/render.py --config configs/demo.yaml
 
 test: setup  ## the fast test suite
