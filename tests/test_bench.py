@@ -7,8 +7,8 @@ from tgate_batch.bench.engine import bench_engine
 from tgate_batch.bench.gate import bench_gate
 from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
-from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.errors import UserError
+from tgate_batch.timing import in_turns, ratio
 
 
 def test_calls_take_turns_and_the_first_round_is_left_out():

@@ -119,9 +119,9 @@ class Pool:
         Raises UserError where a worker dies meanwhile.
         """
         jobs = [
-            (model.name, arm, shard)
-            for model, arm, _ in self._run.pairs()
-            for shard in self._run.done(model.name, arm)
+            (model, arm, shard)
+            for (model, arm), shards in self._run.standing().items()
+            for shard in shards
         ]
         if not jobs:
             return

@@ -51,6 +51,10 @@ class Run:
         """The shards of an arm whose file stands."""
         return [shard for shard in self.shards if self.is_done(model, arm, shard)]
 
+    def standing(self) -> dict[tuple[str, str], list[ShardPlan]]:
+        """``done`` of every (model name, arm name): every file's footer is read, once."""
+        return {(model.name, arm): self.done(model.name, arm) for model, arm, _ in self.pairs()}
+
     def is_done(self, model: str, arm: str, shard: ShardPlan) -> bool:
         rows = shard.prompts * self.config.sampling.images_per_prompt
         name = parquet.images_name(model, arm, shard.index)

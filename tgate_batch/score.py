@@ -5,7 +5,7 @@ the rows, and writes ``scores/model=<m>/arm=<a>.json``.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ _TIMES = [
     "encode_seconds",
     "warm_up",
 ]
+
+Standing = Mapping[tuple[str, str], list[ShardPlan]]  # (model, arm) -> its shards that stand
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def measure_shard(run: Run, asked: Asked, model: str, arm: str, shard: ShardPlan
     return None
 
 
-def reference(run: Run, asked: Asked) -> Reference | None:
+def reference(run: Run, asked: Asked, standing: Standing) -> Reference | None:
     """The reference set's statistics under the run's extractor; raises UserError."""
     where = run.config.score.reference
     if where is None or asked.extractor is None:
@@ -118,23 +120,23 @@ def reference(run: Run, asked: Asked) -> Reference | None:
     if where != "drawn":
         return load_reference(where, asked.extractor)
     model, arm = run.config.models[0].name, next(iter(run.config.arms))
-    done = run.done(model, arm)
-    texts = [row["prompt"] for row in _rows(run, model, arm, done, ["prompt"])]
+    rows = _rows(run, model, arm, standing[model, arm], ["prompt"])
+    texts = [row["prompt"] for row in rows]
     if not all(parse(text) for text in texts):
         return None  # no drawings exist of what lies outside the grammar
     return drawn_reference(texts, asked.extractor)
 
 
 def score_arm(
-    run: Run, asked: Asked, reference: Reference | None, model: str, arm: str
+    run: Run, asked: Asked, reference: Reference | None, standing: Standing, model: str, arm: str
 ) -> dict[str, Any]:
     """One arm's scores, also written into the output folder; None where not measured."""
-    done = run.done(model, arm)
+    done = standing[model, arm]
     columns = ["prompt_id", "image_number", "status", "error", *_TIMES]
     rows = list(_rows(run, model, arm, done, columns))
     measured, baseline = _Measured.read(run, asked, model, arm, done), None
     if run.config.baseline not in (None, arm):
-        rendered = run.done(model, run.config.baseline)
+        rendered = standing[model, run.config.baseline]
         baseline = _Measured.read(run, asked, model, run.config.baseline, rendered)
     failed = [row for row in rows if row["status"] != "ok"]
     times = throughput(row for row in rows if row["status"] == "ok")

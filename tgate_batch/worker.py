@@ -144,7 +144,7 @@ class Worker:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """What importing and loading make stays: looking for garbage in it took a fifth of the start."""
+    """What importing and loading make stays; looking for garbage in it costs a fifth of them."""
     gc.disable()
     try:
         yield

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tgate_batch import run as runs
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
+from tgate_batch.prompts import ShardPlan
 from tgate_batch.run import Run
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def _render_missing(run: Run, pool: "Pool") -> None:
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = {
-        (model.name, arm): sum(shard.prompts * each for shard in run.done(model.name, arm))
-        for model, arm, _ in run.pairs()
+        pair: sum(shard.prompts * each for shard in shards)
+        for pair, shards in run.standing().items()
     }
     if totals == done:
         print(f"{sum(totals.values())} images were rendered before; nothing is missing")
@@ -105,22 +106,23 @@ def _score(run: Run) -> int:
 
     asked = score.asked(run)
     problems, reference = list(asked.problems), None
+    standing = run.standing()
     try:
-        reference = score.reference(run, asked)
+        reference = score.reference(run, asked, standing)
     except UserError as error:
         problems.append(str(error))
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
     code = 2 if problems else 0
     for model, arm, _ in run.pairs():
-        _warn_of_missing(run, model.name, arm)
-        score.score_arm(run, asked, reference, model.name, arm)
+        _warn_of_missing(run, model.name, arm, standing[model.name, arm])
+        score.score_arm(run, asked, reference, standing, model.name, arm)
     return max(code, _report(run))
 
 
-def _warn_of_missing(run: Run, model: str, arm: str) -> None:
-    done = {shard.index for shard in run.done(model, arm)}
-    missing = [shard.index for shard in run.shards if shard.index not in done]
+def _warn_of_missing(run: Run, model: str, arm: str, done: list[ShardPlan]) -> None:
+    indices = {shard.index for shard in done}
+    missing = [shard.index for shard in run.shards if shard.index not in indices]
     if missing:
         print(
             f"warning: {model} {arm}: {len(missing)} of {len(run.shards)} shards are missing or "

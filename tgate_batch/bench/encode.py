@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch import encoding
-from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.config import Images
+from tgate_batch.timing import in_turns, ratio
 
 FORMATS = ("png", "webp", "jpeg")
 

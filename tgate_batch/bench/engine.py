@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from tgate_batch import config, pipelines
-from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.records import Prompt
+from tgate_batch.timing import in_turns, ratio
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},

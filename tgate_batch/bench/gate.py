@@ -13,9 +13,9 @@ import diffusers
 import torch
 
 from tgate_batch import models
-from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import DeepCache, GatePlan, gated
+from tgate_batch.timing import in_turns, ratio
 from tgate_batch.twins import twin
 
 PLANS = {

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tgate_batch import actors, config, encoding, pipelines
@@ -68,29 +69,35 @@ def _settings(output: str, prompts: int, steps: int, workers: int) -> Config:
 
 
 class _BareLoop:
-    """The pipeline alone: encode, denoise, decode, and compress in the same thread."""
+    """The pipeline called batch after batch, its pictures compressed in the same thread."""
 
     def __init__(self, settings: Config) -> None:
-        self._painter = pipelines.open_painter(settings.models[0], settings)
+        self._pipeline = pipelines.open_painter(settings.models[0], settings).pipeline
         self._prompts = list(read(settings.prompts))
+        self._sampling = settings.sampling
         self.images_per_second(_BATCH)
 
     def images_per_second(self, images: int) -> tuple[float, float]:
         """Without and with the compression of the pictures."""
-        denoising = compressing = 0.0
+        rendering = compressing = 0.0
         for start in range(0, images, _BATCH):
-            part = self._prompts[start : start + _BATCH]
+            prompts = self._prompts[start : start + _BATCH]
             before = time.perf_counter()
-            latents = self._painter.denoise(
-                self._painter.encode(part), [image_seed(0, prompt.id, 0) for prompt in part]
-            )
-            pixels = self._painter.decode(latents).values
+            pictures = self._pipeline(
+                [prompt.text for prompt in prompts],
+                num_inference_steps=self._sampling.steps,
+                guidance_scale=self._sampling.guidance_scale,
+                generator=[
+                    torch.Generator("cpu").manual_seed(image_seed(0, prompt.id, 0))
+                    for prompt in prompts
+                ],
+            ).images
             between = time.perf_counter()
-            for picture in pixels:
-                encoding.picture(picture, Images())
-            denoising += between - before
+            for picture in pictures:
+                encoding.picture(np.asarray(picture), Images())
+            rendering += between - before
             compressing += time.perf_counter() - between
-        return images / denoising, images / (denoising + compressing)
+        return images / rendering, images / (rendering + compressing)
 
 
 def _job_rate(prompts: int, steps: int, workers: int) -> float:

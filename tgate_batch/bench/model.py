@@ -10,11 +10,11 @@ import torch
 
 from tgate_batch import engine, models
 from tgate_batch.architectures import ARCHITECTURES, Architecture, Part
-from tgate_batch.bench.pairs import in_turns, ratio
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated, is_guided
 from tgate_batch.metrics.macs import count
+from tgate_batch.timing import in_turns, ratio
 
 # Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
 MID_SIZE: dict[str, dict[str, Any]] = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image, ImageDraw
 from tgate_batch import demo
 from tgate_batch.demo import pictures
 from tgate_batch.gate import GatePlan, gated
+from tgate_batch.timing import in_turns
 
 STEPS, GUIDANCE, BATCH = 25, 4.0, 25
 PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
@@ -163,14 +165,12 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
 def times(folder: Path, plans: list[str], batch: int = 10, rounds: int = 5) -> dict[str, float]:
     """Median seconds a picture, ungated and by plan, in turns; one batch a call, all threads."""
     pipe, prompts = load(folder), captions(batch)
-    calls = {"ungated": None} | {text: plan_of(text) for text in plans}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, plan in calls.items():
-            started = time.perf_counter()
-            render(pipe, prompts, plan)
-            seconds[name].append((time.perf_counter() - started) / batch)
-    return {name: float(np.median(measured[1:])) for name, measured in seconds.items()}
+    chosen = {"ungated": None} | {text: plan_of(text) for text in plans}
+    renders = {name: partial(render, pipe, prompts, plan) for name, plan in chosen.items()}
+    return {
+        name: statistics.median(seconds) / batch
+        for name, seconds in in_turns(renders, rounds).items()
+    }
 
 
 def table(rows: list[dict], seconds: dict[str, float] | None = None) -> str:

@@ -25,7 +25,6 @@ called through the same hooks as a rendering pipeline, ``tgate_batch.gate.gated`
 included; a kind of step that was counted before is not run again.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,12 +32,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import calflops
 import diffusers
 import torch
 import transformers
-from calflops import calculate_pipline
-from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch import demo
 from tgate_batch.architectures import (
@@ -51,16 +47,7 @@ from tgate_batch.architectures import (
 from tgate_batch.errors import UserError
 from tgate_batch.gate import Action, DeepCache, GatePlan, gated, is_guided
 from tgate_batch.gate.steps import steps_of_calls
-
-
-class Count(NamedTuple):
-    """MACs in the published convention, and with attention products."""
-
-    macs: int = 0
-    macs_with_attention: int = 0
-
-    def plus(self, other: "Count") -> "Count":
-        return Count(self.macs + other.macs, self.macs_with_attention + other.macs_with_attention)
+from tgate_batch.metrics.call_macs import Count, count_call
 
 
 @dataclass(frozen=True)
@@ -177,7 +164,7 @@ def count_parts(
         else:
             ids = torch.zeros(batch, architecture.tokens, dtype=torch.long, device="meta")
             inputs = {"input_ids": ids}
-        parts[name] = _count(encoder, encoder.forward, (), inputs)[0], _params(encoder)
+        parts[name] = count_call(encoder, encoder.forward, (), inputs)[0], _params(encoder)
     vae = _on_meta(architecture.vae)
     scale = latent_scale(architecture.vae)
     frames = architecture.denoiser.config.get("num_frames", 1)
@@ -188,7 +175,7 @@ def count_parts(
         (width or architecture.width) // scale,
     )
     extra = {} if frames == 1 else {"num_frames": frames}
-    parts["vae"] = _count(vae, vae.decode, (latents,), extra)[0], _params(vae)
+    parts["vae"] = count_call(vae, vae.decode, (latents,), extra)[0], _params(vae)
     return parts
 
 
@@ -249,7 +236,7 @@ class _Denoiser:
                     if work in self.known:
                         output = forward(*args, **kwargs)
                     else:
-                        self.known[work], output = _count(self.module, forward, args, kwargs)
+                        self.known[work], output = count_call(self.module, forward, args, kwargs)
                     self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
                 seen = self.seen[state]
                 _restore(gate, seen)
@@ -385,44 +372,3 @@ def _empty(*shape: int) -> torch.Tensor:
 
 def _params(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-class _Body(torch.nn.Module):
-    """A call as a module without arguments: calflops takes flat tensors only."""
-
-    def __init__(self, module: torch.nn.Module, call: Any):
-        super().__init__()
-        self.parts = torch.nn.ModuleList(module.children())
-        self._call = call
-
-    def forward(self, _: torch.Tensor) -> None:
-        self._call()
-
-
-def _count(module: torch.nn.Module, forward: Any, args: tuple, kwargs: Any) -> tuple[Count, Any]:
-    """Counts one call of ``forward`` of ``module`` in both conventions; returns its output too."""
-    outputs = []
-    body = _Body(module, lambda: outputs.append(forward(*args, **kwargs)))
-    with torch.no_grad(), _restored_functions(), FlopCounterMode(display=False) as everything:
-        _, linear_and_conv, _ = calflops.calculate_flops(
-            body, kwargs={"_": _empty(1)}, print_results=False, output_as_string=False
-        )
-    return Count(int(linear_and_conv), everything.get_total_flops() // 2), outputs[0]
-
-
-@contextlib.contextmanager
-def _restored_functions() -> Iterator[None]:
-    """Undoes calflops' patches, which outlive an exception and would count twice afterwards."""
-    places = (torch, torch.nn.functional, torch.Tensor)
-    before = [dict(vars(place)) for place in places]
-    try:
-        yield
-    finally:
-        for place, names in zip(places, before, strict=True):
-            for name in set(vars(place)) - set(names):
-                delattr(place, name)
-            for name, value in names.items():
-                if vars(place)[name] is not value:
-                    setattr(place, name, value)
-        calculate_pipline.module_flop_count.clear()
-        calculate_pipline.module_mac_count.clear()
