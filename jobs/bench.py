@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     orchestration.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
     engine = kinds.add_parser("engine")
     engine.add_argument("--model", default="demo")
+    engine.add_argument("--batch-size", type=int, default=10)
     engine.add_argument("--rounds", type=int, default=5)
     engine.add_argument("--settings", nargs="+", help="beside the defaults; all if left out")
     encode = kinds.add_parser("encode")
@@ -83,6 +84,7 @@ def _engine(options: argparse.Namespace) -> dict[str, Any]:
 
     return bench_engine(
         options.model,
+        batch=options.batch_size,
         rounds=options.rounds,
         only=None if options.settings is None else tuple(options.settings),
     )

@@ -160,6 +160,8 @@ def test_a_distilled_scheduler_with_guidance(twins, arguments):
         ("pixart_alpha", diffusers.HeunDiscreteScheduler),
         ("pixart_alpha", diffusers.KDPM2DiscreteScheduler),
         ("pixart_alpha", diffusers.KDPM2AncestralDiscreteScheduler),
+        pytest.param("sd15", diffusers.KDPM2DiscreteScheduler, marks=pytest.mark.slow),
+        pytest.param("sdxl", diffusers.KDPM2AncestralDiscreteScheduler, marks=pytest.mark.slow),
     ],
 )
 def test_both_calls_of_a_second_order_step_act_alike(twins, arguments, name, scheduler):
@@ -206,7 +208,13 @@ def branches(pipe, call):
 
 # 7. Turning guidance off from a callback crashes.
 @pytest.mark.parametrize(
-    ("name", "cutoff"), [("sd15", 0), ("sd15", 2), ("sd15", 4), ("sdxl", 1), ("sdxl", 3)]
+    ("name", "cutoff"),
+    [
+        *(("sd15", step) for step in (0, 2, 4)),
+        *(("sdxl", step) for step in (1, 3)),
+        *(pytest.param("sd15", step, marks=pytest.mark.slow) for step in (1, 3)),
+        *(pytest.param("sdxl", step, marks=pytest.mark.slow) for step in (0, 2, 4)),
+    ],
 )
 def test_guidance_turned_off_by_a_callback(twins, arguments, name, cutoff):
     pipe = twins(name, scheduler="ddim")

@@ -17,7 +17,10 @@ PLANS = [
     GatePlan(20, sp_interval=3, warm_up=1),
     GatePlan(6),
 ]
-NAMES = ["sdxl", "pixart_alpha", "pixart_sigma", "svd", "lcm_sdxl"]
+NAMES = [
+    pytest.param("sd15", marks=pytest.mark.slow),
+    *("sdxl", "pixart_alpha", "pixart_sigma", "svd", "lcm_sdxl"),
+]
 
 
 def attention_layers(pipe):
