@@ -144,7 +144,7 @@ class Worker:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """What importing and loading make stays; looking for garbage in it costs a fifth of them."""
+    """What importing and loading make stays: looking for garbage in it is a fifth of their time."""
     gc.disable()
     try:
         yield
