@@ -19,7 +19,7 @@ import ray.util
 from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import UserError
 from tgate_batch.records import Receipt
-from tgate_batch.run import Run, missing
+from tgate_batch.run import Run, missing, open_arms
 from tgate_batch.tasks import LIVES, Task
 from tgate_batch.worker import Worker
 
@@ -80,7 +80,8 @@ class Pool:
         self.deaths = 0
         self._failed_starts = 0
         _check_resources(self._limits)
-        self._unrendered = _unrendered(run) if renders else Counter()
+        self.open_arms = open_arms(run) if renders else {}
+        self._unrendered = Counter({model: len(shards) for model, shards in self.open_arms.items()})
         self._adjust(self._unrendered.total() or len(run.pairs()) * len(run.shards))
 
     def __enter__(self) -> "Pool":
@@ -98,7 +99,7 @@ class Pool:
         times for a reason that is not one of its prompts (a full disk, say).
         """
         waiting: deque[Task] = deque()
-        source = (Task(work) for work in missing(self._run))
+        source = (Task(work) for work in missing(self._run, self.open_arms))
         left = self._unrendered.total()
         while left:
             self._adjust(left)
@@ -248,16 +249,6 @@ def _send(task: Task, actor: Any) -> Any:
     """The stream of the task's receipts."""
     return actor.render.options(num_returns="streaming").remote(
         task.work.model, task.shard, tuple(task.arms_left), task.quarantined, not task.is_trial
-    )
-
-
-def _unrendered(run: Run) -> Counter[str]:
-    """How many shards of each model lack the file of some arm."""
-    return Counter(
-        model.name
-        for model in run.config.models
-        for shard in run.shards
-        if not all(run.is_done(model.name, arm, shard) for arm in run.config.arms)
     )
 
 

@@ -61,6 +61,9 @@ class Run:
         return parquet.is_done(self.folder, name, shard.digest, rows)
 
 
+OpenArms = dict[str, dict[int, tuple[str, ...]]]  # model -> shard's index -> arms without a file
+
+
 @dataclass(frozen=True)
 class Missing:
     """Arms of one (model, shard) that have no valid file yet."""
@@ -134,23 +137,27 @@ def opened(output: str) -> Run:
     return Run(config.model_copy(update={"output": output}), folder, shards)
 
 
-def missing(run: Run) -> Iterator[Missing]:
+def open_arms(run: Run) -> OpenArms:
+    """What has no valid file yet; reads every file's footer."""
+    found: OpenArms = {}
+    for model in run.config.models:
+        found[model.name] = {}
+        for shard in run.shards:
+            arms = (arm for arm in run.config.arms if not run.is_done(model.name, arm, shard))
+            if left := tuple(arms):
+                found[model.name][shard.index] = left
+    return found
+
+
+def missing(run: Run, wanted: OpenArms) -> Iterator[Missing]:
     """Streams what has to be rendered, model after model, re-reading the prompts as it goes."""
     for model in run.config.models:
-        open_arms = {
-            shard.index: arms
-            for shard in run.shards
-            if (arms := _open_arms(run, model.name, shard))
-        }
-        if not open_arms:
+        arms = wanted[model.name]
+        if not arms:
             continue
         for shard in prompts.shards(run.config.prompts):
-            if shard.index in open_arms:
-                yield Missing(model, shard, open_arms[shard.index])
-
-
-def _open_arms(run: Run, model: str, shard: ShardPlan) -> tuple[str, ...]:
-    return tuple(arm for arm in run.config.arms if not run.is_done(model, arm, shard))
+            if shard.index in arms:
+                yield Missing(model, shard, arms[shard.index])
 
 
 def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:

@@ -83,8 +83,12 @@ def _render_missing(run: Run, pool: "Pool") -> None:
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = {
-        pair: sum(shard.prompts * each for shard in shards)
-        for pair, shards in run.standing().items()
+        (model.name, arm): sum(
+            shard.prompts * each
+            for shard in run.shards
+            if arm not in pool.open_arms[model.name].get(shard.index, ())
+        )
+        for model, arm, _ in run.pairs()
     }
     if totals == done:
         print(f"{sum(totals.values())} images were rendered before; nothing is missing")
