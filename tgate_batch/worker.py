@@ -102,7 +102,7 @@ class Worker:
 
         if (model.name, name) not in self._known:
             arm = self._config.arms[name]
-            with self._stages.timed("load"):
+            with self._stages.timed("load"), _without_collection():
                 macs = arm_macs(self._run, model, arm)
             self._known[model.name, name] = {
                 "model": model.name,
@@ -144,7 +144,7 @@ class Worker:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """What importing and loading make stays: looking for garbage in it is a fifth of their time."""
+    """What importing and loading make stays: looking for garbage in it is a fifth of the time."""
     gc.disable()
     try:
         yield
