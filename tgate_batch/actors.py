@@ -65,6 +65,7 @@ class Pool:
         """Workers start at once; if the pool ``renders``, with the first model that is to.
 
         ``open_arms`` is then what it has to render.
+
         Raises UserError where no worker could ever start.
         """
         start()
