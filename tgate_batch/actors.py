@@ -8,7 +8,7 @@ three, the shard is split to find the prompt it dies on, and that prompt becomes
 import os
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,8 +83,7 @@ class Pool:
         self._failed_starts = 0
         _check_resources(self._limits)
         self.open_arms = open_arms(run) if renders else {}
-        self._unrendered = Counter({model: len(shards) for model, shards in self.open_arms.items()})
-        self._adjust(self._unrendered.total() or len(run.pairs()) * len(run.shards))
+        self._adjust(self._unrendered() or len(run.pairs()) * len(run.shards))
 
     def __enter__(self) -> "Pool":
         return self
@@ -102,7 +101,7 @@ class Pool:
         """
         waiting: deque[Task] = deque()
         source = (Task(work) for work in missing(self._run, self.open_arms))
-        left = self._unrendered.total()
+        left = self._unrendered()
         while left:
             self._adjust(left)
             for held in range(_IN_FLIGHT):
@@ -140,13 +139,17 @@ class Pool:
                 "a worker died while measuring; what it had measured is kept: run jobs/score.py"
             ) from None
 
+    def _unrendered(self) -> int:
+        """How many (model, shard) lacked the file of some arm at the start."""
+        return sum(map(len, self.open_arms.values()))
+
     def _adjust(self, left: int) -> None:
         """Grows to what is useful and allowed; lets go of workers that have nothing left to do."""
         least = self._limits.min
         wanted = min(self._limits.max or max(least, _room(self._limits)), left)
         while len(self._seats) < wanted:
             actor = self._kind.remote(*self._arguments)
-            first = next((m for m in self._run.config.models if self._unrendered[m.name]), None)
+            first = next((m for m in self._run.config.models if self.open_arms.get(m.name)), None)
             self._seats.append(_Seat(actor, actor.stand.remote(first)))
         idle = [seat for seat in self._seats if not seat.tasks]
         for seat in idle[: max(0, len(self._seats) - max(wanted, least))]:

@@ -1,6 +1,5 @@
 """The whole Ray job beside a bare loop of the same pipeline: what orchestration costs."""
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
 from tgate_batch.prompts import read
 from tgate_batch.records import image_seed
+from tgate_batch.timing import ratio
 
 _BATCH = 8
 _SHARD = 8  # prompts: 240 of them are shipped
@@ -32,14 +32,14 @@ def bench_job(images: int = 520, steps: int = 25, rounds: int = 5) -> dict[str, 
     bare = _BareLoop(_settings("unused", each, steps, workers=1))
     found: dict[str, list[float]] = {"bare": [], "bare_with_encoding": [], "one": [], "two": []}
     for _ in range(rounds):
-        denoising, encoding_too = bare.images_per_second(each)
-        found["bare"].append(denoising)
+        rendering, encoding_too = bare.images_per_second(each)
+        found["bare"].append(rendering)
         found["bare_with_encoding"].append(encoding_too)
         found["one"].append(_job_rate(each, steps, workers=1))
         found["two"].append(_job_rate(2 * each, steps, workers=2))
 
     def over(name: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
+        return ratio(found[name], found[other])["median"]
 
     return {
         "images": each * rounds,
