@@ -10,10 +10,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tgate_batch import cli, models
+from tgate_batch import cli
 from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate.plan import DeepCache, GatePlan
+from tgate_batch.models import catalogue
 
 # Names of the reference's versions -> names of the catalogue.
 _ALSO = {
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
     add("--prompt", help="what to draw")
     add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
     add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
-    add("--model", default="pixart", help=f"{', '.join([*models.CATALOGUE, *_ALSO])}")
+    add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *_ALSO])}")
     add("--gate_step", type=int, default=10, help="first step without guidance and cross-attention")
     add("--sp_interval", type=int, default=5, help="steps between self-attention before the gate")
     add("--fi_interval", type=int, default=1, help="steps between self-attention after the gate")
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
 
 def job() -> None:
     options = parse()
-    row = models.entry(_ALSO.get(options.model, options.model))
+    row = catalogue.entry(_ALSO.get(options.model, options.model))
     try:
         # The documents gate cross-attention alone under DeepCache and in distilled models.
         alone = options.deepcache or row.name.startswith("lcm_")
@@ -70,7 +71,7 @@ def job() -> None:
     print(file)
 
 
-def _call(row: models.Entry, options: argparse.Namespace) -> dict[str, Any]:
+def _call(row: catalogue.Entry, options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
     size = {"height": options.height, "width": options.width}
     call = {name: pixels for name, pixels in size.items() if pixels is not None}
@@ -111,15 +112,15 @@ def _writable(path: str) -> Path:
 
 
 def _draw(
-    row: models.Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]
+    row: catalogue.Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]
 ) -> Any:
     import torch
 
     from tgate_batch.gate.loaders import with_tgate
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampling = models.resolve(row.name, Sampling())
-    pipe = models.load(Model(name=row.name, path=options.path), sampling, device)
+    sampling = catalogue.resolve(row.name, Sampling())
+    pipe = catalogue.load(Model(name=row.name, path=options.path), sampling, device)
     pipe.set_progress_bar_config(disable=False)
     with_tgate(pipe, plan, DeepCache(3, 0) if options.deepcache else None)
     output = pipe.tgate(
@@ -133,9 +134,9 @@ def _draw(
 def _film(frames: list) -> bytes:
     import numpy as np
 
-    from tgate_batch import encoding
+    from tgate_batch.render import codec
 
-    return encoding.video(np.stack([np.asarray(frame) for frame in frames]))
+    return codec.video(np.stack([np.asarray(frame) for frame in frames]))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from tgate_batch import cli, config, models
-from tgate_batch.counting import macs_of_arm
-from tgate_batch.metrics.macs import Macs, count_parts, find_architecture, macs_of
-from tgate_batch.metrics.published import PUBLISHED, Published, published_for
+from tgate_batch import cli, config
+from tgate_batch.models import catalogue
+from tgate_batch.models.counting import macs_of_arm
+from tgate_batch.models.macs import Macs, count_parts, find_architecture, macs_of
+from tgate_batch.models.published import PUBLISHED, Published, published_for
 
 
 def job() -> None:
@@ -45,7 +46,7 @@ def job() -> None:
 
 def published_row(row: Published, parts: bool) -> dict[str, Any]:
     """One published figure beside its count, and beside that of the documented settings."""
-    architecture = models.entry(row.model)
+    architecture = catalogue.entry(row.model)
     settings = {"steps": row.steps, "guidance_scale": row.guidance_scale}
     counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
     made = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
@@ -69,9 +70,9 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
     """Every arm of a config, with the published figure where its settings have one."""
     run = config.load(path)
     for model in run.models:
-        sampling = models.resolve(model.name, run.sampling)
+        sampling = catalogue.resolve(model.name, run.sampling)
         size = {"height": sampling.height, "width": sampling.width}
-        entry = models.entry(model.name)
+        entry = catalogue.entry(model.name)
         documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)

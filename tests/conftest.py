@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory) -> str:
     """The folder of a tiny random Stable Diffusion 1.5."""
-    from tgate_batch.twins import save_twin
+    from tgate_batch.models.twins import save_twin
 
     return str(save_twin("sd15", tmp_path_factory.mktemp("twin")))
 

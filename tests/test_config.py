@@ -3,9 +3,10 @@ import copy
 import pytest
 import yaml
 
-from tgate_batch import config, models
+from tgate_batch import config
 from tgate_batch.config import Sampling
 from tgate_batch.errors import UserError
+from tgate_batch.models import catalogue
 
 RUN = {
     "models": ["demo"],
@@ -119,10 +120,10 @@ def test_yaml_cannot_make_objects(tmp_path):
 
 
 def test_open_sampling_takes_the_models_documented_setting():
-    chosen = models.resolve("sdxl", Sampling(steps=30))
+    chosen = catalogue.resolve("sdxl", Sampling(steps=30))
     assert (chosen.steps, chosen.guidance_scale, chosen.height) == (30, 7.5, 1024)
 
 
 def test_unknown_model_is_told_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'sdxl'"):
-        models.resolve("sdlx", Sampling())
+        catalogue.resolve("sdlx", Sampling())

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tgate_batch import config, models
+from tgate_batch import config
 from tgate_batch.config import Images
+from tgate_batch.models import catalogue
 from tgate_batch.records import Prompt, Shard
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def ids(path: Path) -> str:
 def test_config_is_valid_and_its_plans_fit_its_steps(file):
     run = config.load(file)
     for model in run.models:
-        steps = models.resolve(model.name, run.sampling).steps
+        steps = catalogue.resolve(model.name, run.sampling).steps
         for arm in run.arms.values():
             if arm.plan is not None:
                 arm.plan.check(steps)
@@ -42,16 +43,16 @@ def test_config_is_valid_and_its_plans_fit_its_steps(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "demo"], ids=ids)
 def test_every_arm_renders_on_the_twin(file, tmp_path):
-    from tgate_batch.pipelines import Painter
-    from tgate_batch.render import Renderer
-    from tgate_batch.twins import save_twin
+    from tgate_batch.models.runner import Painter
+    from tgate_batch.models.twins import save_twin
+    from tgate_batch.render.shard import Renderer
 
     run = config.load(file)
     name = run.models[0].name
     twin = config.Model(name=name, path=str(save_twin(name, tmp_path)))
     small = {"height": 64, "width": 64, "batch_size": 2}
-    sampling = models.resolve(name, run.sampling.model_copy(update=small))
-    painter = Painter(models.load(twin, sampling, "cpu"), models.entry(name), sampling)
+    sampling = catalogue.resolve(name, run.sampling.model_copy(update=small))
+    painter = Painter(catalogue.load(twin, sampling, "cpu"), catalogue.entry(name), sampling)
     engine = Renderer(painter, Images(), worker="test")
     shard = Shard(0, tuple(Prompt(f"p{i}", f"number {i}", picture()) for i in range(2)))
     found = {
@@ -59,7 +60,7 @@ def test_every_arm_renders_on_the_twin(file, tmp_path):
         for arm, settings in run.arms.items()
     }
     assert {row.error for rows in found.values() for row in rows} == {None}
-    if models.entry(name).draws_video:
+    if catalogue.entry(name).draws_video:
         assert all(row.video for rows in found.values() for row in rows)
 
 
@@ -77,7 +78,7 @@ AT_HOME = [  # what a machine without a GPU, and without the reference statistic
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_config_runs_through_the_job_to_a_report(file, tmp_path):
-    from tgate_batch.twins import save_twin
+    from tgate_batch.models.twins import save_twin
 
     run = config.load(file)
     settings = list(SMALL)

@@ -4,8 +4,8 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from tgate_batch import parquet
 from tgate_batch.errors import UserError
+from tgate_batch.output import parquet
 from tgate_batch.records import ImageRecord
 from tgate_batch.storage import Folder
 

@@ -4,14 +4,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tgate_batch import run as runs
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
-from tgate_batch.prompts import ShardPlan
-from tgate_batch.run import Run
+from tgate_batch.output import run as runs
+from tgate_batch.output.run import Run
+from tgate_batch.prompts.read import ShardPlan
 
 if TYPE_CHECKING:
-    from tgate_batch.actors import Pool
+    from tgate_batch.execute.ray import Pool
 
 # A worker's sustained rate, for the estimate of --dry-run alone.
 _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
@@ -19,7 +19,7 @@ _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
 
 def dry_run(config: Config) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
-    from tgate_batch.counting import arm_macs
+    from tgate_batch.models.counting import arm_macs
 
     run = runs.prepare(config)
     device = "GPU" if config.workers.gpus_each else "CPU"
@@ -47,7 +47,7 @@ def dry_run(config: Config) -> int:
 
 def render(config: Config) -> int:
     """Renders what is missing, then scores and reports."""
-    from tgate_batch import actors
+    from tgate_batch.execute import ray as actors
 
     if actors.inside_job() and "://" not in config.output and not os.path.isabs(config.output):
         raise UserError(
@@ -64,7 +64,7 @@ def render(config: Config) -> int:
 
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
-    from tgate_batch import actors
+    from tgate_batch.execute import ray as actors
 
     run = _reopened(config)
     with actors.Pool(run, renders=False) as pool:
@@ -78,7 +78,7 @@ def report(config: Config) -> int:
 
 
 def _render_missing(run: Run, pool: "Pool") -> None:
-    from tgate_batch.progress import RunProgress
+    from tgate_batch.execute.progress import RunProgress
 
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
@@ -106,7 +106,7 @@ def _measure(run: Run, pool: "Pool") -> None:
 
 
 def _score(run: Run) -> int:
-    from tgate_batch import score
+    from tgate_batch.score import figures as score
 
     asked = score.asked(run)
     problems, reference = list(asked.problems), None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tgate_batch.twins import twin as make_twin
+from tgate_batch.models.twins import twin as make_twin
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,

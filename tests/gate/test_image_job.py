@@ -11,8 +11,8 @@ import tgate as reference
 import torch
 from PIL import Image
 
-from tgate_batch import models
-from tgate_batch.twins import save_twin
+from tgate_batch.models import catalogue
+from tgate_batch.models.twins import save_twin
 
 JOB = Path(__file__).parents[2] / "jobs" / "image.py"
 
@@ -102,7 +102,7 @@ def test_every_model_of_the_reference_is_known():
     names = "pixart sd_xl sd_2.1 sd_1.5 lcm_sdxl lcm_pixart"  # the help of version 0.1
     names += " pixart_alpha pixart_sigma sdxl lcm_sdxl lcm_pixart_alpha svd"  # of version 1.0
     for name in names.split():
-        assert models.entry(also.get(name, name))
+        assert catalogue.entry(also.get(name, name))
 
 
 # model: its twin, the reference's pipeline and loader, and what its main.py passes on.

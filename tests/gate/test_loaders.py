@@ -17,7 +17,7 @@ from diffusers import (
 from PIL import Image
 
 from tgate_batch.gate import loaders
-from tgate_batch.twins import save_twin
+from tgate_batch.models.twins import save_twin
 
 
 @pytest.fixture(scope="module")

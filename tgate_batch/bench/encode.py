@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tgate_batch import encoding
+from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Images
-from tgate_batch.timing import in_turns, ratio
+from tgate_batch.render import codec
 
 FORMATS = ("png", "webp", "jpeg")
 
@@ -20,7 +20,7 @@ def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[s
 
     def encoded(format: str, threads: int) -> list[bytes]:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda p: encoding.picture(p, Images(format=format)), drawn))
+            return list(pool.map(lambda p: codec.picture(p, Images(format=format)), drawn))
 
     calls = {
         f"{format} x{threads}": partial(encoded, format, threads)

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from tgate_batch import config, pipelines
+from tgate_batch import config
+from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.gate import GatePlan, gated
+from tgate_batch.models import runner
 from tgate_batch.records import Prompt
-from tgate_batch.timing import in_turns, ratio
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -56,7 +57,7 @@ def _graphs() -> int:
 
 def _painter(
     model: str, batch: int, on_gpu: bool, engine: dict | None = None, dtype: str = "auto"
-) -> pipelines.Painter:
+) -> runner.Painter:
     settings = config.parse(
         {
             "models": [{"name": model, "dtype": dtype}],
@@ -68,10 +69,10 @@ def _painter(
             "output": "unused",
         }
     )
-    return pipelines.open_painter(settings.models[0], settings)
+    return runner.open_painter(settings.models[0], settings)
 
 
-def _paint(painter: pipelines.Painter, prompts: list[Prompt], plan: GatePlan | None) -> None:
+def _paint(painter: runner.Painter, prompts: list[Prompt], plan: GatePlan | None) -> None:
     with gated(painter.pipeline, plan, guided=painter.guided):
         latents = painter.denoise(painter.encode(prompts), list(range(len(prompts))))
     painter.decode(latents)

@@ -12,11 +12,11 @@ from typing import Any
 import diffusers
 import torch
 
-from tgate_batch import models
+from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import DeepCache, GatePlan, gated
-from tgate_batch.timing import in_turns, ratio
-from tgate_batch.twins import twin
+from tgate_batch.models import catalogue
+from tgate_batch.models.twins import twin
 
 PLANS = {
     "sd15": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
@@ -76,7 +76,7 @@ def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, An
 
 def _pipeline(name: str) -> Any:
     if name == "demo":
-        return models.load(Model(name=name), models.resolve(name, Sampling()), "cpu")
+        return catalogue.load(Model(name=name), catalogue.resolve(name, Sampling()), "cpu")
     pipeline = twin(name)
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config

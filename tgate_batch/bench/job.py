@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch import actors, config, encoding, pipelines
-from tgate_batch import run as runs
+from tgate_batch import config
+from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
-from tgate_batch.prompts import read
+from tgate_batch.execute import ray as actors
+from tgate_batch.models import runner
+from tgate_batch.output import run as runs
+from tgate_batch.prompts.read import read
 from tgate_batch.records import image_seed
-from tgate_batch.timing import ratio
+from tgate_batch.render import codec
 
 _BATCH = 8
 _SHARD = 8  # prompts: 240 of them are shipped
@@ -72,7 +75,7 @@ class _BareLoop:
     """The pipeline called batch after batch, its pictures compressed in the same thread."""
 
     def __init__(self, settings: Config) -> None:
-        self._pipeline = pipelines.open_painter(settings.models[0], settings).pipeline
+        self._pipeline = runner.open_painter(settings.models[0], settings).pipeline
         self._prompts = list(read(settings.prompts))
         self._sampling = settings.sampling
         self.images_per_second(_BATCH)
@@ -94,7 +97,7 @@ class _BareLoop:
             ).images
             between = time.perf_counter()
             for picture in pictures:
-                encoding.picture(np.asarray(picture), Images())
+                codec.picture(np.asarray(picture), Images())
             rendering += between - before
             compressing += time.perf_counter() - between
         return images / rendering, images / (rendering + compressing)

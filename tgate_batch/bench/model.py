@@ -8,13 +8,13 @@ from typing import Any
 import diffusers
 import torch
 
-from tgate_batch import engine, models
-from tgate_batch.architectures import ARCHITECTURES, Architecture, Part
+from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated, is_guided
-from tgate_batch.metrics.macs import count
-from tgate_batch.timing import in_turns, ratio
+from tgate_batch.models import catalogue, engine
+from tgate_batch.models.architectures import ARCHITECTURES, Architecture, Part
+from tgate_batch.models.macs import count
 
 # Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
 MID_SIZE: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def bench_model(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = _pipeline(name, architecture, device)
     engine.prepare(pipe, Engine(compile=compile))
-    guidance = models.entry(name).guidance_scale
+    guidance = catalogue.entry(name).guidance_scale
     guided = is_guided(pipe, guidance)
     arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
     if only is not None:
@@ -136,7 +136,7 @@ def _gated_call(
 
 
 def _architecture(name: str, mid_size: bool) -> Architecture:
-    if models.entry(name).draws_video or name not in ARCHITECTURES:
+    if catalogue.entry(name).draws_video or name not in ARCHITECTURES:
         raise UserError(f"bench model: {name!r} has no text-to-image architecture to build")
     whole = ARCHITECTURES[name]
     if not mid_size:
@@ -158,10 +158,10 @@ def _pipeline(name: str, architecture: Architecture, device: str) -> Any:
     if device == "cuda":
         denoiser = denoiser.half()
     scheduler = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
-    if models.entry(name).scheduler == "LCMScheduler":
+    if catalogue.entry(name).scheduler == "LCMScheduler":
         scheduler = diffusers.LCMScheduler()
     parts: dict[str, Any] = {"scheduler": scheduler, "vae": None}
-    kind = models.entry(name).pipeline
+    kind = catalogue.entry(name).pipeline
     if kind.startswith("PixArt"):
         parts |= {"transformer": denoiser, "text_encoder": None, "tokenizer": None}
     else:

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import actors, config
-from tgate_batch import run as runs
+from tgate_batch import config
 from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.execute import ray as actors
+from tgate_batch.output import run as runs
 
 _ROOT = Path(__file__).parents[2]
 

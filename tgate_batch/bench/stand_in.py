@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch import models
 from tgate_batch.config import Config, Model
-from tgate_batch.pipelines import Condition, Pixels
+from tgate_batch.models import catalogue
+from tgate_batch.models.runner import Condition, Pixels
 from tgate_batch.records import Prompt
 
 
@@ -19,7 +19,7 @@ class StandIn:
     pipeline = SimpleNamespace(vae=None)
 
     def __init__(self, model: Model, config: Config) -> None:
-        self.sampling = models.resolve(model.name, config.sampling)
+        self.sampling = catalogue.resolve(model.name, config.sampling)
         side = (self.sampling.height, self.sampling.width, 3)
         self._picture = np.full(side, 128, np.uint8)
 

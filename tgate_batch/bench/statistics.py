@@ -15,7 +15,7 @@ from PIL import Image
 
 from tgate_batch.metrics.features import INCEPTION_FILE, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
-from tgate_batch.metrics.reference import load_reference
+from tgate_batch.score.reference import load_reference
 
 # VmHWM, since a child's ru_maxrss starts at its parent's.
 _MEMORY = """

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from tgate_batch import parquet
+from tgate_batch.output import parquet
+from tgate_batch.output.run import Run
+from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.report import table
 from tgate_batch.report.summary import summarize
-from tgate_batch.run import Run
-from tgate_batch.stages import BESIDE, ON_DEVICE
 
 _NAMES = 2  # columns that every table has: model and arm
 _GALLERY_PROMPTS = 24

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from tgate_batch.metrics.cost import usd_per_1000_images
-from tgate_batch.report import gates
-from tgate_batch.run import Run, describe
-from tgate_batch.stages import together
+from tgate_batch.output.run import Run, describe
+from tgate_batch.render.time_sheet import together
+from tgate_batch.report import thresholds as gates
 
 
 def score_name(model: str, arm: str) -> str:

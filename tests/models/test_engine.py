@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+
+from tgate_batch import config
+from tgate_batch.errors import UserError
+from tgate_batch.models import runner
+from tgate_batch.models.engine import prepare
+from tgate_batch.models.twins import twin
+from tgate_batch.output import run as runs
+from tgate_batch.records import Prompt
+
+PROMPTS = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(3)]
+
+
+def opened(settings, **engine):
+    run = config.parse({**settings, "engine": engine})
+    return runner.open_painter(run.models[0], run)
+
+
+def painted(painter) -> np.ndarray:
+    found = painter.decode(painter.denoise(painter.encode(PROMPTS), [0, 1, 2]))
+    assert found.finite.all()
+    return found.values.astype(int)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"channels_last": False},
+        {"fused_qkv": True},
+        {"attention": "math"},
+        {"attention": "flash"},
+        {"decode_batch_size": 2},
+        {"offload_text_encoder": True},
+    ],
+    ids=lambda engine: next(iter(engine)),
+)
+def test_engine_changes_the_last_bits_at_most(settings, engine):
+    apart = np.abs(painted(opened(settings)) - painted(opened(settings, **engine)))
+    assert apart.max() <= 1  # of 255
+
+
+def test_settings_reach_the_pipeline(settings):
+    painter = opened(settings, fused_qkv=True, compile=True)
+    unet = painter.pipeline.unet
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections
+    assert unet._compiled_call_impl is not None
+    assert torch._dynamo.config.recompile_limit >= 64  # several arms, each with its graphs
+
+
+def test_convolutions_over_time_keep_their_layout():
+    pipeline = twin("svd")
+    prepare(pipeline, config.Engine())
+    layers = list(pipeline.unet.modules())
+    picture = next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d))
+    time = next(layer for layer in layers if isinstance(layer, torch.nn.Conv3d))
+    assert picture.weight.is_contiguous(memory_format=torch.channels_last)
+    assert time.weight.is_contiguous()
+
+
+def test_decoding_takes_no_more_pictures_at_once_than_told(settings):
+    painter, sizes = opened(settings, decode_batch_size=2), []
+    decode = painter.pipeline.vae.decode
+    painter.pipeline.vae.decode = lambda latents, **options: (
+        sizes.append(len(latents)) or decode(latents, **options)
+    )
+    painted(painter)
+    assert sizes == [2, 1]
+
+
+def test_run_is_not_resumed_with_another_engine(settings):
+    runs.freeze(runs.prepare(config.parse(settings)))
+    with pytest.raises(UserError, match=r"other settings of engine\.fused_qkv"):
+        runs.prepare(config.parse({**settings, "engine": {"fused_qkv": True}}))
+    runs.prepare(config.parse({**settings, "engine": {"decode_batch_size": 1}}))

@@ -1,0 +1,254 @@
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from tgate_batch.errors import UserError
+from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
+from tgate_batch.models.architectures import ARCHITECTURES, Architecture, Part
+from tgate_batch.models.macs import count, count_parts, find_architecture, macs_of
+from tgate_batch.models.published import PUBLISHED, published_for
+from tgate_batch.models.twins import save_twin, twin
+
+ROOT = Path(__file__).parents[2]
+TOKENS, CAPTION = 5, 12
+SMALL = Architecture(
+    denoiser=Part(
+        "diffusers",
+        "UNet2DConditionModel",
+        {
+            "sample_size": 8,
+            "block_out_channels": (32, 64),
+            "layers_per_block": 2,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "norm_num_groups": 8,
+            "attention_head_dim": 4,
+            "cross_attention_dim": CAPTION,
+        },
+    ),
+    encoders={},
+    vae=Part("diffusers", "AutoencoderKL", {"block_out_channels": (8, 8)}),
+    tokens=TOKENS,
+    height=16,
+    width=16,
+)
+# (layers, picture tokens, channels): two going down and three going up at 8x8, one in the middle
+LAYERS = [(5, 64, 32), (1, 16, 64)]
+
+
+def self_attention(products):
+    """MACs of one branch: Q, K, V and the output; with ``products`` Q K' and P V as well."""
+    return sum(n * (4 * t * c * c + products * 2 * t * t * c) for n, t, c in LAYERS)
+
+
+def cross_attention(products):
+    return sum(
+        n * (2 * t * c * c + 2 * TOKENS * CAPTION * c + products * 2 * t * TOKENS * c)
+        for n, t, c in LAYERS
+    )
+
+
+def acts(step, gate, sp, fi, warm_up):
+    """(branches, cross reused, self reused): T-GATE's schedule, written out once more."""
+    if step >= gate:
+        return 1, True, step % fi != 0
+    reused = step != gate - 1 and step > warm_up and step % sp != 0
+    return 2, False, reused
+
+
+def formula(full, steps, products, plan):
+    total = 0
+    for step in range(steps):
+        branches, cross, self_ = acts(step, *plan)
+        spared = cross * cross_attention(products) + self_ * self_attention(products)
+        total += branches * (full - spared)
+    return total
+
+
+def test_count_is_the_closed_formula_for_every_small_plan():
+    steps = 5
+    plain = count(SMALL, None, None, 1, guidance_scale=1.0)
+    full = plain.per_image, plain.per_image_with_attention
+    for plan in itertools.product(range(1, 6), (1, 2, 3), (1, 2), (0, 1, 3)):
+        counted = count(SMALL, GatePlan(*plan), None, steps, guidance_scale=7.5)
+        assert counted.per_image == formula(full[0], steps, False, plan), plan
+        assert counted.per_image_with_attention == formula(full[1], steps, True, plan), plan
+
+
+def test_phases_add_up_and_are_divided_at_the_gate_step():
+    one, plain = (count(SMALL, None, None, steps, 7.5) for steps in (1, 4))
+    counted = count(SMALL, GatePlan(3), None, 4, 7.5)
+    assert plain.fidelity_improving == (0, 0)
+    assert plain.per_image == 4 * one.per_image
+    assert counted.semantics_planning.macs == 3 * one.per_image
+    assert counted.fidelity_improving.macs == one.per_image // 2 - cross_attention(False)
+
+
+def test_without_guidance_one_branch_runs():
+    guided, alone = (count(SMALL, None, None, 3, scale) for scale in (7.5, 1.0))
+    assert guided.per_image == 2 * alone.per_image
+
+
+def test_parameters_after_the_gate_leave_out_cross_attention():
+    counted = count(SMALL, None, None, 1, 7.5)
+    cross = sum(n * (2 * c * c + 2 * CAPTION * c + c) for n, _, c in LAYERS)  # c: output bias
+    assert counted.params - counted.params_after_gate == cross
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_deepcache_runs_whole_every_interval(interval):
+    cache = DeepCache(interval, 0)
+    whole = count(SMALL, None, cache, 1, 7.5).per_image
+    two = count(SMALL, None, DeepCache(2, 0), 2, 7.5).per_image
+    skip = two - whole
+    assert skip < whole / 2
+    fulls = ceil(7 / interval)
+    assert count(SMALL, None, cache, 7, 7.5).per_image == fulls * whole + (7 - fulls) * skip
+
+
+def test_deepcache_and_gate_run_whole_on_both_sides_of_the_gate():
+    full, skip = (2 * part for part in _small_steps(GatePlan(25)))
+    gated_full, gated_skip = _small_steps(GatePlan(1), guidance_scale=7.5)
+    # whole at 0, 3, 6, 9 before the gate at 10, and at 10, 13, 16, 19, 22 from it on
+    counted = count(SMALL, GatePlan(10), DeepCache(3, 0), 25, 7.5)
+    assert counted.semantics_planning.macs == 4 * full + 6 * skip
+    assert counted.fidelity_improving.macs == 5 * gated_full + 10 * gated_skip
+
+
+def _small_steps(plan, guidance_scale=1.0):
+    """MACs of a whole and of a skipping step of one branch under ``plan``, from the gate on."""
+    if plan.gate_step == 25:
+        one, two = (count(SMALL, None, DeepCache(2, 0), n, guidance_scale) for n in (1, 2))
+        return one.per_image, two.per_image - one.per_image
+    first, second = (count(SMALL, plan, DeepCache(3, 0), n, guidance_scale) for n in (2, 3))
+    whole = first.fidelity_improving.macs
+    return whole, second.fidelity_improving.macs - whole
+
+
+def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():
+    heun = replace(SMALL, scheduler=Part("diffusers", "HeunDiscreteScheduler", {}))
+    calls = 2 * 5 - 1  # the last step has no correction
+    assert (
+        count(heun, None, None, 5, 7.5).per_image == count(SMALL, None, None, calls, 7.5).per_image
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        ("sd15", None),
+        ("sd15", GatePlan(3, 2, 2, 1)),
+        ("sdxl", GatePlan(3, 2, 2, 1)),
+        ("lcm_sdxl", GatePlan(1)),
+        ("pixart_alpha", GatePlan(3, 2, 2, 1)),
+        ("pixart_sigma", GatePlan(3, 2, 2, 1)),
+    ],
+)
+def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
+    save_twin(name, tmp_path)
+    pipe, scale = twin(name), 1.0 if name.startswith("lcm") else 4.5
+    size = {"height": 64, "width": 64}
+    options = {"guidance_scale": scale, "num_inference_steps": 5, "output_type": "latent"}
+    if "pixart" in name:
+        options["use_resolution_binning"] = False
+    with gated(pipe, plan, guided=scale > 1), FlopCounterMode(display=False) as counter:
+        pipe("a", **size, **options)
+    counted = macs_of(name, str(tmp_path), plan=plan, steps=5, guidance_scale=scale, **size)
+    ran = counter.get_flop_counts()[type(denoiser_of(pipe)).__name__]
+    assert counted.per_image_with_attention == sum(ran.values()) // 2
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha", "svd"])
+def test_parts_of_a_folder_are_its_encoders_and_its_vae(name, tmp_path):
+    save_twin(name, tmp_path)
+    parts = count_parts(find_architecture(name, str(tmp_path)), guided=True)
+    pipe = twin(name)
+    for part, (counted, params) in parts.items():
+        assert counted.macs > 0
+        assert params == sum(p.numel() for p in getattr(pipe, part).parameters())
+
+
+def test_a_model_that_is_neither_known_nor_a_folder_says_so():
+    with pytest.raises(UserError, match="'sd35' is not known offline"):
+        macs_of("sd35", "stabilityai/sd35", steps=5, guidance_scale=7.5)
+
+
+def test_a_hub_id_of_a_known_model_is_counted_by_its_name():
+    assert find_architecture("sd15", "some/finetune") is ARCHITECTURES["sd15"]
+
+
+def test_a_folder_without_a_pipeline_says_so(tmp_path):
+    with pytest.raises(UserError, match="not a diffusers folder"):
+        macs_of("sd15", str(tmp_path), steps=5, guidance_scale=7.5)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no parts"):
+        macs_of("sd15", str(tmp_path), steps=5, guidance_scale=7.5)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        macs_of("sd15", str(tmp_path), steps=5, guidance_scale=7.5)
+
+
+def test_settings_that_the_gate_refuses_are_a_users_error(tmp_path):
+    save_twin("pixart_alpha", tmp_path)
+    with pytest.raises(UserError, match="DeepCache"):
+        macs_of("x", str(tmp_path), deepcache=DeepCache(), steps=5, guidance_scale=4.5)
+
+
+def test_eighteen_figures_were_published_each_for_settings_of_its_own():
+    settings = {(row.model, row.plan, row.deepcache) for row in PUBLISHED}
+    assert len(PUBLISHED) == len(settings) == 18
+    for row in PUBLISHED:
+        settings = row.plan, row.deepcache, row.steps, row.guidance_scale
+        assert published_for(row.model, *settings) is row
+    assert published_for("sdxl", GatePlan(7), None, 25, 7.5) is None
+    assert published_for("sdxl", None, None, 25, 1.0) is None
+
+
+def test_published_figures_of_stable_diffusion_are_reproduced():
+    for row in PUBLISHED[:2]:
+        counted = macs_of("sd15", plan=row.plan, steps=25, guidance_scale=7.5)
+        params = counted.params if row.plan is None else counted.params_after_gate
+        assert counted.per_image / 1e12 == pytest.approx(row.macs_t, rel=5e-4)
+        assert params / 1e6 == pytest.approx(row.params_m, rel=1.5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("sd21", 865_910_724), ("sdxl", 2_567_463_684), ("svd", 1_524_623_082)],
+)
+def test_architectures_have_the_parameters_of_their_checkpoints(name, parameters):
+    counted = count(ARCHITECTURES[name], None, None, steps=1, guidance_scale=1.0)
+    assert counted.params == parameters
+
+
+@pytest.mark.slow
+def test_job_reproduces_every_published_figure():
+    found = subprocess.run(
+        [sys.executable, "jobs/macs.py", "--json"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows = json.loads(found.stdout)
+    assert len(rows) == 18
+    for row in rows:
+        assert abs(row["relative_error"]) < 5e-4, row
+        if row["published_params_m"]:
+            assert row["params_m"] == pytest.approx(row["published_params_m"], rel=1.5e-3)
+        fitted = "documented_macs_t" in row
+        assert fitted == ("not documented" in (row["note"] or ""))
+        if fitted:
+            assert abs(row["documented_relative_error"]) > 0.02
+    with_attention = {
+        row["model"]: row["macs_with_attention_t"] for row in rows if row["arm"] == "baseline"
+    }
+    for model, figure in {"sdxl": 169.03, "pixart_alpha": 162.74, "pixart_sigma": 165.84}.items():
+        assert with_attention[model] == pytest.approx(figure, rel=1e-3)

@@ -1,0 +1,245 @@
+"""Render held-out captions and read the pictures back: `python -m tgate_batch.demo.evaluate`.
+
+Each plan is compared with the ungated run, caption by caption and with the same noise. Prompt
+accuracy is the figure of quality here: a Frechet distance to the drawn pictures cannot tell a
+right picture from a wrong one, only likely from unlikely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+from tgate_batch import demo
+from tgate_batch.bench.timing import in_turns
+from tgate_batch.demo import pictures
+from tgate_batch.gate import GatePlan, gated
+
+STEPS, GUIDANCE, BATCH = 25, 4.0, 25
+PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
+"""gate_step[/sp_interval[/fi_interval]]"""
+
+_CAPTIONS_SEED = 20_251_121
+_WARM_UP = 2
+
+
+def load(folder: Path = demo.PATH) -> StableDiffusionPipeline:
+    """The pipeline of a folder, without its progress bar."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def captions(count: int) -> list[str]:
+    """`count` different captions, none of whose combinations was in training."""
+    found = map(str, pictures.scenes(2 * count + 100, _CAPTIONS_SEED, held=True))
+    return list(dict.fromkeys(found))[:count]
+
+
+def plan_of(text: str) -> GatePlan:
+    """A plan written as gate_step[/sp_interval[/fi_interval]]."""
+    gate_step, *intervals = (int(part) for part in text.split("/"))
+    warm_up = _WARM_UP if intervals else 0
+    return GatePlan(gate_step, *intervals, warm_up=warm_up)
+
+
+def render(
+    pipe: StableDiffusionPipeline,
+    prompts: list[str],
+    plan: GatePlan | None = None,
+    guidance: float = GUIDANCE,
+) -> list[Image.Image]:
+    """One picture a prompt; the noise of a picture depends on its number in the list alone."""
+    images = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        noise = [torch.Generator().manual_seed(start + number) for number in range(len(part))]
+        with gated(pipe, plan, guided=guidance > 1):
+            images += pipe(
+                part, num_inference_steps=STEPS, guidance_scale=guidance, generator=noise
+            ).images
+    return images
+
+
+def through_vae(pipe: StableDiffusionPipeline, images: list[Image.Image]) -> list[Image.Image]:
+    """The pictures, encoded and decoded: what no denoiser can be better than."""
+    restored = []
+    for start in range(0, len(images), BATCH):
+        pixels = pipe.image_processor.preprocess(images[start : start + BATCH]).to(pipe.device)
+        with torch.no_grad():
+            decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
+        restored += pipe.image_processor.postprocess(decoded)
+    return restored
+
+
+def accuracy(images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+    """Aspect -> whether it holds (1.0 or 0.0), picture by picture."""
+    held = list(map(pictures.check, images, prompts))
+    return {
+        aspect: np.array([float(found[aspect]) for found in held]) for aspect in pictures.ASPECTS
+    }
+
+
+def means(held: dict[str, np.ndarray]) -> dict[str, float]:
+    """Aspect -> its share of all pictures."""
+    return {aspect: round(float(values.mean()), 4) for aspect, values in held.items()}
+
+
+def report_accuracy(folder: Path, count: int = 200) -> dict[str, float]:
+    """Print and return the ungated accuracy of the pipeline in a folder."""
+    pipe, prompts = load(folder), captions(count)
+    found = means(accuracy(render(pipe, prompts), prompts))
+    print(f"{count} held-out captions, {STEPS} steps, guidance {GUIDANCE:g}: {found}")
+    return found
+
+
+def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None) -> list[dict]:
+    """A row for the drawn pictures, the autoencoder, the ungated run and each plan.
+
+    A row holds its accuracy; a rendered one also `macs` (of one picture, with attention); a plan's
+    also `difference` and `interval` of all-at-once to the ungated
+    run, PSNR (dB), Frechet distances on EfficientNet-Lite0 features, and how much further from the
+    drawn pictures than the ungated run it is, with its 95% interval. Written to `output` after
+    each row, as JSON.
+    """
+    from tgate_batch.metrics.features import load_extractor
+    from tgate_batch.metrics.frechet import Statistics, frechet_distance
+    from tgate_batch.metrics.intervals import frechet_change, paired_interval
+    from tgate_batch.metrics.paired import Psnr
+    from tgate_batch.models.macs import macs_of
+
+    pipe, prompts, rows = load(folder), captions(count), []
+    extractor = load_extractor("efficientnet-lite0", device=str(pipe.device))
+
+    def add(name: str, images: list[Image.Image], **more) -> dict[str, np.ndarray]:
+        held = accuracy(images, prompts)
+        rows.append({"name": name, "captions": count, **means(held), **more})
+        print(json.dumps(rows[-1]), flush=True)
+        if output:
+            output.write_text(json.dumps(rows, indent=1) + "\n")
+        return held
+
+    drawn = [pictures.draw(prompt, seed) for seed, prompt in enumerate(prompts)]
+    add("drawn", drawn)
+    add("autoencoder", through_vae(pipe, drawn))
+    real = Statistics.of(extractor(drawn))
+    other = [pictures.draw(prompt, 10**6 + seed) for seed, prompt in enumerate(prompts)]
+    rows[0]["fd_drawn"] = round(frechet_distance(Statistics.of(extractor(other)), real), 3)
+
+    def rendered(plan: GatePlan | None) -> tuple[list[Image.Image], dict]:
+        macs = macs_of("demo", str(folder), plan=plan, steps=STEPS, guidance_scale=GUIDANCE)
+        return render(pipe, prompts, plan), {"macs": macs.per_image_with_attention}
+
+    baseline, cost = rendered(None)
+    features = extractor(baseline)
+    ungated = Statistics.of(features)
+    cost["fd_drawn"] = round(frechet_distance(ungated, real), 3)
+    before = add("ungated", baseline, **cost)
+    for text in plans:
+        images, cost = rendered(plan_of(text))
+        found = extractor(images)
+        now, further = Statistics.of(found), frechet_change(found, features, real)
+        change = paired_interval(accuracy(images, prompts)["all"], before["all"])
+        add(
+            text,
+            images,
+            **cost,
+            difference=round(change.value, 4),
+            interval=[round(bound, 4) for bound in (change.low, change.high)],
+            psnr=round(float(np.mean(Psnr()(images, prompts, baseline))), 2),
+            fd_ungated=round(frechet_distance(now, ungated), 3),
+            fd_drawn=round(frechet_distance(now, real), 3),
+            fd_drawn_change=[round(x, 2) for x in (further.value, further.low, further.high)],
+        )
+    return rows
+
+
+def times(folder: Path, plans: list[str], batch: int = 10, rounds: int = 5) -> dict[str, float]:
+    """Median seconds a picture, ungated and by plan, in turns; one batch a call, all threads."""
+    pipe, prompts = load(folder), captions(batch)
+    chosen = {"ungated": None} | {text: plan_of(text) for text in plans}
+    renders = {name: partial(render, pipe, prompts, plan) for name, plan in chosen.items()}
+    return {
+        name: statistics.median(seconds) / batch
+        for name, seconds in in_turns(renders, rounds).items()
+    }
+
+
+def table(rows: list[dict], seconds: dict[str, float] | None = None) -> str:
+    """The rows of a sweep as a Markdown table, with the times of :func:`times` if given."""
+    seconds = seconds or {}
+    lines = [
+        "| plan | GMAC | saved | s | background | count | colours | shapes | sizes | places | all "
+        "| all, change to ungated [95%] | PSNR dB | FD ungated | FD drawn |",
+        "|---" * 15 + "|",
+    ]
+    full = next((row["macs"] for row in rows if row["name"] == "ungated"), None)
+    for row in rows:
+        macs = row.get("macs")
+        cells = [
+            row["name"],
+            f"{macs / 1e9:.2f}" if macs else "",
+            f"{1 - macs / full:.0%}" if macs else "",
+            f"{seconds[row['name']]:.2f}" if row["name"] in seconds else "",
+            *(f"{row[aspect]:.3f}" for aspect in pictures.ASPECTS),
+            f"{row['difference']:+.3f} [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]"
+            if "interval" in row
+            else "",
+            *(
+                f"{row[key]:.2f}" if key in row else ""
+                for key in ("psnr", "fd_ungated", "fd_drawn")
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def contact_sheet(folder: Path, plans: list[str], count: int = 12) -> Image.Image:
+    """Captions by rows; the drawn picture, the ungated one and each plan's by columns."""
+    pipe, prompts = load(folder), captions(count)
+    columns = {"drawn": [pictures.draw(prompt, 0) for prompt in prompts]}
+    columns["ungated"] = render(pipe, prompts)
+    columns |= {text: render(pipe, prompts, plan_of(text)) for text in plans}
+    side, left, top = pictures.SIDE + 4, 500, 16
+    sheet = Image.new("RGB", (left + side * len(columns), top + side * count), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, prompt in enumerate(prompts):
+        pen.text((4, top + side * row + side // 2 - 8), prompt, fill="black")
+    for column, (name, images) in enumerate(columns.items()):
+        pen.text((left + side * column, 2), name, fill="black")
+        for row, image in enumerate(images):
+            sheet.paste(image, (left + side * column, top + side * row))
+    return sheet
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pipeline", type=Path, default=demo.PATH, help="folder of the pipeline")
+    parser.add_argument("--captions", type=int, default=200)
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), metavar="GATE[/SP[/FI]]")
+    parser.add_argument("--output", type=Path, help="write the rows there, as JSON")
+    parser.add_argument(
+        "--times", action="store_true", help="print seconds a picture, nothing else"
+    )
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet there, and nothing else")
+    chosen = parser.parse_args(arguments)
+    if chosen.sheet:
+        contact_sheet(chosen.pipeline, chosen.plans).save(chosen.sheet, optimize=True)
+        return
+    if chosen.times:
+        print(json.dumps(times(chosen.pipeline, chosen.plans), indent=1))
+        return
+    print(table(sweep(chosen.pipeline, chosen.plans, chosen.captions, chosen.output)))
+
+
+if __name__ == "__main__":
+    main()
