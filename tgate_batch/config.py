@@ -88,8 +88,9 @@ class Arm(Section):
 
 
 class Workers(Section):
-    """The pool of actors, between ``min`` and ``max`` as the cluster offers."""
+    """Who renders and measures: between ``min`` and ``max`` workers, as the cluster offers."""
 
+    executor: str = "ray"  # or `local`: one worker in this process, without Ray
     min: int = Field(1, ge=1)
     max: int | None = Field(None, ge=1)  # None: as many as the cluster has room for
     gpus_each: float = Field(0, ge=0)
@@ -172,6 +173,7 @@ class Config(Section):
     score: Score = Score()
     cost: Cost = Cost()
     gates: dict[Literal[GATES], Limit] = {}  # exit code 3 where an arm is outside
+    plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
     output: str
 
     @field_validator("models", mode="before")

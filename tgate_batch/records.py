@@ -25,7 +25,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return shard_name(self.index)
+        return f"shard-{self.index:05d}"
 
     @property
     def digest(self) -> str:
@@ -35,10 +35,6 @@ class Shard:
             for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
                 digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}"
 
 
 def image_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
@@ -52,7 +48,9 @@ def image_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One row: exactly one per (model, arm, prompt id, image number); model and arm are folders.
+    """One row: exactly one per (model, arm, prompt id, image number).
+
+    A file holds the rows of one model and one arm, and adds these two columns itself.
 
     ``batch_seconds`` is the wall time of the whole batch this picture was made in (denoising and
     decoding), ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time
@@ -80,7 +78,7 @@ class ImageRecord:
     worker: str | None = None
 
     def row(self) -> dict:
-        """The record as a row of :data:`SCHEMA`."""
+        """The record as a row of :data:`SCHEMA`, but for the file's own model and arm."""
         row = asdict(self)
         row["image"] = None if self.image is None else {"bytes": self.image, "path": None}
         return row
@@ -88,7 +86,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a worker returns for one (model, arm, shard): small; pixels never travel through Ray."""
+    """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver."""
 
     model: str
     arm: str
@@ -99,6 +97,8 @@ class Receipt:
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [
+    ("model", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("arm", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("prompt_id", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("image_number", pa.int32(), {"dtype": "int32", "_type": "Value"}),
     ("prompt", pa.string(), {"dtype": "string", "_type": "Value"}),

@@ -6,16 +6,26 @@ On a disk a file is written under a hidden temporary name, flushed and renamed. 
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from tgate_batch.errors import UserError
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
+_USER = re.compile(r"(\w+://)[^/@\s]*@")
+_SECRET_PARAMETER = re.compile(
+    r"([?&])[^=&\s]*(?:key|secret|token|password|credential|sig)[^=&\s]*=[^&\s]*", re.IGNORECASE
+)
+
+
+def without_credentials(text: str) -> str:
+    """The text with user names, passwords and keys taken out of every URI in it."""
+    return _SECRET_PARAMETER.sub(r"\1", _USER.sub(r"\1", text)).rstrip("?&")
 
 
 class Folder:
@@ -34,13 +44,15 @@ class Folder:
             return fs.FileSystem.from_uri(self.uri)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"output {self.uri!r} cannot be reached: {reason}") from None
+            raise UserError(
+                f"output {str(self)!r} cannot be reached: {without_credentials(reason)}"
+            ) from None
 
     def __reduce__(self):
         return (Folder, (self.uri,))
 
     def __str__(self) -> str:
-        return self.uri
+        return without_credentials(self.uri)
 
     def path(self, name: str) -> str:
         """The full path of a name inside this folder, as its filesystem spells it."""
@@ -51,15 +63,19 @@ class Folder:
 
     def names(self, under: str, suffix: str = "") -> list[str]:
         """Finished files below ``under``, sorted, relative to this folder."""
+        return [name for name, _ in self.sizes(under) if name.endswith(suffix)]
+
+    def sizes(self, under: str) -> list[tuple[str, int]]:
+        """Name and bytes of every finished file below ``under``, sorted. One listing."""
         selector = fs.FileSelector(self.path(under), recursive=True, allow_not_found=True)
         base = self._base.rstrip("/") + "/"
         return sorted(
-            info.path.removeprefix(base)
+            (info.path.removeprefix(base), info.size)
             for info in self._filesystem.get_file_info(selector)
-            if info.is_file and info.path.endswith(suffix) and _TEMPORARY not in info.path
+            if info.is_file and _TEMPORARY not in info.path
         )
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> NativeFile:
         """Opens a finished file for random reading."""
         return self._filesystem.open_input_file(self.path(name))
 
@@ -91,13 +107,55 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def write_first(self, name: str, content: str) -> bool:
+        """Writes a file unless it is there; returns whether this call wrote it.
+
+        On a disk only one of several callers can succeed. An object store cannot promise that.
+        """
+        if not self.local:
+            if self.exists(name):
+                return False
+            self.write(name, content)
+            return True
+        final = Path(self.path(name))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
+        temporary.write_text(content, encoding="utf-8")
+        try:
+            os.link(temporary, final)  # fails where the name is taken
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def append(self, name: str, line: str) -> None:
+        """Adds a line of text at the end of a file."""
+        if self.local:
+            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path(name), "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            return
+        before = self.read(name) if self.exists(name) else b""
+        self.write(name, before + line.encode() + b"\n")
+
+    def delete(self, name: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(self.path(name))
+
+    def delete_all(self, under: str) -> None:
+        """Removes every finished file below ``under``."""
+        for name in self.names(under):
+            self.delete(name)
+
     def check_writable(self) -> None:
         """Raises UserError unless a file can be made here; leaves nothing behind."""
         if not self.local:
             return
         here = next(p for p in (Path(self._base), *Path(self._base).parents) if p.exists())
         if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
-            raise UserError(f"output {self.uri} cannot be written: no right to write in {here}")
+            raise UserError(f"output {self} cannot be written: no right to write in {here}")
 
     def clear_temporary(self) -> int:
         """Removes what killed writers left under temporary names; returns how many."""

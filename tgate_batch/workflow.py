@@ -2,33 +2,53 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from tgate_batch.config import Config
+from tgate_batch import config as configs
+from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
-from tgate_batch.output import run as runs
-from tgate_batch.output.run import Run
-from tgate_batch.prompts.read import ShardPlan
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.task import MeasureTask, RenderTask, Task
+from tgate_batch.models import catalogue
+from tgate_batch.output import card, history, layout, run as runs
+from tgate_batch.output.claim import claimed
+from tgate_batch.output.run import Pending, Prepared, Run
+from tgate_batch.records import Receipt
+from tgate_batch.report import thresholds
+from tgate_batch.score import metrics
+from tgate_batch.score.measurements import Measurements, orders
 
-if TYPE_CHECKING:
-    from tgate_batch.execute.ray import Pool
+DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
 # A worker's sustained rate, for the estimate of --dry-run alone.
 _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
+EXECUTORS = ("ray", "local")
+
+
+def prepare(config: Config, replace_stale: bool = False) -> Prepared:
+    """Checks a run before anything is written. Raises UserError for what cannot be used."""
+    _check_words(config)
+    return runs.prepare(config, replace_stale)
 
 
 def dry_run(config: Config) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
-    from tgate_batch.models.counting import arm_macs
+    from tgate_batch.models.macs import macs_per_image
 
-    run = runs.prepare(config)
+    run = prepare(config)
+    stand = runs.finished(run)
     device = "GPU" if config.workers.gpus_each else "CPU"
     rate = _ASSUMED_MACS_PER_SECOND[device]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
-        done = len(run.done(model.name, name))
-        each = arm_macs(run, model, arm)["macs_per_image_with_attention"]
+        done = len(stand[model.name, name])
+        macs = macs_per_image(model, arm, run.sampling(model.name))
+        each = macs["macs_per_image_with_attention"]
         total += (each or 0) * run.images_per_arm
         shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
         print(
@@ -42,34 +62,36 @@ def dry_run(config: Config) -> int:
         f"estimate: {hours:,.2f} {device} hours at {rate / 1e12:g} T MACs/s, {cost}; "
         "a run measures both"
     )
-    return 0
+    return DONE
 
 
-def render(config: Config) -> int:
+def render(config: Config, replace_stale: bool = False) -> int:
     """Renders what is missing, then scores and reports."""
-    from tgate_batch.execute import ray as actors
-
-    if actors.inside_job() and "://" not in config.output and not os.path.isabs(config.output):
-        raise UserError(
-            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
-            "folder: give --output an absolute path or a URI"
-        )
-    run = runs.prepare(config)
-    runs.freeze(run)
-    with actors.Pool(run) as pool:
-        _render_missing(run, pool)
-        _measure(run, pool)
-    return _score(run)
+    _check_output_of_job(config)
+    run = prepare(config, replace_stale)
+    with _working(run) as entry:
+        runs.begin(run)
+        pending = runs.pending(run)
+        first = next((m for m in config.models if pending[m.name]), None)
+        with open_executor(run.config, run.folder, first) as executor:
+            if first is not None:
+                entry["device"] = _render_pending(run, pending, executor, replace_stale)
+            else:
+                _say_all_rendered(run)
+            problems = _measure(run, executor)
+        card.write(run.folder)
+        entry["exit_code"] = _score(run, problems)
+    return entry["exit_code"]
 
 
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
-    from tgate_batch.execute import ray as actors
-
     run = _reopened(config)
-    with actors.Pool(run, renders=False) as pool:
-        _measure(run, pool)
-    return _score(run)
+    with _working(run) as entry:
+        with open_executor(run.config, run.folder) as executor:
+            problems = _measure(run, executor)
+        entry["exit_code"] = _score(run, problems)
+    return entry["exit_code"]
 
 
 def report(config: Config) -> int:
@@ -77,66 +99,184 @@ def report(config: Config) -> int:
     return _report(_reopened(config))
 
 
-def _render_missing(run: Run, pool: "Pool") -> None:
+def verify(output: str, again: int) -> int:
+    """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
+    from tgate_batch.execute.again import draw_again
+
+    found = draw_again(output, again)
+    for picture in found:
+        if picture.levels is None:
+            verdict = f"cannot be drawn: {picture.error}"
+        elif picture.same_bytes:
+            verdict = "equal, bit for bit"
+        else:
+            verdict = f"equal within {picture.levels} of 255 levels"
+        name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
+        print(f"{name}: {verdict}")
+    alike = [picture for picture in found if picture.levels is not None and picture.levels <= 1]
+    print(f"{len(found)} pictures drawn again, {len(alike)} alike (at most 1 level of 255 apart)")
+    return 0 if found and len(alike) == len(found) else 1
+
+
+def open_executor(config: Config, folder: Any, first: Model | None = None) -> Any:
+    """The executor that the config names, with its first worker on its way."""
+    if config.workers.executor == "local":
+        return LocalExecutor(config, folder, first)
+    from tgate_batch.execute.ray import RayExecutor
+
+    return RayExecutor(config, folder, first)
+
+
+@contextmanager
+def _working(run: Run) -> Iterator[dict[str, Any]]:
+    """Owns the folder and records the invocation for the length of the block."""
+    with claimed(run.folder), history.recorded(run.folder) as entry:
+        yield entry
+
+
+def _check_words(config: Config) -> None:
+    """The names that a config holds as strings are refused by their owners."""
+    if config.workers.executor not in EXECUTORS:
+        raise UserError(
+            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
+            f"{', '.join(EXECUTORS)}"
+        )
+    metrics.check(config.score)
+    thresholds.check(config.thresholds)
+
+
+def _check_output_of_job(config: Config) -> None:
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside_job and "://" not in config.output and not os.path.isabs(config.output):
+        raise UserError(
+            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
+            "folder: give --output an absolute path or a URI"
+        )
+
+
+def _render_pending(
+    run: Prepared, pending: Pending, executor: Any, replace_stale: bool
+) -> str | None:
+    """Renders what is pending; returns the device that draws."""
     from tgate_batch.execute.progress import RunProgress
 
+    for model in run.config.models:
+        if run.fingerprints[model.name] is None and pending[model.name]:
+            runs.settle(run, model, executor.load(model).fingerprint, replace_stale)
+    pending = runs.pending(run)
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = {
         (model.name, arm): sum(
             shard.prompts * each
             for shard in run.shards
-            if arm not in pool.open_arms[model.name].get(shard.index, ())
+            if arm not in pending[model.name].get(shard.index, ())
         )
         for model, arm, _ in run.pairs()
     }
-    if totals == done:
-        print(f"{sum(totals.values())} images were rendered before; nothing is missing")
-        return
+    damaged = runs.damaged(run.folder)
+    pool = Pool(_render_tasks(run, pending), sum(map(len, pending.values())), executor.in_flight)
     with RunProgress(totals, done) as progress:
-        for receipt in pool.render():
-            progress.tick() if receipt is None else progress.add(receipt)
+        for receipt in executor.run(pool):
+            if isinstance(receipt, GiveUp):
+                raise UserError(
+                    f"shard {receipt.task.shard.index} of {receipt.task.model.name} failed too "
+                    f"often, the last time with {receipt.reason}; what is finished stays, and the "
+                    "same command goes on"
+                )
+            if isinstance(receipt, Receipt):
+                progress.add(receipt)
+                damaged.pop(_file_of(receipt), None)
+            else:
+                progress.tick()
+    runs.note_damaged(run.folder, damaged)
+    return executor.load(None).device
 
 
-def _measure(run: Run, pool: "Pool") -> None:
-    print(f"scoring {len(run.pairs()) * len(run.shards)} shards ...", flush=True)
-    for problem in pool.measure():
-        if problem is not None:
-            print(f"warning: {problem}", flush=True)
+def _file_of(receipt: Receipt) -> str:
+    return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)
 
 
-def _score(run: Run) -> int:
-    from tgate_batch.score import figures as score
+def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
+    for model in run.config.models:
+        for shard in run.shards:
+            if arms := pending[model.name].get(shard.index):
+                identities = {
+                    arm: layout.file_identity(run.made_of(model.name, arm), shard.digest)
+                    for arm in arms
+                }
+                yield RenderTask(model, shard, identities)
 
-    asked = score.asked(run)
-    problems, reference = list(asked.problems), None
-    standing = run.standing()
+
+def _say_all_rendered(run: Run) -> None:
+    images = run.images_per_arm * len(run.pairs())
+    print(f"{images} images were rendered before; nothing is missing")
+
+
+def _measure(run: Run, executor: Any) -> dict[str, None]:
+    """Measures what is lacking; returns why some of it could not be, each reason once."""
+    asked = Measurements.of(run)
+    problems = dict.fromkeys(asked.problems)
+    tasks = [
+        MeasureTask(model, order.shard, order)
+        for model, order in orders(run, asked, runs.finished(run))
+    ]
+    if not tasks:
+        return problems
+    print(f"measuring {len(tasks)} shards ...", flush=True)
+    damaged = runs.damaged(run.folder)
+    for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
+        if isinstance(found, GiveUp):
+            problems[f"shard {found.task.shard.index} cannot be measured: {found.reason}"] = None
+        elif found is not None:
+            problems |= dict.fromkeys(found.problems)
+            damaged |= found.damaged
+    runs.note_damaged(run.folder, damaged)
+    return problems
+
+
+def _score(run: Run, problems: dict[str, None]) -> int:
+    """Puts the figures together and reports; returns the exit code."""
+    from tgate_batch.score import figures
+
+    asked = Measurements.of(run)
+    reference = None
     try:
-        reference = score.reference(run, asked, standing)
+        reference = figures.reference(run, asked.extractor)
     except UserError as error:
-        problems.append(str(error))
+        problems[str(error)] = None
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
-    code = 2 if problems else 0
+    for model in run.config.models:
+        for _ in figures.score_model(run, asked, reference, model.name):
+            pass
+    missing = _say_missing(run)
+    outside = _report(run)
+    if problems:
+        return UNUSABLE
+    return MISSING if missing else outside
+
+
+def _say_missing(run: Run) -> bool:
+    """Prints which shards have no whole file; returns whether there are any."""
+    stand, damaged = runs.finished(run), runs.damaged(run.folder)
+    for name, reason in damaged.items():
+        print(f"warning: {name} is damaged ({reason})", flush=True)
+    found = False
     for model, arm, _ in run.pairs():
-        _warn_of_missing(run, model.name, arm, standing[model.name, arm])
-        score.score_arm(run, asked, reference, standing, model.name, arm)
-    return max(code, _report(run))
-
-
-def _warn_of_missing(run: Run, model: str, arm: str, done: list[ShardPlan]) -> None:
-    indices = {shard.index for shard in done}
-    missing = [shard.index for shard in run.shards if shard.index not in indices]
-    if missing:
-        print(
-            f"warning: {model} {arm}: {len(missing)} of {len(run.shards)} shards are missing or "
-            f"damaged (first: {missing[0]}); jobs/render.py renders them again",
-            flush=True,
-        )
+        missing = [s.index for s in run.shards if s.index not in stand[model.name, arm]]
+        if missing:
+            found = True
+            print(
+                f"warning: {model.name} {arm}: {len(missing)} of {len(run.shards)} shards are "
+                f"missing or damaged (first: {missing[0]}); jobs/render.py renders them again",
+                flush=True,
+            )
+    return found
 
 
 def _report(run: Run) -> int:
-    """Writes and shows the report; 3 where a quality gate failed."""
+    """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept."""
     from tgate_batch.report import page, table
 
     summary = page.write(run)
@@ -152,21 +292,23 @@ def _report(run: Run) -> int:
     errors = sum(arm["errors"] for arm in arms)
     print(f"{images} images, {errors} errors")
     for arm in arms:
-        for gate in arm["gates"]:
-            print(f"{arm['model']} {arm['arm']}: {gate['verdict']}")
-    print(f"report: {run.folder.path('report/index.html')}")
-    return 0 if summary["passed"] else 3
+        for judged in arm["thresholds"]:
+            print(f"{arm['model']} {arm['arm']}: {judged['verdict']}")
+    print(f"report: {run.folder.path(layout.REPORT_PAGE)}")
+    return DONE if summary["passed"] else OUTSIDE
 
 
 def _reopened(config: Config) -> Run:
     """The run in the folder, under the scoring and cost settings of this config."""
-    held = runs.opened(config.output)
+    _check_words(config)
+    held = runs.load_run(config.output)
     fresh = held.config.model_copy(
         update={
             "score": config.score,
             "cost": config.cost,
-            "gates": config.gates,
+            "thresholds": config.thresholds,
             "workers": config.workers,
+            "plugins": config.plugins,
         }
     )
-    return Run(fresh, held.folder, held.shards)
+    return Run(fresh, held.folder, held.shards, held.ledger)

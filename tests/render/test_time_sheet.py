@@ -1,6 +1,6 @@
 import pytest
 
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE, Energy, Stages, together
+from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE, Energy, TimeSheet, together
 
 
 def worker(wall, gpu=None, joules=None, **seconds):
@@ -26,8 +26,8 @@ def test_no_workers_and_no_gpu_have_nothing_to_tell():
     assert Energy(None).joules() is None
 
 
-def test_stages_add_up():
-    stages = Stages()
+def test_times_add_up():
+    stages = TimeSheet()
     stages.add("denoise", 1.5)
     stages.add("denoise", 0.5)
     with stages.timed("write"):

@@ -1,62 +1,139 @@
-"""A shard on its way through dying workers: who is to blame, and what is left to try. No Ray."""
+"""Tasks and orders: one shard of one model on its way, and what a worker is told to do with it.
 
+A task remembers what went wrong: deaths of its worker, errors, and which of its prompts are to
+blame. An order is the part of it that a worker needs. Neither knows Ray.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from tgate_batch.output.run import Missing
-from tgate_batch.records import Prompt, Shard
+from tgate_batch.config import Model
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.score.measure import MeasureOrder
 
-LIVES = 3  # deaths of its worker that a task survives unsplit
+LIVES = 3  # failures that a task survives before it is split or given up
+
+_KILLER = "the worker's process died each time on this prompt"
 
 
-@dataclass
+@dataclass(frozen=True)
+class RenderOrder:
+    """``identities``: the arms to render, with what each file's footer is to hold.
+
+    ``quarantined``: positions of prompts that are not to be tried, with the reason. ``only``: a
+    trial of these positions alone, which writes no file.
+    """
+
+    model: Model
+    shard: ShardPlan
+    identities: Mapping[str, str]
+    quarantined: Mapping[int, str]
+    only: tuple[int, ...] | None = None
+
+
+@dataclass(eq=False)
 class Task:
-    """One (model, shard) on its way, with what is known of its prompts."""
+    """One (model, shard) that a worker may fail at. ``action``: the worker's method."""
 
-    work: Missing
-    deaths: int = 0
-    errors: int = 0
-    splits: int = 0
-    alone: bool = False  # under suspicion: shares its worker with no other task
-    quarantined: dict[str, str] = field(default_factory=dict)
-    suspects: list[tuple[Prompt, ...]] = field(default_factory=list)
-    arms_left: list[str] = field(default_factory=list)
+    model: Model
+    shard: ShardPlan
+    deaths: int = field(default=0, init=False)
+    errors: int = field(default=0, init=False)
+    alone: bool = field(default=False, init=False)  # under suspicion: shares its worker with none
+    avoid: set[str] = field(default_factory=set, init=False)  # workers that it failed on
 
-    def __post_init__(self) -> None:
-        self.arms_left = list(self.work.arms)
+    action = ""
+
+    def order(self) -> Any:
+        """What the worker is told."""
+        raise NotImplementedError
+
+    def delivered(self, piece: Any) -> bool:
+        """A part of the work is done; returns whether it counts."""
+        return True
+
+    def finished(self) -> bool:
+        """The worker did what it was told; returns whether the task is over."""
+        return True
+
+    def worker_died(self) -> bool:
+        """Returns whether the task is to be tried again."""
+        self.deaths += 1
+        return self.deaths < LIVES
+
+    def failed(self) -> bool:
+        """The worker raised an error; returns whether the task is to be tried again."""
+        self.errors += 1
+        return self.errors < LIVES
+
+
+@dataclass(eq=False)
+class RenderTask(Task):
+    """Renders the arms that lack the shard's file. Finds a prompt that kills its worker.
+
+    After three deaths the shard is split into trials, ever smaller, until the prompt is found. It
+    becomes a row with its error.
+    """
+
+    identities: dict[str, str] = field(default_factory=dict)  # the arms that are left
+    quarantined: dict[int, str] = field(default_factory=dict, init=False)
+    suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
+    splits: int = field(default=0, init=False)
+
+    action = "render"
 
     @property
     def is_trial(self) -> bool:
         return bool(self.suspects)
 
-    @property
-    def shard(self) -> Shard:
-        """What is to be rendered next: all of it, or the prompts of a trial."""
-        whole = self.work.shard
-        return Shard(whole.index, self.suspects[-1]) if self.is_trial else whole
+    def order(self) -> RenderOrder:
+        only = self.suspects[-1] if self.is_trial else None
+        return RenderOrder(
+            self.model, self.shard, dict(self.identities), dict(self.quarantined), only
+        )
 
-    def worker_died(self) -> None:
+    def delivered(self, piece: Any) -> bool:
+        if self.is_trial:
+            return False
+        del self.identities[piece.arm]
+        return True
+
+    def finished(self) -> bool:
+        if not self.is_trial:
+            return True
+        self.suspects.pop()
+        return False
+
+    def worker_died(self) -> bool:
         self.deaths += 1
         if self.is_trial:
-            self._accuse(self.suspects.pop())
+            self._bisect(self.suspects.pop())
         elif self.deaths >= LIVES:
-            self.splits += 1
-            left = tuple(p for p in self.work.shard.prompts if p.id not in self.quarantined)
-            if self.splits == 1:
-                self._accuse(left)
-            else:  # no single prompt was to blame, and it dies all the same
-                for prompt in left:
-                    self._quarantine(prompt)
             self.deaths = 0
+            self.splits += 1
+            left = tuple(p for p in range(self.shard.prompts) if p not in self.quarantined)
+            if self.splits == 1:
+                self._bisect(left)
+            else:  # no single prompt was to blame, and the worker dies all the same
+                self.quarantined |= dict.fromkeys(left, _KILLER)
+        return True
 
-    def trial_survived(self) -> None:
-        self.suspects.pop()
+    def _bisect(self, positions: tuple[int, ...]) -> None:
+        if len(positions) == 1:
+            self.quarantined[positions[0]] = _KILLER
+        elif positions:
+            half = len(positions) // 2
+            self.suspects += [positions[half:], positions[:half]]
 
-    def _accuse(self, prompts: tuple[Prompt, ...]) -> None:
-        if len(prompts) == 1:
-            self._quarantine(prompts[0])
-        elif prompts:
-            half = len(prompts) // 2
-            self.suspects += [prompts[half:], prompts[:half]]
 
-    def _quarantine(self, prompt: Prompt) -> None:
-        self.quarantined[prompt.id] = "the worker's process died each time on this prompt"
+@dataclass(eq=False)
+class MeasureTask(Task):
+    """Measures the shard's pictures of all arms together."""
+
+    wanted: MeasureOrder | None = None
+
+    action = "measure"
+
+    def order(self) -> MeasureOrder | None:
+        return self.wanted

@@ -8,107 +8,139 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tgate_batch.config import Config, Model
-from tgate_batch.output import parquet
-from tgate_batch.output.run import Run
-from tgate_batch.prompts.read import ShardPlan
-from tgate_batch.records import Receipt, Shard
-from tgate_batch.render.time_sheet import Energy, Stages
+from tgate_batch.execute.task import RenderOrder
+from tgate_batch.models import catalogue
+from tgate_batch.output import frozen, history, layout, parquet
+from tgate_batch.output.run import device_of
+from tgate_batch.records import ImageRecord, Receipt, Shard
+from tgate_batch.render.time_sheet import Energy, TimeSheet
+from tgate_batch.score import metrics
+from tgate_batch.score.measure import Measured, MeasureOrder, measure
+from tgate_batch.storage import Folder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker says when it is ready: its process, its device, and the model's files."""
+
+    pid: int
+    device: str
+    fingerprint: str | None
 
 
 class Worker:
-    """One process with one model or extractor; renders and measures shards, writes their files."""
+    """One process with one model or extractor at a time. Two calls may overlap; one computes."""
 
-    def __init__(self, run: Run, open_painter: Callable[[Model, Config], Any] | None = None):
-        """``open_painter`` loads a model; None: what the catalogue says."""
-        self._stages = Stages()
+    def __init__(
+        self,
+        config: Config,
+        folder: Folder,
+        open_runner: Callable[[Model, Config], Any] | None = None,
+    ):
+        """``open_runner`` loads a model; None: what the catalogue says."""
+        for module in config.plugins:
+            catalogue.register_plugin(module)
+        self._config = config
+        self._folder = folder
+        self._open_runner = open_runner
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._run = run
-        self._config = run.config
-        self._open_painter = open_painter
-        self._device = threading.Lock()  # two tasks overlap, but only one computes
-        self._loaded: tuple[str, Any] | None = None
-        self._asked: Any = None
+        self._times = TimeSheet()
+        self._device = threading.Lock()
+        self._device_name, self._energy = "CPU", Energy(None)
+        self._renderer: tuple[Model, Any] | None = None
+        self._metrics: metrics.LoadedMetrics | None = None
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
-    def stand(self, model: Model | None) -> int:
-        """Answers when the worker stands, ``model`` loaded: its process id. Raises UserError."""
+    def load(self, model: Model | None) -> Loaded:
+        """Loads the model, if one is given. Raises UserError where it cannot be had."""
+        fingerprint = None
         if model is not None:
+            from tgate_batch.models import checkpoint
+            from tgate_batch.models.fingerprint import fingerprint as fingerprint_of
+
             with self._device:
-                self._renderer(model)
-        return os.getpid()
+                self._ready(model)
+            dtype = checkpoint.resolved_dtype(model, device_of(self._config))
+            fingerprint = fingerprint_of(model, dtype)
+        return Loaded(os.getpid(), self._device_name, fingerprint)
 
-    def render(
-        self,
-        model: Model,
-        shard: Shard,
-        arms: tuple[str, ...],
-        quarantined: dict[str, str],
-        keep: bool,
-    ) -> Iterator[Receipt]:
-        """Yields a receipt an arm, after its file stands; ``keep`` False: a trial, no file."""
-        from tgate_batch.render.shard import DeviceLost
+    def render(self, order: RenderOrder) -> Iterator[Receipt]:
+        """Yields a receipt an arm, after its file is written; a trial writes none.
 
-        for arm in arms:
-            try:
-                with self._device:
-                    renderer = self._renderer(model)
-                    rows = list(renderer.render(shard, arm, self._config.arms[arm], quarantined))
-                    about = self._about(model, arm)  # counts MACs: not while a batch is timed
-            except DeviceLost:
-                os._exit(1)  # a fresh process takes the shard
+        Raises DeviceLost where only a fresh process can go on.
+        """
+        shard = frozen.load_shard(self._folder, order.shard)
+        quarantined = {shard.prompts[p].id: reason for p, reason in order.quarantined.items()}
+        if order.only is not None:
+            shard = Shard(shard.index, tuple(shard.prompts[p] for p in order.only))
+        for arm, identity in order.identities.items():
+            with self._device:
+                renderer = self._ready(order.model)
+                rows = list(renderer.render(shard, arm, self._config.arms[arm], quarantined))
+                about = self._about(order.model, arm)  # counts MACs: not while a batch is timed
             records = [row() for row in rows]
-            if keep:
-                self._write(
-                    parquet.images_name(model.name, arm, shard.index), shard, records, about
-                )
+            if order.only is None:
+                self._write(order.model.name, arm, order.shard.index, records, identity, about)
             good = [record for record in records if record.status == "ok"]
             yield Receipt(
-                model.name,
+                order.model.name,
                 arm,
-                shard.index,
+                order.shard.index,
                 images=len(good),
                 errors=len(records) - len(good),
                 seconds=sum(record.batch_seconds / record.batch_size for record in good),
             )
 
-    def measure(self, model: str, arm: str, shard: ShardPlan) -> str | None:
-        """Measures one shard unless that was done before; returns why it could not."""
-        from tgate_batch.score import figures as score
-
+    def measure(self, order: MeasureOrder) -> Iterator[Measured]:
+        """Measures one shard of all arms; yields what came of it."""
         with self._device:
-            if self._asked is None:
-                self._loaded = None  # makes room for the extractor
+            if self._metrics is None:
+                self._renderer = None  # makes room for the extractor
                 self._limit_threads()
-                self._asked = score.asked(self._run)
-            return score.measure_shard(self._run, self._asked, model, arm, shard)
+                self._metrics = metrics.load_metrics(
+                    self._config.score,
+                    self._config.baseline is not None,
+                    _available(device_of(self._config)),
+                )
+            found = measure(self._folder, order, self._metrics)
+        yield found
 
-    def _write(self, name: str, shard: Shard, records: list, about: dict[str, str]) -> None:
-        with self._stages.timed("write"):
-            parquet.write_records(self._run.folder, name, records, shard.digest, about)
+    def _write(
+        self,
+        model: str,
+        arm: str,
+        index: int,
+        records: list[ImageRecord],
+        identity: str,
+        about: dict[str, str],
+    ) -> None:
+        name = layout.shard_file(layout.images(model, arm), index)
+        with self._times.timed("write"):
+            parquet.write_records(self._folder, name, model, arm, records, identity, about)
         summary = {
             "device": self._device_name,
             "gpu": self._energy.gpu,
             "joules": self._energy.joules(),
-            "seconds": self._stages.summary(),
+            "seconds": self._times.summary(),
         }
-        self._run.folder.write(f"workers/{self._name}.json", json.dumps(summary))
+        self._folder.write(layout.worker(self._name), json.dumps(summary))
 
     def _about(self, model: Model, name: str) -> dict[str, str]:
         """What every file of a (model, arm) says of itself."""
-        from tgate_batch.models.counting import arm_macs
+        from tgate_batch.models.macs import macs_per_image
 
         if (model.name, name) not in self._known:
             arm = self._config.arms[name]
-            with self._stages.timed("load"), _without_collection():
-                macs = arm_macs(self._run, model, arm)
+            sampling = catalogue.resolve(model.name, self._config.sampling)
+            with self._times.timed("load"), _without_collection():
+                macs = macs_per_image(model, arm, sampling)
             self._known[model.name, name] = {
-                "model": model.name,
-                "arm": name,
                 "settings": arm.model_dump_json(),
-                "device": self._device_name,
+                "made_by": json.dumps(history.software() | {"device": self._device_name}),
                 **{key: json.dumps(value) for key, value in macs.items()},
             }
         return self._known[model.name, name]
@@ -119,27 +151,33 @@ class Worker:
         if not self._config.workers.gpus_each:
             torch.set_num_threads(self._config.workers.cpus_each)
 
-    def _renderer(self, model: Model) -> Any:
-        if self._loaded is None or self._loaded[0] != model.name:
-            self._loaded = None  # frees the model before it
-            with self._stages.timed("load"), _without_collection():
-                self._loaded = (model.name, self._opened(model))
-        return self._loaded[1]
+    def _ready(self, model: Model) -> Any:
+        """The renderer of a model, loaded if it is not."""
+        if self._renderer is None or self._renderer[0] != model:
+            self._renderer = None  # frees the model before it
+            with self._times.timed("load"), _without_collection():
+                self._renderer = (model, self._opened(model))
+        return self._renderer[1]
 
     def _opened(self, model: Model) -> Any:
         import torch
 
-        from tgate_batch.models.runner import open_painter
+        from tgate_batch.models.runner import open_runner
         from tgate_batch.render.shard import Renderer
 
         self._limit_threads()
-        self._device_name, gpu = "CPU", None
         if self._config.workers.gpus_each and torch.cuda.is_available():
             self._device_name = torch.cuda.get_device_name()
-            gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-        self._energy = Energy(gpu)
-        painter = (self._open_painter or open_painter)(model, self._config)
-        return Renderer(painter, self._config.images, self._name, self._stages)
+            self._energy = Energy(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        runner = (self._open_runner or open_runner)(model, self._config)
+        return Renderer(runner, self._config.images, self._name, self._times)
+
+
+def _available(device: str) -> str:
+    """The device, or the CPU where a process has no GPU."""
+    import torch
+
+    return device if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -1,39 +1,48 @@
-"""Records to Parquet files and back; which shards are done.
+"""Rows to Parquet files and back. A file's footer says what it was made of.
 
-One file per (model, arm, shard) under Hive-style folders, so that DuckDB, pandas, `datasets` and
-Ray Data open the folder with no code of ours. A valid file under its final name is the only
-progress state of a run.
+One file per (model, arm, shard), in plain folders and with ``model`` and ``arm`` as columns, so
+that pandas, Polars, DuckDB, Arrow, `datasets` and Ray Data open the folder with no code of ours.
+Every reader verifies the pages' checksums.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tgate_batch.records import SCHEMA, ImageRecord, shard_name
+from tgate_batch.output.layout import IDENTITY_KEY
+from tgate_batch.records import SCHEMA, ImageRecord
 from tgate_batch.storage import Folder
 
-_ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
-_SHARD_KEY = b"tgate_batch.shard"
+ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
 _INCOMPRESSIBLE = {"image.bytes", "video", "features.list.element"}
 
-
-def images_name(model: str, arm: str, shard: int) -> str:
-    """The name of a shard's rows inside the output folder."""
-    return f"images/model={model}/arm={arm}/{shard_name(shard)}.parquet"
+DAMAGE = (pa.ArrowException, OSError)  # what a reader raises for a file that is not as written
 
 
-def write_table(folder: Folder, name: str, table: pa.Table, digest: str) -> None:
-    """Writes rows that belong to the shard of this digest; the file appears whole."""
-    metadata = {**(table.schema.metadata or {}), _SHARD_KEY: digest.encode()}
-    table = table.replace_schema_metadata(metadata)
+class OtherFile(OSError):
+    """A whole file stands under the name, and it was made of something else."""
+
+
+def write_table(
+    folder: Folder,
+    name: str,
+    table: pa.Table,
+    identity: str,
+    metadata: Mapping[str, str] | None = None,
+    rows_a_group: int = ROWS_A_GROUP,
+) -> None:
+    """Writes rows made of ``identity``; the file appears whole."""
+    footer = {**(table.schema.metadata or {}), **(metadata or {}), IDENTITY_KEY: identity}
+    table = table.replace_schema_metadata(footer)
     compression = {leaf: "none" if leaf in _INCOMPRESSIBLE else "zstd" for leaf in _leaves(table)}
     texts = [field.name for field in table.schema if field.type == pa.string()]
     with folder.create(name) as stream:
         pq.write_table(
             table,
             stream,
-            row_group_size=_ROWS_A_GROUP,
+            row_group_size=rows_a_group,
             compression=compression,
             use_dictionary=texts,
             write_page_checksum=True,
@@ -54,46 +63,53 @@ def _leaves(table: pa.Table) -> Iterator[str]:
 def write_records(
     folder: Folder,
     name: str,
+    model: str,
+    arm: str,
     records: Iterable[ImageRecord],
-    digest: str,
-    metadata: dict[str, str] | None = None,
+    identity: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes image rows; ``metadata`` (plan, MACs per image, ...) goes into the file's schema."""
-    table = pa.Table.from_pylist([record.row() for record in records], schema=SCHEMA)
-    table = table.replace_schema_metadata({**SCHEMA.metadata, **(metadata or {})})
-    write_table(folder, name, table, digest)
+    """Writes image rows; ``metadata`` (plan, MACs per image, ...) goes into the file's footer."""
+    rows = [{"model": model, "arm": arm, **record.row()} for record in records]
+    write_table(folder, name, pa.Table.from_pylist(rows, schema=SCHEMA), identity, metadata)
 
 
-def is_done(folder: Folder, name: str, digest: str, rows: int | None = None) -> bool:
-    """Whether a whole file of exactly this shard (and row count) stands under the name."""
-    if not folder.exists(name):
-        return False
-    try:
-        with folder.open(name) as file:
-            footer = pq.read_metadata(file)
-    except (pa.ArrowException, OSError):
-        return False
-    if rows is not None and footer.num_rows != rows:
-        return False
-    return (footer.metadata or {}).get(_SHARD_KEY) == digest.encode()
+@contextmanager
+def opened(folder: Folder, name: str, identity: str | None = None) -> Iterator[pq.ParquetFile]:
+    """A file open for reading, its footer read once, its pages verified as they are read.
+
+    Raises one of ``DAMAGE`` where the file is missing or damaged, also while it is read, and
+    OtherFile where its footer names another identity than the given one.
+    """
+    with folder.open(name) as stream:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        found = (file.metadata.metadata or {}).get(IDENTITY_KEY)
+        if identity is not None and found != identity.encode():
+            raise OtherFile(f"{folder.path(name)} was made of other settings or prompts")
+        yield file
 
 
-def read_metadata(folder: Folder, name: str) -> dict[str, str]:
-    """What a file says of itself; raises OSError or ArrowException where it is damaged."""
-    with folder.open(name) as file:
-        found = pq.read_metadata(file).metadata or {}
+def footer(file: pq.ParquetFile) -> dict[str, str]:
+    """What an open file says of itself."""
+    found = file.metadata.metadata or {}
     return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
 
 
-def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """One shard's rows; raises OSError or ArrowException where the file is damaged."""
-    with folder.open(name) as file:
-        return pq.read_table(file, columns=columns)
+def read_table(
+    folder: Folder, name: str, columns: list[str] | None = None, identity: str | None = None
+) -> pa.Table:
+    """One file's rows, with its footer as the schema's metadata. Raises as ``opened`` does."""
+    with opened(folder, name, identity) as file:
+        return file.read(columns=columns)
 
 
 def read_batches(
-    folder: Folder, name: str, columns: list[str] | None = None, rows: int = _ROWS_A_GROUP
+    folder: Folder,
+    name: str,
+    columns: list[str] | None = None,
+    rows: int = ROWS_A_GROUP,
+    identity: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One shard's rows, a few at a time, in order."""
-    with folder.open(name) as file:
-        yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns)
+    """One file's rows, a few at a time, in order. Raises as ``opened`` does."""
+    with opened(folder, name, identity) as file:
+        yield from file.iter_batches(batch_size=rows, columns=columns)

@@ -1,34 +1,31 @@
-"""One config into one output folder: what is frozen at the start, and what is still missing."""
+"""One config in one output folder: what may be rendered there, what is finished, what is pending."""
 
 import json
-import platform
-import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from tgate_batch.config import Arm, Config, Model, Sampling, Score
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
-from tgate_batch.models import catalogue
-from tgate_batch.output import parquet
-from tgate_batch.prompts import read as prompts
-from tgate_batch.prompts.read import ShardPlan
-from tgate_batch.records import Shard
-from tgate_batch.storage import Folder
+from tgate_batch.models import catalogue, checkpoint
+from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.output import card, frozen, layout
+from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
+from tgate_batch.output.ledger import Ledger, check_format
+from tgate_batch.storage import Folder, without_credentials
 
-_PACKAGES = ("tgate-batch", "torch", "diffusers", "transformers", "DeepCache", "ray", "pyarrow")
+Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
+Pending = dict[str, dict[int, tuple[str, ...]]]  # model -> shard -> the arms that lack a file
 
 
 @dataclass(frozen=True)
 class Run:
-    """A validated config, its output folder and its frozen shards."""
+    """A checked config, its output folder, and the folder's shards and ledger."""
 
     config: Config
     folder: Folder
     shards: list[ShardPlan]
+    ledger: Ledger
 
     @property
     def prompts(self) -> int:
@@ -38,7 +35,7 @@ class Run:
     def images_per_arm(self) -> int:
         return self.prompts * self.config.sampling.images_per_prompt
 
-    def sampling(self, model: str) -> Sampling:
+    def sampling(self, model: str) -> ResolvedSampling:
         return catalogue.resolve(model, self.config.sampling)
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
@@ -49,120 +46,188 @@ class Run:
             for name, arm in self.config.arms.items()
         ]
 
-    def done(self, model: str, arm: str) -> list[ShardPlan]:
-        """The shards of an arm whose file stands."""
-        return [shard for shard in self.shards if self.is_done(model, arm, shard)]
-
-    def standing(self) -> dict[tuple[str, str], list[ShardPlan]]:
-        """``done`` of every (model name, arm name): every file's footer is read, once."""
-        return {(model.name, arm): self.done(model.name, arm) for model, arm, _ in self.pairs()}
-
-    def is_done(self, model: str, arm: str, shard: ShardPlan) -> bool:
-        rows = shard.prompts * self.config.sampling.images_per_prompt
-        name = parquet.images_name(model, arm, shard.index)
-        return parquet.is_done(self.folder, name, shard.digest, rows)
-
-
-OpenArms = dict[str, dict[int, tuple[str, ...]]]  # model -> shard's index -> arms without a file
+    def made_of(self, model: str, arm: str) -> layout.Settings:
+        """What the arm's pictures are made of; raises KeyError where it has none yet."""
+        return self.ledger[layout.images(model, arm)]
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Arms of one (model, shard) that have no valid file yet."""
+class Prepared(Run):
+    """A run that may be rendered. ``stale``: folders of other settings, which it will replace."""
 
-    model: Model
-    shard: Shard
-    arms: tuple[str, ...]
+    plan: Plan
+    stale: tuple[str, ...] = ()
+    fingerprints: dict[str, str | None] = field(default_factory=dict)  # by model
 
 
-def prepare(config: Config) -> Run:
-    """Checks everything that can be checked without weights; writes nothing.
+def prepare(config: Config, replace_stale: bool = False) -> Prepared:
+    """Checks everything that can be checked without loading a model. Writes nothing.
 
-    Raises UserError for unknown models, plans that do not fit the steps, bad prompts, a place
-    that cannot be written, and a folder that holds a run of other pictures.
+    Raises UserError for models that cannot be found, plans that do not fit the steps, bad prompts,
+    a place that cannot be written, and pictures of other settings unless they are to be replaced.
     """
     for model in config.models:
         sampling = catalogue.resolve(model.name, config.sampling)
-        catalogue.checkpoint(model)
+        checkpoint.checkpoint(model)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
-    _check_scored(config.score)
     folder = Folder(config.output)
     folder.check_writable()
-    run = Run(config, folder, prompts.plan(config.prompts))
-    _check_same_pictures(run)
-    return run
-
-
-def freeze(run: Run) -> None:
-    """Writes ``run.json`` and ``shards.json``; clears what killed writers left.
-
-    Raises UserError where the output cannot be written after all.
-    """
-    shards = [asdict(shard) for shard in run.shards]
+    _check_run(folder)
+    ledger = Ledger(folder)
+    _check_all_entered(folder, ledger)
+    stale: list[str] = []
     try:
+        plan = frozen.plan(folder, config.prompts, ledger)
+    except StalePrompts:
+        if not replace_stale:
+            raise
+        stale = ledger.names()
+        plan = frozen.plan(folder, config.prompts, None)
+    fingerprints = {model.name: fingerprint(model, _dtype(config, model)) for model in config.models}
+    run = Prepared(config, folder, plan.shards, ledger, plan, fingerprints=fingerprints)
+    found = _stale(run)
+    if found and not replace_stale:
+        raise UserError(_explained(run, found))
+    names = [*stale, *(layout.images(model, arm) for model, arm in found)]
+    return Prepared(
+        config, folder, plan.shards, ledger, plan, tuple(dict.fromkeys(names)), fingerprints
+    )
+
+
+def begin(run: Prepared) -> None:
+    """Clears what is stale and what killed writers left; freezes the config and the prompts.
+
+    Raises UserError where the output cannot be written after all, or has changed since it was
+    prepared.
+    """
+    try:
+        if not run.ledger.is_current():
+            raise UserError(f"output {run.folder} was changed by another run meanwhile: start again")
         run.folder.clear_temporary()
-        run.folder.write("shards.json", json.dumps({"shards": shards}, indent=1))
-        run.folder.write("run.json", json.dumps(describe(run), indent=2))
+        run.ledger.finish_clearing()
+        if run.stale:
+            run.ledger.clear(*run.stale)
+        run.folder.write(layout.RUN, json.dumps(describe(run), indent=2))
+        card.write(run.folder)
+        frozen.freeze(run.folder, run.config.prompts, run.plan)
+        run.ledger.record(layout.PROMPTS, run.plan.source)
+        for model in run.config.models:
+            if run.fingerprints[model.name] is not None:
+                enter(run, model)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"output {run.folder} cannot be written: {reason}") from None
 
 
+def settle(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> None:
+    """Enters a model whose files were not at hand when the run was prepared (a hub checkpoint).
+
+    ``found`` is its fingerprint after loading. Raises UserError as ``prepare`` does.
+    """
+    run.fingerprints[model.name] = found
+    stale = {key: changed for key, changed in _stale(run).items() if key[0] == model.name}
+    if stale and not replace_stale:
+        raise UserError(_explained(run, stale))
+    if stale:
+        run.ledger.clear(*(layout.images(*key) for key in stale))
+    enter(run, model)
+
+
+def enter(run: Prepared, model: Model) -> None:
+    """Writes the ledger's entries of a model's pictures, before the first of them."""
+    for name, arm in run.config.arms.items():
+        run.ledger.enter(layout.images(model.name, name), _settings(run, model, arm))
+
+
 def describe(run: Run) -> dict[str, Any]:
-    """What ``run.json`` holds: the config, what decides the pictures, and the versions."""
+    """What ``run.json`` holds. No credentials are in it."""
+    config = json.loads(without_credentials_in(run.config.model_dump_json()))
     return {
-        "config": run.config.model_dump(mode="json"),
-        "pictures": _pictures(run),
+        "format": layout.FORMAT,
+        "config": config,
         "prompts": run.prompts,
         "shards": len(run.shards),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
-        "git": _git_sha(),
     }
 
 
-def opened(output: str) -> Run:
-    """The run that an output folder holds, for scoring and reporting; reads no prompts.
+def without_credentials_in(text: str) -> str:
+    """JSON text with the credentials taken out of every string in it."""
 
-    Raises UserError where the folder holds none.
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [cleaned(item) for item in value]
+        return without_credentials(value) if isinstance(value, str) and "://" in value else value
+
+    return json.dumps(cleaned(json.loads(text)))
+
+
+def load_run(output: str) -> Run:
+    """The run that an output folder holds: for scoring, reporting and verifying.
+
+    Raises UserError where the folder holds none, or one of another format.
     """
     folder = Folder(output)
     try:
-        config = Config.model_validate(json.loads(folder.read("run.json"))["config"])
-        shards = [ShardPlan(**shard) for shard in json.loads(folder.read("shards.json"))["shards"]]
+        content = json.loads(folder.read(layout.RUN))
+        settings = content["config"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"output {output} holds no run: it has no readable run.json and shards.json; "
-            "render it first with jobs/render.py"
+            f"output {folder} holds no run: it has no readable {layout.RUN}; render it first with "
+            "jobs/render.py"
         ) from None
-    return Run(config.model_copy(update={"output": output}), folder, shards)
+    check_format(folder, content)
+    try:
+        config = Config.model_validate(settings | {"output": output})
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"output {folder}: {layout.RUN} cannot be used: {reason}") from None
+    return Run(config, folder, frozen.frozen(folder), Ledger(folder))
 
 
-def open_arms(run: Run) -> OpenArms:
-    """What has no valid file yet; reads every file's footer."""
-    found: OpenArms = {}
+def finished(run: Run) -> Finished:
+    """The shards of each arm that have a file: one listing, and what was found damaged left out."""
+    held: Finished = {(model.name, arm): set() for model, arm, _ in run.pairs()}
+    folders = {layout.images(*pair): pair for pair in held}
+    left_out = damaged(run.folder)
+    for name in run.folder.names(layout.IMAGES, ".parquet"):
+        place = layout.folder_and_shard(name)
+        if place is not None and place[0] in folders and name not in left_out:
+            held[folders[place[0]]].add(place[1])
+    return held
+
+
+def pending(run: Run) -> Pending:
+    """What has no file yet: model -> shard's index -> arms."""
+    held = finished(run)
+    found: Pending = {}
     for model in run.config.models:
         found[model.name] = {}
         for shard in run.shards:
-            arms = (arm for arm in run.config.arms if not run.is_done(model.name, arm, shard))
+            arms = (arm for arm in run.config.arms if shard.index not in held[model.name, arm])
             if left := tuple(arms):
                 found[model.name][shard.index] = left
     return found
 
 
-def missing(run: Run, wanted: OpenArms) -> Iterator[Missing]:
-    """Streams what has to be rendered, model after model, re-reading the prompts as it goes."""
-    for model in run.config.models:
-        arms = wanted[model.name]
-        if not arms:
-            continue
-        for shard in prompts.shards(run.config.prompts):
-            if shard.index in arms:
-                yield Missing(model, shard, arms[shard.index])
+def damaged(folder: Folder) -> dict[str, str]:
+    """Files that a reader found damaged and no run has drawn again: name -> what was found."""
+    if not folder.exists(layout.DAMAGED):
+        return {}
+    return json.loads(folder.read(layout.DAMAGED))
 
 
-def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:
+def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
+    """Keeps the list of damaged files; an empty one leaves no file."""
+    if found:
+        folder.write(layout.DAMAGED, json.dumps(dict(sorted(found.items())), indent=1))
+    else:
+        folder.delete(layout.DAMAGED)
+
+
+def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
     if arm.plan is None:
         return
     try:
@@ -171,73 +236,80 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
 
-def _check_scored(score: Score) -> None:
-    """Files that scoring needs are missed before the rendering, not after it."""
-    advice = {
-        "reference": "give statistics (.npz), a folder of pictures, or leave it out for a run "
-        "without distances",
-        "extractor_path": "give the extractor's weights, or leave it out for where it keeps them",
-        "lpips": "give AlexNet's weights, or leave it out",
-    }
-    for key, hint in advice.items():
-        where = getattr(score, key)
-        if where not in (None, "drawn") and "://" not in where and not Path(where).exists():
-            raise UserError(f"score.{key}: {where} does not exist; {hint}")
-
-
-def _pictures(run: Run) -> dict[str, Any]:
-    """Everything that changes a picture, flat, so that a difference can be named.
-
-    Batch size, workers, scoring and cost are not in it.
-    """
-    config = run.config
-    known: dict[str, Any] = {
-        "prompts": sha256("".join(shard.digest for shard in run.shards).encode()).hexdigest(),
-        "prompts.shard_size": config.prompts.shard_size,
-        "images.format": config.images.format,
-    }
-    for key in ("compile", "channels_last", "fused_qkv", "attention"):
-        known[f"engine.{key}"] = getattr(config.engine, key)
-    if config.images.format == "jpeg":
-        known["images.quality"] = config.images.quality
-    for model in config.models:
-        sampling = run.sampling(model.name)
-        known[f"models.{model.name}"] = [model.path, model.dtype]
-        for key, value in sampling.model_dump(exclude={"batch_size"}).items():
-            known[f"sampling.{key} ({model.name})"] = value
-    for name, arm in config.arms.items():
-        known[f"arms.{name}"] = arm.model_dump()
-    return json.loads(json.dumps(known))
-
-
-def _check_same_pictures(run: Run) -> None:
-    """Arms and models may join a run or leave it; what it holds may not change under it."""
-    if not run.folder.exists("run.json"):
+def _check_run(folder: Folder) -> None:
+    """Raises UserError where the folder holds a run that this version does not write."""
+    if not folder.exists(layout.RUN):
         return
     try:
-        before = json.loads(run.folder.read("run.json"))["pictures"]
-    except (ValueError, KeyError, TypeError):
+        content = json.loads(folder.read(layout.RUN))
+    except (OSError, ValueError):
         raise UserError(
-            f"output {run.folder} holds a run.json that cannot be read; give another output"
+            f"output {folder} holds a {layout.RUN} that cannot be read; give another output"
         ) from None
-    now = _pictures(run)
-    changed = [name for name in before if name in now and before[name] != now[name]]
-    if changed:
-        raise UserError(
-            f"output {run.folder} holds a run with other settings of {', '.join(changed)}; "
-            "its pictures would not match: give another output, or the settings it was begun with"
-        )
+    check_format(folder, content)
 
 
-def _git_sha() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
+def _check_all_entered(folder: Folder, ledger: Ledger) -> None:
+    """Pictures that the ledger does not know could be of anything."""
+    for name in folder.names(layout.IMAGES, ".parquet"):
+        if name.rpartition("/")[0] not in ledger.names():
+            raise UserError(
+                f"output {folder} holds {name}, and {layout.LEDGER} does not say what it was made "
+                "of; give another output"
+            )
+
+
+def _dtype(config: Config, model: Model) -> str:
+    return checkpoint.resolved_dtype(model, device_of(config))
+
+
+def device_of(config: Config) -> str:
+    """Where a run's workers compute."""
+    return "cuda" if config.workers.gpus_each > 0 else "cpu"
+
+
+def _settings(run: Prepared, model: Model, arm: Arm) -> layout.Settings:
+    return layout.of_pictures(
+        run.config,
+        model.name,
+        arm,
+        run.sampling(model.name),
+        run.fingerprints[model.name],
+        _dtype(run.config, model),
+    )
+
+
+Stale = dict[tuple[str, str], dict[str, tuple[Any, Any]]]
+
+
+def _stale(run: Prepared) -> Stale:
+    """(model, arm) -> the settings in which the pictures there differ from the config's."""
+    found: Stale = {}
+    for model, name, arm in run.pairs():
+        settings = _settings(run, model, arm)
+        if settings["checkpoint"] is None:
+            del settings["checkpoint"]  # not known before it is loaded
+        if changed := run.ledger.differences(layout.images(model.name, name), settings):
+            found[model.name, name] = changed
+    return found
+
+
+def _explained(run: Run, stale: Stale) -> str:
+    return (
+        f"output {run.folder} holds pictures of other settings: {'; '.join(_named(stale))}; give "
+        "another output, the settings these were made with, or --replace-stale to render them again"
+    )
+
+
+def _named(stale: Stale) -> Iterator[str]:
+    for (model, arm), changed in stale.items():
+        settings = ", ".join(
+            f"{key} {_short(before)} there and {_short(now)} in the config"
+            for key, (before, now) in changed.items()
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+        yield f"arm {arm} of {model} has {settings}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -6,7 +6,7 @@ tried again row by row, a batch that does not fit in memory is halved.
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from tgate_batch.gate import gated
 from tgate_batch.models.runner import Condition, Painter
 from tgate_batch.records import ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
-from tgate_batch.render.time_sheet import Stages
+from tgate_batch.render.time_sheet import TimeSheet
 
 
 class DeviceLost(RuntimeError):
@@ -49,13 +49,13 @@ class Renderer:
         painter: Painter,
         images: Images,
         worker: str,
-        stages: Stages | None = None,
+        times: TimeSheet | None = None,
         encoders: int = 2,
     ):
         self._painter = painter
         self._images = images
         self._worker = worker
-        self._stages = stages or Stages()
+        self._times = times or TimeSheet()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
         self._batch_size = painter.sampling.batch_size
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
@@ -78,13 +78,28 @@ class Renderer:
         for picture in pictures:
             yield next(rows) if picture.error is None else _given(picture.failed(picture.error))
 
+    def draw(
+        self, shard: Shard, keys: Sequence[tuple[str, int]], arm: Arm
+    ) -> dict[tuple[str, int], ImageRecord]:
+        """Draws some pictures of a shard, (prompt id, image number), as one batch.
+
+        They get the rows that ``render`` gave them where it batched them so. Raises DeviceLost.
+        """
+        known = {(picture.prompt.id, picture.number): picture for picture in self._pictures(shard, {})}
+        batch = [known[key] for key in keys]
+        failed = [picture.failed(picture.error) for picture in batch if picture.error is not None]
+        ready = [picture for picture in batch if picture.error is None]
+        with gated(self._painter.pipeline, arm.plan, guided=self._painter.guided, deepcache=arm.cache):
+            rows = [row() for row in self._settle(ready, "again", shard, largest=len(batch))]
+        return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
+
     def _pictures(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
         key = f"{shard.digest}{sorted(quarantined)}"
         if key not in self._encoded:
             while len(self._encoded) > 1:  # two shards may be in flight
                 self._encoded.pop(next(iter(self._encoded)))
-            with self._stages.timed("text"):
+            with self._times.timed("text"):
                 self._encoded[key] = list(self._encode(shard, quarantined))
         return self._encoded[key]
 
@@ -176,8 +191,8 @@ class Renderer:
             "worker": self._worker,
         }
         self._warm.add(arm)
-        self._stages.add("denoise", denoised - start)
-        self._stages.add("decode", end - denoised)
+        self._times.add("denoise", denoised - start)
+        self._times.add("decode", end - denoised)
         return [
             self._threads.submit(self._record, picture, values, finite, measured).result
             for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
@@ -193,7 +208,7 @@ class Renderer:
         first = frames[0] if frames.ndim == 4 else frames
         content = codec.picture(first, self._images)
         seconds = time.perf_counter() - start
-        self._stages.add("encode", seconds)
+        self._times.add("encode", seconds)
         return ImageRecord(
             picture.prompt.id,
             picture.number,

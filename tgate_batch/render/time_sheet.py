@@ -11,7 +11,7 @@ ON_DEVICE = ("load", "text", "denoise", "decode")  # one at a time; the rest of 
 BESIDE = ("encode", "write")  # on threads, while the device goes on
 
 
-class Stages:
+class TimeSheet:
     """Adds up seconds by stage, from any thread; ``wall`` runs from the beginning."""
 
     def __init__(self) -> None:

@@ -1,24 +1,18 @@
-"""What the pictures of each arm are worth: measured shard by shard, then put together.
+"""Figures of an arm, put together from what was measured of its shards.
 
-``measure_shard`` may run anywhere and writes a file a shard; ``score_arm`` reads those files and
-the rows, and writes ``scores/model=<m>/arm=<a>.json``.
+``score_arm`` reads the measurements and writes ``scores/<model>/<arm>.json``.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from tgate_batch.demo.accuracy import PromptAccuracy
 from tgate_batch.demo.pictures import parse
-from tgate_batch.errors import UserError
-from tgate_batch.metrics.clip import ClipScore
-from tgate_batch.metrics.entry import PictureMetric
-from tgate_batch.metrics.features import Extractor, load_extractor
+from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
 from tgate_batch.metrics.intervals import (
     Interval,
@@ -28,118 +22,63 @@ from tgate_batch.metrics.intervals import (
     paired_interval,
 )
 from tgate_batch.metrics.kid import kid
-from tgate_batch.metrics.paired import Lpips, Psnr, Ssim
 from tgate_batch.metrics.precision_recall import precision_recall
-from tgate_batch.metrics.reservoir import Sample
+from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.metrics.throughput import throughput
-from tgate_batch.output import parquet
+from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.prompts.read import ShardPlan
-from tgate_batch.report.summary import score_name
-from tgate_batch.score import measure
+from tgate_batch.score.measure import FEATURES, TIMES, Key, features_of, keys_of, macs_and_maker
+from tgate_batch.score.measurements import Measurements
 from tgate_batch.score.reference import Reference, drawn_reference, load_reference
 
 _ERRORS_SHOWN = 20
 _SAMPLE = 10_000  # features kept for metrics that need pictures one by one
 _LEAST_TO_EXTRAPOLATE = 8  # pictures
-_TIMES = [
-    "batch",
-    "batch_size",
-    "batch_seconds",
-    "denoise_seconds",
-    "decode_seconds",
-    "encode_seconds",
-    "warm_up",
-]
-
-Standing = Mapping[tuple[str, str], list[ShardPlan]]  # (model, arm) -> its shards that stand
+_MACS = ("macs_per_image", "macs_per_image_with_attention")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a run wants measured of every picture; ``problems``: why some of it cannot be."""
-
-    extractor: Extractor | None
-    metrics: tuple[PictureMetric, ...]
-    problems: tuple[str, ...]
-
-
-def asked(run: Run) -> Asked:
-    """Loads the run's extractor and metrics; one that cannot be had is a problem, not the end."""
-    wanted = run.config.score
-    device = "cuda" if run.config.workers.gpus_each and torch.cuda.is_available() else "cpu"
-    problems: list[str] = []
-
-    def loaded(load: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return load(*arguments, device)
-        except UserError as error:
-            problems.append(str(error))
-            return None
-
-    extractor = None
-    if wanted.reference is not None:
-        extractor = loaded(load_extractor, wanted.extractor, wanted.extractor_path)
-    metrics: list[PictureMetric] = [PromptAccuracy()]
-    if run.config.baseline is not None:
-        metrics += [Psnr(), Ssim()]
-        if wanted.lpips is not None:
-            metrics.append(loaded(Lpips, wanted.lpips))
-    if wanted.clip is not None:
-        metrics.append(loaded(ClipScore, wanted.clip))
-    return Asked(extractor, tuple(filter(None, metrics)), tuple(problems))
-
-
-def statistics_name(extractor: str, model: str, arm: str) -> str:
-    """Where an arm's ``mu`` and ``sigma`` lie, as pytorch-fid reads them."""
-    return f"features/extractor={extractor}/model={model}/arm={arm}.npz"
-
-
-def measure_shard(run: Run, asked: Asked, model: str, arm: str, shard: ShardPlan) -> str | None:
-    """Measures one shard and writes its file, unless it stands; returns why it could not."""
-    baseline = run.config.baseline
-    name = measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
-    digest = measure.digest(shard.digest, asked.extractor, asked.metrics, baseline)
-    if parquet.is_done(run.folder, name, digest):
-        return None
-    try:
-        table = measure.measure(
-            run.folder, model, arm, shard.index, asked.extractor, asked.metrics, baseline
-        )
-    except (pa.ArrowException, OSError, UserError) as error:
-        reason = " ".join(str(error).split())
-        return f"{model} {arm} shard {shard.index} cannot be measured: {reason}"
-    parquet.write_table(run.folder, name, table, digest)
-    return None
-
-
-def reference(run: Run, asked: Asked, standing: Standing) -> Reference | None:
+def reference(run: Run, extractor: Extractor | None) -> Reference | None:
     """The reference set's statistics under the run's extractor; raises UserError."""
     where = run.config.score.reference
-    if where is None or asked.extractor is None:
+    if where is None or extractor is None:
         return None
     if where != "drawn":
-        return load_reference(where, asked.extractor)
-    model, arm = run.config.models[0].name, next(iter(run.config.arms))
-    rows = _rows(run, model, arm, standing[model, arm], ["prompt"])
-    texts = [row["prompt"] for row in rows]
+        return load_reference(where, extractor)
+    texts = list(frozen.texts(run.folder, run.shards))
     if not all(parse(text) for text in texts):
         return None  # no drawings exist of what lies outside the grammar
-    return drawn_reference(texts, asked.extractor)
+    return drawn_reference(texts, extractor)
 
 
-def score_arm(
-    run: Run, asked: Asked, reference: Reference | None, standing: Standing, model: str, arm: str
+def score_model(
+    run: Run, asked: Measurements, reference: Reference | None, model: str
+) -> Iterator[dict[str, Any]]:
+    """The scores of a model's arms, each also written into the output folder.
+
+    What was not measured is None. Every file of measurements is read once.
+    """
+    baseline = None
+    if run.config.baseline is not None:
+        baseline = ArmMeasures.read(run, asked, model, run.config.baseline)
+    for arm in run.config.arms:
+        if arm == run.config.baseline and baseline is not None:
+            yield _score_arm(run, asked, reference, baseline, None, model, arm)
+        else:
+            measures = ArmMeasures.read(run, asked, model, arm)
+            yield _score_arm(run, asked, reference, measures, baseline, model, arm)
+
+
+def _score_arm(
+    run: Run,
+    asked: Measurements,
+    reference: Reference | None,
+    measured: "ArmMeasures",
+    baseline: "ArmMeasures | None",
+    model: str,
+    arm: str,
 ) -> dict[str, Any]:
-    """One arm's scores, also written into the output folder; None where not measured."""
-    done = standing[model, arm]
-    columns = ["prompt_id", "image_number", "status", "error", *_TIMES]
-    rows = list(_rows(run, model, arm, done, columns))
-    measured, baseline = _Measured.read(run, asked, model, arm, done), None
-    if run.config.baseline not in (None, arm):
-        rendered = standing[model, run.config.baseline]
-        baseline = _Measured.read(run, asked, model, run.config.baseline, rendered)
-    failed = [row for row in rows if row["status"] != "ok"]
+    rows, failed = measured.rows, [row for row in measured.rows if row["status"] != "ok"]
     times = throughput(row for row in rows if row["status"] == "ok")
     scores = {
         "model": model,
@@ -152,7 +91,8 @@ def score_arm(
         ],
         "broken": len(measured.broken),
         "broken_rows": measured.broken[:_ERRORS_SHOWN],
-        **_macs(run, model, arm, done),
+        **measured.macs,
+        "made_by": measured.made_by,
         "images_per_second_per_worker": times and times.images_per_second_per_worker,
         "batch_seconds_p50": times and times.batch_seconds_p50,
         "batch_seconds_p95": times and times.batch_seconds_p95,
@@ -165,60 +105,66 @@ def score_arm(
         **_beside_distance(measured, baseline, reference, run.config.score.bootstrap),
         **_figures(asked, measured, baseline),
     }
-    if measured.statistics is not None and measured.statistics.count > 1:
-        with run.folder.create(statistics_name(_folder_name(asked.extractor), model, arm)) as file:
-            measured.statistics.save(file)
-    run.folder.write(score_name(model, arm), json.dumps(scores, indent=2))
+    extractor, statistics = asked.extractor, measured.statistics
+    if extractor is not None and statistics is not None and (statistics.count or 0) > 1:
+        with run.folder.create(layout.statistics(extractor.name, model, arm)) as file:
+            statistics.save(file)
+    run.folder.write(layout.scores(model, arm), json.dumps(scores, indent=2))
     return scores
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """One arm's measured shards put together; ``figures``: metric -> picture -> number."""
+class ArmMeasures:
+    """One arm's measurements put together; ``figures``: metric -> picture -> number.
 
+    ``damaged``: files of measurements that could not be read.
+    """
+
+    rows: list[dict[str, Any]]  # status and times
+    macs: dict[str, float | None]
+    made_by: list[dict[str, Any]]  # who drew the pictures, each with how many files
     statistics: Statistics | None
     sample: np.ndarray  # float32 [at most _SAMPLE, d]
-    keys: list[measure.Key]  # of the unbroken pictures, in the order of the features
-    figures: dict[str, dict[measure.Key, float]]
+    keys: list[Key]  # of the unbroken pictures, in the order of the features
+    figures: dict[str, dict[Key, float]]
     broken: list[dict[str, Any]]
+    shards: int
 
     @classmethod
-    def read(
-        cls, run: Run, asked: Asked, model: str, arm: str, shards: list[ShardPlan]
-    ) -> "_Measured":
-        names = [
-            measure.features_name(_folder_name(asked.extractor), model, arm, shard.index)
-            for shard in shards
-        ]
-        tables = [name for name in names if run.folder.exists(name)]
-        metrics = [metric.name for metric in asked.metrics]
-        light = ["prompt_id", "image_number", "broken", *metrics]
-        rows = [row for name in tables for row in _read(run, name, light).to_pylist()]
-        sample = Sample(_SAMPLE)
-        statistics = None
-        if asked.extractor is not None and tables:
-            statistics = stream(_sampled(sample, (_features(run, name) for name in tables)))
+    def read(cls, run: Run, asked: Measurements, model: str, arm: str) -> "ArmMeasures":
+        """Reads the files that stand, shard after shard."""
+        files = _files(run, asked, model, arm)
+        tables = [parquet.read_table(run.folder, *file) for file in files.get(layout.ROWS, [])]
+        rows = [row for table in tables for row in table.to_pylist()]
+        sample, statistics, keys = Reservoir(_SAMPLE), None, []
+        if features := files.get(FEATURES):
+            statistics = stream(_sampled(sample, keys, _features(run, features)))
         figures = {
-            metric: {
-                (row["prompt_id"], row["image_number"]): row[metric]
-                for row in rows
-                if row[metric] is not None
+            metric.name: {
+                key: value
+                for file in files.get(metric.name, [])
+                for key, value in _values(parquet.read_table(run.folder, *file))
+                if value is not None
             }
-            for metric in metrics
+            for metric, _ in asked.metrics
         }
         broken = [
             {key: row[key] for key in ("prompt_id", "image_number", "broken")}
             for row in rows
             if row["broken"] is not None
         ]
-        keys = [(row["prompt_id"], row["image_number"]) for row in rows if row["broken"] is None]
-        return cls(statistics, sample.rows, keys, figures, broken)
+        footers = [dict(macs_and_maker(_footer(table))) for table in tables]
+        macs = {key: next((f[key] for f in footers if key in f), None) for key in _MACS}
+        made_by = _counted([f["made_by"] for f in footers if "made_by" in f])
+        return cls(
+            rows, macs, made_by, statistics, sample.rows, keys, figures, broken, len(tables)
+        )
 
     def mean(self, metric: str) -> float | None:
         known = list(self.figures[metric].values())
         return float(np.mean(known)) if known else None
 
-    def change(self, metric: str, baseline: "_Measured") -> dict[str, float] | None:
+    def change(self, metric: str, baseline: "ArmMeasures") -> dict[str, float] | None:
         """Mean difference to the baseline's same pictures, with its 95% bootstrap interval."""
         mine, others = self.figures[metric], baseline.figures[metric]
         both = [key for key in mine if key in others]
@@ -228,8 +174,51 @@ class _Measured:
         return None if interval is None else asdict(interval)
 
 
-def _sampled(sample: Sample, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    for batch in batches:
+def _files(
+    run: Run, asked: Measurements, model: str, arm: str
+) -> dict[str, list[tuple[str, list[str] | None, str]]]:
+    """Measurement -> its files that stand, in the order of shards, as ``read_table`` takes them."""
+    if layout.images(model, arm) not in run.ledger:
+        return {}
+    found: dict[str, list[tuple[str, list[str] | None, str]]] = {}
+    for name, (folder, settings) in asked.of_arm(run, model, arm).items():
+        stand = set(run.folder.names(folder))
+        for shard in run.shards:
+            file = layout.shard_file(folder, shard.index)
+            if file in stand:
+                identity = layout.file_identity(settings, shard.digest)
+                found.setdefault(name, []).append((file, None, identity))
+    return found
+
+
+def _footer(table: pa.Table) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def _values(table: pa.Table) -> Iterator[tuple[Key, float | None]]:
+    return zip(keys_of(table), table["value"].to_pylist(), strict=True)
+
+
+def _counted(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those who differ, the one with most files first, each with its number of files."""
+    counts: dict[str, int] = {}
+    for maker in makers:
+        key = json.dumps(maker, sort_keys=True)
+        counts[key] = counts.get(key, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return [{**json.loads(key), "files": count} for key, count in ordered]
+
+
+def _features(run: Run, files: list) -> Iterator[tuple[list[Key], np.ndarray]]:
+    for name, _, identity in files:
+        yield features_of(run.folder, name, identity)
+
+
+def _sampled(
+    sample: Reservoir, keys: list[Key], batches: Iterator[tuple[list[Key], np.ndarray]]
+) -> Iterator[np.ndarray]:
+    for ids, batch in batches:
+        keys += ids
         sample.add(batch)
         yield batch
 
@@ -257,8 +246,8 @@ def _distance(
 
 
 def _beside_distance(
-    measured: _Measured,
-    baseline: _Measured | None,
+    measured: ArmMeasures,
+    baseline: ArmMeasures | None,
     reference: Reference | None,
     replicates: int,
 ) -> dict[str, Any]:
@@ -290,7 +279,7 @@ def _beside_distance(
 
 
 def _change(
-    measured: _Measured, baseline: _Measured, reference: Reference, replicates: int
+    measured: ArmMeasures, baseline: ArmMeasures, reference: Reference, replicates: int
 ) -> Interval | None:
     """The distance less the baseline's, over the pictures that both have."""
     theirs = {key: row for row, key in enumerate(baseline.keys)}
@@ -303,50 +292,16 @@ def _change(
     )
 
 
-def _figures(asked: Asked, measured: _Measured, baseline: _Measured | None) -> dict[str, Any]:
+def _figures(asked: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None) -> dict[str, Any]:
     """Means over pictures: those against the baseline's under ``paired``, the others by name.
 
     ``change`` holds the others' paired difference to the baseline.
     """
-    beside = [metric.name for metric in asked.metrics if metric.needs_baseline]
-    alone = [metric.name for metric in asked.metrics if not metric.needs_baseline]
+    beside = [metric.name for metric, _ in asked.metrics if metric.needs_baseline]
+    alone = [metric.name for metric, _ in asked.metrics if not metric.needs_baseline]
     found: dict[str, Any] = {name: measured.mean(name) for name in alone}
     found |= {"paired": None, "change": None}
     if baseline is not None:
         found["paired"] = {name: measured.mean(name) for name in beside}
         found["change"] = {name: measured.change(name, baseline) for name in alone}
     return found
-
-
-def _folder_name(extractor: Extractor | None) -> str:
-    """The extractor's name as a folder: its own may be a dotted import."""
-    return "none" if extractor is None else extractor.name.replace("/", "-").replace(":", "-")
-
-
-def _macs(run: Run, model: str, arm: str, done: list[ShardPlan]) -> dict[str, float | None]:
-    """MACs of one image, as the arm's files carry them."""
-    keys = ("macs_per_image", "macs_per_image_with_attention")
-    if not done:
-        return dict.fromkeys(keys)
-    about = parquet.read_metadata(run.folder, parquet.images_name(model, arm, done[0].index))
-    return {key: json.loads(about.get(key, "null")) for key in keys}
-
-
-def _rows(
-    run: Run, model: str, arm: str, shards: list[ShardPlan], columns: list[str]
-) -> Iterator[dict[str, Any]]:
-    for shard in shards:
-        name = parquet.images_name(model, arm, shard.index)
-        yield from _read(run, name, columns).to_pylist()
-
-
-def _read(run: Run, name: str, columns: list[str]) -> pa.Table:
-    return parquet.read_table(run.folder, name, columns)
-
-
-def _features(run: Run, name: str) -> np.ndarray:
-    """float32 [n, d] of one shard's unbroken pictures."""
-    table = _read(run, name, ["broken", "features"])
-    column = table["features"].combine_chunks()
-    whole = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    return whole[np.array(table["broken"].is_null())]

@@ -1,120 +1,285 @@
-"""One shard's pictures -> numbers: features for the distances, and one figure a picture.
+"""One shard's pictures of all arms -> numbers: features, one figure a picture, the rows' times.
 
-The result is a Parquet file beside the pictures, one row a picture with the same ids; a file that
-stands is kept, so scoring resumes as rendering does.
+Each picture is decoded once and each feature computed once, a few pictures of every arm at a time.
+What was measured stands in Parquet files beside the pictures, with the same ids, one file a
+measurement, so that other weights of one metric redo that metric alone.
 """
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+from tgate_batch.errors import UserError
 from tgate_batch.metrics.broken import broken
-from tgate_batch.metrics.entry import PictureMetric
+from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor
-from tgate_batch.output import parquet
-from tgate_batch.records import shard_name
+from tgate_batch.output import layout, parquet
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.score.metrics import LoadedMetrics
 from tgate_batch.storage import Folder
 
-_COLUMNS = ["prompt_id", "image_number", "prompt", "status", "image"]
-_PICTURES_AT_ONCE = 32
+TIMES = (
+    "batch",
+    "batch_size",
+    "batch_seconds",
+    "denoise_seconds",
+    "decode_seconds",
+    "encode_seconds",
+    "warm_up",
+)
+_READ = ["prompt_id", "image_number", "prompt", "status", "error", "image", *TIMES]
+_KEPT = ["prompt_id", "image_number", "status", "error", *TIMES]
 
 Key = tuple[str, int]  # prompt id, image number
 
 
-def features_name(extractor: str, model: str, arm: str, shard: int) -> str:
-    """The name of a shard's measurements inside the output folder."""
-    return f"features/extractor={extractor}/model={model}/arm={arm}/{shard_name(shard)}.parquet"
+@dataclass(frozen=True)
+class ArmOrder:
+    """One arm's part of a task: its pictures, and what is to be measured of them.
 
-
-def digest(
-    shard_digest: str,
-    extractor: Extractor | None,
-    metrics: Sequence[PictureMetric],
-    baseline: str | None,
-) -> str:
-    """What a measured file belongs to: its shard, and what was asked of it."""
-    asked = [shard_digest, extractor and extractor.sha256, baseline]
-    asked += [metric.name for metric in metrics]
-    return sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def measure(
-    folder: Folder,
-    model: str,
-    arm: str,
-    shard: int,
-    extractor: Extractor | None,
-    metrics: Sequence[PictureMetric],
-    baseline: str | None,
-) -> pa.Table:
-    """Columns prompt_id, image_number, broken (why, or null), features (float32), each metric.
-
-    Without an extractor there are no features. Pictures without a finite figure have null there;
-    rows that are not ok are left out. Raises OSError or ArrowException for a damaged shard.
+    ``pictures`` is the file's name and identity; ``files`` has the same for every measurement that
+    is lacking: ``rows``, ``features``, or a metric's name.
     """
-    others: dict[Key, Image.Image] = {}
-    if baseline is not None and baseline != arm:
-        others = dict(_pictures(folder, parquet.images_name(model, baseline, shard)))
-    tables = [
-        _measured(rows, extractor, metrics, others)
-        for rows in _groups(folder, parquet.images_name(model, arm, shard))
-    ]
-    return pa.concat_tables(tables) if tables else _measured([], extractor, metrics, others)
+
+    pictures: tuple[str, str]
+    files: Mapping[str, tuple[str, str]]
 
 
-_Row = tuple[Key, str, Image.Image]  # key, prompt, picture
+FEATURES = "features"  # as a key of ArmOrder.files; a metric cannot have this name, nor "rows"
 
 
-def _groups(folder: Folder, name: str) -> Iterator[list[_Row]]:
-    for batch in parquet.read_batches(folder, name, _COLUMNS, _PICTURES_AT_ONCE):
-        rows = [row for row in batch.to_pylist() if row["status"] == "ok"]
-        if rows:
-            yield [
-                ((row["prompt_id"], row["image_number"]), row["prompt"], _open(row)) for row in rows
-            ]
+@dataclass(frozen=True)
+class MeasureOrder:
+    """A shard's measurements of all arms. The baseline is read where a metric needs it."""
+
+    shard: ShardPlan
+    arms: Mapping[str, ArmOrder]
+    baseline: str | None
 
 
-def _pictures(folder: Folder, name: str) -> Iterator[tuple[Key, Image.Image]]:
-    for rows in _groups(folder, name):
-        for key, _, picture in rows:
-            yield key, picture
+@dataclass(frozen=True)
+class Measured:
+    """What a worker says of a measured shard.
+
+    ``damaged``: files that are not as they were written, with what was found. ``problems``: why
+    something could not be measured.
+    """
+
+    shard: int
+    problems: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
-def _open(row: dict) -> Image.Image:
-    with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
-        return picture.convert("RGB")
+def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measured:
+    """Measures what the order lacks, and writes its files. A damaged arm costs only its own."""
+    metrics = {metric.name: (metric, call) for metric, call in loaded.measures}
+    with ExitStack() as stack:
+        arms = _Arms(folder, order, stack)
+        found = {
+            name: _Tables(arm, loaded.extractor, metrics) for name, arm in order.arms.items()
+        }
+        problems: dict[str, None] = dict.fromkeys(loaded.problems)
+        while group := arms.next_group():
+            others = group.get(order.baseline or "", _Group(None, []))
+            baselines = {row.key: row.picture for row in others.rows}
+            for name, rows in group.items():
+                try:
+                    found[name].add(rows, None if name == order.baseline else baselines)
+                except UserError as error:
+                    problems[f"{name} shard {order.shard.index} cannot be measured: {error}"] = None
+                    arms.drop(name)
+        for name, tables in found.items():
+            if name in arms.whole:
+                tables.write(folder, arms.footers[name], order.baseline in arms.whole)
+    return Measured(order.shard.index, tuple(problems), arms.damaged)
 
 
-def _measured(
-    rows: list[_Row],
-    extractor: Extractor | None,
-    metrics: Sequence[PictureMetric],
-    others: dict[Key, Image.Image],
-) -> pa.Table:
-    pictures = [picture for _, _, picture in rows]
-    columns = {
-        "prompt_id": pa.array([key[0] for key, _, _ in rows], pa.string()),
-        "image_number": pa.array([key[1] for key, _, _ in rows], pa.int32()),
-        "broken": pa.array([broken(picture) for picture in pictures], pa.string()),
+@dataclass(frozen=True)
+class _Row:
+    """One picture that was rendered."""
+
+    key: Key
+    prompt: str
+    picture: Image.Image
+    broken: str | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: the light columns of all its rows, and the rows that have a picture."""
+
+    table: pa.Table | None
+    rows: list[_Row]
+
+
+class _Arms:
+    """The arms' files, read side by side, a row group of each at a time."""
+
+    def __init__(self, folder: Folder, order: MeasureOrder, stack: ExitStack):
+        self.whole: set[str] = set()
+        self.damaged: dict[str, str] = {}
+        self.footers: dict[str, dict[str, str]] = {}
+        self._names = {name: arm.pictures[0] for name, arm in order.arms.items()}
+        self._files: dict[str, pq.ParquetFile] = {}
+        self._position = 0
+        for name, arm in order.arms.items():
+            try:
+                file = stack.enter_context(parquet.opened(folder, *arm.pictures))
+                self.footers[name] = parquet.footer(file)
+                self._files[name] = file
+                self.whole.add(name)
+            except parquet.DAMAGE as error:
+                self._damage(name, error)
+
+    def next_group(self) -> dict[str, _Group]:
+        """Arm -> its next row group, without arms that are damaged; nothing at the end."""
+        found = {}
+        for name in list(self.whole):
+            file = self._files[name]
+            if self._position >= file.num_row_groups:
+                continue
+            try:
+                found[name] = _group(file.read_row_group(self._position, columns=_READ))
+            except (*parquet.DAMAGE, UserError) as error:
+                self._damage(name, error)
+        self._position += 1
+        return found
+
+    def drop(self, name: str) -> None:
+        """Leaves an arm out from here on."""
+        self.whole.discard(name)
+
+    def _damage(self, name: str, error: Exception) -> None:
+        self.whole.discard(name)
+        self.damaged[self._names[name]] = " ".join(str(error).split())[:300]
+
+
+def _group(table: pa.Table) -> _Group:
+    rows = []
+    for row in table.select(["prompt_id", "image_number", "prompt", "status", "image"]).to_pylist():
+        if row["status"] == "ok":
+            key = (row["prompt_id"], row["image_number"])
+            picture = decode(row["image"]["bytes"])
+            rows.append(_Row(key, row["prompt"], picture, broken(picture)))
+    return _Group(table.select(_KEPT), rows)
+
+
+def decode(content: bytes) -> Image.Image:
+    """A stored picture in RGB; raises UserError for bytes that are no picture."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # each of Pillow's decoders has faults of its own
+        reason = " ".join(str(error).split())
+        raise UserError(f"a picture cannot be decoded: {reason}") from None
+
+
+class _Tables:
+    """What is measured of one arm, group after group."""
+
+    def __init__(
+        self,
+        order: ArmOrder,
+        extractor: Extractor | None,
+        metrics: Mapping[str, tuple[PictureMetric, Measure]],
+    ):
+        self._order = order
+        self._extractor = extractor
+        self._metrics = {name: metrics[name] for name in order.files if name in metrics}
+        self._parts: dict[str, list[pa.Table]] = {name: [] for name in order.files}
+
+    def add(self, group: _Group, baselines: Mapping[Key, Image.Image] | None) -> None:
+        """Measures a group; ``baselines`` None: this arm is the baseline itself."""
+        rows = group.rows
+        if layout.ROWS in self._parts and group.table is not None:
+            why = {row.key: row.broken for row in rows}
+            keys = zip(
+                group.table["prompt_id"].to_pylist(),
+                group.table["image_number"].to_pylist(),
+                strict=True,
+            )
+            column = pa.array([why.get(key) for key in keys], pa.string())
+            self._parts[layout.ROWS].append(group.table.append_column("broken", column))
+        if FEATURES in self._parts and self._extractor is not None:
+            whole = [row for row in rows if row.broken is None]
+            self._parts[FEATURES].append(_features(whole, self._extractor))
+        for name, (metric, call) in self._metrics.items():
+            self._parts[name].append(_figures(rows, metric, call, baselines))
+
+    def write(self, folder: Folder, footer: Mapping[str, str], baseline_is_whole: bool) -> None:
+        """Writes a file a measurement; those beside a damaged baseline stay lacking."""
+        for name, (file, identity) in self._order.files.items():
+            parts = self._parts[name]
+            paired = name in self._metrics and self._metrics[name][0].needs_baseline
+            if not parts or (paired and not baseline_is_whole):
+                continue
+            about = footer if name == layout.ROWS else {}
+            table = pa.concat_tables(parts).replace_schema_metadata(None)
+            parquet.write_table(folder, file, table, identity, _about(about), rows_a_group=4096)
+
+
+def _about(footer: Mapping[str, str]) -> dict[str, str]:
+    """What the rows' measurement repeats of the pictures' footer, so that it is read once."""
+    keys = ("macs_per_image", "macs_per_image_with_attention", "made_by")
+    return {key: footer[key] for key in keys if key in footer}
+
+
+def _ids(rows: list[_Row]) -> dict[str, pa.Array]:
+    return {
+        "prompt_id": pa.array([row.key[0] for row in rows], pa.string()),
+        "image_number": pa.array([row.key[1] for row in rows], pa.int32()),
     }
-    if extractor is not None:
-        flat = pa.array(extractor(pictures).astype(np.float32).ravel())
-        columns["features"] = pa.FixedSizeListArray.from_arrays(flat, extractor.dimensions)
-    for metric in metrics:
-        columns[metric.name] = _figures(metric, rows, others)
-    return pa.table(columns)
 
 
-def _figures(metric: PictureMetric, rows: list[_Row], others: dict[Key, Image.Image]) -> pa.Array:
-    """One number a row, null where the metric has nothing to say or the baseline no picture."""
-    chosen = [i for i, (key, _, _) in enumerate(rows) if not metric.needs_baseline or key in others]
+def _features(rows: list[_Row], extractor: Extractor) -> pa.Table:
+    """Columns prompt_id, image_number, features (float32 [dimensions]) of unbroken pictures."""
+    found = extractor([row.picture for row in rows]) if rows else np.empty((0, 0))
+    flat = pa.array(found.astype(np.float32).ravel())
+    features = pa.FixedSizeListArray.from_arrays(flat, extractor.dimensions)
+    return pa.table({**_ids(rows), "features": features})
+
+
+def _figures(
+    rows: list[_Row],
+    metric: PictureMetric,
+    call: Callable[..., Any],
+    baselines: Mapping[Key, Image.Image] | None,
+) -> pa.Table:
+    """Columns prompt_id, image_number, value: null where the metric has nothing to say."""
+    known = baselines or {}
+    chosen = [i for i, row in enumerate(rows) if not metric.needs_baseline or row.key in known]
     figures = np.full(len(rows), np.nan)
     if chosen:
-        beside = [others[rows[i][0]] for i in chosen] if metric.needs_baseline else None
-        figures[chosen] = metric([rows[i][2] for i in chosen], [rows[i][1] for i in chosen], beside)
-    return pa.array(figures, pa.float64(), mask=~np.isfinite(figures))
+        beside = [known[rows[i].key] for i in chosen] if metric.needs_baseline else None
+        pictures = [rows[i].picture for i in chosen]
+        figures[chosen] = call(pictures, [rows[i].prompt for i in chosen], beside)
+    value = pa.array(figures, pa.float64(), mask=~np.isfinite(figures))
+    return pa.table({**_ids(rows), "value": value})
+
+
+def features_of(folder: Folder, name: str, identity: str) -> tuple[list[Key], np.ndarray]:
+    """The pictures of a features file in order, and float32 [n, d]. Raises as reading does."""
+    table = parquet.read_table(folder, name, identity=identity)
+    column = table["features"].combine_chunks()
+    values = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    return keys_of(table), values
+
+
+def keys_of(table: pa.Table) -> list[Key]:
+    """(prompt id, image number) of every row."""
+    ids, numbers = table["prompt_id"].to_pylist(), table["image_number"].to_pylist()
+    return list(zip(ids, numbers, strict=True))
+
+
+def macs_and_maker(footer: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """What a rows file repeats of its pictures' footer, decoded."""
+    for key, value in _about(footer).items():
+        yield key, json.loads(value)

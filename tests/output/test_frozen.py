@@ -1,0 +1,119 @@
+import pytest
+
+from tgate_batch.config import Prompts
+from tgate_batch.errors import UserError
+from tgate_batch.output import frozen, layout
+from tgate_batch.output.frozen import StalePrompts
+from tgate_batch.output.ledger import Ledger
+from tgate_batch.storage import Folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(str(tmp_path / "out"))
+
+
+def spec(captions, **changes) -> Prompts:
+    return Prompts(path=str(captions), **{"shard_size": 4, **changes})
+
+
+def freeze(folder, wanted) -> frozen.Plan:
+    ledger = Ledger(folder)
+    plan = frozen.plan(folder, wanted, ledger)
+    frozen.freeze(folder, wanted, plan)
+    ledger.record(layout.PROMPTS, plan.source)
+    return plan
+
+
+def ids(folder) -> list[list[str]]:
+    shards = frozen.frozen(folder)
+    return [[p.id for p in frozen.load_shard(folder, shard).prompts] for shard in shards]
+
+
+def test_planning_writes_nothing(folder, captions):
+    plan = frozen.plan(folder, spec(captions), Ledger(folder))
+    assert [shard.prompts for shard in plan.shards] == [4, 4, 2]
+    assert folder.names("") == []
+
+
+def test_frozen_shards_are_those_planned(folder, captions):
+    plan = freeze(folder, spec(captions))
+    assert frozen.frozen(folder) == plan.shards
+    assert ids(folder) == [
+        ["c0", "c1", "c2", "c3"],
+        ["c4", "c5", "c6", "c7"],
+        ["c8", "c9"],
+    ]
+
+
+def test_unchanged_source_is_not_read_again(folder, captions, monkeypatch):
+    freeze(folder, spec(captions))
+    monkeypatch.setattr(frozen, "read", None)
+    assert len(frozen.plan(folder, spec(captions), Ledger(folder)).shards) == 3
+
+
+def test_source_that_is_gone_does_no_harm_to_what_is_frozen(folder, captions):
+    freeze(folder, spec(captions))
+    captions.unlink()
+    assert list(frozen.texts(folder, frozen.frozen(folder)))[9] == "a picture of number 9"
+
+
+def test_more_prompts_join_as_further_shards(folder, captions):
+    before = freeze(folder, spec(captions, limit=6)).shards
+    after = freeze(folder, spec(captions)).shards
+    assert after[:2] == before
+    assert ids(folder) == [["c0", "c1", "c2", "c3"], ["c4", "c5"], ["c6", "c7", "c8", "c9"]]
+
+
+def test_another_shard_size_keeps_what_is_cut(folder, captions):
+    freeze(folder, spec(captions))
+    assert [shard.prompts for shard in freeze(folder, spec(captions, shard_size=3)).shards] == [
+        4,
+        4,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("change", ["a changed caption", "fewer prompts"])
+def test_other_prompts_are_refused(folder, captions, change):
+    freeze(folder, spec(captions))
+    if change == "a changed caption":
+        captions.write_text(captions.read_text().replace("number 5", "number five"))
+        wanted = spec(captions)
+    else:
+        wanted = spec(captions, limit=7)
+    with pytest.raises(StalePrompts, match="other prompts .* shard 1"):
+        frozen.plan(folder, wanted, Ledger(folder))
+
+
+def test_source_that_changes_between_plan_and_freezing_is_noticed(folder, captions):
+    plan = frozen.plan(folder, spec(captions), None)
+    captions.write_text(captions.read_text().replace("number 9", "number nine"))
+    with pytest.raises(UserError, match="changed while it was read"):
+        frozen.freeze(folder, spec(captions), plan)
+    assert folder.names("") == []
+
+
+def test_part_files_hold_a_thousand_shards_at_most(folder, tmp_path):
+    source = tmp_path / "many.txt"
+    source.write_text("".join(f"number {i}\n" for i in range(1001)))
+    plan = freeze(folder, spec(source, shard_size=1))
+    assert folder.names("") == [layout.LEDGER, layout.prompts_part(0), layout.prompts_part(1)]
+    assert frozen.load_shard(folder, plan.shards[1000]).prompts[0].text == "number 1000"
+
+
+def test_conditioning_pictures_are_frozen_too(folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = tmp_path / "pictures.parquet"
+    pq.write_table(pa.table({"id": ["a", "b"], "image": [b"one", b"two"]}), source)
+    plan = freeze(folder, spec(source, image_column="image"))
+    assert [p.image for p in frozen.load_shard(folder, plan.shards[0]).prompts] == [b"one", b"two"]
+
+
+def test_damaged_part_is_one_clear_line(folder, captions):
+    freeze(folder, spec(captions))
+    folder.write(layout.prompts_part(0), b"PAR1")
+    with pytest.raises(UserError, match="part-00000.parquet is damaged"):
+        frozen.frozen(folder)

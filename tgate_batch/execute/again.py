@@ -1,0 +1,191 @@
+"""Draws stored pictures again, from what an output folder holds, and compares them.
+
+``draw_again`` does it in a fresh process that cannot reach the network: what it needs beside the
+folder is the checkpoint on this machine.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tgate_batch.errors import UserError
+from tgate_batch.execute import plugins
+from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.run import Run, device_of, finished, load_run
+from tgate_batch.score.measure import Key, decode
+
+_COLUMNS = ["prompt_id", "image_number", "status", "batch"]
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """One stored picture beside a new one.
+
+    ``levels`` is the largest difference of a pixel (of 255): 0 where they are equal, None where
+    one of them could not be drawn. ``same_bytes``: the stored file itself is the same.
+    """
+
+    model: str
+    arm: str
+    prompt_id: str
+    image_number: int
+    same_bytes: bool
+    levels: int | None
+    error: str | None = None
+
+
+def draw_again(output: str, count: int) -> list[Redrawn]:
+    """Draws ``count`` pictures of every arm again, in a process of its own.
+
+    Raises UserError where the process cannot do it.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, output, str(count)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"output {output} cannot be drawn again: {last.removeprefix('error: ')}")
+    return [Redrawn(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def redraw(run: Run, count: int) -> Iterator[Redrawn]:
+    """Draws ``count`` rows of every arm again in this process, model after model."""
+    from tgate_batch.models.runner import open_runner
+    from tgate_batch.render.shard import Renderer
+
+    stand = finished(run)
+    for model in run.config.models:
+        if not any(stand[model.name, arm] for arm in run.config.arms):
+            continue
+        _check_checkpoint(run, model)
+        renderer = Renderer(open_runner(model, run.config), run.config.images, worker="again")
+        for arm in run.config.arms:
+            shards = [shard for shard in run.shards if shard.index in stand[model.name, arm]]
+            for shard, keys in _chosen(run, model.name, arm, shards, count).items():
+                yield from _compared(run, renderer, model.name, arm, shard, keys)
+
+
+def _check_checkpoint(run: Run, model: Any) -> None:
+    from tgate_batch.models.checkpoint import resolved_dtype
+    from tgate_batch.models.fingerprint import fingerprint
+
+    here = fingerprint(model, resolved_dtype(model, device_of(run.config)))
+    for arm in run.config.arms:
+        if layout.images(model.name, arm) not in run.ledger:
+            continue
+        drawn_with = run.made_of(model.name, arm)["checkpoint"]
+        if here != drawn_with:
+            raise UserError(
+                f"models: {model.name}: the checkpoint here (sha256 {str(here)[:12]}) is not the "
+                f"one that drew arm {arm} (sha256 {str(drawn_with)[:12]}); restore it to draw again"
+            )
+
+
+def _chosen(
+    run: Run, model: str, arm: str, shards: list[ShardPlan], count: int
+) -> dict[ShardPlan, list[Key]]:
+    """``count`` rows that are ok, spread over the shards, always the same ones."""
+    shards = sorted(shards, key=lambda shard: _draw(f"{model} {arm} {shard.index}"))
+    found: dict[ShardPlan, list[Key]] = defaultdict(list)
+    rows = [iter(_keys(run, model, arm, shard)) for shard in shards]
+    left = count
+    while left and shards:
+        for shard, keys in list(zip(shards, rows, strict=True)):
+            key = next(keys, None)
+            if key is None:
+                shards.remove(shard)
+                rows.remove(keys)
+            elif left:
+                found[shard].append(key)
+                left -= 1
+    return found
+
+
+def _keys(run: Run, model: str, arm: str, shard: ShardPlan) -> list[Key]:
+    table = _stored(run, model, arm, shard, ["prompt_id", "image_number", "status"])
+    rows = [row for row in table.to_pylist() if row["status"] == "ok"]
+    keys = [(row["prompt_id"], row["image_number"]) for row in rows]
+    return sorted(keys, key=lambda key: _draw(f"{model} {arm} {key}"))
+
+
+def _draw(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+def _stored(run: Run, model: str, arm: str, shard: ShardPlan, columns: list[str]) -> Any:
+    name = layout.shard_file(layout.images(model, arm), shard.index)
+    identity = layout.file_identity(run.made_of(model, arm), shard.digest)
+    try:
+        return parquet.read_table(run.folder, name, columns, identity)
+    except parquet.DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"output {run.folder}: {name} is damaged: {reason}") from None
+
+
+def _compared(
+    run: Run, renderer: Any, model: str, arm: str, plan: ShardPlan, keys: list[Key]
+) -> Iterator[Redrawn]:
+    """Each row is drawn with the batch-mates it had, since a batch's size moves the last bits."""
+    shard = frozen.load_shard(run.folder, plan)
+    rows = _stored(run, model, arm, plan, [*_COLUMNS, "image"]).to_pylist()
+    stored = {(row["prompt_id"], row["image_number"]): row for row in rows}
+    batches = dict.fromkeys(stored[key]["batch"] for key in keys)
+    for batch in batches:
+        mates = [key for key, row in stored.items() if row["batch"] == batch]
+        drawn = renderer.draw(shard, mates, run.config.arms[arm])
+        for key in mates:
+            if key in keys:
+                yield _difference(model, arm, key, stored[key]["image"]["bytes"], drawn[key])
+
+
+def _difference(model: str, arm: str, key: Key, stored: bytes, drawn: Any) -> Redrawn:
+    if drawn.image is None:
+        return Redrawn(model, arm, *key, same_bytes=False, levels=None, error=drawn.error)
+    before, now = (np.asarray(decode(content), int) for content in (stored, drawn.image))
+    if before.shape != now.shape:
+        return Redrawn(model, arm, *key, same_bytes=False, levels=None, error="another size")
+    levels = int(np.abs(before - now).max())
+    return Redrawn(model, arm, *key, same_bytes=stored == drawn.image, levels=levels)
+
+
+def _without_network() -> None:
+    """From here on, Python cannot open a connection."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise OSError("this process draws again from the output folder, without the network")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    socket.socket.connect_ex = refuse  # type: ignore[method-assign]
+    socket.getaddrinfo = refuse  # type: ignore[assignment]
+
+
+def main(arguments: list[str]) -> int:
+    """``OUTPUT COUNT``: prints a JSON line a picture."""
+    _without_network()
+    try:
+        run = load_run(arguments[0])
+        plugins.register(run.config.plugins)
+        for found in redraw(run, int(arguments[1])):
+            print(json.dumps(asdict(found)), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

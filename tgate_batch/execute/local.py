@@ -1,0 +1,69 @@
+"""A run in this process, without Ray: for a debugger, a notebook, a first try."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tgate_batch.config import Config, Model
+from tgate_batch.errors import UserError
+from tgate_batch.execute.pool import GiveUp, Pool, Send
+from tgate_batch.execute.task import Task
+from tgate_batch.execute.worker import Loaded, Worker
+from tgate_batch.storage import Folder
+
+_NAME = "this process"
+
+
+class LocalExecutor:
+    """One worker in this process. A context manager, as every executor."""
+
+    in_flight = 1
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Folder,
+        first: Model | None = None,
+        open_runner: Callable[[Model, Config], Any] | None = None,
+    ):
+        """Takes the same arguments as every executor; ``first`` is loaded when it is needed."""
+        self._worker = Worker(config, folder, open_runner)
+
+    def __enter__(self) -> "LocalExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def load(self, model: Model | None) -> Loaded:
+        """Loads a model. Raises UserError where it cannot be had."""
+        return self._worker.load(model)
+
+    def run(self, pool: Pool) -> Iterator[Any]:
+        """Works until the pool is done. Yields what workers deliver, and tasks given up.
+
+        Raises UserError as workers do, and where the device is lost: only another process could
+        go on.
+        """
+        pool.joined(_NAME)
+        while not pool.is_done:
+            for decision in pool.decide():
+                if isinstance(decision, Send):
+                    yield from self._carry_out(pool, decision.task)
+                elif isinstance(decision, GiveUp):
+                    yield decision
+                else:
+                    pool.joined(_NAME)  # there is no other worker to turn to
+
+    def _carry_out(self, pool: Pool, task: Task) -> Iterator[Any]:
+        from tgate_batch.render.shard import DeviceLost
+
+        try:
+            for piece in getattr(self._worker, task.action)(task.order()):
+                if pool.delivered(_NAME, task, piece):
+                    yield piece
+        except (UserError, DeviceLost) as error:
+            raise UserError(" ".join(str(error).split())) from None
+        except Exception as error:
+            pool.failed(_NAME, task, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            pool.finished(_NAME, task)

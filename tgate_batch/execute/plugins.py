@@ -1,0 +1,28 @@
+"""Families and metrics of one's own, from modules that a config names (``plugins``)."""
+
+import importlib
+from collections.abc import Iterable
+
+from tgate_batch.errors import UserError
+from tgate_batch.models import catalogue
+from tgate_batch.score import metrics
+
+
+def register(modules: Iterable[str]) -> None:
+    """Imports each module and registers its ``FAMILY``, its ``METRIC``, or both.
+
+    Raises UserError for a module that cannot be imported or has neither.
+    """
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"plugins: {name} cannot be imported ({error}); give a module that Python finds"
+            ) from None
+        if not hasattr(module, "FAMILY") and not hasattr(module, "METRIC"):
+            raise UserError(f"plugins: {name} has neither a FAMILY nor a METRIC")
+        if hasattr(module, "FAMILY"):
+            catalogue.register(name)
+        if hasattr(module, "METRIC"):
+            metrics.register(name)

@@ -1,0 +1,102 @@
+"""One driver at a time owns an output folder (``claim.json``).
+
+The claim says who works here: host, process and time. A claim whose holder is dead is taken over.
+On this machine the process table says so. On another one the claim's own beat does: its holder
+renews it, so one that stands still for some beats has no holder. No clocks are compared.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from tgate_batch.errors import UserError
+from tgate_batch.output import layout
+from tgate_batch.storage import Folder
+
+BEAT_SECONDS = 10.0
+_BEATS_OF_PATIENCE = 3
+
+
+@contextmanager
+def claimed(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Owns the folder for the length of the block.
+
+    Raises UserError, naming host, process and time, where another driver owns it.
+    """
+    claim = _mine()
+    while not folder.write_first(layout.CLAIM, json.dumps(claim)):
+        _refuse_if_alive(folder, beat_seconds)
+        folder.delete(layout.CLAIM)
+    ended = threading.Event()
+    beat = threading.Thread(target=_renew, args=(folder, claim, ended, beat_seconds), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        folder.delete(layout.CLAIM)
+
+
+def _mine() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "token": uuid.uuid4().hex,
+        "beats": 0,
+    }
+
+
+def _renew(folder: Folder, claim: dict, ended: threading.Event, beat_seconds: float) -> None:
+    while not ended.wait(beat_seconds):
+        claim["beats"] += 1
+        try:
+            folder.write(layout.CLAIM, json.dumps(claim))
+        except OSError:
+            continue  # a storage that is away for a moment; the next beat tries again
+
+
+def _refuse_if_alive(folder: Folder, beat_seconds: float) -> None:
+    claim = _read(folder)
+    if claim is None or not _is_alive(folder, claim, beat_seconds):
+        return
+    raise UserError(
+        f"output {folder} is in use: process {claim['pid']} on {claim['host']} has worked there "
+        f"since {claim['since']}; wait for it, stop it, or give another output"
+    )
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    try:
+        claim = json.loads(folder.read(layout.CLAIM))
+        return claim if claim["pid"] and claim["host"] and claim["since"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_alive(folder: Folder, claim: dict[str, Any], beat_seconds: float) -> bool:
+    if claim["host"] == socket.gethostname():
+        try:
+            started = psutil.Process(claim["pid"]).create_time()
+        except psutil.Error:
+            return False
+        return abs(started - claim.get("process_started", started)) < 1  # else: its number, reused
+    for _ in range(2 * _BEATS_OF_PATIENCE):
+        time.sleep(beat_seconds / 2)
+        now = _read(folder)
+        if now is None or (now.get("token"), now.get("beats")) != (
+            claim.get("token"),
+            claim.get("beats"),
+        ):
+            return now is not None
+    return False

@@ -1,0 +1,181 @@
+"""The frozen prompts: an output's own copy of its prompt set, cut into shards.
+
+``prompts/part-*.parquet`` holds a row group a shard, at most 1,000 shards a file. An output folder
+is therefore complete in itself, and later changes of the source do no harm. Shards that are
+frozen stay as they are: more prompts of the same set join as further shards.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tgate_batch.config import Prompts
+from tgate_batch.errors import UserError
+from tgate_batch.output import layout, parquet
+from tgate_batch.output.ledger import Ledger
+from tgate_batch.prompts.read import read, shards, unique
+from tgate_batch.records import Prompt, Shard
+from tgate_batch.storage import Folder
+
+SHARDS_A_FILE = 1000
+_PLANS_KEY = "tgate_batch.shards"
+_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """A shard without its prompts: how many there are, their digest, and where they are frozen."""
+
+    index: int
+    prompts: int
+    digest: str
+    part: int  # the file's number
+    group: int  # the row group in it
+
+
+class StalePrompts(UserError):
+    """The folder holds pictures of other prompts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of a run. ``source``: what they were read from, as the ledger keeps it."""
+
+    shards: list[ShardPlan]
+    frozen: int  # how many of them stand in the folder
+    source: layout.Settings
+
+
+def plan(folder: Folder, spec: Prompts, ledger: Ledger | None) -> Plan:
+    """The shards that the folder holds, then those that join. Writes nothing.
+
+    An unchanged source is not read again. Without a ledger, what the folder holds does not count.
+    Raises UserError as reading prompts does, and StalePrompts where the folder holds others.
+    """
+    held: list[ShardPlan] = []
+    if ledger is not None and not ledger.is_cleared(layout.PROMPTS):
+        held = frozen(folder)
+    source: layout.Settings = {
+        "source": _sha256(spec.path),
+        **spec.model_dump(exclude={"path", "shard_size"}),
+    }
+    known = source | {"shards": len(held), "pictures": False}
+    if held and ledger is not None and layout.PROMPTS in ledger and ledger[layout.PROMPTS] == known:
+        return Plan(held, len(held), known)
+    first_part = held[-1].part + 1 if held else 0
+    found, pictures = [], False
+    sizes = itertools.chain((shard.prompts for shard in held), itertools.repeat(spec.shard_size))
+    for shard in shards(unique(read(spec), spec.path), sizes):
+        joining = shard.index - len(held)
+        if joining < 0 and held[shard.index].digest != shard.digest:
+            raise StalePrompts(_other_prompts(folder, spec, shard.index))
+        place = (first_part + joining // SHARDS_A_FILE, joining % SHARDS_A_FILE)
+        pictures = pictures or any(prompt.image for prompt in shard.prompts)
+        found.append(
+            held[shard.index]
+            if joining < 0
+            else ShardPlan(shard.index, len(shard.prompts), shard.digest, *place)
+        )
+    if len(found) < len(held):
+        raise StalePrompts(_other_prompts(folder, spec, len(found)))
+    return Plan(found, len(held), source | {"shards": len(found), "pictures": pictures})
+
+
+def freeze(folder: Folder, spec: Prompts, wanted: Plan) -> None:
+    """Writes the shards that join; raises UserError where the source has changed since the plan."""
+    if wanted.frozen == len(wanted.shards):
+        return
+    cut = shards(read(spec), (shard.prompts for shard in wanted.shards))
+    joining = itertools.islice(cut, wanted.frozen, None)
+    for part, plans in itertools.groupby(
+        wanted.shards[wanted.frozen :], key=lambda shard: shard.part
+    ):
+        _write_part(folder, spec, part, list(plans), joining)
+
+
+def _write_part(
+    folder: Folder, spec: Prompts, part: int, plans: list[ShardPlan], source: Iterator[Shard]
+) -> None:
+    footer = {_PLANS_KEY: json.dumps([astuple(shard) for shard in plans])}
+    with (
+        folder.create(layout.prompts_part(part)) as stream,
+        pq.ParquetWriter(
+            stream,
+            _SCHEMA.with_metadata(footer),
+            compression={"image": "none"} | dict.fromkeys(("shard", "id", "text"), "zstd"),
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for wanted in plans:
+            shard = next(source, None)
+            if shard is None or shard.digest != wanted.digest:
+                raise UserError(
+                    f"prompts file {spec.path} changed while it was read; start again when it is "
+                    "complete"
+                )
+            rows = [
+                {"shard": shard.index, "id": prompt.id, "text": prompt.text, "image": prompt.image}
+                for prompt in shard.prompts
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+
+
+def frozen(folder: Folder) -> list[ShardPlan]:
+    """The shards that the folder holds. Raises UserError where a file of theirs is damaged."""
+    found = []
+    for name in folder.names(layout.PROMPTS, ".parquet"):
+        try:
+            with parquet.opened(folder, name) as file:
+                found += [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
+        except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
+            ) from None
+    return sorted(found, key=lambda shard: shard.index)
+
+
+def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
+    """A shard with its prompts. Raises as ``parquet.opened`` does."""
+    with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
+        rows = file.read_row_group(shard.group, columns=["id", "text", "image"]).to_pylist()
+    found = Shard(shard.index, tuple(Prompt(row["id"], row["text"], row["image"]) for row in rows))
+    if found.digest != shard.digest:
+        raise parquet.OtherFile(f"the frozen prompts of shard {shard.index} are not those planned")
+    return found
+
+
+def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:
+    """The prompts' texts of these shards, in order."""
+    for shard in chosen:
+        yield from (prompt.text for prompt in load_shard(folder, shard).prompts)
+
+
+def _sha256(path: str) -> str | None:
+    """Of the source's bytes; None where it cannot be read, which reading it then tells."""
+    try:
+        with open(Path(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _other_prompts(folder: Folder, spec: Prompts, index: int) -> str:
+    return (
+        f"output {folder} holds other prompts than {spec.path} gives now (first difference in shard "
+        f"{index}); its pictures would not match: give another output, the prompts it was begun "
+        "with, or --replace-stale to render all of it again"
+    )

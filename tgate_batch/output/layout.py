@@ -1,0 +1,154 @@
+"""Every name in an output folder, and every setting that decides a folder's content.
+
+No other module spells a name of the output, and no other decides what an identity holds.
+
+    README.md  run.json  made_of.json  history.jsonl      card, config, ledger, an entry an invocation
+    prompts/part-00000.parquet                            the frozen prompts
+    images/<model>/<arm>/shard-00000.parquet              the pictures, one row each
+    features/<extractor>/<model>/<arm>/shard-00000.parquet
+    measured/<metric>/<model>/<arm>/shard-00000.parquet   one number a picture
+    workers/<name>.json                                   where each worker's time went
+    scores/<model>/<arm>.json
+    report/index.html  report.json  report.md
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+
+from tgate_batch.config import Arm, Config, ResolvedSampling
+
+FORMAT = 2  # of the whole folder; 1 had no ledger, and model= and arm= in its folders' names
+
+CARD = "README.md"
+RUN = "run.json"
+LEDGER = "made_of.json"
+HISTORY = "history.jsonl"
+CLAIM = "claim.json"  # only while a driver works here
+DAMAGED = "damaged.json"  # only while a damaged file waits for the next run
+PROMPTS = "prompts"
+IMAGES = "images"
+FEATURES = "features"
+MEASURED = "measured"
+WORKERS = "workers"
+REPORT_JSON = "report/report.json"
+REPORT_MARKDOWN = "report/report.md"
+REPORT_PAGE = "report/index.html"
+IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # as a dataset card names them
+
+ROWS = "rows"  # the measurement that holds each row's status and times
+IDENTITY_KEY = b"tgate_batch.identity"  # in each Parquet file's footer
+
+Settings = dict[str, str | int | float | bool | None]  # flat, so that a difference has a name
+
+
+def prompts_part(number: int) -> str:
+    return f"{PROMPTS}/part-{number:05d}.parquet"
+
+
+def images(model: str, arm: str) -> str:
+    """The folder of an arm's pictures."""
+    return f"{IMAGES}/{model}/{arm}"
+
+
+def features(extractor: str, model: str, arm: str) -> str:
+    """The folder of an arm's features. An extractor's name may be a dotted import."""
+    return f"{FEATURES}/{extractor.replace('/', '-').replace(':', '-')}/{model}/{arm}"
+
+
+def measured(metric: str, model: str, arm: str) -> str:
+    """The folder of one figure a picture."""
+    return f"{MEASURED}/{metric}/{model}/{arm}"
+
+
+def shard_file(folder: str, index: int) -> str:
+    """The file of a shard in a folder of pictures, features or measurements."""
+    return f"{folder}/shard-{index:05d}.parquet"
+
+
+def folder_and_shard(name: str) -> tuple[str, int] | None:
+    """What ``shard_file`` was given; None for a file of another name."""
+    folder, _, file = name.rpartition("/")
+    digits = file.removeprefix("shard-").removesuffix(".parquet")
+    return (folder, int(digits)) if digits.isdecimal() and name == shard_file(
+        folder, int(digits)
+    ) else None
+
+
+def statistics(extractor: str, model: str, arm: str) -> str:
+    """``mu`` and ``sigma`` of an arm's features, as pytorch-fid reads them."""
+    return f"{features(extractor, model, arm)}.npz"
+
+
+def worker(name: str) -> str:
+    return f"{WORKERS}/{name}.json"
+
+
+def scores(model: str, arm: str) -> str:
+    return f"scores/{model}/{arm}.json"
+
+
+def of_pictures(
+    config: Config,
+    model: str,
+    arm: Arm,
+    sampling: ResolvedSampling,
+    checkpoint: str | None,
+    dtype: str,
+) -> Settings:
+    """Everything that decides an arm's pictures, beside the prompts.
+
+    ``checkpoint`` is the fingerprint of the model's files. Batch size, workers, scoring, cost and
+    the length of the prompt set are not in it: they change no picture beyond its last bits.
+    """
+    settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
+    for key, value in sampling.model_dump(exclude={"batch_size"}).items():
+        settings[f"sampling.{key}"] = value
+    for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
+        settings[f"engine.{key}"] = getattr(config.engine, key)
+    settings["images.format"] = config.images.format
+    if config.images.format == "jpeg":
+        settings["images.quality"] = config.images.quality
+    for key in ("gate_step", "sp_interval", "fi_interval", "warm_up"):
+        settings[key] = getattr(arm, key)
+    for key in ("interval", "branch"):
+        settings[f"deepcache.{key}"] = getattr(arm.cache, key, None)
+    return settings
+
+
+def of_rows(pictures: Mapping) -> Settings:
+    """What decides the measurement ``rows``: status, times, and whether a picture is broken."""
+    return {"pictures": identity(pictures), "version": 1}
+
+
+def of_features(pictures: Mapping, extractor: str, version: int, weights: str) -> Settings:
+    """What decides an arm's features; ``weights`` is the sha256 of the extractor's."""
+    return {
+        "pictures": identity(pictures),
+        "extractor": extractor,
+        "version": version,
+        "weights": weights,
+    }
+
+
+def of_measurement(
+    pictures: Mapping, version: int, weights: str | None, baseline: Mapping | None
+) -> Settings:
+    """What decides one metric's figures; ``baseline``: of the pictures it compares with."""
+    return {
+        "pictures": identity(pictures),
+        "version": version,
+        "weights": weights,
+        "baseline": None if baseline is None else identity(baseline),
+    }
+
+
+def identity(settings: Mapping) -> str:
+    """One digest of a folder's settings."""
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def file_identity(settings: Mapping, shard_digest: str) -> str:
+    """What a shard's file carries in its footer: its folder's settings and its prompts."""
+    return sha256((identity(settings) + shard_digest).encode()).hexdigest()
+

@@ -1,0 +1,141 @@
+"""Which measurements a run asks for, where their files stand, and which of them are lacking."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from tgate_batch.config import Model
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import PictureMetric
+from tgate_batch.metrics.features import Extractor, load_extractor
+from tgate_batch.output import layout
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.layout import Settings
+from tgate_batch.output.run import Finished, Run
+from tgate_batch.score.measure import FEATURES, ArmOrder, MeasureOrder
+from tgate_batch.score.metrics import wanted
+from tgate_batch.storage import Folder
+
+EXTRACTOR = "extractor"  # the extractor's key under score.weights
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a run measures of every picture.
+
+    ``metrics`` with the sha256 of their weights. ``problems``: why some cannot be measured.
+    """
+
+    extractor: Extractor | None
+    metrics: tuple[tuple[PictureMetric, str | None], ...]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Run, device: str = "cpu") -> "Measurements":
+        """Reads the config and hashes weights. What cannot be had is a problem, not the end."""
+        score, problems = run.config.score, []
+        extractor, metrics = None, []
+        if score.reference is not None:
+            try:
+                extractor = load_extractor(score.extractor, score.weights.get(EXTRACTOR), device)
+            except UserError as error:
+                problems.append(str(error))
+        for metric in wanted(score, run.config.baseline is not None):
+            path = score.weights[metric.weights] if metric.weights else None
+            try:
+                metrics.append((metric, None if path is None else metric.fingerprint(path)))
+            except UserError as error:
+                problems.append(str(error))
+        return cls(extractor, tuple(metrics), tuple(problems))
+
+    def of_arm(self, run: Run, model: str, arm: str) -> dict[str, tuple[str, Settings]]:
+        """Measurement -> its folder, and what decides its content: all that this arm is to have."""
+        pictures = run.made_of(model, arm)
+        found = {
+            layout.ROWS: (layout.measured(layout.ROWS, model, arm), layout.of_rows(pictures))
+        }
+        if self.extractor is not None:
+            found[FEATURES] = (
+                layout.features(self.extractor.name, model, arm),
+                layout.of_features(
+                    pictures,
+                    self.extractor.name,
+                    self.extractor.version,
+                    self.extractor.sha256,
+                ),
+            )
+        for metric, weights in self.metrics:
+            baseline = None
+            if metric.needs_baseline:
+                if run.config.baseline in (None, arm):
+                    continue
+                baseline = run.made_of(model, str(run.config.baseline))
+            found[metric.name] = (
+                layout.measured(metric.name, model, arm),
+                layout.of_measurement(pictures, metric.version, weights, baseline),
+            )
+        return found
+
+
+def orders(
+    run: Run, asked: Measurements, rendered: Finished
+) -> Iterator[tuple[Model, MeasureOrder]]:
+    """What is lacking, a shard of a model at a time. Enters its folders into the ledger first.
+
+    A folder that holds measurements of another kind is cleared: they are redone, unlike pictures.
+    """
+    for model in run.config.models:
+        arms = {
+            arm: asked.of_arm(run, model.name, arm)
+            for arm in run.config.arms
+            if rendered[model.name, arm]
+        }
+        for folders in arms.values():
+            _enter(run, folders)
+        stand = _standing(run.folder, arms)
+        for shard in run.shards:
+            if order := _order(run, asked, model.name, shard, arms, rendered, stand):
+                yield model, order
+
+
+def _enter(run: Run, folders: Mapping[str, tuple[str, Settings]]) -> None:
+    for folder, settings in folders.values():
+        if folder in run.ledger and run.ledger[folder] != settings:
+            run.ledger.clear(folder)
+        run.ledger.enter(folder, settings)
+
+
+def _standing(folder: Folder, arms: Mapping[str, Mapping[str, tuple[str, Settings]]]) -> set[str]:
+    """The files of measurements that stand. One listing a kind."""
+    return {*folder.names(layout.MEASURED), *folder.names(layout.FEATURES)} if arms else set()
+
+
+def _order(
+    run: Run,
+    asked: Measurements,
+    model: str,
+    shard: ShardPlan,
+    arms: Mapping[str, Mapping[str, tuple[str, Settings]]],
+    rendered: Finished,
+    stand: set[str],
+) -> MeasureOrder | None:
+    baseline = run.config.baseline
+    paired = {metric.name for metric, _ in asked.metrics if metric.needs_baseline}
+    if baseline is None or shard.index not in rendered[model, baseline]:
+        baseline = None
+    found: dict[str, ArmOrder] = {}
+    for arm, folders in arms.items():
+        if shard.index not in rendered[model, arm]:
+            continue
+        files = {}
+        for name, (folder, settings) in folders.items():
+            file = layout.shard_file(folder, shard.index)
+            if file not in stand and not (name in paired and baseline is None):
+                files[name] = (file, layout.file_identity(settings, shard.digest))
+        pictures = layout.shard_file(layout.images(model, arm), shard.index)
+        identity = layout.file_identity(run.made_of(model, arm), shard.digest)
+        found[arm] = ArmOrder((pictures, identity), files)
+    beside = any(name in paired for order in found.values() for name in order.files)
+    needed = {
+        arm: order for arm, order in found.items() if order.files or (beside and arm == baseline)
+    }
+    return MeasureOrder(shard, needed, baseline) if needed else None
