@@ -136,7 +136,7 @@ def _warn_of_missing(run: Run, model: str, arm: str, done: list[ShardPlan]) -> N
 
 
 def _report(run: Run) -> int:
-    """Writes and shows the report; 3 where a quality gate failed."""
+    """Writes and shows the report; 3 where a threshold failed."""
     from tgate_batch.report import page, table
 
     summary = page.write(run)
@@ -152,8 +152,8 @@ def _report(run: Run) -> int:
     errors = sum(arm["errors"] for arm in arms)
     print(f"{images} images, {errors} errors")
     for arm in arms:
-        for gate in arm["gates"]:
-            print(f"{arm['model']} {arm['arm']}: {gate['verdict']}")
+        for judged in arm["thresholds"]:
+            print(f"{arm['model']} {arm['arm']}: {judged['verdict']}")
     print(f"report: {run.folder.path('report/index.html')}")
     return 0 if summary["passed"] else 3
 
@@ -165,7 +165,7 @@ def _reopened(config: Config) -> Run:
         update={
             "score": config.score,
             "cost": config.cost,
-            "gates": config.gates,
+            "thresholds": config.thresholds,
             "workers": config.workers,
         }
     )

@@ -176,11 +176,11 @@ def _check_scored(score: Score) -> None:
     advice = {
         "reference": "give statistics (.npz), a folder of pictures, or leave it out for a run "
         "without distances",
-        "extractor_path": "give the extractor's weights, or leave it out for where it keeps them",
+        "extractor": "give the extractor's weights, or leave it out for where it keeps them",
         "lpips": "give AlexNet's weights, or leave it out",
     }
     for key, hint in advice.items():
-        where = getattr(score, key)
+        where = score.reference if key == "reference" else score.weights.get(key)
         if where not in (None, "drawn") and "://" not in where and not Path(where).exists():
             raise UserError(f"score.{key}: {where} does not exist; {hint}")
 

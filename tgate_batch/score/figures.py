@@ -28,9 +28,11 @@ from tgate_batch.metrics.intervals import (
     paired_interval,
 )
 from tgate_batch.metrics.kid import kid
-from tgate_batch.metrics.paired import Lpips, Psnr, Ssim
+from tgate_batch.metrics.lpips import Lpips
 from tgate_batch.metrics.precision_recall import precision_recall
-from tgate_batch.metrics.reservoir import Sample
+from tgate_batch.metrics.psnr import Psnr
+from tgate_batch.metrics.reservoir import Reservoir
+from tgate_batch.metrics.ssim import Ssim
 from tgate_batch.metrics.throughput import throughput
 from tgate_batch.output import parquet
 from tgate_batch.output.run import Run
@@ -79,14 +81,14 @@ def asked(run: Run) -> Asked:
 
     extractor = None
     if wanted.reference is not None:
-        extractor = loaded(load_extractor, wanted.extractor, wanted.extractor_path)
+        extractor = loaded(load_extractor, wanted.extractor, wanted.weights.get("extractor"))
     metrics: list[PictureMetric] = [PromptAccuracy()]
     if run.config.baseline is not None:
         metrics += [Psnr(), Ssim()]
-        if wanted.lpips is not None:
-            metrics.append(loaded(Lpips, wanted.lpips))
-    if wanted.clip is not None:
-        metrics.append(loaded(ClipScore, wanted.clip))
+        if "lpips" in wanted.weights:
+            metrics.append(loaded(Lpips, wanted.weights["lpips"]))
+    if "clip" in wanted.weights:
+        metrics.append(loaded(ClipScore, wanted.weights["clip"]))
     return Asked(extractor, tuple(filter(None, metrics)), tuple(problems))
 
 
@@ -194,7 +196,7 @@ class _Measured:
         metrics = [metric.name for metric in asked.metrics]
         light = ["prompt_id", "image_number", "broken", *metrics]
         rows = [row for name in tables for row in _read(run, name, light).to_pylist()]
-        sample = Sample(_SAMPLE)
+        sample = Reservoir(_SAMPLE)
         statistics = None
         if asked.extractor is not None and tables:
             statistics = stream(_sampled(sample, (_features(run, name) for name in tables)))
@@ -228,7 +230,7 @@ class _Measured:
         return None if interval is None else asdict(interval)
 
 
-def _sampled(sample: Sample, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _sampled(sample: Reservoir, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     for batch in batches:
         sample.add(batch)
         yield batch
