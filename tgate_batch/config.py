@@ -275,7 +275,7 @@ def _item(here: Any, part: str, override: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "config"
+    where = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] == "extra_forbidden":
         *parents, unknown = fault["loc"]
         known = _known_keys(parents)
@@ -292,7 +292,7 @@ def _explain(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (found {given!r})"
-    return f"{where}: {message}{shown}"
+    return f"{where}: {message}{shown}" if where else message
 
 
 def _known_keys(parents: list) -> list[str]:

@@ -14,7 +14,7 @@ Interval = dict[str, float]  # value (an estimate), low, high
 
 
 def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
-    """The report's columns. ``arms``, entries of report.json, say what their distances are called."""
+    """The report's columns; ``arms``, entries of report.json, say how a distance is called."""
     return (
         Column("model", "model", "{}", tables=_EVERY, bounded=False),
         Column("arm", "arm", "{}", tables=_EVERY, bounded=False),
