@@ -71,20 +71,60 @@ def test_unknown_key_of_an_arm_is_told_with_the_nearest_known_one():
         (lambda data: data.update(arms={"x": {"deepcache": {"interval": 0}}}), "interval=0"),
         (lambda data: data.update(models=["demo", "demo"]), "listed twice"),
         (lambda data: data.update(images={"format": "gif"}), "images.format"),
+        (lambda data: data.update(score={"weights": "a.pth"}), "score.weights"),
+        (lambda data: data.update(score={"weights": {"clip": 7}}), "score.weights.clip"),
+        (lambda data: data.update(thresholds={"fid": {}}), "needs min, max or both"),
+        (lambda data: data.update(thresholds={"fid": {"mx": 1}}), "did you mean 'max'?"),
     ],
 )
 def test_bad_setting_is_told_in_one_line(change, said):
     assert said in refusal(change)
 
 
+def test_older_keys_of_weights_go_on_working():
+    old = config.Score(clip="some/clip", lpips="a.pth", extractor_path="b.pth")
+    weights = {"clip": "some/clip", "lpips": "a.pth", "extractor": "b.pth"}
+    assert old == config.Score(weights=weights)
+    assert config.Score.model_validate(old.model_dump()) == old
+
+
+def test_weights_of_null_are_not_given():
+    assert config.Score(clip=None, weights={"lpips": None, "extractor": "b"}).weights == {
+        "extractor": "b"
+    }
+
+
+@pytest.mark.parametrize("older", [None, "b.pth"])
+def test_weights_given_twice_must_be_the_same(older):
+    def both(data):
+        data.update(score={"lpips": older, "weights": {"lpips": "a.pth"}})
+
+    assert "'lpips' and 'weights.lpips' are one setting and differ" in refusal(both)
+    assert config.Score(lpips="a.pth", weights={"lpips": "a.pth"}).weights == {"lpips": "a.pth"}
+
+
+def test_older_key_gates_is_told_its_new_name():
+    said = refusal(lambda data: data.update(gates={"fid": {"max": 24}}))
+    assert said == "config: the key 'gates' has a new name; rename it to 'thresholds'"
+
+
 def test_overrides_are_laid_over_the_file(file):
     made = config.load(
         file,
-        ["prompts.limit=300", "sampling.steps=4", "arms.v1.gate_step=5", "models.0.path=/x"],
+        [
+            "prompts.limit=300",
+            "sampling.steps=4",
+            "arms.v1.gate_step=5",
+            "models.0.path=/x",
+            "score.weights.clip=some/clip",
+            "thresholds.fid.max=24",
+        ],
     )
     assert made.prompts.limit == 300
     assert made.sampling.steps == 4
     assert made.arms["v1"].gate_step == 5
+    assert made.score.weights == {"clip": "some/clip"}
+    assert made.thresholds["fid"].max == 24
     assert (made.models[0].name, made.models[0].path) == ("demo", "/x")
 
 

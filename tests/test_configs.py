@@ -70,8 +70,8 @@ AT_HOME = [  # what a machine without a GPU, and without the reference statistic
     "sampling.width=64",
     "workers.gpus_each=0",
     "score.reference=null",
-    "score.clip=null",
-    "gates={}",
+    "score.weights={}",
+    "thresholds={}",
 ]
 
 

@@ -116,43 +116,48 @@ class Images(Section):
 
 
 class Score(Section):
-    """What the pictures are compared with."""
+    """What the pictures are compared with; owners of the names in it refuse unknown ones."""
 
     reference: str | None = None  # .npz (mu, sigma), a folder, `drawn`, or None: no distance
     extractor: str = "efficientnet-lite0"  # or `inception`, the only one whose distance is FID
-    extractor_path: str | None = None  # weights of the extractor; None: where it keeps them
     bootstrap: int = Field(100, ge=0)  # resamples behind a distance's interval; 0: none
-    clip: str | None = None  # a CLIPModel (folder or hub id) for the CLIP score; None: not scored
-    lpips: str | None = None  # torchvision's AlexNet weights for LPIPS; None: not scored
+    # metric (clip, lpips, ...) or `extractor` -> where its weights are; a metric that needs some
+    # is measured where they are given
+    weights: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_for_weights(cls, data: Any) -> Any:
+        """Moves the older keys `clip`, `lpips` and `extractor_path` into `weights`."""
+        if not isinstance(data, dict) or not isinstance(data.get("weights") or {}, dict):
+            return data
+        weights = dict(data.get("weights") or {})
+        for old, name in _OLD_WEIGHTS.items():
+            if old not in data:
+                continue
+            if name in weights and weights[name] != data[old]:
+                raise ValueError(
+                    f"{old!r} and 'weights.{name}' are one setting and differ "
+                    f"({data[old]!r}, {weights[name]!r}); give 'weights.{name}' alone"
+                )
+            weights[name] = data[old]
+        given = {name: where for name, where in weights.items() if where is not None}
+        return {key: data[key] for key in data if key not in _OLD_WEIGHTS} | {"weights": given}
 
 
-GATES = (  # what a quality gate may bound, as report/gates.py reads it
-    "fid",
-    "fd",
-    "fid_change_percent",
-    "fd_change_percent",
-    "kid",
-    "clip_score",
-    "prompt_accuracy",
-    "psnr",
-    "ssim",
-    "speedup",
-    "errors_percent",
-    "broken_percent",
-    "usd_per_1000_images",
-)
+_OLD_WEIGHTS = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
 
 
-class Limit(Section):
-    """The window of a quality gate; an arm outside it fails the run."""
+class Threshold(Section):
+    """The window of one figure of the report; an arm outside it fails the run."""
 
     min: float | None = None
     max: float | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> "Limit":
+    def _bounded(self) -> "Threshold":
         if self.min is None and self.max is None:
-            raise ValueError("a gate needs min, max or both")
+            raise ValueError("a threshold needs min, max or both")
         return self
 
 
@@ -172,9 +177,20 @@ class Config(Section):
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
+<<<<<<< HEAD
     gates: dict[Literal[GATES], Limit] = {}  # exit code 3 where an arm is outside
     plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
+=======
+    thresholds: dict[str, Threshold] = {}  # figure -> its window; exit code 3 outside
+>>>>>>> metrics
     output: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gates_have_a_new_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "gates" in data:
+            raise ValueError("the key 'gates' has a new name; rename it to 'thresholds'")
+        return data
 
     @field_validator("models", mode="before")
     @classmethod
@@ -265,7 +281,7 @@ def _item(here: Any, part: str, override: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "config"
+    where = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] == "extra_forbidden":
         *parents, unknown = fault["loc"]
         known = _known_keys(parents)
@@ -274,8 +290,6 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {where!r}; {hint}"
     if fault["type"] == "missing":
         return f"{where!r} is missing"
-    if "[key]" in fault["loc"] and fault["loc"][0] == "gates":
-        return f"unknown gate {fault['loc'][1]!r}; one of: {', '.join(GATES)}"
     if "[key]" in fault["loc"]:
         return (
             f"{where!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
@@ -284,12 +298,12 @@ def _explain(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (found {given!r})"
-    return f"{where}: {message}{shown}"
+    return f"{where}: {message}{shown}" if where else message
 
 
 def _known_keys(parents: list) -> list[str]:
     here: type[BaseModel] = Config
-    sections = {"models": Model, "arms": Arm}
+    sections: dict[str, type[BaseModel]] = {"models": Model, "arms": Arm, "thresholds": Threshold}
     for part in parents:
         if part in sections:
             here = sections[part]

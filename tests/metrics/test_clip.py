@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers import (
 )
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.clip import ClipScore
+from tgate_batch.metrics.clip import METRIC, ClipScore
 
 PROMPTS = ["red", "a blue dog", "cab " * 100]
 
@@ -81,3 +82,33 @@ def test_a_folder_without_a_model_says_so_in_one_line(tmp_path):
     with pytest.raises(UserError, match="CLIP cannot be loaded") as caught:
         ClipScore(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_identity_follows_the_files_that_loading_reads(checkpoint, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    before = METRIC.fingerprint(str(checkpoint))
+    assert METRIC.fingerprint(str(copy)) == before
+    (copy / "README.md").write_text("read by nobody")
+    assert METRIC.fingerprint(str(copy)) == before
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert METRIC.fingerprint(str(copy)) != before
+
+
+def test_identity_of_a_hub_id_is_that_of_its_cached_files(checkpoint, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--clip" / "snapshots" / ("0" * 40)
+    shutil.copytree(checkpoint, snapshot)
+    (tmp_path / "models--some--clip" / "refs").mkdir()
+    (tmp_path / "models--some--clip" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert METRIC.fingerprint("some/clip") == METRIC.fingerprint(str(checkpoint))
+
+
+def test_what_is_no_checkpoint_has_no_identity(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for place in (str(tmp_path), "some/clip", "/no/such/folder"):
+        with pytest.raises(UserError, match="CLIP cannot be loaded") as caught:
+            METRIC.fingerprint(place)
+        assert "\n" not in str(caught.value)

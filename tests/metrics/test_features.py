@@ -12,7 +12,10 @@ from tgate_batch.metrics.features import (
     INCEPTION_FILE,
     EfficientNetLite0,
     Inception,
+    check_extractor,
+    extractor_sha256,
     inception_input,
+    known_extractors,
     load_extractor,
 )
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
@@ -197,6 +200,26 @@ def test_an_extractor_of_ones_own_is_named_by_module_and_class():
 
 @pytest.mark.parametrize("name", ["incepton", "no.such.module:X", f"{__name__}:NoSuchClass"])
 def test_an_unknown_extractor_says_so_in_one_line(name):
-    with pytest.raises(UserError, match="extractor") as caught:
-        load_extractor(name)
-    assert "\n" not in str(caught.value)
+    for look in (load_extractor, check_extractor, extractor_sha256):
+        with pytest.raises(UserError, match="extractor") as caught:
+            look(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_known_extractors_are_known_without_their_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert known_extractors() == ("inception", "efficientnet-lite0")
+    for name in (*known_extractors(), f"{__name__}:MeanColour"):
+        check_extractor(name)
+
+
+def test_an_extractor_has_the_sha256_that_it_has_once_loaded(ours, hub, lite):
+    assert extractor_sha256("inception") == extractor_sha256("inception", hub) == ours.sha256
+    assert extractor_sha256("efficientnet-lite0") == lite.sha256
+    assert extractor_sha256(f"{__name__}:MeanColour") == "0" * 64
+
+
+def test_missing_weights_have_no_sha256(tmp_path):
+    for name in known_extractors():
+        with pytest.raises(UserError, match=r"w\.pth"):
+            extractor_sha256(name, tmp_path / "w.pth")

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import alexnet
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.paired import Lpips
+from tgate_batch.metrics.lpips import METRIC, Lpips
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,7 @@ def test_weights_of_another_network_say_so_in_one_line(tmp_path):
 def test_missing_weights_say_so(tmp_path):
     with pytest.raises(UserError, match="is not there"):
         Lpips(tmp_path / "w.pth")
+
+
+def test_its_identity_is_that_of_its_weights_file(backbone):
+    assert METRIC.fingerprint(str(backbone)) == hashlib.sha256(backbone.read_bytes()).hexdigest()

@@ -1,21 +1,20 @@
 import pytest
 
-from tgate_batch import config
-from tgate_batch.config import GATES, Limit
+from tgate_batch.config import Threshold
 from tgate_batch.errors import UserError
-from tgate_batch.report.thresholds import judge
+from tgate_batch.report.thresholds import check, judge, known
 
 BASELINE = {"images": 999, "errors": 1, "broken": 0, "fd": 20.0, "fid": None, "paired": None}
 ARM = {**BASELINE, "fd": 23.0, "paired": {"psnr": 28.0}, "clip_score": 31.7}
 
 
-def verdict(name, arm=ARM, **limit):
-    (found,) = judge(arm, BASELINE, {name: Limit(**limit)})
+def verdict(name, arm=ARM, **bounds):
+    (found,) = judge(arm, BASELINE, {name: Threshold(**bounds)})
     return found
 
 
 @pytest.mark.parametrize(
-    ("name", "limit", "margin"),
+    ("name", "bounds", "margin"),
     [
         ("fd", {"max": 23.5}, 0.5),
         ("fd", {"max": 22.0}, -1.0),
@@ -26,8 +25,8 @@ def verdict(name, arm=ARM, **limit):
         ("psnr", {"min": 30}, -2.0),
     ],
 )
-def test_margin_says_by_how_much(name, limit, margin):
-    found = verdict(name, **limit)
+def test_margin_says_by_how_much(name, bounds, margin):
+    found = verdict(name, **bounds)
     assert found["margin"] == pytest.approx(margin)
     assert found["passed"] is (margin >= 0)
 
@@ -38,23 +37,51 @@ def test_what_was_not_measured_fails():
     assert found["verdict"] == "FAIL fid was not measured, and must be at most 24"
 
 
+def test_older_key_has_the_same_name():
+    found = verdict("fd", max=24)
+    assert found["threshold"] == found["gate"] == "fd"
+
+
 def test_baseline_is_not_judged_beside_itself():
-    limits = {name: Limit(max=1) for name in GATES}
-    judged = {found["gate"] for found in judge(BASELINE, BASELINE, limits)}
-    assert judged == set(GATES) - {
+    judged = judge(BASELINE, BASELINE, {name: Threshold(max=1) for name in known()})
+    assert set(known()) - {found["threshold"] for found in judged} == {
         "fid_change_percent",
         "fd_change_percent",
+        "macs_saved",
         "psnr",
         "ssim",
+        "lpips",
         "speedup",
     }
 
 
-@pytest.mark.parametrize(
-    ("gates", "said"),
-    [({"fdi": {"max": 1}}, "unknown gate 'fdi'"), ({"fid": {}}, "needs min, max or both")],
-)
-def test_bad_gate_is_refused(gates, said):
-    data = {"models": ["demo"], "prompts": {"path": "x"}, "arms": {"a": {}}, "output": "o"}
-    with pytest.raises(UserError, match=said):
-        config.parse({**data, "gates": gates})
+def test_arm_without_rows_has_no_share_of_errors():
+    empty = {"images": 0, "errors": 0, "broken": 0}
+    assert verdict("errors_percent", empty, max=0)["value"] is None
+
+
+def test_thresholds_of_before_are_still_known():
+    check(
+        {
+            "fid",
+            "fd",
+            "fid_change_percent",
+            "fd_change_percent",
+            "kid",
+            "clip_score",
+            "prompt_accuracy",
+            "psnr",
+            "ssim",
+            "speedup",
+            "errors_percent",
+            "broken_percent",
+            "usd_per_1000_images",
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["fdi", "model", "distance_interval"])
+def test_unknown_threshold_is_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match=f"unknown figure '{name}'.*fid, fd") as caught:
+        check({name: Threshold(max=1)})
+    assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.frechet import Statistics
-from tgate_batch.metrics.reservoir import Sample
+from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.output.parquet import write_records
 from tgate_batch.records import ImageRecord
 from tgate_batch.score.reference import drawn_reference, load_reference, reference_of
@@ -158,7 +158,7 @@ def test_a_sample_does_not_depend_on_batches():
     rows = np.arange(1000.0).reshape(500, 2)
     samples = []
     for size in (7, 500):
-        sample = Sample(20)
+        sample = Reservoir(20)
         for start in range(0, 500, size):
             sample.add(rows[start : start + size])
         samples.append(sample.rows)
@@ -168,7 +168,7 @@ def test_a_sample_does_not_depend_on_batches():
 
 def test_a_sample_larger_than_the_set_is_the_set():
     rows = np.arange(10.0).reshape(5, 2)
-    sample = Sample(20)
+    sample = Reservoir(20)
     sample.add(rows)
     np.testing.assert_array_equal(sample.rows, rows)
 
@@ -176,7 +176,7 @@ def test_a_sample_larger_than_the_set_is_the_set():
 def test_every_row_is_as_likely_to_be_in_a_sample():
     hits = np.zeros(10)
     for seed in range(2000):
-        sample = Sample(3, seed)
+        sample = Reservoir(3, seed)
         for row in np.arange(10):
             sample.add(np.array([[row]]))
         hits[sample.rows[:, 0]] += 1

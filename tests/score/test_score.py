@@ -142,8 +142,8 @@ def test_damaged_shard_is_told_and_the_others_are_scored(run, capsys):
         ({"clip_score": {"min": 1}}, 3, "FAIL clip_score was not measured"),
     ],
 )
-def test_gate_decides_the_exit_code_and_says_by_how_much(run, capsys, limits, code, said):
-    scored(run, code, gates=limits)
+def test_threshold_decides_the_exit_code_and_says_by_how_much(run, capsys, limits, code, said):
+    scored(run, code, thresholds=limits)
     assert said in capsys.readouterr().out
     report = json.loads(run.folder.read("report/report.json"))
     assert report["passed"] is (code == 0)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.demo import pictures
+from tgate_batch.metrics.entry import Column, Measure, PictureMetric
 
 
 class PromptAccuracy:
@@ -15,7 +16,6 @@ class PromptAccuracy:
     nothing. ``aspect`` is one of ``tgate_batch.demo.pictures.ASPECTS``.
     """
 
-    higher_is_better = True
     needs_baseline = False
 
     def __init__(self, aspect: str = "all"):
@@ -32,3 +32,22 @@ class PromptAccuracy:
     ) -> np.ndarray:
         held = map(pictures.check, images, prompts)
         return np.array([np.nan if found is None else found[self._aspect] for found in held], float)
+
+
+def _load(weights: str | None, device: str) -> Measure:
+    return PromptAccuracy()
+
+
+METRIC = PictureMetric(
+    name="prompt_accuracy",
+    column=Column(
+        "prompt_accuracy",
+        "prompt accuracy",
+        "{:.1%}",
+        better="higher",
+        tables=("pictures", "brief"),
+        change_heading="accuracy change [95% CI]",
+        change_pattern="{:+.1%}",
+    ),
+    load=_load,
+)

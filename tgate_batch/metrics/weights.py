@@ -1,11 +1,15 @@
 """Weights of a metric's network, from a file that is only ever read as tensors."""
 
+from __future__ import annotations
+
 import hashlib
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tgate_batch.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -13,6 +17,8 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
     ``weights_only`` keeps a file from running code.
     """
+    import torch
+
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"weights file {path} is not there")

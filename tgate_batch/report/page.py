@@ -36,8 +36,8 @@ def _markdown(summary: dict[str, Any]) -> str:
         lines += [f"## {title}", "", table.markdown(rows), ""]
     lines += [f"- {note}" for note in _notes(summary["arms"])]
     for arm in summary["arms"]:
-        for gate in arm["gates"]:
-            lines.append(f"- gate: {arm['model']} {arm['arm']}: {gate['verdict']}")
+        for judged in arm["thresholds"]:
+            lines.append(f"- threshold: {arm['model']} {arm['arm']}: {judged['verdict']}")
         for row in arm["error_rows"]:
             lines.append(
                 f"- error: {arm['model']} {arm['arm']} prompt {row['prompt_id']}: {row['error']}"

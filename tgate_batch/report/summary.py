@@ -6,7 +6,7 @@ from typing import Any
 from tgate_batch.metrics.cost import usd_per_1000_images
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
-from tgate_batch.report import thresholds as gates
+from tgate_batch.report import thresholds
 
 
 def score_name(model: str, arm: str) -> str:
@@ -28,14 +28,15 @@ def summarize(run: Run) -> dict[str, Any]:
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
         _beside_baseline(arm, baseline)
-        arm["gates"] = gates.judge(arm, baseline, run.config.gates)
+        arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds)
+        arm["gates"] = arm["thresholds"]  # their older key, for this version
     return {
         "run": describe(run) | {"output": str(run.folder)},
         "arms": arms,
         "workers": together(
             [json.loads(run.folder.read(name)) for name in run.folder.names("workers", ".json")]
         ),
-        "passed": all(gate["passed"] for arm in arms for gate in arm["gates"]),
+        "passed": all(judged["passed"] for arm in arms for judged in arm["thresholds"]),
     }
 
 

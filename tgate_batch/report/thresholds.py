@@ -1,39 +1,63 @@
-"""Quality gates: a run's figures held against the windows of its config.
+"""Thresholds: a run's figures held against the windows of its config.
 
-A figure that was not measured fails its gate, so that a nightly run cannot pass by measuring less.
+A figure that was not measured fails its threshold, so that a nightly run cannot pass by measuring
+less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tgate_batch.config import Limit
+from tgate_batch.config import Threshold
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.report.columns import columns
 
-_BESIDE_BASELINE = {"fid_change_percent", "fd_change_percent", "psnr", "ssim", "speedup"}
+
+def known() -> tuple[str, ...]:
+    """The figures that a threshold may bound, in the order of the report's columns."""
+    return tuple(_bounded())
+
+
+def check(thresholds: Iterable[str]) -> None:
+    """Raises UserError for a threshold on something else than a figure of the report."""
+    for name in thresholds:
+        if name not in _bounded():
+            raise UserError(f"thresholds: unknown figure {name!r}; one of: {', '.join(known())}")
 
 
 def judge(
-    arm: dict[str, Any], baseline: dict[str, Any] | None, limits: Mapping[str, Limit]
+    arm: Arm, baseline: Arm | None, thresholds: Mapping[str, Threshold]
 ) -> list[dict[str, Any]]:
-    """One entry a gate: its name, value, limits, ``margin`` (negative: by how much it failed),
-    ``passed``, and the verdict in words. Gates beside the baseline do not judge the baseline."""
+    """One entry a threshold, for an arm's entry of report.json and its baseline's.
+
+    An entry has the threshold's name, the value, the bounds, ``margin`` (negative: by how much it
+    failed), ``passed``, and the verdict in words. Comparisons with the baseline do not judge the
+    baseline. Raises UserError for an unknown name.
+    """
+    check(thresholds)
+    bounded = _bounded()
     return [
-        _judged(name, _value(name, arm, baseline), limit)
-        for name, limit in limits.items()
-        if not (arm is baseline and name in _BESIDE_BASELINE)
+        _judged(name, bounded[name].value(arm, baseline), threshold)
+        for name, threshold in thresholds.items()
+        if not (arm is baseline and bounded[name].beside_baseline)
     ]
 
 
-def _judged(name: str, value: float | None, limit: Limit) -> dict[str, Any]:
+def _bounded() -> dict[str, Column]:
+    return {column.name: column for column in columns() if column.bounded}
+
+
+def _judged(name: str, value: float | None, threshold: Threshold) -> dict[str, Any]:
     margins = []
-    if value is not None and limit.min is not None:
-        margins.append(value - limit.min)
-    if value is not None and limit.max is not None:
-        margins.append(limit.max - value)
+    if value is not None and threshold.min is not None:
+        margins.append(value - threshold.min)
+    if value is not None and threshold.max is not None:
+        margins.append(threshold.max - value)
     margin = min(margins, default=None)
     passed = margin is not None and margin >= 0
     window = " and ".join(
         f"{word} {bound:g}"
-        for word, bound in (("at least", limit.min), ("at most", limit.max))
+        for word, bound in (("at least", threshold.min), ("at most", threshold.max))
         if bound is not None
     )
     if margin is None:
@@ -43,27 +67,12 @@ def _judged(name: str, value: float | None, limit: Limit) -> dict[str, Any]:
     else:
         verdict = f"FAIL {name} {value:.6g} must be {window}, missed by {-margin:.4g}"
     return {
-        "gate": name,
+        "threshold": name,
+        "gate": name,  # its older key, for this version
         "value": value,
-        "min": limit.min,
-        "max": limit.max,
+        "min": threshold.min,
+        "max": threshold.max,
         "margin": margin,
         "passed": passed,
         "verdict": verdict,
     }
-
-
-def _value(name: str, arm: dict[str, Any], baseline: dict[str, Any] | None) -> float | None:
-    if name in ("errors_percent", "broken_percent"):
-        count = arm[name.removesuffix("_percent")]
-        rows = arm["images"] + arm["errors"]
-        return 100 * count / rows if rows else None
-    if name in ("fid_change_percent", "fd_change_percent"):
-        key = name.removesuffix("_change_percent")
-        before = None if baseline is None else baseline.get(key)
-        return 100 * (arm[key] / before - 1) if before and arm.get(key) is not None else None
-    if name in ("psnr", "ssim"):
-        return (arm.get("paired") or {}).get(name)
-    if name == "kid":
-        return (arm.get("kid") or {}).get("mean")
-    return arm.get(name)

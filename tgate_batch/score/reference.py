@@ -21,7 +21,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.metrics.broken import broken
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import Statistics, stream
-from tgate_batch.metrics.reservoir import Sample
+from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.output.parquet import read_batches
 from tgate_batch.storage import Folder
 
@@ -79,7 +79,7 @@ def reference_of(
 ) -> Reference:
     """A reference of pictures that come as (name, encoded bytes), in memory of a few batches."""
     digest = hashlib.sha256()
-    sample = Sample(keep)
+    sample = Reservoir(keep)
     left_out: list[str] = []
 
     def hashed() -> Iterator[tuple[str, bytes]]:

@@ -113,7 +113,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     from tgate_batch.metrics.features import load_extractor
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
     from tgate_batch.metrics.intervals import frechet_change, paired_interval
-    from tgate_batch.metrics.paired import Psnr
+    from tgate_batch.metrics.psnr import Psnr
     from tgate_batch.models.macs import macs_of
 
     pipe, prompts, rows = load(folder), captions(count), []

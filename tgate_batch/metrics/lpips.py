@@ -1,0 +1,79 @@
+"""Learned perceptual distance between a picture and the baseline's (Zhang et al. 2018)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.pairs import pairs, tensor
+from tgate_batch.metrics.weights import load_weights
+
+
+class Lpips:
+    """Learned perceptual distance, 0 for equal pictures (Zhang et al. 2018, AlexNet).
+
+    The layer weights come with torchmetrics; the backbone's are a file of torchvision's AlexNet
+    (``alexnet-owt-7be5be79.pth``), which has to be given.
+    """
+
+    name = "lpips"
+    needs_baseline = True
+
+    def __init__(self, path: str | Path, device: str = "cpu"):
+        """Raises UserError where the file is missing or holds something else."""
+        from torchmetrics.functional.image.lpips import _LPIPS
+
+        self._device = device
+        self._network = _LPIPS(net="alex", pnet_rand=True)
+        backbone = self._network.net
+        weights = load_weights(path)
+        try:
+            # torchmetrics cuts AlexNet into slices that keep its layer numbers: slice2.3 is 3.
+            backbone.load_state_dict(
+                {key: weights[f"features.{key.split('.', 1)[1]}"] for key in backbone.state_dict()}
+            )
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not torchvision's AlexNet: {reason}") from None
+        self._network.to(device)
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return np.array(
+                [
+                    float(
+                        self._network(
+                            tensor(image).to(self._device),
+                            tensor(baseline).to(self._device),
+                            normalize=True,
+                        )
+                    )
+                    for image, baseline in pairs(images, baselines)
+                ],
+                float,
+            )
+
+
+def _load(weights: str | None, device: str) -> Measure:
+    assert weights is not None  # its key under score.weights switches the metric on
+    return Lpips(weights, device)
+
+
+METRIC = PictureMetric(
+    name="lpips",
+    column=Column("lpips", "LPIPS", "{:.3f}", better="lower", tables=("pictures",)),
+    load=_load,
+    needs_baseline=True,
+    weights="lpips",
+    weights_are="AlexNet's weights",
+)

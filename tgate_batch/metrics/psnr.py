@@ -1,0 +1,45 @@
+"""Peak signal-to-noise ratio between a picture and the baseline's, in dB."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.pairs import pairs
+
+_SAME_PICTURE = 100.0  # dB
+
+
+class Psnr:
+    """Peak signal-to-noise ratio, dB; equal pictures count as 100 dB, so that a mean exists."""
+
+    name = "psnr"
+    needs_baseline = True
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        return np.array([_psnr(*pair) for pair in pairs(images, baselines)], float)
+
+
+def _psnr(image: np.ndarray, baseline: np.ndarray) -> float:
+    squared = np.square(image.astype(np.float64) - baseline).mean()
+    if squared == 0:
+        return _SAME_PICTURE
+    return min(float(10 * np.log10(255**2 / squared)), _SAME_PICTURE)
+
+
+def _load(weights: str | None, device: str) -> Measure:
+    return Psnr()
+
+
+METRIC = PictureMetric(
+    name="psnr",
+    column=Column("psnr", "PSNR (dB)", "{:.1f}", better="higher", tables=("pictures", "brief")),
+    load=_load,
+    needs_baseline=True,
+)

@@ -1,0 +1,44 @@
+"""Structural similarity between a picture and the baseline's (Wang et al. 2004)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.pairs import pairs, tensor
+
+
+class Ssim:
+    """Structural similarity, at most 1 (Wang et al. 2004; torchmetrics' 11-pixel Gaussian)."""
+
+    name = "ssim"
+    needs_baseline = True
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        baselines: Sequence[Image.Image] | None = None,
+    ) -> np.ndarray:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+        return np.array(
+            [
+                float(ssim(tensor(image), tensor(baseline), data_range=1.0))
+                for image, baseline in pairs(images, baselines)
+            ],
+            float,
+        )
+
+
+def _load(weights: str | None, device: str) -> Measure:
+    return Ssim()
+
+
+METRIC = PictureMetric(
+    name="ssim",
+    column=Column("ssim", "SSIM", "{:.3f}", better="higher", tables=("pictures",)),
+    load=_load,
+    needs_baseline=True,
+)

@@ -1,0 +1,135 @@
+"""Every metric of single pictures, in the order of the tables, and what a run wants of them."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tgate_batch.config import Score
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import Measure, PictureMetric
+from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
+
+MODULES = (  # each has a METRIC
+    "tgate_batch.metrics.psnr",
+    "tgate_batch.metrics.ssim",
+    "tgate_batch.metrics.lpips",
+    "tgate_batch.metrics.clip",
+    "tgate_batch.demo.accuracy",
+)
+METRICS: list[PictureMetric] = []  # those of MODULES, then what `register` adds
+
+EXTRACTOR = "extractor"  # the key under `score.weights` that belongs to no metric
+
+Loaded = TypeVar("Loaded")
+
+
+def register(module: str) -> PictureMetric:
+    """Adds the ``METRIC`` of a module, given by its dotted name; a second time changes nothing.
+
+    Every process that measures or reports has to register it. Raises UserError where the module
+    cannot be imported or has no such entry, and where another metric has its name.
+    """
+    try:
+        metric = importlib.import_module(module).METRIC
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"no metric can be had from module {module!r}: {error}") from None
+    if not isinstance(metric, PictureMetric):
+        kind = type(metric).__name__
+        raise UserError(f"METRIC of module {module!r} is a {kind}; it has to be a PictureMetric")
+    if metric in METRICS:
+        return metric
+    if metric.name in known():
+        raise UserError(
+            f"module {module!r} names its metric {metric.name!r}, as another metric is named; "
+            "give it a name of its own"
+        )
+    METRICS.append(metric)
+    return metric
+
+
+def known() -> tuple[str, ...]:
+    """The metrics' names, in the order of the tables."""
+    return tuple(metric.name for metric in METRICS)
+
+
+def wanted(score: Score, has_baseline: bool) -> tuple[PictureMetric, ...]:
+    """The metrics that a run measures.
+
+    Those that compare with the baseline need a baseline, those with weights their key under
+    ``score.weights``.
+    """
+    return tuple(
+        metric
+        for metric in METRICS
+        if (has_baseline or not metric.needs_baseline)
+        and (metric.weights is None or metric.weights in score.weights)
+    )
+
+
+def check(score: Score) -> None:
+    """Finds what scoring would miss, before anything is rendered; loads no network.
+
+    Raises UserError for an unknown extractor, an unknown key of ``score.weights``, and a file that
+    does not exist. URIs and hub ids are not looked up.
+    """
+    check_extractor(score.extractor)
+    if score.reference not in (None, "drawn"):
+        hint = "give statistics (.npz), a folder of pictures, or leave it out for a run without "
+        _check_exists("reference", score.reference, hint + "distances")
+    users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
+    for key, where in score.weights.items():
+        if key == EXTRACTOR:
+            hint = "give the extractor's weights, or leave it out for where it keeps them"
+            _check_exists("weights.extractor", where, hint)
+        elif key not in users:
+            keys = ", ".join((*users, EXTRACTOR))
+            raise UserError(f"score.weights: unknown key {key!r}; one of: {keys}")
+        elif not users[key].may_be_hub_id:
+            hint = f"give {users[key].weights_are}, or leave it out"
+            _check_exists(f"weights.{key}", where, hint)
+
+
+def _check_exists(key: str, where: str, hint: str) -> None:
+    if "://" not in where and not Path(where).expanduser().exists():
+        raise UserError(f"score.{key}: {where} does not exist; {hint}")
+
+
+@dataclass(frozen=True)
+class LoadedMetrics:
+    """What measures a run's pictures; ``problems`` says why some of it cannot, a line each."""
+
+    extractor: Extractor | None
+    measures: tuple[tuple[PictureMetric, Measure], ...]
+    problems: tuple[str, ...]
+
+
+def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics:
+    """Loads the extractor (where there is a reference) and the metrics that a run wants.
+
+    What cannot be loaded is a problem; the others are loaded all the same.
+    """
+    problems: list[str] = []
+
+    def loaded(load: Callable[..., Loaded], *arguments: str | None) -> Loaded | None:
+        try:
+            return load(*arguments, device)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    extractor = None
+    if score.reference is not None:
+        extractor = loaded(load_extractor, score.extractor, score.weights.get(EXTRACTOR))
+    measures = []
+    for metric in wanted(score, has_baseline):
+        where = None if metric.weights is None else score.weights[metric.weights]
+        measure = loaded(metric.load, where)
+        if measure is not None:
+            measures.append((metric, measure))
+    return LoadedMetrics(extractor, tuple(measures), tuple(problems))
+
+
+for _module in MODULES:
+    register(_module)
