@@ -14,11 +14,16 @@ from tgate_batch import cli, workflow
 def job() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and leave")
+    parser.add_argument(
+        "--replace-stale",
+        action="store_true",
+        help="delete pictures of other settings than the config's, and render them again",
+    )
     arguments = parser.parse_args()
     config = cli.read_config(arguments)
     if arguments.dry_run:
-        return workflow.dry_run(config)
-    return workflow.render(config)
+        return workflow.dry_run(config, arguments.replace_stale)
+    return workflow.render(config, arguments.replace_stale)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ models.catalogue models.fingerprint models.checkpoint models.engine models.runne
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
-output.layout output.ledger output.claim output.parquet output.frozen output.run output.history
-output.card output
-score.metrics score.reference score.measure score.figures score
+output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
+output.history output
+score.metrics score.reference score.measure score.measurements score.figures score
 report.columns report.thresholds report.table report.summary report.page report
-execute.task execute.pool execute.worker execute.local execute.ray execute.progress
+execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
 execute.again execute
 workflow
 cli

@@ -1,22 +1,15 @@
 import os
 import pickle
 
-import pyarrow as pa
 import pytest
 
 from tgate_batch.errors import UserError
-from tgate_batch.output import parquet
-from tgate_batch.records import ImageRecord
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, without_credentials
 
 
 @pytest.fixture
 def folder(tmp_path):
     return Folder(str(tmp_path / "out"))
-
-
-def rows(count):
-    return [ImageRecord(str(i), 0, "a cat", i, "ok", image=bytes([i])) for i in range(count)]
 
 
 def test_file_appears_under_its_name_only_when_whole(folder):
@@ -66,27 +59,28 @@ def test_unknown_kind_of_storage_is_refused():
         Folder("nowhere://bucket/out")
 
 
-def test_only_a_whole_file_of_the_same_shard_is_done(folder, tmp_path):
-    name = parquet.images_name("m", "a", 0)
-    assert not parquet.is_done(folder, name, "digest", 3)
-    parquet.write_records(folder, name, rows(3), "digest")
-    assert parquet.is_done(folder, name, "digest", 3)
-    assert not parquet.is_done(folder, name, "digest", 4)
-    assert not parquet.is_done(folder, name, "other", 3)
-    file = tmp_path / "out" / name
-    file.write_bytes(file.read_bytes()[:-20])
-    assert not parquet.is_done(folder, name, "digest", 3)
+def test_file_that_is_there_is_not_written_first(folder):
+    assert folder.write_first("a.txt", "one")
+    assert not folder.write_first("a.txt", "two")
+    assert folder.read("a.txt") == b"one"
+    assert folder.names("") == ["a.txt"]
 
 
-def test_picture_bytes_are_stored_uncompressed_in_small_row_groups(folder):
-    name = parquet.images_name("m", "a", 0)
-    parquet.write_records(folder, name, rows(100), "digest", {"macs_per_image": "5"})
-    with folder.open(name) as file:
-        footer = pa.parquet.read_metadata(file)
-    assert footer.num_row_groups == 4
-    columns = [footer.row_group(0).column(i) for i in range(footer.num_columns)]
-    kept = {column.path_in_schema: column.compression for column in columns}
-    assert kept["image.bytes"] == "UNCOMPRESSED"
-    assert kept["prompt"] == "ZSTD"
-    assert footer.metadata[b"macs_per_image"] == b"5"
-    assert b"huggingface" in footer.metadata
+def test_lines_are_added_at_the_end(folder):
+    folder.append("a.txt", "one")
+    folder.append("a.txt", "two")
+    assert folder.read("a.txt") == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/out", "s3://bucket/out"),
+        ("s3://bucket/out?region=eu&secret_key=S", "s3://bucket/out?region=eu"),
+        ("s3://bucket/out?access_key=A&secret_key=S&region=eu", "s3://bucket/out?region=eu"),
+        ("say --output=gs://user:pw@b/o twice", "say --output=gs://b/o twice"),
+        ("out/demo", "out/demo"),
+    ],
+)
+def test_credentials_are_taken_out_of_a_uri(uri, shown):
+    assert without_credentials(uri) == shown

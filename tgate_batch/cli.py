@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tgate_batch import config
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
+from tgate_batch.execute import plugins
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -31,11 +32,16 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(arguments: argparse.Namespace) -> Config:
-    """The config with ``--set`` and ``--output`` laid over it; raises UserError."""
+    """The config with ``--set`` and ``--output`` laid over it, its plugins registered.
+
+    Raises UserError.
+    """
     overrides = list(arguments.set)
     if arguments.output is not None:
         overrides.append(f"output={json.dumps(arguments.output)}")
-    return config.load(arguments.config, overrides)
+    read = config.load(arguments.config, overrides)
+    plugins.register(read.plugins)
+    return read
 
 
 def main(job: Callable[[], int | None]) -> None:

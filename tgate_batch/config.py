@@ -52,6 +52,23 @@ class Sampling(Section):
     images_per_prompt: int = Field(1, ge=1, le=10_000)
 
 
+OWN_SCHEDULER = "the checkpoint's own"
+
+
+class ResolvedSampling(Section):
+    """How one model samples, with nothing left open."""
+
+    steps: int
+    guidance_scale: float
+    height: int  # pixels
+    width: int  # pixels
+    scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
+    negative_prompt: str
+    batch_size: int  # pictures a batch
+    seed: int
+    images_per_prompt: int
+
+
 class Arm(Section):
     """One condition under comparison; without a plan or DeepCache it is a baseline."""
 
@@ -177,12 +194,8 @@ class Config(Section):
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
-<<<<<<< HEAD
-    gates: dict[Literal[GATES], Limit] = {}  # exit code 3 where an arm is outside
-    plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
-=======
     thresholds: dict[str, Threshold] = {}  # figure -> its window; exit code 3 outside
->>>>>>> metrics
+    plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
     output: str
 
     @model_validator(mode="before")

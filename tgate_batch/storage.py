@@ -17,15 +17,17 @@ from pyarrow import NativeFile, fs
 from tgate_batch.errors import UserError
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
-_USER = re.compile(r"(\w+://)[^/@\s]*@")
+_USER_INFO = re.compile(r"(\w+://)[^/@\s]*@")
 _SECRET_PARAMETER = re.compile(
-    r"([?&])[^=&\s]*(?:key|secret|token|password|credential|sig)[^=&\s]*=[^&\s]*", re.IGNORECASE
+    r"(?<=[?&])[^=&?\s]*(?:key|secret|token|password|credential|sig)[^=&\s]*=[^&\s]*&?|"
+    r"&[^=&?\s]*(?:key|secret|token|password|credential|sig)[^=&\s]*=[^&\s]*$",
+    re.IGNORECASE,
 )
 
 
 def without_credentials(text: str) -> str:
     """The text with user names, passwords and keys taken out of every URI in it."""
-    return _SECRET_PARAMETER.sub(r"\1", _USER.sub(r"\1", text)).rstrip("?&")
+    return _SECRET_PARAMETER.sub("", _USER_INFO.sub(r"\1", text))
 
 
 class Folder:

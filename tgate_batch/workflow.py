@@ -4,17 +4,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from tgate_batch import config as configs
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
-from tgate_batch.models import catalogue
-from tgate_batch.output import card, history, layout, run as runs
+from tgate_batch.output import card, history, layout
+from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
 from tgate_batch.output.run import Pending, Prepared, Run
 from tgate_batch.records import Receipt
@@ -35,11 +33,11 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     return runs.prepare(config, replace_stale)
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: Config, replace_stale: bool = False) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
-    from tgate_batch.models.macs import macs_per_image
+    from tgate_batch.models.macs import macs_of_arm
 
-    run = prepare(config)
+    run = prepare(config, replace_stale)
     stand = runs.finished(run)
     device = "GPU" if config.workers.gpus_each else "CPU"
     rate = _ASSUMED_MACS_PER_SECOND[device]
@@ -47,13 +45,11 @@ def dry_run(config: Config) -> int:
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(stand[model.name, name])
-        macs = macs_per_image(model, arm, run.sampling(model.name))
-        each = macs["macs_per_image_with_attention"]
-        total += (each or 0) * run.images_per_arm
-        shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
+        each = macs_of_arm(model, arm, run.sampling(model.name)).per_image_with_attention
+        total += each * run.images_per_arm
         print(
-            f"  {model.name} {name}: {run.images_per_arm} images, {shown}, "
-            f"{done} of {len(run.shards)} shards done"
+            f"  {model.name} {name}: {run.images_per_arm} images, "
+            f"{each / 1e9:,.1f} G MACs an image, {done} of {len(run.shards)} shards done"
         )
     hours = total / rate / 3600
     price = config.cost.usd_per_gpu_hour

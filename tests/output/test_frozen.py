@@ -82,7 +82,7 @@ def test_other_prompts_are_refused(folder, captions, change):
         wanted = spec(captions)
     else:
         wanted = spec(captions, limit=7)
-    with pytest.raises(StalePrompts, match="other prompts .* shard 1"):
+    with pytest.raises(StalePrompts, match=r"other prompts .* shard 1"):
         frozen.plan(folder, wanted, Ledger(folder))
 
 
@@ -115,5 +115,5 @@ def test_conditioning_pictures_are_frozen_too(folder, tmp_path):
 def test_damaged_part_is_one_clear_line(folder, captions):
     freeze(folder, spec(captions))
     folder.write(layout.prompts_part(0), b"PAR1")
-    with pytest.raises(UserError, match="part-00000.parquet is damaged"):
+    with pytest.raises(UserError, match=r"part-00000\.parquet is damaged"):
         frozen.frozen(folder)

@@ -31,7 +31,9 @@ def strings(source: str) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            found.append("".join(p.value if isinstance(p, ast.Constant) else "{" for p in node.values))
+            found.append(
+                "".join(p.value if isinstance(p, ast.Constant) else "{" for p in node.values)
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
             text = node.value if isinstance(node.value, str) else node.value.decode("latin1")
             if id(node) not in told:

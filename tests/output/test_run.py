@@ -4,24 +4,37 @@ import pytest
 
 from tgate_batch import config
 from tgate_batch.errors import UserError
-from tgate_batch.output import parquet
+from tgate_batch.output import layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
 
 
-def prepared(settings, **sections):
+def merged(settings, sections):
     data = {**settings}
     for section, changes in sections.items():
-        data[section] = {**data[section], **changes} if isinstance(changes, dict) else changes
-    return runs.prepare(config.parse(data))
+        old = data.get(section, {})
+        data[section] = {**old, **changes} if isinstance(changes, dict) else changes
+    return config.parse(data)
 
 
-def pretend(run, model, arm, shard):
-    """Writes a shard's file without rendering."""
-    prompts = range(run.shards[shard].prompts)
-    rows = [ImageRecord(str(i), 0, "x", 0, "ok") for i in prompts]
-    name = parquet.images_name(model, arm, shard)
-    parquet.write_records(run.folder, name, rows, run.shards[shard].digest)
+def prepared(settings, replace_stale=False, **sections):
+    return runs.prepare(merged(settings, sections), replace_stale)
+
+
+def begun(settings, replace_stale=False, **sections):
+    run = prepared(settings, replace_stale, **sections)
+    runs.begin(run)
+    return run
+
+
+def pretend(run, arm, *shards):
+    """Writes shards' files without rendering."""
+    for index in shards:
+        plan = run.shards[index]
+        rows = [ImageRecord(str(i), 0, "x", 0, "ok") for i in range(plan.prompts)]
+        name = layout.shard_file(layout.images("sd15", arm), index)
+        identity = layout.file_identity(run.made_of("sd15", arm), plan.digest)
+        parquet.write_records(run.folder, name, "sd15", arm, rows, identity)
 
 
 def test_preparing_writes_nothing(settings, tmp_path):
@@ -30,55 +43,164 @@ def test_preparing_writes_nothing(settings, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_only_what_has_no_file_is_missing(settings):
-    run = prepared(settings)
-    pretend(run, "sd15", "baseline", 0)
-    pretend(run, "sd15", "tgate", 0)
-    pretend(run, "sd15", "tgate", 2)
-    left = [(work.shard.index, work.arms) for work in runs.missing(run, runs.open_arms(run))]
-    assert left == [(1, ("baseline", "tgate")), (2, ("baseline",))]
+def test_only_what_has_no_file_is_pending(settings):
+    run = begun(settings)
+    pretend(run, "baseline", 0)
+    pretend(run, "tgate", 0, 2)
+    assert runs.pending(run) == {"sd15": {1: ("baseline", "tgate"), 2: ("baseline",)}}
+
+
+def test_damaged_file_is_pending_again_until_it_is_drawn(settings):
+    run = begun(settings)
+    pretend(run, "baseline", 0, 1, 2)
+    pretend(run, "tgate", 0, 1, 2)
+    name = layout.shard_file(layout.images("sd15", "tgate"), 1)
+    runs.note_damaged(run.folder, {name: "flipped bits"})
+    assert runs.pending(run) == {"sd15": {1: ("tgate",)}}
+    runs.note_damaged(run.folder, {})
+    assert runs.pending(run) == {"sd15": {}}
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "named"),
+    ("section", "change", "said"),
     [
-        ("sampling", {"steps": 5}, "sampling.steps"),
-        ("sampling", {"seed": 1}, "sampling.seed"),
-        ("sampling", {"negative_prompt": "blurry"}, "sampling.negative_prompt"),
-        ("prompts", {"limit": 7}, "prompts"),
-        ("prompts", {"shard_size": 5}, "prompts.shard_size"),
-        ("arms", {"tgate": {"gate_step": 3}}, "arms.tgate"),
-        ("images", {"format": "png"}, "images.format"),
+        ("sampling", {"steps": 5}, "sampling.steps 4 there and 5 in the config"),
+        ("sampling", {"seed": 1}, "sampling.seed 0 there and 1 in"),
+        ("sampling", {"guidance_scale": 5.0}, "sampling.guidance_scale 4.0 there and 5.0 in"),
+        (
+            "sampling",
+            {"negative_prompt": "blurry"},
+            "sampling.negative_prompt '' there and 'blurry'",
+        ),
+        (
+            "sampling",
+            {"scheduler": "EulerDiscreteScheduler"},
+            "sampling.scheduler 'DDIMScheduler' there and 'EulerDiscreteScheduler' in",
+        ),
+        ("arms", {"tgate": {"gate_step": 3}}, "arm tgate of sd15 has gate_step 2 there and 3 in"),
+        ("images", {"format": "png"}, "images.format 'webp' there and 'png' in"),
+        ("engine", {"fused_qkv": True}, "engine.fused_qkv false there and true in"),
     ],
 )
-def test_other_pictures_in_the_same_folder_are_refused_by_name(settings, section, change, named):
-    settings.setdefault("images", {})
-    runs.freeze(prepared(settings))
-    with pytest.raises(UserError, match=named):
+def test_other_pictures_in_the_same_folder_are_refused_by_name(settings, section, change, said):
+    begun(settings)
+    with pytest.raises(UserError) as caught:
         prepared(settings, **{section: change})
+    assert said in str(caught.value)
+    assert "--replace-stale" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_dtype_is_refused(settings):
+    begun(settings)
+    model = {**settings["models"][0], "dtype": "bfloat16"}
+    with pytest.raises(UserError, match="dtype 'float32' there and 'bfloat16' in"):
+        prepared(settings, models=[model])
+
+
+def test_another_checkpoint_under_the_same_path_is_refused(settings, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(settings["models"][0]["path"], folder)
+    settings = {**settings, "models": [{"name": "sd15", "path": str(folder)}]}
+    begun(settings)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="arm baseline of sd15 has checkpoint"):
+        prepared(settings)
+
+
+def test_arm_that_left_and_came_back_with_another_gate_is_refused(settings):
+    run = begun(settings)
+    pretend(run, "tgate", 0)
+    alone = {**settings, "arms": {"baseline": {}}}
+    begun(alone)
+    with pytest.raises(UserError, match="arm tgate of sd15 has gate_step 2 there and 3 in"):
+        prepared(settings, arms={"tgate": {"gate_step": 3}})
+
+
+def test_stale_pictures_are_replaced_when_asked(settings):
+    run = begun(settings)
+    pretend(run, "tgate", 0, 1, 2)
+    pretend(run, "baseline", 0, 1, 2)
+    run = begun(settings, replace_stale=True, arms={"tgate": {"gate_step": 3}})
+    assert runs.pending(run) == {"sd15": dict.fromkeys(range(3), ("tgate",))}
+    assert run.made_of("sd15", "tgate")["gate_step"] == 3
+
+
+def test_other_prompts_are_refused_and_replaced_when_asked(settings, captions):
+    run = begun(settings)
+    pretend(run, "baseline", 0, 1, 2)
+    captions.write_text(captions.read_text().replace("number 9", "number nine"))
+    with pytest.raises(UserError, match="other prompts"):
+        prepared(settings)
+    run = begun(settings, replace_stale=True)
+    assert len(runs.pending(run)["sd15"]) == 3
+
+
+def test_replacing_prompts_that_was_killed_goes_on(settings, captions):
+    run = begun(settings)
+    pretend(run, "baseline", 0, 1, 2)
+    captions.write_text(captions.read_text().replace("number 9", "number nine"))
+    run = prepared(settings, replace_stale=True)
+    run.ledger.clear(*run.stale)  # and no further
+    run = begun(settings)
+    assert len(runs.pending(run)["sd15"]) == 3
+    assert runs.load_run(settings["output"]).shards == run.shards
 
 
 @pytest.mark.parametrize(
     ("section", "change"),
     [
         ("sampling", {"batch_size": 3}),
-        ("workers", {"max": 2}),
+        ("workers", {"max": 2, "executor": "local"}),
         ("cost", {"usd_per_gpu_hour": 1.0}),
         ("arms", {"new": {"gate_step": 3}}),
+        ("engine", {"decode_batch_size": 1}),
+        ("prompts", {"shard_size": 5}),
+        ("score", {"bootstrap": 7}),
     ],
 )
 def test_what_changes_no_picture_may_change(settings, section, change):
-    settings.setdefault("workers", {})
-    settings.setdefault("cost", {})
-    runs.freeze(prepared(settings))
+    begun(settings)
     assert prepared(settings, **{section: change}).prompts == 10
 
 
-def test_changed_caption_is_refused(settings, captions):
-    runs.freeze(prepared(settings))
-    captions.write_text(captions.read_text().replace("number 9", "number nine"))
-    with pytest.raises(UserError, match="other settings of prompts"):
+def test_model_in_another_place_is_the_same_model(settings, tmp_path):
+    import shutil
+
+    begun(settings)
+    moved = tmp_path / "moved"
+    shutil.copytree(settings["models"][0]["path"], moved)
+    prepared(settings, models=[{"name": "sd15", "path": str(moved)}])
+
+
+def test_output_of_an_older_format_is_refused_with_one_line(settings):
+    run = begun(settings)
+    run.folder.write(layout.RUN, json.dumps({"config": {}}))
+    for refused in (lambda: prepared(settings), lambda: runs.load_run(settings["output"])):
+        with pytest.raises(UserError, match="has format 1, and this version reads format 2"):
+            refused()
+
+
+def test_pictures_without_an_entry_are_refused(settings):
+    run = begun(settings)
+    pretend(run, "tgate", 0)
+    run.folder.delete(layout.LEDGER)
+    with pytest.raises(UserError, match=r"made_of\.json does not say what it was made of"):
         prepared(settings)
+
+
+def test_change_by_another_run_between_preparing_and_beginning_is_refused(settings):
+    first, second = prepared(settings), prepared(settings)
+    runs.begin(first)
+    with pytest.raises(UserError, match="changed by another run"):
+        runs.begin(second)
 
 
 def test_plan_beyond_the_steps_is_refused(settings):
@@ -91,15 +213,23 @@ def test_folder_that_is_no_model_is_refused(settings, tmp_path):
         prepared(settings, models=[{"name": "sd15", "path": str(tmp_path)}])
 
 
-def test_frozen_run_is_opened_as_it_was(settings):
-    run = prepared(settings)
-    runs.freeze(run)
-    again = runs.opened(settings["output"])
+def test_run_is_loaded_as_it_was(settings):
+    run = begun(settings)
+    again = runs.load_run(settings["output"])
     assert again.config == run.config
     assert again.shards == run.shards
-    assert json.loads(run.folder.read("run.json"))["prompts"] == 10
+    assert again.made_of("sd15", "tgate") == run.made_of("sd15", "tgate")
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        runs.opened(str(tmp_path))
+        runs.load_run(str(tmp_path))
+
+
+def test_credentials_are_written_nowhere(settings):
+    secret = "s3://KEY:SECRET@bucket/ref.npz?region=x&access_key=AK&token=T"
+    run = begun(settings, score={"reference": secret})
+    content = b"".join(run.folder.read(name) for name in run.folder.names(""))
+    for word in (b"SECRET", b"KEY:", b"AK", b"token=T"):
+        assert word not in content
+    assert b"s3://bucket/ref.npz?region=x" in content

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tgate_batch.config import Config, Model
+from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.models import catalogue
 from tgate_batch.output import frozen, history, layout, parquet
@@ -42,8 +43,7 @@ class Worker:
         open_runner: Callable[[Model, Config], Any] | None = None,
     ):
         """``open_runner`` loads a model; None: what the catalogue says."""
-        for module in config.plugins:
-            catalogue.register_plugin(module)
+        plugins.register(config.plugins)
         self._config = config
         self._folder = folder
         self._open_runner = open_runner
@@ -131,13 +131,13 @@ class Worker:
 
     def _about(self, model: Model, name: str) -> dict[str, str]:
         """What every file of a (model, arm) says of itself."""
-        from tgate_batch.models.macs import macs_per_image
+        from tgate_batch.models.macs import macs_of_arm
 
         if (model.name, name) not in self._known:
             arm = self._config.arms[name]
             sampling = catalogue.resolve(model.name, self._config.sampling)
             with self._times.timed("load"), _without_collection():
-                macs = macs_per_image(model, arm, sampling)
+                macs = macs_of_arm(model, arm, sampling).columns()
             self._known[model.name, name] = {
                 "settings": arm.model_dump_json(),
                 "made_by": json.dumps(history.software() | {"device": self._device_name}),

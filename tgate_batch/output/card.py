@@ -23,7 +23,8 @@ what it took to make it. Rows that failed have `status` error and say why.
 datasets.load_dataset("{folder}")
 ```
 
-`{run}` has the settings, `{ledger}` what each folder's files are made of, `{history}` who made them.
+`{run}` has the settings, `{ledger}` what each folder's files are made of, and `{history}` who made
+them.
 """
 
 

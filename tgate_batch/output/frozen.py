@@ -175,7 +175,7 @@ def _sha256(path: str) -> str | None:
 
 def _other_prompts(folder: Folder, spec: Prompts, index: int) -> str:
     return (
-        f"output {folder} holds other prompts than {spec.path} gives now (first difference in shard "
+        f"output {folder} holds other prompts than {spec.path} gives (they differ first in shard "
         f"{index}); its pictures would not match: give another output, the prompts it was begun "
         "with, or --replace-stale to render all of it again"
     )

@@ -2,7 +2,7 @@
 
 No other module spells a name of the output, and no other decides what an identity holds.
 
-    README.md  run.json  made_of.json  history.jsonl      card, config, ledger, an entry an invocation
+    README.md  run.json  made_of.json  history.jsonl      card, config, ledger, who made it
     prompts/part-00000.parquet                            the frozen prompts
     images/<model>/<arm>/shard-00000.parquet              the pictures, one row each
     features/<extractor>/<model>/<arm>/shard-00000.parquet
@@ -70,9 +70,11 @@ def folder_and_shard(name: str) -> tuple[str, int] | None:
     """What ``shard_file`` was given; None for a file of another name."""
     folder, _, file = name.rpartition("/")
     digits = file.removeprefix("shard-").removesuffix(".parquet")
-    return (folder, int(digits)) if digits.isdecimal() and name == shard_file(
-        folder, int(digits)
-    ) else None
+    return (
+        (folder, int(digits))
+        if digits.isdecimal() and name == shard_file(folder, int(digits))
+        else None
+    )
 
 
 def statistics(extractor: str, model: str, arm: str) -> str:
@@ -151,4 +153,3 @@ def identity(settings: Mapping) -> str:
 def file_identity(settings: Mapping, shard_digest: str) -> str:
     """What a shard's file carries in its footer: its folder's settings and its prompts."""
     return sha256((identity(settings) + shard_digest).encode()).hexdigest()
-

@@ -1,4 +1,4 @@
-"""One config in one output folder: what may be rendered there, what is finished, what is pending."""
+"""One config in one output folder: what may be rendered there, what is finished and pending."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -84,7 +84,9 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
             raise
         stale = ledger.names()
         plan = frozen.plan(folder, config.prompts, None)
-    fingerprints = {model.name: fingerprint(model, _dtype(config, model)) for model in config.models}
+    fingerprints = {
+        model.name: fingerprint(model, _dtype(config, model)) for model in config.models
+    }
     run = Prepared(config, folder, plan.shards, ledger, plan, fingerprints=fingerprints)
     found = _stale(run)
     if found and not replace_stale:
@@ -103,7 +105,9 @@ def begin(run: Prepared) -> None:
     """
     try:
         if not run.ledger.is_current():
-            raise UserError(f"output {run.folder} was changed by another run meanwhile: start again")
+            raise UserError(
+                f"output {run.folder} was changed by another run meanwhile: start again"
+            )
         run.folder.clear_temporary()
         run.ledger.finish_clearing()
         if run.stale:

@@ -85,11 +85,15 @@ class Renderer:
 
         They get the rows that ``render`` gave them where it batched them so. Raises DeviceLost.
         """
-        known = {(picture.prompt.id, picture.number): picture for picture in self._pictures(shard, {})}
+        known = {
+            (picture.prompt.id, picture.number): picture for picture in self._pictures(shard, {})
+        }
         batch = [known[key] for key in keys]
         failed = [picture.failed(picture.error) for picture in batch if picture.error is not None]
         ready = [picture for picture in batch if picture.error is None]
-        with gated(self._painter.pipeline, arm.plan, guided=self._painter.guided, deepcache=arm.cache):
+        with gated(
+            self._painter.pipeline, arm.plan, guided=self._painter.guided, deepcache=arm.cache
+        ):
             rows = [row() for row in self._settle(ready, "again", shard, largest=len(batch))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from tgate_batch.output import parquet
+from tgate_batch.output import layout, parquet
 from tgate_batch.output.run import Run
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.report import table
@@ -23,9 +23,9 @@ _GALLERY_PIXELS = 256  # the longest side of a picture on the page
 def write(run: Run) -> dict[str, Any]:
     """Writes ``report/`` from the scores on disk; returns the content of ``report.json``."""
     summary = summarize(run)
-    run.folder.write("report/report.json", json.dumps(summary, indent=2))
-    run.folder.write("report/report.md", _markdown(summary))
-    run.folder.write("report/index.html", _html(run, summary))
+    run.folder.write(layout.REPORT_JSON, json.dumps(summary, indent=2))
+    run.folder.write(layout.REPORT_MARKDOWN, _markdown(summary))
+    run.folder.write(layout.REPORT_PAGE, _html(run, summary))
     return summary
 
 
@@ -134,17 +134,26 @@ def _gallery(run: Run, model: str) -> dict[str, Any]:
 
 def _pictures(run: Run, model: str, arm: str) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     count = 0
-    for shard in run.shards:
-        if count >= _GALLERY_PROMPTS or not run.is_done(model, arm, shard):
+    for row in _rows(run, model, arm):
+        if count >= _GALLERY_PROMPTS:
             return
-        name = parquet.images_name(model, arm, shard.index)
-        columns = ["prompt_id", "image_number", "prompt", "image"]
-        for batch in parquet.read_batches(run.folder, name, columns):
-            for row in batch.to_pylist():
-                if row["image_number"] == 0 and count < _GALLERY_PROMPTS:
-                    count += 1
-                    shown = {"prompt": row["prompt"], "picture": _data_uri(row["image"])}
-                    yield (row["prompt_id"], 0), shown
+        if row["image_number"] == 0:
+            count += 1
+            shown = {"prompt": row["prompt"], "picture": _data_uri(row["image"])}
+            yield (row["prompt_id"], 0), shown
+
+
+def _rows(run: Run, model: str, arm: str) -> Iterator[dict[str, Any]]:
+    """An arm's rows in order, until a shard that is missing or damaged."""
+    columns = ["prompt_id", "image_number", "prompt", "image"]
+    for shard in run.shards:
+        name = layout.shard_file(layout.images(model, arm), shard.index)
+        try:
+            identity = layout.file_identity(run.made_of(model, arm), shard.digest)
+            for batch in parquet.read_batches(run.folder, name, columns, identity=identity):
+                yield from batch.to_pylist()
+        except (*parquet.DAMAGE, KeyError):
+            return
 
 
 def _data_uri(image: dict[str, Any] | None) -> str | None:

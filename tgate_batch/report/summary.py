@@ -4,14 +4,10 @@ import json
 from typing import Any
 
 from tgate_batch.metrics.cost import usd_per_1000_images
+from tgate_batch.output import history, layout
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
 from tgate_batch.report import thresholds
-
-
-def score_name(model: str, arm: str) -> str:
-    """Where an arm's scores lie inside the output folder."""
-    return f"scores/model={model}/arm={arm}.json"
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -23,7 +19,7 @@ def summarize(run: Run) -> dict[str, Any]:
     arms = [
         _arm(run, model.name, name, arm)
         for model, name, arm in run.pairs()
-        if run.folder.exists(score_name(model.name, name))
+        if run.folder.exists(layout.scores(model.name, name))
     ]
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
@@ -31,17 +27,57 @@ def summarize(run: Run) -> dict[str, Any]:
         arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds)
         arm["gates"] = arm["thresholds"]  # their older key, for this version
     return {
-        "run": describe(run) | {"output": str(run.folder)},
+        "run": _run(run, arms),
         "arms": arms,
         "workers": together(
-            [json.loads(run.folder.read(name)) for name in run.folder.names("workers", ".json")]
+            [
+                json.loads(run.folder.read(name))
+                for name in run.folder.names(layout.WORKERS, ".json")
+            ]
         ),
         "passed": all(judged["passed"] for arm in arms for judged in arm["thresholds"]),
     }
 
 
+def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was rendered, and who made it: what the files say, not this process.
+
+    ``versions`` and ``git`` are of those who drew most files; ``made_by`` has all of them.
+    """
+    makers = sorted(
+        (maker for arm in arms for maker in arm.get("made_by", ())),
+        key=lambda maker: -maker["files"],
+    )
+    most = makers[0] if makers else history.software()
+    pictures = {
+        layout.images(model.name, name): run.made_of(model.name, name)
+        for model, name, _ in run.pairs()
+        if layout.images(model.name, name) in run.ledger
+    }
+    return describe(run) | {
+        "output": str(run.folder),
+        "pictures": pictures,
+        "versions": most["versions"],
+        "git": most["git"],
+        "made_by": _together(makers),
+    }
+
+
+def _together(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Equal makers of several arms, their files added up."""
+    found: list[dict[str, Any]] = []
+    for maker in makers:
+        about = {key: value for key, value in maker.items() if key != "files"}
+        same = next((m for m in found if all(m[key] == about[key] for key in about)), None)
+        if same is None:
+            found.append(dict(maker))
+        else:
+            same["files"] += maker["files"]
+    return found
+
+
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
-    scores = json.loads(run.folder.read(score_name(model, name)))
+    scores = json.loads(run.folder.read(layout.scores(model, name)))
     plan = None
     if arm.plan is not None:
         plan = {

@@ -26,9 +26,8 @@ from tgate_batch.metrics.precision_recall import precision_recall
 from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.metrics.throughput import throughput
 from tgate_batch.output import frozen, layout, parquet
-from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.score.measure import FEATURES, TIMES, Key, features_of, keys_of, macs_and_maker
+from tgate_batch.score.measure import FEATURES, Key, features_of, keys_of, macs_and_maker
 from tgate_batch.score.measurements import Measurements
 from tgate_batch.score.reference import Reference, drawn_reference, load_reference
 
@@ -156,9 +155,7 @@ class ArmMeasures:
         footers = [dict(macs_and_maker(_footer(table))) for table in tables]
         macs = {key: next((f[key] for f in footers if key in f), None) for key in _MACS}
         made_by = _counted([f["made_by"] for f in footers if "made_by" in f])
-        return cls(
-            rows, macs, made_by, statistics, sample.rows, keys, figures, broken, len(tables)
-        )
+        return cls(rows, macs, made_by, statistics, sample.rows, keys, figures, broken, len(tables))
 
     def mean(self, metric: str) -> float | None:
         known = list(self.figures[metric].values())
@@ -292,7 +289,9 @@ def _change(
     )
 
 
-def _figures(asked: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None) -> dict[str, Any]:
+def _figures(
+    asked: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None
+) -> dict[str, Any]:
     """Means over pictures: those against the baseline's under ``paired``, the others by name.
 
     ``change`` holds the others' paired difference to the baseline.

@@ -83,9 +83,7 @@ def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measu
     metrics = {metric.name: (metric, call) for metric, call in loaded.measures}
     with ExitStack() as stack:
         arms = _Arms(folder, order, stack)
-        found = {
-            name: _Tables(arm, loaded.extractor, metrics) for name, arm in order.arms.items()
-        }
+        found = {name: _Tables(arm, loaded.extractor, metrics) for name, arm in order.arms.items()}
         problems: dict[str, None] = dict.fromkeys(loaded.problems)
         while group := arms.next_group():
             others = group.get(order.baseline or "", _Group(None, []))

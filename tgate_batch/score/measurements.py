@@ -12,10 +12,8 @@ from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
 from tgate_batch.output.run import Finished, Run
 from tgate_batch.score.measure import FEATURES, ArmOrder, MeasureOrder
-from tgate_batch.score.metrics import wanted
+from tgate_batch.score.metrics import EXTRACTOR, wanted
 from tgate_batch.storage import Folder
-
-EXTRACTOR = "extractor"  # the extractor's key under score.weights
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class Measurements:
     def of_arm(self, run: Run, model: str, arm: str) -> dict[str, tuple[str, Settings]]:
         """Measurement -> its folder, and what decides its content: all that this arm is to have."""
         pictures = run.made_of(model, arm)
-        found = {
-            layout.ROWS: (layout.measured(layout.ROWS, model, arm), layout.of_rows(pictures))
-        }
+        found = {layout.ROWS: (layout.measured(layout.ROWS, model, arm), layout.of_rows(pictures))}
         if self.extractor is not None:
             found[FEATURES] = (
                 layout.features(self.extractor.name, model, arm),
