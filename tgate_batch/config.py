@@ -52,6 +52,23 @@ class Sampling(Section):
     images_per_prompt: int = Field(1, ge=1, le=10_000)
 
 
+OWN_SCHEDULER = "the checkpoint's own"
+
+
+class ResolvedSampling(Section):
+    """How one model samples, with nothing left open."""
+
+    steps: int
+    guidance_scale: float
+    height: int  # pixels
+    width: int  # pixels
+    scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
+    negative_prompt: str
+    batch_size: int  # pictures a batch
+    seed: int
+    images_per_prompt: int
+
+
 class Arm(Section):
     """One condition under comparison; without a plan or DeepCache it is a baseline."""
 

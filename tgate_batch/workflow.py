@@ -19,7 +19,7 @@ _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
 
 def dry_run(config: Config) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
-    from tgate_batch.models.counting import arm_macs
+    from tgate_batch.models.macs import macs_of_arm
 
     run = runs.prepare(config)
     device = "GPU" if config.workers.gpus_each else "CPU"
@@ -28,9 +28,9 @@ def dry_run(config: Config) -> int:
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(run.done(model.name, name))
-        each = arm_macs(run, model, arm)["macs_per_image_with_attention"]
-        total += (each or 0) * run.images_per_arm
-        shown = "MACs not counted" if each is None else f"{each / 1e9:,.1f} G MACs an image"
+        each = macs_of_arm(model, arm, run.sampling(model.name)).per_image_with_attention
+        total += each * run.images_per_arm
+        shown = f"{each / 1e9:,.1f} G MACs an image"
         print(
             f"  {model.name} {name}: {run.images_per_arm} images, {shown}, "
             f"{done} of {len(run.shards)} shards done"

@@ -60,7 +60,7 @@ class Pool:
         self,
         run: Run,
         renders: bool = True,
-        open_painter: Callable[[Model, Config], Any] | None = None,
+        open_runner: Callable[[Model, Config], Any] | None = None,
     ):
         """Workers start at once; if the pool ``renders``, with the first model that is to.
 
@@ -71,7 +71,7 @@ class Pool:
         start()
         self._run = run
         self._limits: Workers = run.config.workers
-        self._arguments = (run, open_painter)
+        self._arguments = (run, open_runner)
         self._seats: list[_Seat] = []
         self._kind = ray.remote(Worker).options(
             num_cpus=self._limits.cpus_each,

@@ -21,13 +21,13 @@ from tgate_batch.render.time_sheet import Energy, Stages
 class Worker:
     """One process with one model or extractor; renders and measures shards, writes their files."""
 
-    def __init__(self, run: Run, open_painter: Callable[[Model, Config], Any] | None = None):
-        """``open_painter`` loads a model; None: what the catalogue says."""
+    def __init__(self, run: Run, open_runner: Callable[[Model, Config], Any] | None = None):
+        """``open_runner`` loads a model; None: what the catalogue says."""
         self._stages = Stages()
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._run = run
         self._config = run.config
-        self._open_painter = open_painter
+        self._open_runner = open_runner
         self._device = threading.Lock()  # two tasks overlap, but only one computes
         self._loaded: tuple[str, Any] | None = None
         self._asked: Any = None
@@ -98,12 +98,12 @@ class Worker:
 
     def _about(self, model: Model, name: str) -> dict[str, str]:
         """What every file of a (model, arm) says of itself."""
-        from tgate_batch.models.counting import arm_macs
+        from tgate_batch.models.macs import macs_of_arm
 
         if (model.name, name) not in self._known:
             arm = self._config.arms[name]
             with self._stages.timed("load"), _without_collection():
-                macs = arm_macs(self._run, model, arm)
+                macs = macs_of_arm(model, arm, self._run.sampling(model.name)).columns()
             self._known[model.name, name] = {
                 "model": model.name,
                 "arm": name,
@@ -129,7 +129,7 @@ class Worker:
     def _opened(self, model: Model) -> Any:
         import torch
 
-        from tgate_batch.models.runner import open_painter
+        from tgate_batch.models.runner import open_runner
         from tgate_batch.render.shard import Renderer
 
         self._limit_threads()
@@ -138,8 +138,8 @@ class Worker:
             self._device_name = torch.cuda.get_device_name()
             gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
         self._energy = Energy(gpu)
-        painter = (self._open_painter or open_painter)(model, self._config)
-        return Renderer(painter, self._config.images, self._name, self._stages)
+        runner = (self._open_runner or open_runner)(model, self._config)
+        return Renderer(runner, self._config.images, self._name, self._stages)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tgate_batch.config import Arm, Config, Model, Sampling, Score
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling, Score
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import checkpoint
 from tgate_batch.output import parquet
 from tgate_batch.prompts import read as prompts
 from tgate_batch.prompts.read import ShardPlan
@@ -38,7 +39,7 @@ class Run:
     def images_per_arm(self) -> int:
         return self.prompts * self.config.sampling.images_per_prompt
 
-    def sampling(self, model: str) -> Sampling:
+    def sampling(self, model: str) -> ResolvedSampling:
         return catalogue.resolve(model, self.config.sampling)
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
@@ -83,7 +84,7 @@ def prepare(config: Config) -> Run:
     """
     for model in config.models:
         sampling = catalogue.resolve(model.name, config.sampling)
-        catalogue.checkpoint(model)
+        checkpoint(model)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
     _check_scored(config.score)
@@ -162,7 +163,7 @@ def missing(run: Run, wanted: OpenArms) -> Iterator[Missing]:
                 yield Missing(model, shard, arms[shard.index])
 
 
-def _check_arm(model: str, name: str, arm: Arm, sampling: Sampling) -> None:
+def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
     if arm.plan is None:
         return
     try:
