@@ -15,6 +15,8 @@ from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate.plan import DeepCache, GatePlan
 from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import load
+from tgate_batch.models.family import Entry
 
 # Names of the reference's versions -> names of the catalogue.
 _ALSO = {
@@ -62,7 +64,7 @@ def job() -> None:
         drawn = _draw(row, options, plan, call)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if row.draws_video:
+    if catalogue.family_of(row.name).draws == "video":
         file = folder / "test.mp4"
         file.write_bytes(_film(drawn))
     else:
@@ -71,11 +73,11 @@ def job() -> None:
     print(file)
 
 
-def _call(row: catalogue.Entry, options: argparse.Namespace) -> dict[str, Any]:
+def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
     size = {"height": options.height, "width": options.width}
     call = {name: pixels for name, pixels in size.items() if pixels is not None}
-    if row.draws_video:
+    if catalogue.family_of(row.name).draws == "video":
         if options.image is None:
             raise UserError(f"--model {row.name} begins with a picture; give one with --image")
         return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
@@ -111,16 +113,14 @@ def _writable(path: str) -> Path:
     return folder
 
 
-def _draw(
-    row: catalogue.Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]
-) -> Any:
+def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]) -> Any:
     import torch
 
     from tgate_batch.gate.loaders import with_tgate
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = catalogue.resolve(row.name, Sampling())
-    pipe = catalogue.load(Model(name=row.name, path=options.path), sampling, device)
+    pipe = load(Model(name=row.name, path=options.path), sampling, device)
     pipe.set_progress_bar_config(disable=False)
     with_tgate(pipe, plan, DeepCache(3, 0) if options.deepcache else None)
     output = pipe.tgate(

@@ -20,8 +20,7 @@ from rich.table import Table
 
 from tgate_batch import cli, config
 from tgate_batch.models import catalogue
-from tgate_batch.models.counting import macs_of_arm
-from tgate_batch.models.macs import Macs, count_parts, find_architecture, macs_of
+from tgate_batch.models.macs import Macs, count_parts, find_architecture, macs_of, macs_of_arm
 from tgate_batch.models.published import PUBLISHED, Published, published_for
 
 
@@ -46,13 +45,13 @@ def job() -> None:
 
 def published_row(row: Published, parts: bool) -> dict[str, Any]:
     """One published figure beside its count, and beside that of the documented settings."""
-    architecture = catalogue.entry(row.model)
+    entry = catalogue.entry(row.model)
     settings = {"steps": row.steps, "guidance_scale": row.guidance_scale}
     counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
     made = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
     made |= {
         "guidance_scale": row.guidance_scale,
-        "size": [architecture.width, architecture.height],
+        "size": [entry.width, entry.height],
     }
     if row.documented is not None:
         plan, deepcache = row.documented
@@ -63,7 +62,8 @@ def published_row(row: Published, parts: bool) -> dict[str, Any]:
             "documented_macs_t": documented.per_image / 1e12,
             "documented_relative_error": documented.per_image / 1e12 / row.macs_t - 1,
         }
-    return made | (_parts(row.model, None, row.guidance_scale, None, None) if parts else {})
+    size = {"height": entry.height, "width": entry.width}
+    return made | (_parts(row.model, None, row.guidance_scale, **size) if parts else {})
 
 
 def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
@@ -123,10 +123,10 @@ def _row(
 
 
 def _parts(
-    model: str, path: str | None, guidance_scale: float, height: int | None, width: int | None
+    model: str, path: str | None, guidance_scale: float, height: int, width: int
 ) -> dict[str, Any]:
-    architecture = find_architecture(model, path)
-    counted = count_parts(architecture, guidance_scale > 1, height, width)
+    family, architecture = catalogue.family_of(model), find_architecture(model, path)
+    counted = count_parts(family, architecture, guidance_scale > 1, height, width)
     return {
         "parts": {
             name: {

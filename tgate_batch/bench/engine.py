@@ -8,7 +8,7 @@ import torch
 from tgate_batch import config
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.gate import GatePlan, gated
-from tgate_batch.models import runner
+from tgate_batch.models.runner import PipelineRunner, open_runner
 from tgate_batch.records import Prompt
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -29,8 +29,8 @@ def bench_engine(
     ``recompiled`` counts the graphs that are compiled after each call's first.
     """
     on_gpu = torch.cuda.is_available()
-    painters = {
-        name: _painter(model, batch, on_gpu, **setting)
+    opened = {
+        name: _open(model, batch, on_gpu, **setting)
         for name, setting in SETTINGS.items()
         if only is None or name in ("default", *only)
     }
@@ -38,9 +38,7 @@ def bench_engine(
     plan = GatePlan(10, sp_interval=3, warm_up=2)
     found = {}
     for label, chosen in (("plain", None), ("gated", plan)):
-        calls = {
-            name: partial(_paint, painter, prompts, chosen) for name, painter in painters.items()
-        }
+        calls = {name: partial(_draw, runner, prompts, chosen) for name, runner in opened.items()}
         for call in calls.values():
             call()
         graphs = _graphs()
@@ -55,9 +53,9 @@ def _graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def _painter(
+def _open(
     model: str, batch: int, on_gpu: bool, engine: dict | None = None, dtype: str = "auto"
-) -> runner.Painter:
+) -> PipelineRunner:
     settings = config.parse(
         {
             "models": [{"name": model, "dtype": dtype}],
@@ -69,10 +67,10 @@ def _painter(
             "output": "unused",
         }
     )
-    return runner.open_painter(settings.models[0], settings)
+    return open_runner(settings.models[0], settings)
 
 
-def _paint(painter: runner.Painter, prompts: list[Prompt], plan: GatePlan | None) -> None:
-    with gated(painter.pipeline, plan, guided=painter.guided):
-        latents = painter.denoise(painter.encode(prompts), list(range(len(prompts))))
-    painter.decode(latents)
+def _draw(runner: PipelineRunner, prompts: list[Prompt], plan: GatePlan | None) -> None:
+    with gated(runner.pipeline, plan, guided=runner.guided):
+        latents = runner.denoise(runner.encode(prompts), list(range(len(prompts))))
+    runner.decode(latents)

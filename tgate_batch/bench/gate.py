@@ -1,6 +1,6 @@
 """A gated call beside the reference's with the same plan, a plain one and DeepCache's.
 
-On tiny twins, where Python's overhead is what counts, and on the embedded model.
+On tiny models, where Python's overhead is what counts, and on the embedded model.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import DeepCache, GatePlan, gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.twins import twin
+from tgate_batch.models.checkpoint import load
 
 PLANS = {
     "sd15": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
@@ -24,7 +24,7 @@ PLANS = {
     "pixart_alpha": GatePlan(15, sp_interval=3, fi_interval=1, warm_up=2),
     "demo": GatePlan(15, sp_interval=3, fi_interval=1, warm_up=2),
 }
-_PIXELS = {"demo": 64}  # a picture's side; twins' are 16
+_PIXELS = {"demo": 64}  # a picture's side; tiny models' are 16
 
 
 def bench_gate(
@@ -76,8 +76,8 @@ def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, An
 
 def _pipeline(name: str) -> Any:
     if name == "demo":
-        return catalogue.load(Model(name=name), catalogue.resolve(name, Sampling()), "cpu")
-    pipeline = twin(name)
+        return load(Model(name=name), catalogue.resolve(name, Sampling()), "cpu")
+    pipeline = catalogue.tiny(name)
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config
     )

@@ -75,7 +75,7 @@ class _BareLoop:
     """The pipeline called batch after batch, its pictures compressed in the same thread."""
 
     def __init__(self, settings: Config) -> None:
-        self._pipeline = runner.open_painter(settings.models[0], settings).pipeline
+        self._pipeline = runner.open_runner(settings.models[0], settings).pipeline
         self._prompts = list(read(settings.prompts))
         self._sampling = settings.sampling
         self.images_per_second(_BATCH)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import diffusers
@@ -13,7 +14,9 @@ from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated, is_guided
 from tgate_batch.models import catalogue, engine
-from tgate_batch.models.architectures import ARCHITECTURES, Architecture, Part
+from tgate_batch.models.architecture import Architecture, Part
+from tgate_batch.models.checkpoint import pipeline_class
+from tgate_batch.models.family import Entry, Family
 from tgate_batch.models.macs import count
 
 # Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
@@ -28,7 +31,7 @@ MID_SIZE: dict[str, dict[str, Any]] = {
         "use_additional_conditions": False,
     },
 }
-_LATENT_SCALE = 8  # pixels
+_MID_SIDE = 512  # pixels of a mid-size model's picture
 
 
 def bench_model(
@@ -48,17 +51,21 @@ def bench_model(
     arms to measure beside the baseline, None for all. Raises UserError for models without an
     architecture to build.
     """
-    architecture = _architecture(name, mid_size)
+    row, family = catalogue.entry(name), catalogue.family_of(name)
+    architecture = _architecture(row, family, mid_size)
+    size = (_MID_SIDE, _MID_SIDE) if mid_size else (row.height, row.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = _pipeline(name, architecture, device)
+    pipe = _pipeline(row, family, architecture, device)
     engine.prepare(pipe, Engine(compile=compile))
-    guidance = catalogue.entry(name).guidance_scale
+    guidance = row.guidance_scale
     guided = is_guided(pipe, guidance)
     arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
     if only is not None:
         arms = {arm: arms[arm] for arm in arms if arm in ("baseline", *only)}
     macs = {
-        arm: count(architecture, plan, cache, steps, guidance).per_image_with_attention
+        arm: count(
+            family, architecture, plan, cache, steps, guidance, *size
+        ).per_image_with_attention
         for arm, (plan, cache) in arms.items()
     }
     found: dict[str, Any] = {
@@ -72,7 +79,7 @@ def bench_model(
         "batches": {},
     }
     for batch in batch_sizes:
-        call = _call(architecture, batch, steps, guidance, pipe)
+        call = _call(pipe, family, architecture, batch, steps, guidance, size)
         calls = {
             arm: partial(_gated_call, pipe, plan, cache, guided, call)
             for arm, (plan, cache) in arms.items()
@@ -135,74 +142,60 @@ def _gated_call(
         call()
 
 
-def _architecture(name: str, mid_size: bool) -> Architecture:
-    if catalogue.entry(name).draws_video or name not in ARCHITECTURES:
-        raise UserError(f"bench model: {name!r} has no text-to-image architecture to build")
-    whole = ARCHITECTURES[name]
+def _architecture(row: Entry, family: Family, mid_size: bool) -> Architecture:
+    whole = row.architecture
+    if family.draws == "video" or whole is None:
+        raise UserError(f"bench model: {row.name!r} has no text-to-image architecture to build")
     if not mid_size:
         return whole
-    if name not in MID_SIZE:
-        raise UserError(f"bench model: no mid-size {name!r}; one of: {', '.join(MID_SIZE)}")
+    if row.name not in MID_SIZE:
+        raise UserError(f"bench model: no mid-size {row.name!r}; one of: {', '.join(MID_SIZE)}")
     denoiser = whole.denoiser
-    small = Part(denoiser.library, denoiser.kind, {**denoiser.config, **MID_SIZE[name]})
-    return replace(whole, denoiser=small, height=512, width=512)
+    small = Part(denoiser.library, denoiser.kind, {**denoiser.config, **MID_SIZE[row.name]})
+    return replace(whole, denoiser=small)
 
 
-def _pipeline(name: str, architecture: Architecture, device: str) -> Any:
+def _pipeline(row: Entry, family: Family, architecture: Architecture, device: str) -> Any:
     """The pipeline with nothing but its denoiser, of random weights."""
     part = architecture.denoiser
     torch.manual_seed(0)
     with torch.device(device):
-        denoiser = getattr(diffusers, part.kind).from_config(dict(part.config))
+        denoiser = getattr(import_module(part.library), part.kind).from_config(dict(part.config))
     denoiser = denoiser.eval()
     if device == "cuda":
         denoiser = denoiser.half()
     scheduler = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
-    if catalogue.entry(name).scheduler == "LCMScheduler":
+    if row.scheduler == "LCMScheduler":
         scheduler = diffusers.LCMScheduler()
-    parts: dict[str, Any] = {"scheduler": scheduler, "vae": None}
-    kind = catalogue.entry(name).pipeline
-    if kind.startswith("PixArt"):
-        parts |= {"transformer": denoiser, "text_encoder": None, "tokenizer": None}
-    else:
-        parts |= {"unet": denoiser, "text_encoder": None, "tokenizer": None}
-    if kind == "StableDiffusionXLPipeline":
-        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
-    if kind == "StableDiffusionPipeline":
-        parts |= {"safety_checker": None, "feature_extractor": None}
-        parts |= {"requires_safety_checker": False}
-    pipe = getattr(diffusers, kind)(**parts)
+    parts = {family.denoiser: denoiser, "scheduler": scheduler, **family.bare}
+    pipe = pipeline_class(row)(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def _call(
-    architecture: Architecture, batch: int, steps: int, guidance: float, pipe: Any
+    pipe: Any,
+    family: Family,
+    architecture: Architecture,
+    batch: int,
+    steps: int,
+    guidance: float,
+    size: tuple[int, int],
 ) -> Callable[[], Any]:
-    """The pipeline's call on random embeddings, to its final latents."""
-    config = architecture.denoiser.config
+    """The pipeline's call on random embeddings, to its final latents; ``size`` in pixels."""
     denoiser = denoiser_of(pipe)
     where = {"device": denoiser.device, "dtype": denoiser.dtype}
-    width = config.get("caption_channels") or config["cross_attention_dim"]
-
-    def embeddings() -> torch.Tensor:
-        return torch.randn(batch, architecture.tokens, width, **where)
-
-    call: dict[str, Any] = {
-        "prompt_embeds": embeddings(),
-        "negative_prompt_embeds": embeddings(),
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "height": architecture.height,
-        "width": architecture.width,
-        "output_type": "latent",
-    }
-    if type(pipe).__name__ == "StableDiffusionXLPipeline":
-        pooled = torch.randn(batch, 1280, **where)
-        call |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
-    if hasattr(pipe, "transformer"):
-        mask = torch.ones(batch, architecture.tokens, **where)
-        call |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
-        call |= {"negative_prompt": None, "use_resolution_binning": False}
-        call |= {"clean_caption": False}
-    return partial(pipe, **call)
+    call: dict[str, Any] = {}
+    for name, shape in family.encoded.items():
+        values = torch.ones if name.endswith("_mask") else torch.randn
+        call[name] = values(batch, *shape(denoiser.config, architecture.tokens), **where)
+    return partial(
+        pipe,
+        **call,
+        **family.call,
+        **{family.guidance: guidance},
+        num_inference_steps=steps,
+        height=size[0],
+        width=size[1],
+        output_type="latent",
+    )

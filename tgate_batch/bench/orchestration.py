@@ -65,7 +65,7 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
     start = time.perf_counter()
     run = runs.prepare(settings)
     runs.freeze(run)
-    with actors.Pool(run, open_painter=StandIn) as pool:
+    with actors.Pool(run, open_runner=StandIn) as pool:
         written = sum(receipt.images for receipt in pool.render() if receipt is not None)
     seconds = time.perf_counter() - start
     assert written == prompts

@@ -8,12 +8,13 @@ import torch
 
 from tgate_batch.config import Config, Model
 from tgate_batch.models import catalogue
-from tgate_batch.models.runner import Condition, Pixels
+from tgate_batch.models.family import Condition
+from tgate_batch.models.runner import Pixels
 from tgate_batch.records import Prompt
 
 
 class StandIn:
-    """What a ``Renderer`` asks of a ``Painter``."""
+    """What a ``Renderer`` asks of a ``PipelineRunner``."""
 
     guided = False
     pipeline = SimpleNamespace(vae=None)

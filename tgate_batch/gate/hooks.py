@@ -1,9 +1,9 @@
 """Gating a pipeline at its denoiser's boundary, for as long as a ``with`` block lasts.
 
-Two kinds of hook share one ``Gate``. A pair around the denoiser counts its calls and, from the
+Two kinds of hook work together. A pair around the denoiser counts its calls and, from the
 gate step on, lets one branch through and returns its output twice, so that the pipeline's own
 guidance ``u + s * (p - u)`` becomes ``u``. One on every attention layer (``layers``) computes,
-stores or reuses.
+stores or reuses, as the ``Gate`` says at each step.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tgate_batch.gate.layers import GatedAttention, attach
+from tgate_batch.gate.families import kept_branch
+from tgate_batch.gate.layers import CurrentActions, GatedAttention, attach
 from tgate_batch.gate.plan import Action, DeepCache, GatePlan
 from tgate_batch.gate.steps import steps_of_calls
 
@@ -47,7 +48,7 @@ def gated(
         return
     denoiser = denoiser_of(pipe)
     _refuse(pipe, denoiser, guided)
-    gate = Gate(pipe, plan, guided)
+    gate = Gate(pipe, denoiser, plan, guided)
     with ExitStack() as stack:
         stack.callback(gate.clear)
         if plan is not None:
@@ -86,19 +87,19 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
     )
 
 
-class Gate:
+class Gate(CurrentActions):
     """Where the current pipeline call stands; one for a block, shared by all of its hooks."""
 
-    def __init__(self, pipe: Any, plan: GatePlan | None, guided: bool) -> None:
+    def __init__(
+        self, pipe: Any, denoiser: torch.nn.Module, plan: GatePlan | None, guided: bool
+    ) -> None:
+        super().__init__()
         self.layers: list[GatedAttention] = []
         self.deepcache: Any = None
-        self.cross = self.self_ = Action.COMPUTE
-        self.mean = False
         self._pipe = pipe
         self._plan = plan
         self._told_guided = guided
-        # SVD's denoiser sees the picture itself, not only through attention: its branch is kept.
-        self._kept = 1 if type(pipe).__name__ == "StableVideoDiffusionPipeline" else 0
+        self._kept = kept_branch(denoiser)
         self._timesteps: torch.Tensor | None = None
         self._halved = False
 

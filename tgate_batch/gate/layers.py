@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -12,24 +13,33 @@ from diffusers.models.attention_processor import Attention
 
 from tgate_batch.gate.plan import Action
 
-if TYPE_CHECKING:
-    from tgate_batch.gate.hooks import Gate
-
 _NAME = "tgate"
 
 
-class GatedAttention(ModelHook):
-    """Computes, stores or reuses one attention layer's output, as its gate says."""
+@dataclass(eq=False)
+class CurrentActions:
+    """What all attention layers do at the step that runs now; they read it and never write it.
 
-    def __init__(self, gate: "Gate", is_cross: bool) -> None:
+    ``mean``: a store keeps the mean of the two branches.
+    """
+
+    cross: Action = Action.COMPUTE
+    self_: Action = Action.COMPUTE
+    mean: bool = False
+
+
+class GatedAttention(ModelHook):
+    """Computes, stores or reuses one attention layer's output, as ``current`` says."""
+
+    def __init__(self, current: CurrentActions, is_cross: bool) -> None:
         super().__init__()
-        self.gate = gate
+        self.current = current
         self.is_cross = is_cross
         self.cache: torch.Tensor | None = None
 
     @property
     def action(self) -> Action:
-        action = self.gate.cross if self.is_cross else self.gate.self_
+        action = self.current.cross if self.is_cross else self.current.self_
         # Under DeepCache a layer may be skipped whenever it should have stored.
         return Action.COMPUTE if action is Action.REUSE and self.cache is None else action
 
@@ -62,7 +72,7 @@ class GatedAttention(ModelHook):
         )
         if action is Action.STORE:
             self.cache = output
-            if self.gate.mean:
+            if self.current.mean:
                 negative, positive = output.chunk(2)
                 self.cache = (negative + positive) / 2
         return output
@@ -83,14 +93,16 @@ class SkippedNorm(ModelHook):
         return self.fn_ref.original_forward(hidden_states, *args, **kwargs)
 
 
-def attach(denoiser: torch.nn.Module, gate: "Gate", stack: ExitStack) -> list[GatedAttention]:
-    """Hooks every attention layer until ``stack`` closes.
+def attach(
+    denoiser: torch.nn.Module, current: CurrentActions, stack: ExitStack
+) -> list[GatedAttention]:
+    """Hooks every attention layer, which then follows ``current``, until ``stack`` closes.
 
     Raises ValueError for a denoiser that has no cross-attention layers of its own.
     """
     hooks = {}
     for layer in _gateable(denoiser):
-        hooks[layer] = GatedAttention(gate, layer.is_cross_attention)
+        hooks[layer] = GatedAttention(current, layer.is_cross_attention)
         _hook(layer, hooks[layer], stack)
     for norm, layer in _norms(denoiser):
         if layer in hooks:

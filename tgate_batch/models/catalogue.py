@@ -1,146 +1,49 @@
-"""The catalogue: a model's name -> pipeline class, checkpoint, documented settings; and loading it.
-
-Checkpoints and settings are those of T-GATE's documents (github.com/HaozheLiu-ST/T-GATE, README)
-and of the models' own cards.
-"""
+"""The catalogue: every model by name, put together from the families' files."""
 
 import difflib
-from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import demo
-from tgate_batch.config import Model, Sampling
+from tgate_batch.config import OWN_SCHEDULER, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
+from tgate_batch.models.family import Entry, Family
+
+MODULES = (
+    "tgate_batch.models.sd",
+    "tgate_batch.models.sdxl",
+    "tgate_batch.models.pixart",
+    "tgate_batch.models.svd",
+)
+CATALOGUE: dict[str, Entry] = {}
+_FAMILIES: dict[str, Family] = {}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row of the catalogue. ``height``, ``width`` in pixels."""
+def register(module: str) -> None:
+    """Adds the rows of a module's ``FAMILY`` to the catalogue; a second time changes nothing.
 
-    name: str
-    pipeline: str  # a diffusers pipeline class
-    checkpoint: str  # a hub id, or a folder for the embedded model
-    steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    scheduler: str | None = None  # None: the checkpoint's own
-    variant: str | None = None  # of the hub's files, e.g. the half-precision ones
-    unet: str | None = None  # a distilled denoiser that replaces the checkpoint's
-    options: dict[str, Any] = field(default_factory=dict)  # further from_pretrained arguments
-    call: dict[str, Any] = field(default_factory=dict)  # further arguments of every call
-
-    @property
-    def draws_video(self) -> bool:
-        return self.pipeline == "StableVideoDiffusionPipeline"
-
-
-_NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
-
-CATALOGUE: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry(
-            "demo",
-            "StableDiffusionPipeline",
-            str(demo.PATH),
-            steps=25,
-            guidance_scale=4.0,
-            height=64,
-            width=64,
-            options=_NO_CHECKER,
-        ),
-        Entry(
-            "sd15",
-            "StableDiffusionPipeline",
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            steps=25,
-            guidance_scale=7.5,
-            height=512,
-            width=512,
-            scheduler="DPMSolverMultistepScheduler",
-            variant="fp16",
-            options=_NO_CHECKER,
-        ),
-        Entry(
-            "sd21",
-            "StableDiffusionPipeline",
-            "stabilityai/stable-diffusion-2-1",
-            steps=25,
-            guidance_scale=7.5,
-            height=768,
-            width=768,
-            scheduler="DPMSolverMultistepScheduler",
-            variant="fp16",
-        ),
-        Entry(
-            "sdxl",
-            "StableDiffusionXLPipeline",
-            "stabilityai/stable-diffusion-xl-base-1.0",
-            steps=25,
-            guidance_scale=7.5,
-            height=1024,
-            width=1024,
-            scheduler="DPMSolverMultistepScheduler",
-            variant="fp16",
-            options={"add_watermarker": False},
-        ),
-        Entry(
-            "pixart_alpha",
-            "PixArtAlphaPipeline",
-            "PixArt-alpha/PixArt-XL-2-1024-MS",
-            steps=25,
-            guidance_scale=4.5,
-            height=1024,
-            width=1024,
-            call={"clean_caption": False, "use_resolution_binning": False},
-        ),
-        Entry(
-            "pixart_sigma",
-            "PixArtSigmaPipeline",
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-            steps=25,
-            guidance_scale=4.5,
-            height=1024,
-            width=1024,
-            call={"clean_caption": False, "use_resolution_binning": False},
-        ),
-        Entry(
-            "lcm_sdxl",
-            "StableDiffusionXLPipeline",
-            "stabilityai/stable-diffusion-xl-base-1.0",
-            steps=4,
-            guidance_scale=8.0,
-            height=1024,
-            width=1024,
-            scheduler="LCMScheduler",
-            variant="fp16",
-            unet="latent-consistency/lcm-sdxl",
-            options={"add_watermarker": False},
-        ),
-        Entry(
-            "lcm_pixart_alpha",
-            "PixArtAlphaPipeline",
-            "PixArt-alpha/PixArt-LCM-XL-2-1024-MS",
-            steps=4,
-            guidance_scale=0.0,
-            height=1024,
-            width=1024,
-            call={"clean_caption": False, "use_resolution_binning": False},
-        ),
-        Entry(
-            "svd",
-            "StableVideoDiffusionPipeline",
-            "stabilityai/stable-video-diffusion-img2vid-xt",
-            steps=25,
-            guidance_scale=3.0,
-            height=576,
-            width=1024,
-            variant="fp16",
-        ),
-    )
-}
+    ``module`` is a dotted name that can be imported. Raises UserError, and adds nothing, where it
+    cannot, where it has no ``FAMILY``, and where a row's name is taken.
+    """
+    try:
+        family = getattr(import_module(module), "FAMILY", None)
+    except ImportError as error:
+        raise UserError(
+            f"models: {module!r} cannot be imported: {error}; give the dotted name of a module on "
+            "Python's path"
+        ) from None
+    if not isinstance(family, Family):
+        raise UserError(
+            f"models: {module!r} has no FAMILY; give it one, as tgate_batch/models/sd.py does"
+        )
+    rows = dict(CATALOGUE)
+    for row in family.entries:
+        if rows.setdefault(row.name, row) is not row:
+            raise UserError(
+                f"models: {module!r}: the name {row.name!r} is taken; give its row another name"
+            )
+    CATALOGUE.update(rows)
+    _FAMILIES.update({row.name: family for row in family.entries})
 
 
 def entry(name: str) -> Entry:
@@ -153,64 +56,51 @@ def entry(name: str) -> Entry:
         raise UserError(f"models: unknown model {name!r}; {hint}") from None
 
 
-def resolve(name: str, sampling: Sampling) -> Sampling:
+def family_of(name: str) -> Family:
+    """The family of a model of the catalogue; raises UserError as ``entry`` does."""
+    return _FAMILIES[entry(name).name]
+
+
+def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
     """The sampling with the model's documented setting wherever the config leaves it open."""
     row = entry(name)
     documented = {
-        key: getattr(row, key)
-        for key in ("steps", "guidance_scale", "height", "width", "scheduler")
-        if getattr(sampling, key) is None
+        "steps": row.steps,
+        "guidance_scale": row.guidance_scale,
+        "height": row.height,
+        "width": row.width,
+        "scheduler": row.scheduler or OWN_SCHEDULER,
     }
-    return sampling.model_copy(update=documented)
+    return ResolvedSampling(**documented | sampling.model_dump(exclude_none=True))
 
 
-def checkpoint(model: Model) -> str:
-    """Where the model is loaded from; raises UserError for a folder that is not there."""
-    path = model.path or entry(model.name).checkpoint
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (Path(path).expanduser() / "model_index.json").is_file():
-        raise UserError(
-            f"models: {model.name}: {path} is not a diffusers folder (it has no model_index.json)"
-        )
-    return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+def tiny(name: str) -> Any:
+    """The tiny model of a row, float32 on the CPU; its weights are drawn from a fixed seed.
 
-
-def load(model: Model, sampling: Sampling, device: str, dtype: str = "auto") -> Any:
-    """Loads the pipeline, safetensors only and never remote code, onto ``device``.
-
-    Raises UserError where the checkpoint cannot be had or holds something else.
+    Raises UserError for a row that has none.
     """
-    import diffusers
     import torch
 
-    row = entry(model.name)
-    where = checkpoint(model)
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    common = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    options = dict(row.options)
-    try:
-        if model.path is None and row.unet is not None:
-            options["unet"] = diffusers.UNet2DConditionModel.from_pretrained(row.unet, **common)
-        if model.path is None and row.variant is not None and dtype == "float16":
-            options["variant"] = row.variant
-        pipeline = getattr(diffusers, row.pipeline).from_pretrained(where, **common, **options)
-    except Exception as error:  # diffusers raises nearly anything for a damaged folder
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
-    if sampling.scheduler is not None:
-        pipeline.scheduler = _scheduler(sampling.scheduler, pipeline.scheduler)
+    make = entry(name).tiny
+    if make is None:
+        having = ", ".join(row.name for row in CATALOGUE.values() if row.tiny is not None)
+        raise UserError(f"models: there is no tiny model of {name!r}; choose one of: {having}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = make()
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
-def _scheduler(name: str, current: Any) -> Any:
-    import diffusers
+def save_tiny(name: str, folder: str | Path) -> Path:
+    """Writes the tiny model of a row into ``folder`` as a diffusers pipeline; see ``tiny``."""
+    folder = Path(folder)
+    tiny(name).save_pretrained(folder, safe_serialization=True)
+    return folder
 
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise UserError(
-            f"sampling.scheduler: diffusers has no scheduler {name!r}; e.g. DDIMScheduler, "
-            "EulerDiscreteScheduler, DPMSolverMultistepScheduler"
-        )
-    return kind.from_config(current.config)
+
+for _module in MODULES:
+    register(_module)

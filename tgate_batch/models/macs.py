@@ -28,26 +28,22 @@ included; a kind of step that was counted before is not run again.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
-import transformers
 
-from tgate_batch import demo
+from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate import Action, DeepCache, GatePlan, gated, is_guided
 from tgate_batch.gate.steps import steps_of_calls
-from tgate_batch.models.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    Part,
-    latent_scale,
-    read_architecture,
-)
+from tgate_batch.models import catalogue
+from tgate_batch.models.architecture import Architecture, Part, latent_scale, read_architecture
 from tgate_batch.models.call_macs import Count, count_call
+from tgate_batch.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,28 @@ class Macs:
             + self.fidelity_improving.macs_with_attention
         )
 
+    def columns(self) -> dict[str, int]:
+        """As the output's files carry them."""
+        return {
+            "macs_per_image": self.per_image,
+            "macs_per_image_with_attention": self.per_image_with_attention,
+        }
+
+
+def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
+    """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
+    return macs_of(
+        model.name,
+        model.path,
+        plan=arm.plan,
+        deepcache=arm.cache,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        height=sampling.height,
+        width=sampling.width,
+        scheduler=sampling.scheduler,
+    )
+
 
 def macs_of(
     name: str,
@@ -87,57 +105,62 @@ def macs_of(
     guidance_scale: float,
     height: int | None = None,
     width: int | None = None,
-    scheduler: str | None = None,
+    scheduler: str = OWN_SCHEDULER,
 ) -> Macs:
     """MACs of one image of a catalogue model, or of the checkpoint folder at ``path``.
 
     ``height`` and ``width`` in pixels, None: the documented size. ``scheduler`` is a diffusers
-    class (a second-order one calls the denoiser twice a step), None: the folder's own, or one
-    call a step. Raises UserError for a model that is neither known nor a folder, and for settings
-    that the gate refuses.
+    class (a second-order one calls the denoiser twice a step); the checkpoint's own is the
+    folder's, or one call a step. Raises UserError for an unknown model and for settings that the
+    gate refuses.
     """
+    row = catalogue.entry(name)
+    size = {"height": height or row.height, "width": width or row.width}
     architecture = find_architecture(name, path)
-    if scheduler is not None:
+    if scheduler != OWN_SCHEDULER:
         architecture = _with_scheduler(architecture, scheduler)
+    family = catalogue.family_of(name)
     try:
-        return count(architecture, plan, deepcache, steps, guidance_scale, height, width)
+        return count(family, architecture, plan, deepcache, steps, guidance_scale, **size)
     except ValueError as error:
         raise UserError(f"MACs of {name}: {error}") from None
 
 
 def find_architecture(name: str, path: str | None = None) -> Architecture:
-    """The architecture of a local pipeline folder, else of the catalogue's row ``name``."""
-    folder = path or (str(demo.PATH) if name == "demo" else None)
-    if folder is not None and Path(folder).expanduser().is_dir():
-        return read_architecture(folder)
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    raise UserError(
-        f"the architecture of {name!r} is not known offline; give a local checkpoint folder, or "
-        f"one of: {', '.join(ARCHITECTURES)}"
-    )
+    """The architecture of the model's folder if it has one here, else of its catalogue's row.
+
+    Raises UserError for an unknown model, and where neither is at hand.
+    """
+    row, family = catalogue.entry(name), catalogue.family_of(name)
+    folder = path or row.checkpoint
+    if Path(folder).expanduser().is_dir():
+        return read_architecture(folder, partial(family.tokens, row))
+    if row.architecture is None:
+        raise UserError(
+            f"the architecture of {name!r} is not known without its files; give a local checkpoint "
+            "folder (models: {name, path})"
+        )
+    return row.architecture
 
 
 def count(
+    family: Family,
     architecture: Architecture,
     plan: GatePlan | None,
     deepcache: DeepCache | None,
     steps: int,
     guidance_scale: float,
-    height: int | None = None,
-    width: int | None = None,
+    height: int,
+    width: int,
 ) -> Macs:
     """Runs the steps of one image through the gated denoiser on the meta device and counts them.
 
-    Raises ValueError for settings that the gate refuses.
+    ``height`` and ``width`` in pixels. Raises ValueError for settings that the gate refuses.
     """
-    denoiser = _denoiser(
-        architecture.denoiser.kind,
-        json.dumps(dict(architecture.denoiser.config), sort_keys=True),
-        architecture.tokens,
-        (height or architecture.height) // latent_scale(architecture.vae),
-        (width or architecture.width) // latent_scale(architecture.vae),
-    )
+    part, scale = architecture.denoiser, latent_scale(architecture.vae)
+    config = json.dumps(dict(part.config), sort_keys=True)
+    size = (height // scale, width // scale)
+    denoiser = _denoiser(family, part.library, part.kind, config, architecture.tokens, *size)
     scheduler = _build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     phases = [Count(), Count()]
@@ -148,34 +171,21 @@ def count(
 
 
 def count_parts(
-    architecture: Architecture,
-    guided: bool,
-    height: int | None = None,
-    width: int | None = None,
+    family: Family, architecture: Architecture, guided: bool, height: int, width: int
 ) -> dict[str, tuple[Count, int]]:
-    """(MACs of one image, parameters) of each text encoder and of the VAE's decoder, by name."""
-    batch = 2 if guided else 1
+    """(MACs of one image, parameters) of each text encoder and of the VAE's decoder, by name.
+
+    ``height`` and ``width`` in pixels.
+    """
+    batch, scale = 2 if guided else 1, latent_scale(architecture.vae)
     parts = {}
     for name, part in architecture.encoders.items():
         encoder = _on_meta(part)
-        if name == "image_encoder":
-            side = part.config["image_size"]
-            inputs = {"pixel_values": _empty(batch, 3, side, side)}
-        else:
-            ids = torch.zeros(batch, architecture.tokens, dtype=torch.long, device="meta")
-            inputs = {"input_ids": ids}
+        inputs = family.encoder_inputs(part.config, batch, architecture.tokens)
         parts[name] = count_call(encoder, encoder.forward, (), inputs)[0], _params(encoder)
     vae = _on_meta(architecture.vae)
-    scale = latent_scale(architecture.vae)
-    frames = architecture.denoiser.config.get("num_frames", 1)
-    latents = _empty(
-        frames,
-        architecture.vae.config.get("latent_channels", 4),
-        (height or architecture.height) // scale,
-        (width or architecture.width) // scale,
-    )
-    extra = {} if frames == 1 else {"num_frames": frames}
-    parts["vae"] = count_call(vae, vae.decode, (latents,), extra)[0], _params(vae)
+    inputs = family.decoder_inputs(architecture, height // scale, width // scale)
+    parts["vae"] = count_call(vae, vae.decode, (), inputs)[0], _params(vae)
     return parts
 
 
@@ -205,6 +215,7 @@ class _Denoiser:
     ``known`` has what each kind of work counts, ``seen`` what a step does from each state.
     """
 
+    family: Family
     module: torch.nn.Module
     tokens: int
     height: int  # latents
@@ -220,11 +231,12 @@ class _Denoiser:
         guidance_scale: float,
     ) -> Iterator[tuple[int, Count]]:
         """(step, count) of every call of the denoiser that makes one image."""
-        name = "transformer" if hasattr(self.module, "transformer_blocks") else "unet"
-        loop = _Loop(scheduler, **{name: self.module})
+        loop = _Loop(scheduler, **{self.family.denoiser: self.module})
         guided = is_guided(loop, guidance_scale)
         loop.do_classifier_free_guidance = guided
-        inputs = self._inputs(2 if guided else 1)
+        batch = 2 if guided else 1
+        size = (self.tokens, self.height, self.width)
+        inputs = self.family.inputs(self.module.config, batch, *size)
         steps = steps_of_calls(scheduler)
         found: list[Count] = []
         with torch.no_grad(), gated(loop, plan, guided, deepcache) as gate:
@@ -259,44 +271,6 @@ class _Denoiser:
             if getattr(layer, "is_cross_attention", False)
         )
         return _params(self.module), _params(self.module) - cross
-
-    def _inputs(self, batch: int) -> dict[str, Any]:
-        config = self.module.config
-        size = (self.height, self.width)
-        if "num_frames" in config:
-            return {
-                "sample": _empty(batch, config.num_frames, config.in_channels, *size),
-                "timestep": _empty(),
-                "encoder_hidden_states": _empty(batch, self.tokens, config.cross_attention_dim),
-                "added_time_ids": _empty(batch, 3),
-            }
-        if "caption_channels" in config:
-            sized = self.module.use_additional_conditions
-            shapes = {"resolution": (batch, 2), "aspect_ratio": (batch, 1)}
-            return {
-                "hidden_states": _empty(batch, config.in_channels, *size),
-                "timestep": _empty(batch),
-                "encoder_hidden_states": _empty(batch, self.tokens, config.caption_channels),
-                "encoder_attention_mask": _empty(batch, self.tokens),
-                "added_cond_kwargs": {
-                    name: _empty(*shape) if sized else None for name, shape in shapes.items()
-                },
-            }
-        inputs: dict[str, Any] = {
-            "sample": _empty(batch, config.in_channels, *size),
-            "timestep": _empty(),
-            "encoder_hidden_states": _empty(batch, self.tokens, config.cross_attention_dim),
-        }
-        if config.time_cond_proj_dim is not None:
-            inputs["timestep_cond"] = _empty(batch, config.time_cond_proj_dim)
-        if config.addition_embed_type == "text_time":
-            times = 6 * config.addition_time_embed_dim
-            pooled = config.projection_class_embeddings_input_dim - times
-            inputs["added_cond_kwargs"] = {
-                "text_embeds": _empty(batch, pooled),
-                "time_ids": _empty(batch, 6),
-            }
-        return inputs
 
 
 def _batch(args: tuple, kwargs: Mapping[str, Any]) -> int:
@@ -339,8 +313,11 @@ def _restore(gate: Any, seen: _Seen) -> None:
 
 
 @cache
-def _denoiser(kind: str, config: str, tokens: int, height: int, width: int) -> _Denoiser:
-    return _Denoiser(_on_meta(Part("diffusers", kind, json.loads(config))), tokens, height, width)
+def _denoiser(
+    family: Family, library: str, kind: str, config: str, tokens: int, height: int, width: int
+) -> _Denoiser:
+    module = _on_meta(Part(library, kind, json.loads(config)))
+    return _Denoiser(family, module, tokens, height, width)
 
 
 def _with_scheduler(architecture: Architecture, name: str) -> Architecture:
@@ -354,9 +331,9 @@ def _with_scheduler(architecture: Architecture, name: str) -> Architecture:
 
 def _build(part: Part) -> Any:
     """The part from its configuration alone."""
-    if part.library == "diffusers":
-        return getattr(diffusers, part.kind).from_config(dict(part.config))
-    kind = getattr(transformers, part.kind)
+    kind = getattr(import_module(part.library), part.kind)
+    if issubclass(kind, diffusers.ConfigMixin):
+        return kind.from_config(dict(part.config))
     return kind(kind.config_class.from_dict(dict(part.config)))
 
 
@@ -364,10 +341,6 @@ def _on_meta(part: Part) -> torch.nn.Module:
     with torch.device("meta"):
         module = _build(part)
     return module.to("meta").eval()
-
-
-def _empty(*shape: int) -> torch.Tensor:
-    return torch.empty(shape, device="meta")
 
 
 def _params(module: torch.nn.Module) -> int:

@@ -15,7 +15,8 @@ import torch
 
 from tgate_batch.config import Arm, Images
 from tgate_batch.gate import gated
-from tgate_batch.models.runner import Condition, Painter
+from tgate_batch.models.family import Condition
+from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
 from tgate_batch.render.time_sheet import TimeSheet
@@ -46,18 +47,18 @@ class Renderer:
 
     def __init__(
         self,
-        painter: Painter,
+        runner: PipelineRunner,
         images: Images,
         worker: str,
         times: TimeSheet | None = None,
         encoders: int = 2,
     ):
-        self._painter = painter
+        self._runner = runner
         self._images = images
         self._worker = worker
         self._times = times or TimeSheet()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
-        self._batch_size = painter.sampling.batch_size
+        self._batch_size = runner.sampling.batch_size
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
         self._warm: set[str] = set()
 
@@ -73,7 +74,7 @@ class Renderer:
         plan, cache = arm.plan, arm.cache
         pictures = self._pictures(shard, quarantined or {})
         ready = [picture for picture in pictures if picture.error is None]
-        with gated(self._painter.pipeline, plan, guided=self._painter.guided, deepcache=cache):
+        with gated(self._runner.pipeline, plan, guided=self._runner.guided, deepcache=cache):
             rows = iter(self._settle(ready, name, shard, largest=self._batch_size))
         for picture in pictures:
             yield next(rows) if picture.error is None else _given(picture.failed(picture.error))
@@ -108,7 +109,7 @@ class Renderer:
         return self._encoded[key]
 
     def _encode(self, shard: Shard, quarantined: Mapping[str, str]) -> Iterator[_Picture]:
-        sampling = self._painter.sampling
+        sampling = self._runner.sampling
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
             conditions = self._conditions(prompts, quarantined)
@@ -126,7 +127,7 @@ class Renderer:
         """Encoded prompts, or the reason why one has none."""
         wanted = [prompt for prompt in prompts if prompt.id not in quarantined]
         try:
-            encoded = iter(self._painter.encode(wanted) if wanted else [])
+            encoded = iter(self._runner.encode(wanted) if wanted else [])
             return [quarantined.get(prompt.id) or next(encoded) for prompt in prompts]
         except Exception as error:
             _raise_if_lost(error)
@@ -164,7 +165,7 @@ class Renderer:
         """Halves the batch, then slices the VAE; False where nothing is left to give up."""
         gc.collect()
         torch.cuda.empty_cache()
-        vae = self._painter.pipeline.vae
+        vae = self._runner.pipeline.vae
         if size > 1:
             self._batch_size = size // 2
         elif not getattr(vae, "use_slicing", True):
@@ -177,13 +178,13 @@ class Renderer:
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
         start = time.perf_counter()
-        latents = self._painter.denoise(
+        latents = self._runner.denoise(
             [picture.condition for picture in batch], [picture.seed for picture in batch]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()
         denoised = time.perf_counter()
-        pixels = self._painter.decode(latents)
+        pixels = self._runner.decode(latents)
         end = time.perf_counter()
         measured = {
             "batch": f"{shard.name}-{batch[0].prompt.id}-{batch[0].number}",

@@ -1,0 +1,105 @@
+"""The fingerprint of a checkpoint: one digest of all the files that loading it reads.
+
+It stays where a folder is renamed, copied, or comes out of the hub's cache; it changes with a
+weight, a tokenizer or a setting. Weights are hashed at about 1 GB/s; in the hub's cache they carry
+their sha256 as their name.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from tgate_batch.config import Model
+from tgate_batch.models.architecture import read_json
+from tgate_batch.models.catalogue import entry
+from tgate_batch.models.checkpoint import checkpoint, replaced_unet, variant_of
+
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights that lie in several files
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_known: dict[tuple[str, int, int], str] = {}  # (file, bytes, time of change) -> sha256
+
+
+def fingerprint(model: Model, dtype: str) -> str | None:
+    """sha256 over the names and contents of what ``load`` reads for this resolved dtype.
+
+    None for a hub checkpoint that is not, or not whole, in the local cache: ask again once it is
+    loaded. Raises UserError for a folder that is not there.
+    """
+    row, where, unet = entry(model.name), checkpoint(model), replaced_unet(model)
+    folder = Path(where) if Path(where).is_dir() else _cached(where, "model_index.json")
+    if folder is None:
+        return None
+    index = read_json(folder / "model_index.json")
+    given = {*row.options} | ({"unet"} if unet else set())  # not read from the checkpoint
+    parts = {
+        name: _read_files(folder / name, variant_of(model, dtype))
+        for name, kind in index.items()
+        if isinstance(kind, list) and all(kind) and name not in given
+    }
+    if unet is not None:
+        replacing = _cached(unet, "config.json")
+        if replacing is None:
+            return None
+        parts["unet"] = _read_files(replacing, variant=None)
+    if not Path(where).is_dir() and not all(map(_whole, parts.values())):
+        return None
+    found = {"model_index.json": _sha256_of(folder / "model_index.json")}
+    for name, files in parts.items():
+        found |= {f"{name}/{file.name}": _sha256_of(file) for file in files}
+    return sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
+
+
+def _cached(hub_id: str, file: str) -> Path | None:
+    """The snapshot of a hub checkpoint in the local cache, known by one of its files."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, file)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _read_files(folder: Path, variant: str | None) -> list[Path]:
+    """Configurations, tokenizers, and the weights of the variant (the plain ones without it)."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    weights = [file for file in files if ".safetensors" in file.name]
+    plain = [file for file in weights if not _variant(file.name)]
+    wanted = [file for file in weights if variant and _variant(file.name) == variant]
+    return list(_others(files)) + (wanted or plain)
+
+
+def _others(files: list[Path]) -> Iterator[Path]:
+    """All that is read beside weights; the index of weights of another format is not."""
+    for file in files:
+        is_index = ".index." in file.name or ".safetensors" in file.name
+        if file.suffix in (".json", ".txt", ".model") and not is_index:
+            yield file
+
+
+def _variant(name: str) -> str:
+    """``fp16`` of ``model.fp16.safetensors``, of its shards and its index; empty: a plain one."""
+    _, *words = _SHARD.sub("", name).split(".")
+    return ".".join(word for word in words if word not in ("safetensors", "index", "json"))
+
+
+def _whole(files: list[Path]) -> bool:
+    """Whether nothing of a part is missing: a network has weights, and all of their shards."""
+    names = [file.name for file in files]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    shards = [shard for shard in map(_SHARD.search, weights) if shard]
+    if shards:
+        return len(shards) == int(shards[0][1])
+    return bool(weights) or (bool(names) and "config.json" not in names)
+
+
+def _sha256_of(file: Path) -> str:
+    """Of the content; in the hub's cache large files link to blobs that are named by it."""
+    target = file.resolve()
+    if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return target.name
+    state = target.stat()
+    key = (str(target), state.st_size, state.st_mtime_ns)
+    if key not in _known:
+        with target.open("rb") as stream:
+            _known[key] = file_digest(stream, "sha256").hexdigest()
+    return _known[key]
