@@ -93,7 +93,7 @@ class Renderer:
         failed = [picture.failed(picture.error) for picture in batch if picture.error is not None]
         ready = [picture for picture in batch if picture.error is None]
         with gated(
-            self._painter.pipeline, arm.plan, guided=self._painter.guided, deepcache=arm.cache
+            self._runner.pipeline, arm.plan, guided=self._runner.guided, deepcache=arm.cache
         ):
             rows = [row() for row in self._settle(ready, "again", shard, largest=len(batch))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
