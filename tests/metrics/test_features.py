@@ -14,6 +14,7 @@ from tgate_batch.metrics.features import (
     Inception,
     check_extractor,
     extractor_sha256,
+    extractor_version,
     inception_input,
     known_extractors,
     load_extractor,
@@ -217,6 +218,12 @@ def test_an_extractor_has_the_sha256_that_it_has_once_loaded(ours, hub, lite):
     assert extractor_sha256("inception") == extractor_sha256("inception", hub) == ours.sha256
     assert extractor_sha256("efficientnet-lite0") == lite.sha256
     assert extractor_sha256(f"{__name__}:MeanColour") == "0" * 64
+
+
+def test_an_extractor_that_does_not_say_its_version_has_the_first():
+    assert {
+        extractor_version(name) for name in (*known_extractors(), f"{__name__}:MeanColour")
+    } == {1}
 
 
 def test_missing_weights_have_no_sha256(tmp_path):

@@ -31,7 +31,7 @@ class Extractor(Protocol):
     ``label`` names a Frechet distance on the features: "FID" for the official Inception weights
     alone, else "FD-<extractor>"; ``note`` says why a label is not FID where one could expect it.
     ``sha256`` is that of the weights. ``version`` is raised by hand when equal pictures get other
-    features: what was measured before is then measured again.
+    features: what was measured before is then measured again. A class may leave it out: 1.
     """
 
     name: str
@@ -152,7 +152,9 @@ class EfficientNetLite0:
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         import torch
 
-        small = [image.convert("RGB").resize((224, 224), Image.BILINEAR) for image in images]
+        small = [
+            image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR) for image in images
+        ]
         batch = torch.cat([_unit_tensor(image) for image in small]).to(self._device)
         mean = batch.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         spread = batch.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -184,6 +186,11 @@ def extractor_sha256(name: str, path: str | Path | None = None) -> str | None:
     if hasattr(kind, "weights_file"):
         return file_sha256(kind.weights_file(path))
     return getattr(kind, "sha256", None)
+
+
+def extractor_version(name: str) -> int:
+    """The extractor's ``version``, without loading it; 1 for a class that does not say."""
+    return getattr(_kind(name), "version", 1)
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:

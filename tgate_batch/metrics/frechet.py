@@ -6,7 +6,7 @@ Heusel et al. 2017 (arXiv:1706.08500) define it; on the official Inception featu
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.linalg import lapack, svdvals
@@ -68,7 +68,7 @@ class Statistics:
 
     def save(self, file: str | PathLike | BinaryIO) -> None:
         """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``."""
-        known = {} if self.count is None else {"count": self.count}
+        known: dict[str, Any] = {} if self.count is None else {"count": self.count}
         np.savez(file, mu=self.mean, sigma=self.covariance, **known)
 
     @classmethod
@@ -129,7 +129,7 @@ def stream(batches: Iterable[np.ndarray]) -> Statistics:
             scatter += np.matmul(rows.T, rows, out=product)
             mean += apart * ((total - count) / total)
             count = total
-    if count == 0:
+    if count == 0 or mean is None or scatter is None:
         raise UserError("there are no usable images to take statistics of")
     return Statistics(count, mean, scatter)
 

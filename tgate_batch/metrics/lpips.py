@@ -48,20 +48,12 @@ class Lpips:
     ) -> np.ndarray:
         import torch
 
+        def distance(image: np.ndarray, baseline: np.ndarray) -> float:
+            pair = (tensor(pixels).to(self._device) for pixels in (image, baseline))
+            return float(self._network(*pair, normalize=True))
+
         with torch.inference_mode():
-            return np.array(
-                [
-                    float(
-                        self._network(
-                            tensor(image).to(self._device),
-                            tensor(baseline).to(self._device),
-                            normalize=True,
-                        )
-                    )
-                    for image, baseline in pairs(images, baselines)
-                ],
-                float,
-            )
+            return np.array([distance(*pair) for pair in pairs(images, baselines)], float)
 
 
 def _load(weights: str | None, device: str) -> Measure:

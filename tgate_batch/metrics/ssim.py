@@ -23,13 +23,11 @@ class Ssim:
     ) -> np.ndarray:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-        return np.array(
-            [
-                float(ssim(tensor(image), tensor(baseline), data_range=1.0))
-                for image, baseline in pairs(images, baselines)
-            ],
-            float,
-        )
+        def similarity(image: np.ndarray, baseline: np.ndarray) -> float:
+            # torchmetrics gives a tuple only where the full map is asked for
+            return float(ssim(tensor(image), tensor(baseline), data_range=1.0))  # type: ignore[arg-type]
+
+        return np.array([similarity(*pair) for pair in pairs(images, baselines)], float)
 
 
 def _load(weights: str | None, device: str) -> Measure:
