@@ -74,7 +74,7 @@ def render(config: Config, replace_stale: bool = False) -> int:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
             else:
                 _say_all_rendered(run)
-            problems = _measure(run, executor)
+            problems = measure_pending(run, executor)
         card.write(run.folder)
         entry["exit_code"] = _score(run, problems)
     return entry["exit_code"]
@@ -85,7 +85,7 @@ def score(config: Config) -> int:
     run = _reopened(config)
     with _working(run) as entry:
         with open_executor(run.config, run.folder) as executor:
-            problems = _measure(run, executor)
+            problems = measure_pending(run, executor)
         entry["exit_code"] = _score(run, problems)
     return entry["exit_code"]
 
@@ -171,7 +171,7 @@ def _render_pending(
         for model, arm, _ in run.pairs()
     }
     damaged = runs.damaged(run.folder)
-    pool = Pool(_render_tasks(run, pending), sum(map(len, pending.values())), executor.in_flight)
+    pool = Pool(render_tasks(run, pending), sum(map(len, pending.values())), executor.in_flight)
     with RunProgress(totals, done) as progress:
         for receipt in executor.run(pool):
             if isinstance(receipt, GiveUp):
@@ -193,7 +193,8 @@ def _file_of(receipt: Receipt) -> str:
     return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)
 
 
-def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
+def render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
+    """A task for every shard of a model that lacks the file of some arm."""
     for model in run.config.models:
         for shard in run.shards:
             if arms := pending[model.name].get(shard.index):
@@ -209,7 +210,7 @@ def _say_all_rendered(run: Run) -> None:
     print(f"{images} images were rendered before; nothing is missing")
 
 
-def _measure(run: Run, executor: Any) -> dict[str, None]:
+def measure_pending(run: Run, executor: Any) -> dict[str, None]:
     """Measures what is lacking; returns why some of it could not be, each reason once."""
     asked = Measurements.of(run)
     problems = dict.fromkeys(asked.problems)

@@ -1,58 +1,67 @@
-import itertools
 import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pytest
 import ray
 
-from tgate_batch import config
-from tgate_batch.config import Model
+from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.execute import ray as actors
-from tgate_batch.execute.task import Task
+from tgate_batch.execute.pool import Pool
+from tgate_batch.execute.ray import RayExecutor, start
+from tgate_batch.output import layout
 from tgate_batch.output import run as runs
-from tgate_batch.output.run import Missing
-from tgate_batch.records import Prompt, Shard
+from tgate_batch.records import Receipt
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    actors.start()
+    start()
     yield
     ray.shutdown()
 
 
-def render(settings, **sections):
-    run = prepared(settings, **sections)
-    with actors.Pool(run) as pool:
-        return run, list(filter(None, pool.render()))
-
-
-def prepared(settings, **sections):
-    run = runs.prepare(config.parse({**settings, **sections}))
-    runs.freeze(run)
+def begun(settings, **sections):
+    run = workflow.prepare(config.parse({**settings, **sections}))
+    runs.begin(run)
     return run
+
+
+def rendered_by(executor, run):
+    """Receipts of all that is pending, as they come."""
+    pending = runs.pending(run)
+    tasks = workflow.render_tasks(run, pending)
+    pool = Pool(tasks, sum(map(len, pending.values())), executor.in_flight)
+    for found in executor.run(pool):
+        if isinstance(found, Receipt):
+            yield found
+    executor.deaths = pool.deaths
+
+
+def render(settings, **sections):
+    run = begun(settings, **sections)
+    with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
+        return run, list(rendered_by(executor, run))
 
 
 def pictures(output, arm):
     """(prompt id, image bytes) of an arm, sorted."""
-    table = ds.dataset(f"{output}/images", format="parquet", partitioning="hive").to_table()
-    rows = [row for row in table.to_pylist() if row["arm"] == arm]
-    return sorted((row["prompt_id"], row["image"]["bytes"]) for row in rows)
+    rows = ds.dataset(f"{output}/images", format="parquet").to_table().to_pylist()
+    return sorted((r["prompt_id"], r["image"]["bytes"]) for r in rows if r["arm"] == arm)
 
 
 @pytest.fixture(scope="module")
-def rendered(twin, tmp_path_factory):
+def rendered(tiny, tmp_path_factory):
     """A finished run of one worker: its settings, its folder and its receipts."""
     here = tmp_path_factory.mktemp("rendered")
     captions = here / "captions.csv"
     captions.write_text("id,caption\n" + "".join(f"c{i},a picture of {i}\n" for i in range(10)))
     settings = {
-        "models": [{"name": "sd15", "path": twin}],
+        "models": [{"name": "sd15", "path": tiny}],
         "prompts": {"path": str(captions), "shard_size": 4},
         "sampling": {"steps": 4, "height": 32, "width": 32, "batch_size": 2},
         "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
@@ -73,12 +82,12 @@ def test_every_prompt_is_in_every_arm_once_and_nothing_is_left_to_do(rendered):
     for arm in ("baseline", "tgate"):
         found = [identity for identity, _ in pictures(settings["output"], arm)]
         assert found == [f"c{i}" for i in range(10)]
-    assert list(runs.missing(run, runs.open_arms(run))) == []
+    assert runs.pending(run) == {"sd15": {}}
 
 
 def test_worker_says_where_its_time_went(rendered):
     _, run, _ = rendered
-    (name,) = run.folder.names("workers", ".json")
+    (name,) = run.folder.names(layout.WORKERS, ".json")
     seconds = json.loads(run.folder.read(name))["seconds"]
     assert all(seconds[stage] > 0 for stage in (*ON_DEVICE, *BESIDE))
     assert sum(seconds[stage] for stage in ON_DEVICE) <= seconds["wall"]
@@ -88,22 +97,44 @@ def test_two_workers_fill_the_gaps_of_a_run_with_the_same_pictures(rendered, tmp
     settings, _, _ = rendered
     here = shutil.copytree(settings["output"], tmp_path / "out")
     for arm, shard in (("tgate", 1), ("baseline", 2)):
-        os.remove(here / f"images/model=sd15/arm={arm}/shard-{shard:05d}.parquet")
+        os.remove(here / layout.shard_file(layout.images("sd15", arm), shard))
     _, receipts = render(settings, workers={"min": 2, "max": 2}, output=str(here))
     assert sorted((r.arm, r.shard) for r in receipts) == [("baseline", 2), ("tgate", 1)]
     for arm in ("baseline", "tgate"):
         assert pictures(here, arm) == pictures(settings["output"], arm)
 
 
-def test_killed_worker_costs_nothing_but_time(settings):
-    run = prepared(settings, workers={"max": 1})
-    with actors.Pool(run) as pool:
-        for number, _ in enumerate(filter(None, pool.render())):
+def test_worker_killed_while_rendering_costs_nothing_but_time(settings):
+    run = begun(settings, workers={"max": 1})
+    with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
+        for number, _ in enumerate(rendered_by(executor, run)):
             if number == 0:
-                os.kill(ray.get(pool._seats[0].actor.stand.remote(None)), signal.SIGKILL)
-        assert pool.deaths == 1
+                os.kill(executor.pids()[0], signal.SIGKILL)
+        assert executor.deaths == 1
     found = [identity for identity, _ in pictures(settings["output"], "tgate")]
     assert found == [f"c{i}" for i in range(10)]
+
+
+def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path, monkeypatch):
+    settings, _, _ = rendered
+    here = shutil.copytree(settings["output"], tmp_path / "out")
+    run = begun(settings, output=str(here))
+    with RayExecutor(run.config, run.folder) as executor:
+        delivered = SimpleNamespace(count=0)
+
+        def killing(pool, collect=executor.run):
+            for found in collect(pool):
+                if found is not None:
+                    delivered.count += 1
+                    if delivered.count == 1:
+                        os.kill(executor.pids()[0], signal.SIGKILL)
+                yield found
+
+        monkeypatch.setattr(executor, "run", killing)
+        assert workflow.measure_pending(run, executor) == {}
+    for metric in ("rows", "psnr", "ssim"):
+        stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
+        assert len(stand) == 3
 
 
 def test_model_that_cannot_be_loaded_stops_the_run_with_its_reason(settings, tmp_path):
@@ -117,33 +148,3 @@ def test_model_that_cannot_be_loaded_stops_the_run_with_its_reason(settings, tmp
 def test_worker_that_fits_no_machine_is_refused(settings):
     with pytest.raises(UserError, match="each asks 4096 CPU"):
         render(settings, workers={"cpus_each": 4096})
-
-
-@pytest.mark.parametrize("count", range(1, 10))
-def test_prompt_that_kills_its_worker_is_found_and_no_other_is_blamed(count):
-    prompts = tuple(Prompt(f"p{i}", "x") for i in range(count))
-    for poison in itertools.chain.from_iterable(
-        itertools.combinations(prompts, size) for size in (1, 2)
-    ):
-        task = Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
-        for _ in range(100):
-            on_device = task.suspects[-1] if task.is_trial else prompts
-            dies = any(p in poison and p.id not in task.quarantined for p in on_device)
-            if dies:
-                task.worker_died()
-            elif task.is_trial:
-                task.trial_survived()
-            else:
-                break
-        assert set(task.quarantined) == {p.id for p in poison}
-
-
-def test_shard_that_dies_without_a_guilty_prompt_ends_as_error_rows():
-    prompts = tuple(Prompt(f"p{i}", "x") for i in range(4))
-    task = Task(Missing(Model(name="sd15"), Shard(0, prompts), ("a",)))
-    while len(task.quarantined) < 4:
-        if task.is_trial:
-            task.trial_survived()
-        else:
-            task.worker_died()
-    assert set(task.quarantined) == {p.id for p in prompts}
