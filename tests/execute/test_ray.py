@@ -46,13 +46,13 @@ def pictures(output, arm):
 
 
 @pytest.fixture(scope="module")
-def rendered(twin, tmp_path_factory):
+def rendered(tiny, tmp_path_factory):
     """A finished run of one worker: its settings, its folder and its receipts."""
     here = tmp_path_factory.mktemp("rendered")
     captions = here / "captions.csv"
     captions.write_text("id,caption\n" + "".join(f"c{i},a picture of {i}\n" for i in range(10)))
     settings = {
-        "models": [{"name": "sd15", "path": twin}],
+        "models": [{"name": "sd15", "path": tiny}],
         "prompts": {"path": str(captions), "shard_size": 4},
         "sampling": {"steps": 4, "height": 32, "width": 32, "batch_size": 2},
         "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
