@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def twin(tmp_path_factory) -> str:
+def tiny(tmp_path_factory) -> str:
     """The folder of a tiny random Stable Diffusion 1.5."""
-    from tgate_batch.models.twins import save_twin
+    from tgate_batch.models.catalogue import save_tiny
 
-    return str(save_twin("sd15", tmp_path_factory.mktemp("twin")))
+    return str(save_tiny("sd15", tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def captions(tmp_path) -> Path:
 
 
 @pytest.fixture
-def settings(twin, captions, tmp_path) -> dict:
+def settings(tiny, captions, tmp_path) -> dict:
     """A run of 10 prompts in 3 shards with two arms, as plain data."""
     return {
-        "models": [{"name": "sd15", "path": twin}],
+        "models": [{"name": "sd15", "path": tiny}],
         "prompts": {"path": str(captions), "shard_size": 4},
         "sampling": {
             "steps": 4,

@@ -1,4 +1,4 @@
-"""Every config in `configs/` is valid, and every arm of it renders on its model's tiny twin."""
+"""Every config in `configs/` is valid, and every arm of it renders on its tiny model."""
 
 import io
 import json
@@ -42,25 +42,26 @@ def test_config_is_valid_and_its_plans_fit_its_steps(file):
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "demo"], ids=ids)
-def test_every_arm_renders_on_the_twin(file, tmp_path):
-    from tgate_batch.models.runner import Painter
-    from tgate_batch.models.twins import save_twin
+def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
+    from tgate_batch.models.checkpoint import load
+    from tgate_batch.models.runner import PipelineRunner
     from tgate_batch.render.shard import Renderer
 
     run = config.load(file)
     name = run.models[0].name
-    twin = config.Model(name=name, path=str(save_twin(name, tmp_path)))
+    tiny = config.Model(name=name, path=str(catalogue.save_tiny(name, tmp_path)))
     small = {"height": 64, "width": 64, "batch_size": 2}
     sampling = catalogue.resolve(name, run.sampling.model_copy(update=small))
-    painter = Painter(catalogue.load(twin, sampling, "cpu"), catalogue.entry(name), sampling)
-    engine = Renderer(painter, Images(), worker="test")
+    family = catalogue.family_of(name)
+    runner = PipelineRunner(load(tiny, sampling, "cpu"), family, sampling)
+    engine = Renderer(runner, Images(), worker="test")
     shard = Shard(0, tuple(Prompt(f"p{i}", f"number {i}", picture()) for i in range(2)))
     found = {
         arm: [row() for row in list(engine.render(shard, arm, settings))]
         for arm, settings in run.arms.items()
     }
     assert {row.error for rows in found.values() for row in rows} == {None}
-    if catalogue.entry(name).draws_video:
+    if family.draws == "video":
         assert all(row.video for rows in found.values() for row in rows)
 
 
@@ -78,14 +79,12 @@ AT_HOME = [  # what a machine without a GPU, and without the reference statistic
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_config_runs_through_the_job_to_a_report(file, tmp_path):
-    from tgate_batch.models.twins import save_twin
-
     run = config.load(file)
     settings = list(SMALL)
     if file.stem != "demo":
         name = run.models[0].name
-        twin = save_twin(name, tmp_path / "twin")
-        settings += [f"models=[{{name: {name}, path: {twin}}}]", *AT_HOME]
+        tiny = catalogue.save_tiny(name, tmp_path / "tiny")
+        settings += [f"models=[{{name: {name}, path: {tiny}}}]", *AT_HOME]
         settings += [f"prompts.path={_prompts(run, tmp_path)}"]
     options = [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(

@@ -40,7 +40,7 @@ def pictures(output, arm) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(twin, tmp_path_factory):
+def finished(tiny, tmp_path_factory):
     """A finished run of 6 prompts, one of them hostile to paths and to HTML; (folder, stdout).
 
     Its config is ``run.yaml`` beside the folder.
@@ -51,7 +51,7 @@ def finished(twin, tmp_path_factory):
     hostile = HOSTILE.replace('"', '""')
     captions.write_text("id,caption\n" + "\n".join(rows) + f'\n../../x,"{hostile}"\n')
     settings = {
-        "models": [{"name": "sd15", "path": twin}],
+        "models": [{"name": "sd15", "path": tiny}],
         "prompts": {"path": str(captions), "shard_size": 1},
         "sampling": {"steps": 4, "height": 32, "width": 32, "batch_size": 2},
         "arms": {"baseline": {}, "tgate": {"gate_step": 2}},

@@ -1,4 +1,4 @@
-"""Tiny twins for the gate's tests, and calling them the same way every time."""
+"""Tiny models for the gate's tests, and calling them the same way every time."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tgate_batch.models.twins import twin as make_twin
+from tgate_batch.models import catalogue
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
@@ -23,14 +23,14 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def twins():
-    """``twins(name)`` is one shared twin, ``twins(name, fresh=True)`` a copy of one's own."""
+def tiny_models():
+    """``tiny_models(name)`` is shared; ``tiny_models(name, fresh=True)`` is a copy of one's own."""
     made: dict[str, Any] = {}
     own: dict[str, Any] = {}
 
     def get(name: str, fresh: bool = False, scheduler: str | None = None) -> Any:
         if name not in made:
-            made[name] = make_twin(name)
+            made[name] = catalogue.tiny(name)
             own[name] = made[name].scheduler
         pipe = copy.deepcopy(made[name]) if fresh else made[name]
         kind = type(own[name]) if scheduler is None else SCHEDULERS[scheduler]

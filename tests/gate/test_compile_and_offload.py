@@ -26,9 +26,9 @@ class Counting:
 
 
 @pytest.fixture
-def pipe(twins):
+def pipe(tiny_models):
     """PixArt with one block, since compiling takes its time."""
-    pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+    pipe = tiny_models("pixart_alpha", fresh=True, scheduler="ddim")
     del pipe.transformer.transformer_blocks[1:]
     return pipe
 
@@ -63,9 +63,9 @@ def test_after_the_first_picture_nothing_more_is_compiled(pipe, arguments, graph
 
 
 @pytest.mark.slow
-def test_arms_in_turn_are_compiled_once(twins, arguments, graphs):
+def test_arms_in_turn_are_compiled_once(tiny_models, arguments, graphs):
     """Torch stops compiling at eight graphs unless told; three arms of a U-Net need more."""
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe, 1, steps=7)
     arms = [(None, None), (PLAN, None), (GatePlan(3), DeepCache(3, 0))]
 
@@ -84,9 +84,9 @@ def test_arms_in_turn_are_compiled_once(twins, arguments, graphs):
     assert 8 < counts[0] == counts[1]
 
 
-def test_model_offload_keeps_the_gate_in_every_call(twins, arguments):
+def test_model_offload_keeps_the_gate_in_every_call(tiny_models, arguments):
     """Offloading pipelines take the denoiser's hooks off and on again after each call."""
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe, 2)
     with gated(pipe, PLAN):
         expected = pipe(**call)[0]
@@ -98,11 +98,11 @@ def test_model_offload_keeps_the_gate_in_every_call(twins, arguments):
     assert torch.equal(pipe(**call)[0], plain)
 
 
-def test_sequential_offload_keeps_the_gate(twins, arguments):
+def test_sequential_offload_keeps_the_gate(tiny_models, arguments):
     """As `enable_sequential_cpu_offload` does it; that itself needs another device than the CPU."""
     from accelerate import cpu_offload
 
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe, 2)
     with gated(pipe, PLAN):
         expected = pipe(**call)[0]
@@ -115,10 +115,10 @@ def test_sequential_offload_keeps_the_gate(twins, arguments):
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-def test_group_offload_keeps_the_gate(twins, arguments, kind):
+def test_group_offload_keeps_the_gate(tiny_models, arguments, kind):
     from diffusers.hooks import apply_group_offloading
 
-    pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+    pipe = tiny_models("pixart_alpha", fresh=True, scheduler="ddim")
     call = arguments(pipe, 2)
     with gated(pipe, PLAN):
         expected = pipe(**call)[0]

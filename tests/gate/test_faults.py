@@ -34,8 +34,8 @@ def traces(pipe):
 
 # 1. A plain call after a gated one stays patched.
 @pytest.mark.parametrize("name", [*NAMES, "lcm_sdxl", "svd"])
-def test_plain_calls_before_and_after_a_gated_block_are_bitwise_equal(twins, arguments, name):
-    pipe = twins(name, scheduler=None if name in ("lcm_sdxl", "svd") else "ddim")
+def test_plain_calls_before_and_after_a_gated_block_are_bitwise_equal(tiny_models, arguments, name):
+    pipe = tiny_models(name, scheduler=None if name in ("lcm_sdxl", "svd") else "ddim")
     guided = name != "lcm_sdxl"
     call = arguments(pipe, 2, steps=4)
     plain = lambda: pipe(**call, generator=torch.Generator().manual_seed(0))[0]  # noqa: E731
@@ -47,8 +47,8 @@ def test_plain_calls_before_and_after_a_gated_block_are_bitwise_equal(twins, arg
     assert traces(pipe) == set()
 
 
-def test_an_exception_inside_the_block_leaves_nothing_behind(twins, arguments):
-    pipe = twins("sd15", scheduler="ddim")
+def test_an_exception_inside_the_block_leaves_nothing_behind(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
     call = arguments(pipe)
     before = pipe(**call)[0]
 
@@ -65,8 +65,8 @@ def test_an_exception_inside_the_block_leaves_nothing_behind(twins, arguments):
 
 
 # 2. A second call sees the first one's cache.
-def test_calls_inside_one_block_do_not_see_each_other(twins, arguments):
-    pipe = twins("sdxl", scheduler="ddim")
+def test_calls_inside_one_block_do_not_see_each_other(tiny_models, arguments):
+    pipe = tiny_models("sdxl", scheduler="ddim")
     calls = [
         arguments(pipe, batch, steps=steps, seed=seed)
         for batch, steps, seed in [(1, 5, 1), (3, 5, 2), (1, 1, 3), (2, 6, 4), (1, 5, 1)]
@@ -77,8 +77,8 @@ def test_calls_inside_one_block_do_not_see_each_other(twins, arguments):
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_a_call_stopped_half_way_does_not_touch_the_next(twins, arguments):
-    pipe = twins("sd15", scheduler="ddim")
+def test_a_call_stopped_half_way_does_not_touch_the_next(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
     call = arguments(pipe)
     expected = draw(pipe, call)
 
@@ -93,8 +93,8 @@ def test_a_call_stopped_half_way_does_not_touch_the_next(twins, arguments):
 
 # 3. Without guidance it crashes, or averages two pictures.
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
-def test_without_guidance_no_pictures_are_mixed(twins, arguments, name):
-    pipe = twins(name, scheduler="ddim")
+def test_without_guidance_no_pictures_are_mixed(tiny_models, arguments, name):
+    pipe = tiny_models(name, scheduler="ddim")
     one, two, three, four = (
         draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=False)
         for batch in (1, 2, 3, 4)
@@ -103,8 +103,8 @@ def test_without_guidance_no_pictures_are_mixed(twins, arguments, name):
         assert (more[: len(fewer)] - fewer).abs().max() < 1e-3 * one.abs().max()
 
 
-def test_videos_without_guidance_are_not_mixed(twins, arguments):
-    pipe = twins("svd")
+def test_videos_without_guidance_are_not_mixed(tiny_models, arguments):
+    pipe = tiny_models("svd")
     unguided = {"steps": 4, "max_guidance_scale": 1.0, "noise_aug_strength": 0.0}
     together = draw(pipe, arguments(pipe, 2, **unguided), guided=False)
     alone = draw(pipe, arguments(pipe, 1, **unguided), guided=False)
@@ -113,8 +113,8 @@ def test_videos_without_guidance_are_not_mixed(twins, arguments):
 
 @pytest.mark.parametrize("name", ["sd15", "pixart_alpha"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_wrong_word_about_guidance_is_refused(twins, arguments, name, batch):
-    pipe = twins(name, scheduler="ddim")
+def test_a_wrong_word_about_guidance_is_refused(tiny_models, arguments, name, batch):
+    pipe = tiny_models(name, scheduler="ddim")
     with pytest.raises(ValueError, match=r"pass guided=is_guided\(pipe, guidance_scale\)"):
         draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=True)
 
@@ -133,13 +133,13 @@ def test_a_wrong_word_about_guidance_is_refused(twins, arguments, name, batch):
         ("svd", 1.0, False),
     ],
 )
-def test_is_guided_says_what_the_pipeline_does(twins, name, scale, guided):
-    assert is_guided(twins(name), scale) is guided
+def test_is_guided_says_what_the_pipeline_does(tiny_models, name, scale, guided):
+    assert is_guided(tiny_models(name), scale) is guided
 
 
 # 4. An LCM-LoRA with real guidance crashes.
-def test_a_distilled_scheduler_with_guidance(twins, arguments):
-    pipe = twins("sd15", fresh=True)
+def test_a_distilled_scheduler_with_guidance(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True)
     pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
 
     def run(batch):
@@ -164,23 +164,23 @@ def test_a_distilled_scheduler_with_guidance(twins, arguments):
         pytest.param("sdxl", diffusers.KDPM2AncestralDiscreteScheduler, marks=pytest.mark.slow),
     ],
 )
-def test_both_calls_of_a_second_order_step_act_alike(twins, arguments, name, scheduler):
-    pipe = twins(name, fresh=True)
+def test_both_calls_of_a_second_order_step_act_alike(tiny_models, arguments, name, scheduler):
+    pipe = tiny_models(name, fresh=True)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     assert branches(pipe, arguments(pipe, 2, steps=5)) == [2, 2, 2, 2, 2, 2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
-def test_both_first_calls_of_pndm_are_its_first_step(twins, arguments, name):
-    pipe = twins(name, fresh=True)
+def test_both_first_calls_of_pndm_are_its_first_step(tiny_models, arguments, name):
+    pipe = tiny_models(name, fresh=True)
     pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
     assert branches(pipe, arguments(pipe, 2, steps=5)) == [2, 2, 2, 2, 1, 1]
 
 
-def test_pndm_equals_the_reference_where_the_reference_counts_it_right(twins, arguments):
+def test_pndm_equals_the_reference_where_the_reference_counts_it_right(tiny_models, arguments):
     import tgate
 
-    ours, theirs = twins("sd15"), tgate.TgateSDLoader(twins("sd15", fresh=True))
+    ours, theirs = tiny_models("sd15"), tgate.TgateSDLoader(tiny_models("sd15", fresh=True))
     assert type(ours.scheduler).__name__ == "PNDMScheduler"
     for plan in (GatePlan(1), GatePlan(3, 2, 2, 1)):
         call = arguments(ours, 2)
@@ -188,8 +188,8 @@ def test_pndm_equals_the_reference_where_the_reference_counts_it_right(twins, ar
         assert torch.equal(draw(ours, call, plan), theirs.tgate(**call, **settings)[0])
 
 
-def test_pndm_with_runge_kutta_steps_is_refused_by_name(twins, arguments):
-    pipe = twins("sd15", fresh=True)
+def test_pndm_with_runge_kutta_steps_is_refused_by_name(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True)
     pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=False)
     with pytest.raises(ValueError, match=r"^PNDMScheduler .* T-GATE counts .* use DDIM"):
         draw(pipe, arguments(pipe))
@@ -216,8 +216,8 @@ def branches(pipe, call):
         *(pytest.param("sdxl", step, marks=pytest.mark.slow) for step in (0, 2, 4)),
     ],
 )
-def test_guidance_turned_off_by_a_callback(twins, arguments, name, cutoff):
-    pipe = twins(name, scheduler="ddim")
+def test_guidance_turned_off_by_a_callback(tiny_models, arguments, name, cutoff):
+    pipe = tiny_models(name, scheduler="ddim")
 
     def turn_off(pipe, step, timestep, tensors):
         if step == cutoff:
@@ -237,9 +237,9 @@ def test_guidance_turned_off_by_a_callback(twins, arguments, name, cutoff):
     assert torch.equal(draw(pipe, call, GatePlan(20)), pipe(**call)[0])
 
 
-def test_reused_attention_follows_the_positive_branch_when_guidance_ends(twins, arguments):
+def test_reused_attention_follows_the_positive_branch_when_guidance_ends(tiny_models, arguments):
     """With both prompts equal the two branches are one: ending guidance must change nothing."""
-    pipe = twins("sd15", scheduler="ddim")
+    pipe = tiny_models("sd15", scheduler="ddim")
     call = arguments(pipe, 2)
     call["negative_prompt_embeds"] = call["prompt_embeds"]
     plan = GatePlan(20, sp_interval=5, warm_up=1)
@@ -266,8 +266,8 @@ class Doubling(AttnProcessor2_0):
         return 2 * super().__call__(*args, **kwargs)
 
 
-def test_a_custom_processor_is_honoured(twins, arguments):
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+def test_a_custom_processor_is_honoured(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe)
     stock = draw(pipe, call)
     pipe.unet.set_attn_processor(Doubling())
@@ -283,8 +283,8 @@ def test_a_custom_processor_is_honoured(twins, arguments):
     assert (draw(pipe, call) - doubled).abs().max() < 1e-3 * doubled.abs().max()
 
 
-def test_fused_projections_are_honoured(twins, arguments):
-    pipe = twins("sdxl", fresh=True, scheduler="ddim")
+def test_fused_projections_are_honoured(tiny_models, arguments):
+    pipe = tiny_models("sdxl", fresh=True, scheduler="ddim")
     call = arguments(pipe)
     apart = draw(pipe, call)
     pipe.fuse_qkv_projections(vae=False)
@@ -293,12 +293,12 @@ def test_fused_projections_are_honoured(twins, arguments):
 
 
 # 9. Other hooks on attention layers are dropped.
-def test_other_hooks_on_attention_layers_stay(twins, arguments):
+def test_other_hooks_on_attention_layers_stay(tiny_models, arguments):
     from accelerate.hooks import ModelHook as AccelerateHook
     from accelerate.hooks import add_hook_to_module, remove_hook_from_module
     from diffusers.hooks import HookRegistry, ModelHook
 
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe)
     plain, inside = pipe(**call)[0], draw(pipe, call)
     layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
@@ -328,8 +328,8 @@ def test_other_hooks_on_attention_layers_stay(twins, arguments):
 
 # 10. Hooks are made anew at every step: test_compile_and_offload.py.
 # 11. Settings are not validated: test_plan.py; and DeepCache's branch, which the U-Net bounds.
-def test_a_branch_that_the_unet_does_not_have_is_refused(twins):
-    pipe = twins("sd15")
+def test_a_branch_that_the_unet_does_not_have_is_refused(tiny_models):
+    pipe = tiny_models("sd15")
     with (
         pytest.raises(ValueError, match=r"^branch=6 is deeper .*; use 0 \(the shallowest\) to 5$"),
         gated(pipe, deepcache=DeepCache(3, 6)),
@@ -339,11 +339,11 @@ def test_a_branch_that_the_unet_does_not_have_is_refused(twins):
 
 
 # 12. SDXL interleaves negative time ids in a batch: the gate keeps the rows that it is given.
-def test_negative_time_ids_of_one_picture_equal_the_reference(twins, arguments):
+def test_negative_time_ids_of_one_picture_equal_the_reference(tiny_models, arguments):
     import tgate
 
-    ours = twins("sdxl", scheduler="ddim")
-    theirs = tgate.TgateSDXLLoader(twins("sdxl", fresh=True, scheduler="ddim"))
+    ours = tiny_models("sdxl", scheduler="ddim")
+    theirs = tgate.TgateSDXLLoader(tiny_models("sdxl", fresh=True, scheduler="ddim"))
     call = arguments(ours, 1, negative_original_size=(32, 32), negative_target_size=(16, 16))
     settings = {"gate_step": 3, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
     assert torch.equal(draw(ours, call), theirs.tgate(**call, **settings)[0])
@@ -377,8 +377,8 @@ def test_joint_attention_is_refused():
         pass
 
 
-def test_a_block_within_a_block_is_refused_and_the_outer_one_goes_on(twins, arguments):
-    pipe = twins("sd15", scheduler="ddim")
+def test_a_block_within_a_block_is_refused_and_the_outer_one_goes_on(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
     call = arguments(pipe)
     expected = draw(pipe, call)
     with gated(pipe, PLAN):
@@ -388,8 +388,8 @@ def test_a_block_within_a_block_is_refused_and_the_outer_one_goes_on(twins, argu
     assert traces(pipe) == set()
 
 
-def test_neither_plan_nor_deepcache_is_the_plain_pipeline(twins, arguments):
-    pipe = twins("sd15", scheduler="ddim")
+def test_neither_plan_nor_deepcache_is_the_plain_pipeline(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
     call = arguments(pipe)
     assert torch.equal(draw(pipe, call, None), pipe(**call)[0])
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tgate_batch.models import catalogue
-from tgate_batch.models.twins import save_twin
+from tgate_batch.models.catalogue import save_tiny
 
 JOB = Path(__file__).parents[2] / "jobs" / "image.py"
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sd15(folder):
-    return str(save_twin("sd15", folder / "sd15"))
+    return str(save_tiny("sd15", folder / "sd15"))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_every_model_of_the_reference_is_known():
         assert catalogue.entry(also.get(name, name))
 
 
-# model: its twin, the reference's pipeline and loader, and what its main.py passes on.
+# model: its tiny one, the reference's pipeline and loader, and what its main.py passes on.
 SAME = {
     "pixart": ("pixart_alpha", "PixArtAlphaPipeline", "TgatePixArtAlphaLoader", {}),
     "pixart_sigma": ("pixart_sigma", "PixArtSigmaPipeline", "TgatePixArtSigmaLoader", {}),
@@ -135,7 +135,7 @@ SAME = {
 @pytest.mark.parametrize("model", SAME)
 def test_the_picture_equals_the_references(run, tmp_path, model):
     name, pipeline, loader, passed = SAME[model]
-    path = str(save_twin(name, tmp_path / name))
+    path = str(save_tiny(name, tmp_path / name))
     more = ("--path", path, "--prompt", "a cat", "--saved_path", tmp_path)
     code, printed = run("--model", *model.split(), *more)
     assert code == 0, printed.err
@@ -159,7 +159,7 @@ def test_the_picture_equals_the_references(run, tmp_path, model):
 def test_a_picture_becomes_test_mp4(run, tmp_path):
     """25 frames, 7 a second, as the reference's."""
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "first.jpg")
-    path = save_twin("svd", tmp_path / "svd")
+    path = save_tiny("svd", tmp_path / "svd")
     options = ("--model", "svd", "--path", path, "--image", tmp_path / "first.jpg")
     small = ("--height", 64, "--width", 64, "--inference_step", 2, "--gate_step", 1)
     code, printed = run(*options, *small, "--saved_path", tmp_path)

@@ -11,13 +11,13 @@ PLANS = [GatePlan(3), GatePlan(3, 2, 2, 0)]
 
 
 @pytest.fixture(scope="module")
-def precise(twins):
+def precise(tiny_models):
     """Twins in float64, where rounding is far below any mixing of pictures."""
     made = {}
 
     def get(name):
         if name not in made:
-            made[name] = twins(name, fresh=True, scheduler="ddim").to(torch.float64)
+            made[name] = tiny_models(name, fresh=True, scheduler="ddim").to(torch.float64)
         return made[name]
 
     return get
@@ -52,9 +52,9 @@ def test_batch_mates_do_not_matter_to_branches_of_deepcache(precise, arguments, 
         assert disagreement(precise(name), arguments, plan, deepcache) < 1e-11, plan
 
 
-def test_batch_mates_do_not_matter_to_a_video(twins, arguments):
+def test_batch_mates_do_not_matter_to_a_video(tiny_models, arguments):
     """In float32, as the pipeline prepares its picture: rounding is near 1e-6."""
-    pipe = twins("svd")
+    pipe = tiny_models("svd")
     assert disagreement(pipe, arguments, PLANS[1], batch=3, noise_aug_strength=0.0) < 1e-4
 
 

@@ -17,13 +17,13 @@ from diffusers import (
 from PIL import Image
 
 from tgate_batch.gate import loaders
-from tgate_batch.models.twins import save_twin
+from tgate_batch.models.catalogue import save_tiny
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("twins")
-    return cache(lambda name: str(save_twin(name, folder / name)))
+    folder = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: str(save_tiny(name, folder / name)))
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,8 @@ def test_snippets_of_version_0_1(saved, name, pipeline, loader, successor, gate_
     assert draw(pipe).tobytes() == expected.tobytes()
 
 
-def test_gate_step_at_the_loader_alone_is_enough(twins, arguments):
-    pipe = twins("sd15", fresh=True, scheduler="ddim")
+def test_gate_step_at_the_loader_alone_is_enough(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
     call = arguments(pipe)
     first = loaders.TgateSDLoader(pipe, gate_step=3, num_inference_steps=6).tgate(**call)[0]
     settings = {"gate_step": 3, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
@@ -206,16 +206,16 @@ def test_gate_step_at_the_loader_alone_is_enough(twins, arguments):
     assert not torch.equal(first, loaders.TgateSDLoader(pipe).tgate(**call)[0])
 
 
-def test_a_plain_call_after_a_loaders_call_is_plain(twins, arguments):
-    pipe = twins("pixart_alpha", fresh=True)
+def test_a_plain_call_after_a_loaders_call_is_plain(tiny_models, arguments):
+    pipe = tiny_models("pixart_alpha", fresh=True)
     call = arguments(pipe)
     before = pipe(**call)[0]
     loaders.TgatePixArtLoader(pipe).tgate(**call, gate_step=2)
     assert torch.equal(before, pipe(**call)[0])
 
 
-def test_guidance_off_at_the_loaders_call(twins, arguments):
-    pipe = loaders.TgateSDLoader(twins("sd15", fresh=True, scheduler="ddim"))
+def test_guidance_off_at_the_loaders_call(tiny_models, arguments):
+    pipe = loaders.TgateSDLoader(tiny_models("sd15", fresh=True, scheduler="ddim"))
     call = arguments(pipe, 2, guidance_scale=1.0)
     assert pipe.tgate(**call, gate_step=3).images.isfinite().all()
 

@@ -44,8 +44,8 @@ def watched():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_predicted_peak_is_exact(twins, arguments, watched, name, plan):
-    pipe = twins(name, scheduler=None if name in ("svd", "lcm_sdxl") else "ddim")
+def test_predicted_peak_is_exact(tiny_models, arguments, watched, name, plan):
+    pipe = tiny_models(name, scheduler=None if name in ("svd", "lcm_sdxl") else "ddim")
     guided, images, steps = name != "lcm_sdxl", 2, 6
     peak = 0
 
@@ -64,8 +64,8 @@ def test_predicted_peak_is_exact(twins, arguments, watched, name, plan):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (12, 20), (9, 7)])
-def test_predicted_peak_is_exact_at_other_sizes(twins, arguments, watched, size):
-    pipe = twins("sd15", scheduler="ddim")
+def test_predicted_peak_is_exact_at_other_sizes(tiny_models, arguments, watched, size):
+    pipe = tiny_models("sd15", scheduler="ddim")
     peak = 0
 
     def look():
@@ -82,8 +82,8 @@ def test_predicted_peak_is_exact_at_other_sizes(twins, arguments, watched, size)
 
 @pytest.mark.parametrize("deepcache", [None, DeepCache(2, 0)])
 @pytest.mark.parametrize("error", [False, True])
-def test_no_cached_tensor_outlives_the_block(twins, arguments, watched, deepcache, error):
-    pipe = twins("sdxl", scheduler="ddim")
+def test_no_cached_tensor_outlives_the_block(tiny_models, arguments, watched, deepcache, error):
+    pipe = tiny_models("sdxl", scheduler="ddim")
     kept = {}
 
     def look():
@@ -112,8 +112,8 @@ def test_no_cached_tensor_outlives_the_block(twins, arguments, watched, deepcach
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_nothing_is_stored_that_is_never_read(twins, arguments, watched, plan):
-    pipe = twins("pixart_alpha", scheduler="ddim")
+def test_nothing_is_stored_that_is_never_read(tiny_models, arguments, watched, plan):
+    pipe = tiny_models("pixart_alpha", scheduler="ddim")
     layers = attention_layers(pipe)
     written, read = set(), set()
 

@@ -40,14 +40,14 @@ def difference(ours, theirs, plan, call, guided=True, deepcache=None, **referenc
 
 
 @pytest.fixture(scope="module")
-def pair(twins):
-    """A shared twin for ours, and one that the reference keeps patched."""
+def pair(tiny_models):
+    """A shared model for ours, and one that the reference keeps patched."""
     patched = {}
 
     def get(name, loader, scheduler=None):
         if name not in patched:
-            patched[name] = loader(twins(name, fresh=True))
-        ours = twins(name, scheduler=scheduler)
+            patched[name] = loader(tiny_models(name, fresh=True))
+        ours = tiny_models(name, scheduler=scheduler)
         patched[name].scheduler = type(ours.scheduler).from_config(ours.scheduler.config)
         patched[name].set_progress_bar_config(disable=True)
         return ours, patched[name]
@@ -132,19 +132,22 @@ def test_distilled_latents_equal_the_reference(pair, arguments, name, loader, ga
     ],
 )
 def test_deepcache_latents_equal_the_reference(
-    twins, arguments, name, loader, interval, branch, batch, plan
+    tiny_models, arguments, name, loader, interval, branch, batch, plan
 ):
-    ours = twins(name, scheduler="ddim")
-    theirs = loader(twins(name, fresh=True, scheduler="ddim"), interval, branch)
+    ours = tiny_models(name, scheduler="ddim")
+    theirs = loader(tiny_models(name, fresh=True, scheduler="ddim"), interval, branch)
     call = arguments(ours, batch, steps=9)
     assert difference(ours, theirs, plan, call, deepcache=DeepCache(interval, branch)) == 0.0
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_deepcache_alone_equals_its_own_helper(twins, arguments, name):
+def test_deepcache_alone_equals_its_own_helper(tiny_models, arguments, name):
     from DeepCache import DeepCacheSDHelper
 
-    ours, theirs = twins(name, scheduler="euler"), twins(name, fresh=True, scheduler="euler")
+    ours, theirs = (
+        tiny_models(name, scheduler="euler"),
+        tiny_models(name, fresh=True, scheduler="euler"),
+    )
     call = arguments(ours, 2)
     helper = DeepCacheSDHelper(pipe=theirs)
     helper.set_params(cache_interval=3, cache_branch_id=0)
@@ -159,12 +162,12 @@ def test_guidance_rescale_agrees_to_1e_5(pair, arguments):
     assert difference(ours, theirs, PLANS[0], call) <= 1e-5
 
 
-def test_micro_conditions_follow_their_branch(twins, arguments):
+def test_micro_conditions_follow_their_branch(tiny_models, arguments):
     """PixArt-Alpha at sample size 128 takes resolution and aspect ratio, one row a branch."""
     import diffusers
 
     def make():
-        pipe = twins("pixart_alpha", fresh=True, scheduler="ddim")
+        pipe = tiny_models("pixart_alpha", fresh=True, scheduler="ddim")
         config = dict(pipe.transformer.config) | {
             "sample_size": 128,
             "norm_type": "ada_norm_single",

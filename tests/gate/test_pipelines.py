@@ -51,8 +51,8 @@ def text(arguments, pipe, batch):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_image_to_image(twins, arguments, name, batch):
-    stock = twins(name, scheduler="ddim")
+def test_image_to_image(tiny_models, arguments, name, batch):
+    stock = tiny_models(name, scheduler="ddim")
     pipe = diffusers.AutoPipelineForImage2Image.from_pipe(stock)
     pipe.set_progress_bar_config(disable=True)
     call = text(arguments, stock, batch) | {"image": [PICTURE] * batch, "strength": 0.7}
@@ -60,8 +60,8 @@ def test_image_to_image(twins, arguments, name, batch):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_inpainting(twins, arguments, name):
-    stock = twins(name, scheduler="ddim")
+def test_inpainting(tiny_models, arguments, name):
+    stock = tiny_models(name, scheduler="ddim")
     pipe = diffusers.AutoPipelineForInpainting.from_pipe(stock)
     pipe.set_progress_bar_config(disable=True)
     call = text(arguments, stock, 2) | {
@@ -76,8 +76,8 @@ def test_inpainting(twins, arguments, name):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("guess_mode", [False, True])
-def test_controlnet(twins, arguments, name, guess_mode):
-    stock = twins(name, scheduler="ddim")
+def test_controlnet(tiny_models, arguments, name, guess_mode):
+    stock = tiny_models(name, scheduler="ddim")
     torch.manual_seed(0)
     control = diffusers.ControlNetModel.from_unet(
         stock.unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
@@ -92,8 +92,8 @@ def test_controlnet(twins, arguments, name, guess_mode):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_ip_adapter(twins, arguments, name):
-    pipe = twins(name, fresh=True, scheduler="ddim")
+def test_ip_adapter(tiny_models, arguments, name):
+    pipe = tiny_models(name, fresh=True, scheduler="ddim")
     give_ip_adapter(pipe.unet)
     call = arguments(pipe, 2)
     generator = torch.Generator().manual_seed(5)
@@ -130,8 +130,8 @@ def give_ip_adapter(unet):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha"])
-def test_lora(twins, arguments, name):
-    pipe = twins(name, fresh=True, scheduler="ddim")
+def test_lora(tiny_models, arguments, name):
+    pipe = tiny_models(name, fresh=True, scheduler="ddim")
     call = arguments(pipe, 2)
     without = rows_at_every_call(pipe, call)[0]
     torch.manual_seed(0)
@@ -143,23 +143,23 @@ def test_lora(twins, arguments, name):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha", "pixart_sigma"])
-def test_several_images_a_prompt(twins, arguments, name):
-    pipe = twins(name, scheduler="ddim")
+def test_several_images_a_prompt(tiny_models, arguments, name):
+    pipe = tiny_models(name, scheduler="ddim")
     call = text(arguments, pipe, 2) | {"num_images_per_prompt": 2}
     check(pipe, (call), [8, 8, 8, 4, 4, 4])
 
 
-def test_guidance_cutoff_of_diffusers(twins, arguments):
+def test_guidance_cutoff_of_diffusers(tiny_models, arguments):
     from diffusers.callbacks import SDCFGCutoffCallback
 
-    pipe = twins("sd15", scheduler="ddim")
+    pipe = tiny_models("sd15", scheduler="ddim")
     cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
     call = arguments(pipe, 1) | {"callback_on_step_end": cutoff}
     assert rows_at_every_call(pipe, call)[1] == [2, 2, 1, 1, 1, 1]
 
 
-def test_dictionary_outputs_are_doubled(twins):
-    pipe = twins("sd15", scheduler="ddim")
+def test_dictionary_outputs_are_doubled(tiny_models):
+    pipe = tiny_models("sd15", scheduler="ddim")
     pipe.scheduler.set_timesteps(2)
     sample, states = torch.zeros(2, 4, 8, 8), torch.zeros(2, 7, 32)
     pipe._guidance_scale = 7.5
@@ -168,8 +168,8 @@ def test_dictionary_outputs_are_doubled(twins):
     assert shapes == [sample.shape] * 2
 
 
-def test_a_call_too_many_is_refused(twins):
-    pipe = twins("sd15", scheduler="ddim")
+def test_a_call_too_many_is_refused(tiny_models):
+    pipe = tiny_models("sd15", scheduler="ddim")
     pipe.scheduler.set_timesteps(1)
     pipe._guidance_scale = 7.5
     sample, states = torch.zeros(2, 4, 8, 8), torch.zeros(2, 7, 32)
@@ -179,8 +179,8 @@ def test_a_call_too_many_is_refused(twins):
             pipe.unet(sample, 1, states)
 
 
-def test_perturbed_attention_guidance_is_refused(twins):
-    pipe = twins("sd15", scheduler="ddim")
+def test_perturbed_attention_guidance_is_refused(tiny_models):
+    pipe = tiny_models("sd15", scheduler="ddim")
     more = diffusers.AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True)
     with (
         pytest.raises(ValueError, match=r"^StableDiffusionPAGPipeline .* without it$"),
@@ -191,9 +191,9 @@ def test_perturbed_attention_guidance_is_refused(twins):
 
 @pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("plan", [None, GatePlan(3)])
-def test_deepcache_counts_calls_not_timesteps(twins, arguments, scheduler, plan):
+def test_deepcache_counts_calls_not_timesteps(tiny_models, arguments, scheduler, plan):
     """Repeated timesteps (PNDM, Heun) confuse the helper alone; here a cycle is three calls."""
-    pipe = twins("sd15", fresh=True)
+    pipe = tiny_models("sd15", fresh=True)
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     full = []
     handle = pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: full.append(calls[0]))

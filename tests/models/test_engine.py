@@ -4,9 +4,9 @@ import torch
 
 from tgate_batch import config
 from tgate_batch.errors import UserError
-from tgate_batch.models import runner
+from tgate_batch.models import catalogue
 from tgate_batch.models.engine import prepare
-from tgate_batch.models.twins import twin
+from tgate_batch.models.runner import open_runner
 from tgate_batch.output import run as runs
 from tgate_batch.records import Prompt
 
@@ -15,11 +15,11 @@ PROMPTS = [Prompt(f"p{number}", f"a picture of number {number}") for number in r
 
 def opened(settings, **engine):
     run = config.parse({**settings, "engine": engine})
-    return runner.open_painter(run.models[0], run)
+    return open_runner(run.models[0], run)
 
 
-def painted(painter) -> np.ndarray:
-    found = painter.decode(painter.denoise(painter.encode(PROMPTS), [0, 1, 2]))
+def drawn(runner) -> np.ndarray:
+    found = runner.decode(runner.denoise(runner.encode(PROMPTS), [0, 1, 2]))
     assert found.finite.all()
     return found.values.astype(int)
 
@@ -37,13 +37,13 @@ def painted(painter) -> np.ndarray:
     ids=lambda engine: next(iter(engine)),
 )
 def test_engine_changes_the_last_bits_at_most(settings, engine):
-    apart = np.abs(painted(opened(settings)) - painted(opened(settings, **engine)))
+    apart = np.abs(drawn(opened(settings)) - drawn(opened(settings, **engine)))
     assert apart.max() <= 1  # of 255
 
 
 def test_settings_reach_the_pipeline(settings):
-    painter = opened(settings, fused_qkv=True, compile=True)
-    unet = painter.pipeline.unet
+    runner = opened(settings, fused_qkv=True, compile=True)
+    unet = runner.pipeline.unet
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections
     assert unet._compiled_call_impl is not None
@@ -51,7 +51,7 @@ def test_settings_reach_the_pipeline(settings):
 
 
 def test_convolutions_over_time_keep_their_layout():
-    pipeline = twin("svd")
+    pipeline = catalogue.tiny("svd")
     prepare(pipeline, config.Engine())
     layers = list(pipeline.unet.modules())
     picture = next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d))
@@ -61,12 +61,12 @@ def test_convolutions_over_time_keep_their_layout():
 
 
 def test_decoding_takes_no_more_pictures_at_once_than_told(settings):
-    painter, sizes = opened(settings, decode_batch_size=2), []
-    decode = painter.pipeline.vae.decode
-    painter.pipeline.vae.decode = lambda latents, **options: (
+    runner, sizes = opened(settings, decode_batch_size=2), []
+    decode = runner.pipeline.vae.decode
+    runner.pipeline.vae.decode = lambda latents, **options: (
         sizes.append(len(latents)) or decode(latents, **options)
     )
-    painted(painter)
+    drawn(runner)
     assert sizes == [2, 1]
 
 

@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
-from tgate_batch.models.architectures import ARCHITECTURES, Architecture, Part
-from tgate_batch.models.macs import count, count_parts, find_architecture, macs_of
+from tgate_batch.models import catalogue, macs
+from tgate_batch.models.architecture import Architecture, Part
+from tgate_batch.models.catalogue import save_tiny
+from tgate_batch.models.macs import count_parts, find_architecture, macs_of
 from tgate_batch.models.published import PUBLISHED, published_for
-from tgate_batch.models.twins import save_twin, twin
+from tgate_batch.models.sd import FAMILY
 
 ROOT = Path(__file__).parents[2]
 TOKENS, CAPTION = 5, 12
@@ -36,11 +38,14 @@ SMALL = Architecture(
     encoders={},
     vae=Part("diffusers", "AutoencoderKL", {"block_out_channels": (8, 8)}),
     tokens=TOKENS,
-    height=16,
-    width=16,
 )
 # (layers, picture tokens, channels): two going down and three going up at 8x8, one in the middle
 LAYERS = [(5, 64, 32), (1, 16, 64)]
+
+
+def count(architecture, plan, deepcache, steps, guidance_scale):
+    """MACs of a picture of 16x16 pixels: the VAE here has 2 pixels a latent."""
+    return macs.count(FAMILY, architecture, plan, deepcache, steps, guidance_scale, 16, 16)
 
 
 def self_attention(products):
@@ -152,8 +157,8 @@ def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():
     ],
 )
 def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
-    save_twin(name, tmp_path)
-    pipe, scale = twin(name), 1.0 if name.startswith("lcm") else 4.5
+    save_tiny(name, tmp_path)
+    pipe, scale = catalogue.tiny(name), 1.0 if name.startswith("lcm") else 4.5
     size = {"height": 64, "width": 64}
     options = {"guidance_scale": scale, "num_inference_steps": 5, "output_type": "latent"}
     if "pixart" in name:
@@ -167,21 +172,24 @@ def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha", "svd"])
 def test_parts_of_a_folder_are_its_encoders_and_its_vae(name, tmp_path):
-    save_twin(name, tmp_path)
-    parts = count_parts(find_architecture(name, str(tmp_path)), guided=True)
-    pipe = twin(name)
+    save_tiny(name, tmp_path)
+    family, architecture = catalogue.family_of(name), find_architecture(name, str(tmp_path))
+    parts = count_parts(family, architecture, guided=True, height=64, width=64)
+    pipe = catalogue.tiny(name)
     for part, (counted, params) in parts.items():
         assert counted.macs > 0
         assert params == sum(p.numel() for p in getattr(pipe, part).parameters())
 
 
-def test_a_model_that_is_neither_known_nor_a_folder_says_so():
-    with pytest.raises(UserError, match="'sd35' is not known offline"):
-        macs_of("sd35", "stabilityai/sd35", steps=5, guidance_scale=7.5)
+def test_a_model_without_an_architecture_or_a_folder_says_so():
+    with pytest.raises(UserError, match="unknown model 'flux'"):
+        macs_of("flux", steps=5, guidance_scale=7.5)
+    with pytest.raises(UserError, match="'demo' is not known without its files"):
+        macs_of("demo", "some/finetune", steps=5, guidance_scale=7.5)
 
 
 def test_a_hub_id_of_a_known_model_is_counted_by_its_name():
-    assert find_architecture("sd15", "some/finetune") is ARCHITECTURES["sd15"]
+    assert find_architecture("sd15", "some/finetune") is catalogue.entry("sd15").architecture
 
 
 def test_a_folder_without_a_pipeline_says_so(tmp_path):
@@ -196,9 +204,9 @@ def test_a_folder_without_a_pipeline_says_so(tmp_path):
 
 
 def test_settings_that_the_gate_refuses_are_a_users_error(tmp_path):
-    save_twin("pixart_alpha", tmp_path)
+    save_tiny("pixart_alpha", tmp_path)
     with pytest.raises(UserError, match="DeepCache"):
-        macs_of("x", str(tmp_path), deepcache=DeepCache(), steps=5, guidance_scale=4.5)
+        macs_of("pixart_alpha", str(tmp_path), deepcache=DeepCache(), steps=5, guidance_scale=4.5)
 
 
 def test_eighteen_figures_were_published_each_for_settings_of_its_own():
@@ -224,7 +232,7 @@ def test_published_figures_of_stable_diffusion_are_reproduced():
     [("sd21", 865_910_724), ("sdxl", 2_567_463_684), ("svd", 1_524_623_082)],
 )
 def test_architectures_have_the_parameters_of_their_checkpoints(name, parameters):
-    counted = count(ARCHITECTURES[name], None, None, steps=1, guidance_scale=1.0)
+    counted = macs_of(name, steps=1, guidance_scale=1.0)
     assert counted.params == parameters
 
 

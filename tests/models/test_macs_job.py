@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tgate_batch.errors import UserError
-from tgate_batch.models.twins import save_twin
+from tgate_batch.models.catalogue import save_tiny
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
@@ -33,9 +33,9 @@ def job():
 
 @pytest.fixture
 def config(tmp_path):
-    save_twin("sd15", tmp_path / "twin")
+    save_tiny("sd15", tmp_path / "tiny")
     run = {
-        "models": [{"name": "sd15", "path": str(tmp_path / "twin")}],
+        "models": [{"name": "sd15", "path": str(tmp_path / "tiny")}],
         "prompts": {"path": "prompts.csv"},
         "sampling": {"steps": 4, "height": 64, "width": 64, "scheduler": "DDIMScheduler"},
         "arms": {

@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tgate_batch.config import Arm, Images, Model, Sampling
+from tgate_batch.config import Arm, Images, Model, ResolvedSampling, Sampling
 from tgate_batch.models import catalogue
-from tgate_batch.models.runner import Painter
+from tgate_batch.models.checkpoint import load
+from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt, Shard, image_seed
 from tgate_batch.render.shard import DeviceLost, Renderer
 
@@ -16,19 +17,19 @@ BASELINE, TGATE = Arm(), Arm(gate_step=2, sp_interval=2)
 CACHED = Arm(gate_step=2, deepcache={"interval": 2, "branch": 0})
 
 
-def sampling(**changes) -> Sampling:
+def sampling(**changes) -> ResolvedSampling:
     chosen = {"steps": 4, "height": 32, "width": 32, "scheduler": "DDIMScheduler", "batch_size": 2}
     return catalogue.resolve("sd15", Sampling(**{**chosen, **changes}))
 
 
 @pytest.fixture
-def pipeline(twin):
-    return catalogue.load(Model(name="sd15", path=twin), sampling(), "cpu")
+def pipeline(tiny):
+    return load(Model(name="sd15", path=tiny), sampling(), "cpu")
 
 
 def renderer(pipeline, images=None, **changes) -> Renderer:
-    painter = Painter(pipeline, catalogue.entry("sd15"), sampling(**changes))
-    return Renderer(painter, images or Images(format="png"), worker="test")
+    runner = PipelineRunner(pipeline, catalogue.family_of("sd15"), sampling(**changes))
+    return Renderer(runner, images or Images(format="png"), worker="test")
 
 
 def rows(engine, arm=BASELINE, prompts=PROMPTS, name="arm", **options):
