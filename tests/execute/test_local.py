@@ -140,9 +140,7 @@ def test_local_run_gives_the_bytes_of_a_ray_run_and_never_imports_ray(settings, 
     found = {}
     for executor in ("local", "ray"):
         output = tmp_path / executor
-        done = job(
-            ["--config", file, "--output", output, "--set", f"workers.executor={executor}"]
-        )
+        done = job(["--config", file, "--output", output, "--set", f"workers.executor={executor}"])
         assert done.returncode == 0, done.stderr
         assert f"ray imported: {executor == 'ray'}" in done.stdout
         rows = pd.read_parquet(output / "images")

@@ -227,9 +227,9 @@ def test_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_credentials_are_written_nowhere(settings):
-    secret = "s3://KEY:SECRET@bucket/ref.npz?region=x&access_key=AK&token=T"
+    secret = "s3://KEY:SECRET@bucket/ref.npz?region=x&access_key=HUSHHUSH&token=QUIETQUIET"
     run = begun(settings, score={"reference": secret})
     content = b"".join(run.folder.read(name) for name in run.folder.names(""))
-    for word in (b"SECRET", b"KEY:", b"AK", b"token=T"):
+    for word in (b"SECRET", b"KEY:", b"HUSHHUSH", b"QUIETQUIET"):
         assert word not in content
     assert b"s3://bucket/ref.npz?region=x" in content
