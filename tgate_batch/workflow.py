@@ -244,10 +244,14 @@ def _score(run: Run, problems: dict[str, None]) -> int:
         problems[str(error)] = None
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
-    for model in run.config.models:
-        for _ in figures.score_model(run, asked, reference, model.name):
-            pass
-    missing = _say_missing(run)
+    damaged = [
+        name
+        for model in run.config.models
+        for name in figures.score_model(run, asked, reference, model.name)
+    ]
+    for name in damaged:
+        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+    missing = _say_missing(run) or bool(damaged)
     outside = _report(run)
     if problems:
         return UNUSABLE

@@ -57,7 +57,7 @@ def write_shard(folder, name, contents, first=0):
         for n, content in enumerate(contents)
     ]
     records.append(ImageRecord("failed", 0, "a", seed=0, status="error", error="out of memory"))
-    write_records(Folder(str(folder)), name, records, "digest")
+    write_records(Folder(str(folder)), name, "m", "a", records, "identity")
 
 
 def test_a_folder_of_pictures_of_mixed_sizes_is_a_reference(picture_folder, contents):

@@ -1,8 +1,12 @@
 """Scoring what a run's folder holds, without rendering it: pictures are drawn, not denoised."""
 
+import dataclasses
 import io
 import json
+import os
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +15,13 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 
 from tgate_batch import config, workflow
 from tgate_batch.demo import pictures
-from tgate_batch.output import parquet
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
-from tgate_batch.score import figures as score
+from tgate_batch.score import measure
 
+ROOT = Path(__file__).parent
 SHARDS, EACH = 3, 4
 
 
@@ -29,35 +35,36 @@ def finished(tmp_path_factory):
         "models": ["demo"],
         "prompts": {"path": str(tmp_path / "captions.txt"), "shard_size": EACH},
         "arms": {"baseline": {}, "other": {"gate_step": 5}},
+        "workers": {"executor": "local"},
         "score": {"reference": "drawn", "bootstrap": 20},
         "output": str(tmp_path / "out"),
     }
-    run = runs.prepare(config.parse(settings))
-    runs.freeze(run)
-    for model, arm, _ in run.pairs():
-        for shard in runs.prompts.shards(run.config.prompts):
-            records = [
-                record(prompt, seed=int(prompt.id[:8]), black=arm == "other" and number == 0)
-                for number, prompt in enumerate(shard.prompts)
-            ]
-            name = parquet.images_name(model.name, arm, shard.index)
-            parquet.write_records(run.folder, name, records, shard.digest, {"macs_per_image": "7"})
-    measured(run)
+    run = workflow.prepare(config.parse(settings))
+    runs.begin(run)
+    for plan in run.shards:
+        for arm in run.config.arms:
+            draw(run, arm, plan)
+    workflow.measure_pending(run, LocalExecutor(run.config, run.folder))
     return run
+
+
+def draw(run, arm, plan):
+    """Writes a shard's file with drawings of its captions."""
+    shard = frozen.load_shard(run.folder, plan)
+    records = [
+        record(prompt, seed=int(prompt.id[:8]), black=arm == "other" and number == 0)
+        for number, prompt in enumerate(shard.prompts)
+    ]
+    name = layout.shard_file(layout.images("demo", arm), plan.index)
+    identity = layout.file_identity(run.made_of("demo", arm), plan.digest)
+    parquet.write_records(run.folder, name, "demo", arm, records, identity, {"macs_per_image": "7"})
 
 
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of the finished run."""
     shutil.copytree(str(finished.folder), tmp_path / "run")
-    return runs.opened(str(tmp_path / "run"))
-
-
-def measured(run):
-    asked = score.asked(run)
-    for model, arm, _ in run.pairs():
-        for shard in run.shards:
-            score.measure_shard(run, asked, model.name, arm, shard)
+    return runs.load_run(str(tmp_path / "run"))
 
 
 def record(prompt, seed, black):
@@ -72,27 +79,22 @@ def record(prompt, seed, black):
 def scored(run, code=0, **sections) -> dict[str, dict]:
     """Arm -> its scores, after the whole way from measuring to the report."""
     changed = config.parse({**run.config.model_dump(), **sections})
-    run = runs.Run(changed, run.folder, run.shards)
-    measured(run)
-    assert workflow._score(run) == code
-    return {
-        arm: json.loads(run.folder.read(f"scores/model=demo/arm={arm}.json"))
-        for arm in run.config.arms
-    }
+    assert workflow.score(changed) == code
+    return {arm: json.loads(run.folder.read(layout.scores("demo", arm))) for arm in changed.arms}
 
 
 def test_statistics_on_disk_give_pytorch_fid_our_distance(run):
     first = scored(run)["other"]
     arms = {}
     for arm in ("baseline", "other"):
-        name = score.statistics_name("efficientnet-lite0", "demo", arm)
+        name = layout.statistics("efficientnet-lite0", "demo", arm)
         with np.load(run.folder.path(name)) as archive:
             arms[arm] = archive["mu"], archive["sigma"]
     again = scored(
         run,
         score={
             "reference": run.folder.path(
-                score.statistics_name("efficientnet-lite0", "demo", "baseline")
+                layout.statistics("efficientnet-lite0", "demo", "baseline")
             )
         },
     )
@@ -123,14 +125,117 @@ def test_distance_change_is_between_the_pictures_that_both_have(run):
     assert (change["value"], change["low"], change["high"]) == pytest.approx((0, 0, 0), abs=1e-6)
 
 
-def test_damaged_shard_is_told_and_the_others_are_scored(run, capsys):
-    file = run.folder.path("images/model=demo/arm=other/shard-00001.parquet")
-    with open(file, "r+b") as stream:
+def damage(run, name):
+    with open(run.folder.path(name), "r+b") as stream:
         stream.truncate(100)
-    found = scored(run)["other"]
+
+
+PICTURES = layout.shard_file(layout.images("demo", "other"), 1)
+
+
+def forget_measurements(run):
+    for name in (*run.folder.names(layout.MEASURED), *run.folder.names(layout.FEATURES)):
+        run.folder.delete(name)
+
+
+def test_damaged_shard_is_told_the_others_are_scored_and_the_next_run_draws_it(run, capsys):
+    forget_measurements(run)
+    damage(run, PICTURES)
+    found = scored(run, 4)["other"]
     assert found["images"] == 8
     assert found["distance_label"] == "FD-efficientnet-lite0-6"
-    assert "demo other: 1 of 3 shards are missing or damaged (first: 1)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{PICTURES} is damaged" in said
+    assert "demo other: 1 of 3 shards are missing or damaged (first: 1)" in said
+    assert runs.pending(run) == {"demo": {1: ("other",)}}
+
+
+def test_pictures_of_other_settings_are_not_scored(run, capsys):
+    forget_measurements(run)
+    plan = run.shards[1]
+    rows = [ImageRecord(str(i), 0, "x", 0, "ok", image=b"") for i in range(EACH)]
+    parquet.write_records(run.folder, PICTURES, "demo", "other", rows, f"not {plan.digest}")
+    assert scored(run, 4)["other"]["images"] == 8
+    assert "was made of other settings or prompts" in capsys.readouterr().out
+
+
+def test_damaged_baseline_leaves_paired_figures_of_its_shard_for_the_next_run(run):
+    forget_measurements(run)
+    damage(run, layout.shard_file(layout.images("demo", "baseline"), 1))
+    scored(run, 4)
+    stand = run.folder.names(layout.measured("psnr", "demo", "other"))
+    assert [layout.folder_and_shard(name)[1] for name in stand] == [0, 2]
+    assert len(run.folder.names(layout.measured("rows", "demo", "other"))) == 3
+
+
+def test_damaged_measurement_is_measured_again(run, capsys):
+    whole = scored(run)["other"]
+    damage(run, layout.shard_file(layout.measured("psnr", "demo", "other"), 1))
+    scored(run, 4)
+    assert "jobs/score.py measures it again" in capsys.readouterr().out
+    assert scored(run)["other"]["paired"] == whole["paired"]
+
+
+class Counting:
+    """An extractor that counts its pictures."""
+
+    name, label, note, sha256, dimensions = "counting", "FD-counting", None, "0", 1
+    seen: Counter = Counter()
+
+    def __init__(self, path=None, device="cpu"):
+        pass
+
+    def __call__(self, images):
+        self.seen.update(image.tobytes() for image in images)
+        return np.array([[np.asarray(image).mean()] for image in images], np.float32)
+
+
+def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_computed_once(
+    run, monkeypatch
+):
+    forget_measurements(run)
+    opened, decoded = Counter(), Counter()
+    open_, decode = type(run.folder).open, measure.decode
+    monkeypatch.setattr(
+        type(run.folder), "open", lambda self, name: opened.update([name]) or open_(self, name)
+    )
+    monkeypatch.setattr(measure, "decode", lambda b: decoded.update([b]) or decode(b))
+    monkeypatch.setattr(workflow, "_report", lambda run: 0)  # the page shows pictures again
+    Counting.seen.clear()
+    np.savez(run.folder.path("reference.npz"), mu=np.zeros(1), sigma=np.eye(1))
+    monkeypatch.syspath_prepend(str(ROOT))
+    scored(
+        run,
+        score={
+            "reference": run.folder.path("reference.npz"),
+            "extractor": f"{__name__}:Counting",
+        },
+    )
+    rows = [name for name in opened if name.startswith((layout.IMAGES, layout.MEASURED))]
+    assert len([name for name in rows if name.startswith(layout.IMAGES)]) == 2 * SHARDS
+    assert {name: opened[name] for name in rows} == dict.fromkeys(rows, 1)
+    # nine drawings are in both arms with the same bytes, three stand beside a black picture
+    assert sum(decoded.values()) == 2 * SHARDS * EACH
+    assert sum(Counting.seen.values()) == 2 * SHARDS * EACH - SHARDS  # but for the black ones
+
+
+def test_other_weights_of_one_metric_redo_that_metric_alone(run, tmp_path, monkeypatch):
+    from tgate_batch.score import metrics
+
+    entry = next(metric for metric in metrics.METRICS if metric.name == "prompt_accuracy")
+    stamps = measured_at(run)
+    monkeypatch.setattr(
+        metrics, "METRICS", [dataclasses.replace(entry, version=2), *metrics.METRICS[:-1]]
+    )
+    scored(run)
+    changed = {name for name, stamp in measured_at(run).items() if stamps.get(name) != stamp}
+    assert {name.split("/")[1] for name in changed} == {"prompt_accuracy"}
+    assert len(changed) == 2 * SHARDS
+
+
+def measured_at(run) -> dict[str, int]:
+    names = (*run.folder.names(layout.MEASURED), *run.folder.names(layout.IMAGES))
+    return {name: os.stat(run.folder.path(name)).st_mtime_ns for name in names}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +250,7 @@ def test_damaged_shard_is_told_and_the_others_are_scored(run, capsys):
 def test_threshold_decides_the_exit_code_and_says_by_how_much(run, capsys, limits, code, said):
     scored(run, code, thresholds=limits)
     assert said in capsys.readouterr().out
-    report = json.loads(run.folder.read("report/report.json"))
+    report = json.loads(run.folder.read(layout.REPORT_JSON))
     assert report["passed"] is (code == 0)
 
 

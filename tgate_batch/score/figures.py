@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,20 +52,33 @@ def reference(run: Run, extractor: Extractor | None) -> Reference | None:
 
 def score_model(
     run: Run, asked: Measurements, reference: Reference | None, model: str
-) -> Iterator[dict[str, Any]]:
-    """The scores of a model's arms, each also written into the output folder.
+) -> tuple[str, ...]:
+    """Writes the scores of a model's arms into the output folder. Reads each measurement once.
 
-    What was not measured is None. Every file of measurements is read once.
+    What was not measured is None. Returns the names of measurements that were damaged.
     """
-    baseline = None
+    baseline, damaged = None, []
     if run.config.baseline is not None:
         baseline = ArmMeasures.read(run, asked, model, run.config.baseline)
     for arm in run.config.arms:
-        if arm == run.config.baseline and baseline is not None:
-            yield _score_arm(run, asked, reference, baseline, None, model, arm)
+        if baseline is not None and arm == run.config.baseline:
+            measured, beside = baseline, None
         else:
-            measures = ArmMeasures.read(run, asked, model, arm)
-            yield _score_arm(run, asked, reference, measures, baseline, model, arm)
+            measured, beside = ArmMeasures.read(run, asked, model, arm), baseline
+        scores = _score_arm(run, asked, reference, measured, beside, model, arm)
+        run.folder.write(layout.scores(model, arm), json.dumps(scores, indent=2))
+        _save_statistics(run, asked, measured.statistics, model, arm)
+        damaged += measured.damaged
+    return tuple(damaged)
+
+
+def _save_statistics(
+    run: Run, asked: Measurements, statistics: Statistics | None, model: str, arm: str
+) -> None:
+    if asked.extractor is None or statistics is None or (statistics.count or 0) < 2:
+        return
+    with run.folder.create(layout.statistics(asked.extractor.name, model, arm)) as file:
+        statistics.save(file)
 
 
 def _score_arm(
@@ -79,7 +92,7 @@ def _score_arm(
 ) -> dict[str, Any]:
     rows, failed = measured.rows, [row for row in measured.rows if row["status"] != "ok"]
     times = throughput(row for row in rows if row["status"] == "ok")
-    scores = {
+    return {
         "model": model,
         "arm": arm,
         "images": len(rows) - len(failed),
@@ -104,19 +117,13 @@ def _score_arm(
         **_beside_distance(measured, baseline, reference, run.config.score.bootstrap),
         **_figures(asked, measured, baseline),
     }
-    extractor, statistics = asked.extractor, measured.statistics
-    if extractor is not None and statistics is not None and (statistics.count or 0) > 1:
-        with run.folder.create(layout.statistics(extractor.name, model, arm)) as file:
-            statistics.save(file)
-    run.folder.write(layout.scores(model, arm), json.dumps(scores, indent=2))
-    return scores
 
 
 @dataclass(frozen=True)
 class ArmMeasures:
     """One arm's measurements put together; ``figures``: metric -> picture -> number.
 
-    ``damaged``: files of measurements that could not be read.
+    ``damaged``: files of measurements that could not be read, and are gone now.
     """
 
     rows: list[dict[str, Any]]  # status and times
@@ -127,22 +134,22 @@ class ArmMeasures:
     keys: list[Key]  # of the unbroken pictures, in the order of the features
     figures: dict[str, dict[Key, float]]
     broken: list[dict[str, Any]]
-    shards: int
+    damaged: tuple[str, ...]
 
     @classmethod
     def read(cls, run: Run, asked: Measurements, model: str, arm: str) -> "ArmMeasures":
         """Reads the files that stand, shard after shard."""
-        files = _files(run, asked, model, arm)
-        tables = [parquet.read_table(run.folder, *file) for file in files.get(layout.ROWS, [])]
+        held = _Held(run, asked, model, arm)
+        tables = list(held.tables(layout.ROWS))
         rows = [row for table in tables for row in table.to_pylist()]
-        sample, statistics, keys = Reservoir(_SAMPLE), None, []
-        if features := files.get(FEATURES):
-            statistics = stream(_sampled(sample, keys, _features(run, features)))
+        sample, keys = Reservoir(_SAMPLE), []
+        batches = _sampled(sample, keys, map(features_of, held.tables(FEATURES)))
+        statistics = stream(batches) if held.has(FEATURES) else None
         figures = {
             metric.name: {
                 key: value
-                for file in files.get(metric.name, [])
-                for key, value in _values(parquet.read_table(run.folder, *file))
+                for table in held.tables(metric.name)
+                for key, value in _values(table)
                 if value is not None
             }
             for metric, _ in asked.metrics
@@ -155,7 +162,8 @@ class ArmMeasures:
         footers = [dict(macs_and_maker(_footer(table))) for table in tables]
         macs = {key: next((f[key] for f in footers if key in f), None) for key in _MACS}
         made_by = _counted([f["made_by"] for f in footers if "made_by" in f])
-        return cls(rows, macs, made_by, statistics, sample.rows, keys, figures, broken, len(tables))
+        damaged = tuple(held.damaged)
+        return cls(rows, macs, made_by, statistics, sample.rows, keys, figures, broken, damaged)
 
     def mean(self, metric: str) -> float | None:
         known = list(self.figures[metric].values())
@@ -171,21 +179,38 @@ class ArmMeasures:
         return None if interval is None else asdict(interval)
 
 
-def _files(
-    run: Run, asked: Measurements, model: str, arm: str
-) -> dict[str, list[tuple[str, list[str] | None, str]]]:
-    """Measurement -> its files that stand, in the order of shards, as ``read_table`` takes them."""
-    if layout.images(model, arm) not in run.ledger:
-        return {}
-    found: dict[str, list[tuple[str, list[str] | None, str]]] = {}
-    for name, (folder, settings) in asked.of_arm(run, model, arm).items():
-        stand = set(run.folder.names(folder))
-        for shard in run.shards:
-            file = layout.shard_file(folder, shard.index)
-            if file in stand:
-                identity = layout.file_identity(settings, shard.digest)
-                found.setdefault(name, []).append((file, None, identity))
-    return found
+class _Held:
+    """The files of one arm's measurements that stand, each read once.
+
+    A damaged one is deleted: it can be measured again.
+    """
+
+    def __init__(self, run: Run, asked: Measurements, model: str, arm: str):
+        self.damaged: list[str] = []
+        self._folder = run.folder
+        self._files: dict[str, list[tuple[str, str]]] = {}  # measurement -> (name, identity)
+        if layout.images(model, arm) not in run.ledger:
+            return
+        for measurement, (folder, settings) in asked.of_arm(run, model, arm).items():
+            stand = set(run.folder.names(folder))
+            named = ((layout.shard_file(folder, shard.index), shard) for shard in run.shards)
+            self._files[measurement] = [
+                (name, layout.file_identity(settings, shard.digest))
+                for name, shard in named
+                if name in stand
+            ]
+
+    def has(self, measurement: str) -> bool:
+        return bool(self._files.get(measurement))
+
+    def tables(self, measurement: str) -> Iterator[pa.Table]:
+        """The measurement's tables, in the order of shards."""
+        for name, identity in self._files.get(measurement, ()):
+            try:
+                yield parquet.read_table(self._folder, name, identity=identity)
+            except parquet.DAMAGE:
+                self.damaged.append(name)
+                self._folder.delete(name)
 
 
 def _footer(table: pa.Table) -> dict[str, str]:
@@ -206,13 +231,8 @@ def _counted(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**json.loads(key), "files": count} for key, count in ordered]
 
 
-def _features(run: Run, files: list) -> Iterator[tuple[list[Key], np.ndarray]]:
-    for name, _, identity in files:
-        yield features_of(run.folder, name, identity)
-
-
 def _sampled(
-    sample: Reservoir, keys: list[Key], batches: Iterator[tuple[list[Key], np.ndarray]]
+    sample: Reservoir, keys: list[Key], batches: Iterable[tuple[list[Key], np.ndarray]]
 ) -> Iterator[np.ndarray]:
     for ids, batch in batches:
         keys += ids

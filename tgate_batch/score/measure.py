@@ -263,9 +263,8 @@ def _figures(
     return pa.table({**_ids(rows), "value": value})
 
 
-def features_of(folder: Folder, name: str, identity: str) -> tuple[list[Key], np.ndarray]:
-    """The pictures of a features file in order, and float32 [n, d]. Raises as reading does."""
-    table = parquet.read_table(folder, name, identity=identity)
+def features_of(table: pa.Table) -> tuple[list[Key], np.ndarray]:
+    """The pictures of a table of features in order, and float32 [n, d]."""
     column = table["features"].combine_chunks()
     values = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
     return keys_of(table), values

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tgate_batch.config import Model
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import PictureMetric
-from tgate_batch.metrics.features import Extractor, extractor_version, load_extractor
+from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.output import layout
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
@@ -55,7 +55,7 @@ class Measurements:
                 layout.of_features(
                     pictures,
                     self.extractor.name,
-                    extractor_version(self.extractor.name),
+                    getattr(self.extractor, "version", 1),
                     self.extractor.sha256,
                 ),
             )
