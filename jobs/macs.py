@@ -46,7 +46,7 @@ def job() -> None:
 def published_row(row: Published, parts: bool) -> dict[str, Any]:
     """One published figure beside its count, and beside that of the documented settings."""
     entry = catalogue.entry(row.model)
-    settings = {"steps": row.steps, "guidance_scale": row.guidance_scale}
+    settings: dict[str, Any] = {"steps": row.steps, "guidance_scale": row.guidance_scale}
     counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
     made = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
     made |= {

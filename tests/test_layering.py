@@ -22,7 +22,7 @@ metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
 demo demo.pictures demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.pixart models.svd
-models.catalogue models.fingerprint models.checkpoint models.engine models.runner
+models.catalogue models.checkpoint models.fingerprint models.engine models.runner
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render

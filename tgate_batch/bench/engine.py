@@ -36,7 +36,7 @@ def bench_engine(
     }
     prompts = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(batch)]
     plan = GatePlan(10, sp_interval=3, warm_up=2)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for label, chosen in (("plain", None), ("gated", plan)):
         calls = {name: partial(_draw, runner, prompts, chosen) for name, runner in opened.items()}
         for call in calls.values():

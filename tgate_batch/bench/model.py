@@ -1,6 +1,6 @@
 """A catalogue architecture with random weights on the device at hand: speed needs no others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -91,7 +91,7 @@ def bench_model(
 
 
 def _compared(
-    seconds: dict[str, list[float]], macs: dict[str, float], batch: int
+    seconds: dict[str, list[float]], macs: Mapping[str, float], batch: int
 ) -> dict[str, dict[str, Any]]:
     compared = {}
     for arm, measured in seconds.items():
@@ -105,7 +105,7 @@ def _compared(
     return compared
 
 
-def _peaks(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
+def _peaks(calls: Mapping[str, Callable[[], None]]) -> dict[str, float]:
     """Peak GPU memory of one call, GiB."""
     peaks = {}
     for arm, call in calls.items():
@@ -164,7 +164,7 @@ def _pipeline(row: Entry, family: Family, architecture: Architecture, device: st
     denoiser = denoiser.eval()
     if device == "cuda":
         denoiser = denoiser.half()
-    scheduler = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
+    scheduler: Any = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
     if row.scheduler == "LCMScheduler":
         scheduler = diffusers.LCMScheduler()
     parts = {family.denoiser: denoiser, "scheduler": scheduler, **family.bare}

@@ -14,7 +14,7 @@ import torch
 
 from tgate_batch.gate.families import kept_branch
 from tgate_batch.gate.layers import CurrentActions, GatedAttention, attach
-from tgate_batch.gate.plan import Action, DeepCache, GatePlan
+from tgate_batch.gate.plan import Action, DeepCache, GatePlan, StepActions
 from tgate_batch.gate.steps import steps_of_calls
 
 _MORE_BRANCHES = {
@@ -119,7 +119,7 @@ class Gate(CurrentActions):
     @torch.compiler.disable
     def before_denoiser(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
         """Counts the call; halves what it was given once the gate has closed."""
-        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         # `set_timesteps`, with which every pipeline call begins, makes a new tensor.
         if self._pipe.scheduler.timesteps is not self._timesteps:
             self._begin_call(sample)
@@ -139,7 +139,7 @@ class Gate(CurrentActions):
     def _begin_call(self, sample: torch.Tensor) -> None:
         self.clear()
         self._steps = steps_of_calls(self._pipe.scheduler)
-        self._table = None
+        self._table: tuple[StepActions, ...] = ()
         if self._plan is not None:
             count = self._steps[-1] + 1
             self._table = self._plan.schedule(count, skips=self.deepcache is not None)

@@ -50,18 +50,18 @@ class GatedAttention(ModelHook):
 
     def new_forward(
         self,
-        module: torch.nn.Module,
+        module: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> Any:
         action = self.action
         if action is Action.REUSE:
             return self.cache
         # The layer's own forward would look up what its processor takes, which costs as much as
         # the attention of a small picture; with nothing further to pass on it is not needed.
-        forward = self.fn_ref.original_forward
+        forward: Any = self.fn_ref.original_forward
         if self.is_bare and not kwargs:
             forward = partial(module.processor, module)
         output = forward(
@@ -90,7 +90,8 @@ class SkippedNorm(ModelHook):
     ) -> torch.Tensor:
         if self.attention.action is Action.REUSE:
             return hidden_states
-        return self.fn_ref.original_forward(hidden_states, *args, **kwargs)
+        forward: Any = self.fn_ref.original_forward
+        return forward(hidden_states, *args, **kwargs)
 
 
 def attach(
@@ -140,7 +141,7 @@ def _norms(denoiser: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Attenti
             yield block.norm2, block.attn2
 
 
-def _hook(module: torch.nn.Module, hook: ModelHook, stack: ExitStack) -> None:
+def _hook(module: Any, hook: ModelHook, stack: ExitStack) -> None:
     # Not `check_if_exists_or_initialize`: a module takes its time to say what it does not have.
     if "_diffusers_hook" not in vars(module):
         module._diffusers_hook = HookRegistry(module)
@@ -148,7 +149,7 @@ def _hook(module: torch.nn.Module, hook: ModelHook, stack: ExitStack) -> None:
     stack.callback(_unhook, module)
 
 
-def _unhook(module: torch.nn.Module) -> None:
+def _unhook(module: Any) -> None:
     registry = module._diffusers_hook
     registry.remove_hook(_NAME, recurse=False)
     if not registry.hooks:

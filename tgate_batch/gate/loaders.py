@@ -59,7 +59,7 @@ def with_tgate(pipe: Any, default: GatePlan, deepcache: DeepCache | None = None)
     return pipe
 
 
-def _guidance_scale(pipe: Any, arguments: tuple, call: dict[str, Any]) -> float:
+def _guidance_scale(pipe: Any, arguments: tuple, call: dict[str, Any]) -> Any:
     """The scale that a call would use, the pipeline's default included."""
     bound = inspect.signature(pipe.__call__).bind_partial(*arguments, **call)
     bound.apply_defaults()

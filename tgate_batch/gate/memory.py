@@ -41,10 +41,11 @@ def cache_bytes(
             elif action is Action.COMPUTE:
                 held[kind] = 0
         peak = max(peak, sum(held.values()))
-    return peak * (dtype or denoiser.dtype).itemsize
+    used: Any = dtype or denoiser.dtype
+    return peak * used.itemsize
 
 
-def _tokens(denoiser: Any, height: int, width: int) -> Iterator[tuple[Attention, int]]:
+def _tokens(denoiser: Any, height: int, width: int) -> Iterator[tuple[Any, int]]:
     """Every attention layer with the number of positions in its output, a frame."""
     if not hasattr(denoiser, "down_blocks"):
         patch = denoiser.config.patch_size
@@ -61,5 +62,5 @@ def _tokens(denoiser: Any, height: int, width: int) -> Iterator[tuple[Attention,
         yield from _layers(block, size[0] * size[1])
 
 
-def _layers(module: torch.nn.Module, tokens: int) -> Iterator[tuple[Attention, int]]:
+def _layers(module: torch.nn.Module, tokens: int) -> Iterator[tuple[Any, int]]:
     return ((layer, tokens) for layer in module.modules() if isinstance(layer, Attention))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from typing import Any
 
 
 class Action(Enum):
@@ -83,7 +84,8 @@ class GatePlan:
                     read = True
                 elif action is Action.STORE:
                     if not read:
-                        table[step] = replace(table[step], **{kind: Action.COMPUTE})
+                        unread: Any = {kind: Action.COMPUTE}
+                        table[step] = replace(table[step], **unread)
                     read = read and skips
         return tuple(table)
 
@@ -103,7 +105,7 @@ class DeepCache:
         _check_integers(self, least={"branch": 0})
 
 
-def _check_integers(settings: object, least: dict[str, int]) -> None:
+def _check_integers(settings: Any, least: dict[str, int]) -> None:
     for name in (field.name for field in fields(settings)):
         value, smallest = getattr(settings, name), least.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:

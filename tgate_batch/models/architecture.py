@@ -76,7 +76,6 @@ def latent_scale(vae: Part) -> int:
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
 _PARTS = ("unet", "transformer", "vae", "scheduler", *_ENCODERS)
-_CONFIGS = {"scheduler": "scheduler_config.json"}
 
 
 def read_architecture(
@@ -90,7 +89,7 @@ def read_architecture(
     folder = Path(folder).expanduser()
     index = read_json(folder / "model_index.json")
     parts = {
-        name: Part(*index[name], read_json(folder / name / _CONFIGS.get(name, "config.json")))
+        name: _read_part(folder / name, *index[name])
         for name in _PARTS
         if all(index.get(name) or [None])
     }
@@ -102,6 +101,11 @@ def read_architecture(
         )
     encoders = {name: part for name, part in parts.items() if name in _ENCODERS}
     return Architecture(denoiser, encoders, parts["vae"], tokens(encoders), parts["scheduler"])
+
+
+def _read_part(folder: Path, library: str, kind: str) -> Part:
+    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    return Part(library, kind, read_json(folder / name))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def family_of(name: str) -> Family:
 def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
     """The sampling with the model's documented setting wherever the config leaves it open."""
     row = entry(name)
-    documented = {
+    documented: dict[str, Any] = {
         "steps": row.steps,
         "guidance_scale": row.guidance_scale,
         "height": row.height,

@@ -83,13 +83,14 @@ def _variant(name: str) -> str:
 
 
 def _whole(files: list[Path]) -> bool:
-    """Whether nothing of a part is missing: a network has weights, and all of their shards."""
-    names = [file.name for file in files]
+    """Whether nothing of a part is missing: its config, and a network's weights in all shards."""
+    names = {file.name for file in files}
     weights = [name for name in names if name.endswith(".safetensors")]
     shards = [shard for shard in map(_SHARD.search, weights) if shard]
-    if shards:
-        return len(shards) == int(shards[0][1])
-    return bool(weights) or (bool(names) and "config.json" not in names)
+    if shards and len(shards) != int(shards[0][1]):
+        return False
+    is_network = "config.json" in names
+    return bool(weights) == is_network and any(name.endswith("config.json") for name in names)
 
 
 def _sha256_of(file: Path) -> str:

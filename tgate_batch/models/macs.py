@@ -167,7 +167,8 @@ def count(
     for step, counted in denoiser.counts(plan, deepcache, scheduler, guidance_scale):
         phase = int(plan is not None and step >= plan.gate_step)
         phases[phase] = phases[phase].plus(counted)
-    return Macs(*phases, *denoiser.params())
+    params, params_after_gate = denoiser.params()
+    return Macs(phases[0], phases[1], params, params_after_gate)
 
 
 def count_parts(
@@ -200,9 +201,9 @@ class _Loop:
 
 
 class _Seen(NamedTuple):
-    """One kind of step: its count, what it returned and what it left in the caches."""
+    """One kind of step: its MACs, what it returned and what it left in the caches."""
 
-    count: Count
+    macs: Count
     output: Any
     layers: list[tuple[torch.Tensor | None, bool]]
     deepcache: dict
@@ -216,7 +217,7 @@ class _Denoiser:
     """
 
     family: Family
-    module: torch.nn.Module
+    module: Any  # a torch module
     tokens: int
     height: int  # latents
     width: int  # latents
@@ -231,7 +232,8 @@ class _Denoiser:
         guidance_scale: float,
     ) -> Iterator[tuple[int, Count]]:
         """(step, count) of every call of the denoiser that makes one image."""
-        loop = _Loop(scheduler, **{self.family.denoiser: self.module})
+        loop = _Loop(scheduler)
+        setattr(loop, self.family.denoiser, self.module)
         guided = is_guided(loop, guidance_scale)
         loop.do_classifier_free_guidance = guided
         batch = 2 if guided else 1
@@ -252,7 +254,7 @@ class _Denoiser:
                     self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
                 seen = self.seen[state]
                 _restore(gate, seen)
-                found.append(seen.count)
+                found.append(seen.macs)
                 return seen.output
 
             self.module.forward = remembered

@@ -4,6 +4,7 @@ Figures are those of the README of github.com/HaozheLiu-ST/T-GATE, whose caption
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tgate_batch.gate.plan import DeepCache, GatePlan
 
@@ -45,10 +46,13 @@ _SD21_PARAMS = (
     "SD 2.1 has 865.911 M parameters by its configuration; where the published 865.785 M comes "
     "from is open"
 )
-_LCM_SDXL = {"steps": 4, "guidance_scale": 8.0}  # an input of the denoiser, not guidance
-_LCM_ALPHA = {"steps": 4, "guidance_scale": 0.0}
-_ALPHA = {"guidance_scale": 4.5, "params_m": 611.350}
-_ALPHA_GATED = {"guidance_scale": 4.5, "params_m": 462.585}
+_LCM_SDXL: dict[str, Any] = {
+    "steps": 4,
+    "guidance_scale": 8.0,
+}  # an input of the denoiser, not guidance
+_LCM_ALPHA: dict[str, Any] = {"steps": 4, "guidance_scale": 0.0}
+_ALPHA: dict[str, Any] = {"guidance_scale": 4.5, "params_m": 611.350}
+_ALPHA_GATED: dict[str, Any] = {"guidance_scale": 4.5, "params_m": 462.585}
 
 PUBLISHED: tuple[Published, ...] = (
     Published("sd15", "baseline", 16.938, 859.520),
