@@ -74,9 +74,10 @@ def render(config: Config, replace_stale: bool = False) -> int:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
             else:
                 _say_all_rendered(run)
-            problems = measure_pending(run, executor)
+            asked = Measurements.of(run)
+            problems = measure_pending(run, executor, asked)
         card.write(run.folder)
-        entry["exit_code"] = _score(run, problems)
+        entry["exit_code"] = _score(run, asked, problems)
     return entry["exit_code"]
 
 
@@ -84,9 +85,10 @@ def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
     with _working(run) as entry:
+        asked = Measurements.of(run)
         with open_executor(run.config, run.folder) as executor:
-            problems = measure_pending(run, executor)
-        entry["exit_code"] = _score(run, problems)
+            problems = measure_pending(run, executor, asked)
+        entry["exit_code"] = _score(run, asked, problems)
     return entry["exit_code"]
 
 
@@ -171,9 +173,8 @@ def _render_pending(
         for model, arm, _ in run.pairs()
     }
     damaged = runs.damaged(run.folder)
-    pool = Pool(render_tasks(run, pending), sum(map(len, pending.values())), executor.in_flight)
     with RunProgress(totals, done) as progress:
-        for receipt in executor.run(pool):
+        for receipt in executor.run(rendering(run, pending, executor.in_flight)):
             if isinstance(receipt, GiveUp):
                 raise UserError(
                     f"shard {receipt.task.shard.index} of {receipt.task.model.name} failed too "
@@ -193,8 +194,12 @@ def _file_of(receipt: Receipt) -> str:
     return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)
 
 
-def render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
-    """A task for every shard of a model that lacks the file of some arm."""
+def rendering(run: Run, pending: Pending, in_flight: int) -> Pool:
+    """A pool of all that is pending, for an executor to run."""
+    return Pool(_render_tasks(run, pending), sum(map(len, pending.values())), in_flight)
+
+
+def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
     for model in run.config.models:
         for shard in run.shards:
             if arms := pending[model.name].get(shard.index):
@@ -210,9 +215,8 @@ def _say_all_rendered(run: Run) -> None:
     print(f"{images} images were rendered before; nothing is missing")
 
 
-def measure_pending(run: Run, executor: Any) -> dict[str, None]:
+def measure_pending(run: Run, executor: Any, asked: Measurements) -> dict[str, None]:
     """Measures what is lacking; returns why some of it could not be, each reason once."""
-    asked = Measurements.of(run)
     problems = dict.fromkeys(asked.problems)
     tasks = [
         MeasureTask(model, order.shard, order)
@@ -232,11 +236,10 @@ def measure_pending(run: Run, executor: Any) -> dict[str, None]:
     return problems
 
 
-def _score(run: Run, problems: dict[str, None]) -> int:
+def _score(run: Run, asked: Measurements, problems: dict[str, None]) -> int:
     """Puts the figures together and reports; returns the exit code."""
     from tgate_batch.score import figures
 
-    asked = Measurements.of(run)
     reference = None
     try:
         reference = figures.reference(run, asked.extractor)

@@ -10,12 +10,12 @@ import ray
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.execute.pool import Pool
 from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
+from tgate_batch.score.measurements import Measurements
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,9 +33,7 @@ def begun(settings, **sections):
 
 def rendered_by(executor, run):
     """Receipts of all that is pending, as they come."""
-    pending = runs.pending(run)
-    tasks = workflow.render_tasks(run, pending)
-    pool = Pool(tasks, sum(map(len, pending.values())), executor.in_flight)
+    pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
     for found in executor.run(pool):
         if isinstance(found, Receipt):
             yield found
@@ -131,7 +129,7 @@ def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path
                 yield found
 
         monkeypatch.setattr(executor, "run", killing)
-        assert workflow.measure_pending(run, executor) == {}
+        assert workflow.measure_pending(run, executor, Measurements.of(run)) == {}
     for metric in ("rows", "psnr", "ssim"):
         stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
         assert len(stand) == 3

@@ -13,8 +13,6 @@ from tgate_batch.metrics.features import (
     EfficientNetLite0,
     Inception,
     check_extractor,
-    extractor_sha256,
-    extractor_version,
     inception_input,
     known_extractors,
     load_extractor,
@@ -201,7 +199,7 @@ def test_an_extractor_of_ones_own_is_named_by_module_and_class():
 
 @pytest.mark.parametrize("name", ["incepton", "no.such.module:X", f"{__name__}:NoSuchClass"])
 def test_an_unknown_extractor_says_so_in_one_line(name):
-    for look in (load_extractor, check_extractor, extractor_sha256):
+    for look in (load_extractor, check_extractor):
         with pytest.raises(UserError, match="extractor") as caught:
             look(name)
         assert "\n" not in str(caught.value)
@@ -212,21 +210,3 @@ def test_known_extractors_are_known_without_their_weights(monkeypatch, tmp_path)
     assert known_extractors() == ("inception", "efficientnet-lite0")
     for name in (*known_extractors(), f"{__name__}:MeanColour"):
         check_extractor(name)
-
-
-def test_an_extractor_has_the_sha256_that_it_has_once_loaded(ours, hub, lite):
-    assert extractor_sha256("inception") == extractor_sha256("inception", hub) == ours.sha256
-    assert extractor_sha256("efficientnet-lite0") == lite.sha256
-    assert extractor_sha256(f"{__name__}:MeanColour") == "0" * 64
-
-
-def test_an_extractor_that_does_not_say_its_version_has_the_first():
-    assert {
-        extractor_version(name) for name in (*known_extractors(), f"{__name__}:MeanColour")
-    } == {1}
-
-
-def test_missing_weights_have_no_sha256(tmp_path):
-    for name in known_extractors():
-        with pytest.raises(UserError, match=r"w\.pth"):
-            extractor_sha256(name, tmp_path / "w.pth")

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
 from tgate_batch.score import measure
+from tgate_batch.score.measurements import Measurements
 
 ROOT = Path(__file__).parent
 SHARDS, EACH = 3, 4
@@ -44,7 +46,7 @@ def finished(tmp_path_factory):
     for plan in run.shards:
         for arm in run.config.arms:
             draw(run, arm, plan)
-    workflow.measure_pending(run, LocalExecutor(run.config, run.folder))
+    workflow.measure_pending(run, LocalExecutor(run.config, run.folder), Measurements.of(run))
     return run
 
 
@@ -180,7 +182,7 @@ class Counting:
     """An extractor that counts its pictures."""
 
     name, label, note, sha256, dimensions = "counting", "FD-counting", None, "0", 1
-    seen: Counter = Counter()
+    seen: ClassVar[Counter] = Counter()
 
     def __init__(self, path=None, device="cpu"):
         pass

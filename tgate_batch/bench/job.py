@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch import config
+from tgate_batch import config, workflow
 from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
-from tgate_batch.execute import ray as actors
+from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.models import runner
 from tgate_batch.output import run as runs
 from tgate_batch.prompts.read import read
@@ -109,11 +109,12 @@ def _job_rate(prompts: int, steps: int, workers: int) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         output = str(Path(scratch, "out"))
         settings = _settings(output, prompts + warm_up * _SHARD, steps, workers)
-        run = runs.prepare(settings)
-        runs.freeze(run)
+        run = workflow.prepare(settings)
+        runs.begin(run)
         finished: list[tuple[float, int]] = []
-        with actors.Pool(run) as pool:
-            for receipt in pool.render():
+        with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
+            pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+            for receipt in executor.run(pool):
                 if receipt is not None:
                     finished.append((time.perf_counter(), receipt.images))
     start, _ = finished[warm_up - 1]

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import config
+from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
-from tgate_batch.execute import ray as actors
+from tgate_batch.execute.ray import RayExecutor
+from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 
 _ROOT = Path(__file__).parents[2]
@@ -26,13 +27,15 @@ def bench_orchestration(prompts: tuple[int, ...] = (10_000, 100_000)) -> dict[st
     least = runs_of[min(prompts)]["driver_peak_mib"]
     for found in runs_of.values():
         found["driver_mib_above_least"] = found["driver_peak_mib"] - least
-    return {"runs": runs_of, "first_picture_seconds": first_picture_seconds()}
+    first = {executor: first_picture_seconds(executor) for executor in workflow.EXECUTORS}
+    return {"runs": runs_of, "first_picture_seconds": first}
 
 
-def first_picture_seconds() -> float:
-    """From starting ``jobs/render.py`` (local Ray, embedded model) to its first file."""
+def first_picture_seconds(executor: str) -> float:
+    """From starting ``jobs/render.py`` (embedded model, this machine alone) to its first file."""
     with tempfile.TemporaryDirectory() as scratch:
-        options = ("prompts.limit=2", "prompts.shard_size=1", "workers.max=1")
+        options = ["prompts.limit=2", "prompts.shard_size=1", "workers.max=1"]
+        options.append(f"workers.executor={executor}")
         command = [sys.executable, "jobs/render.py", "--config", "configs/demo.yaml"]
         command += ["--output", scratch]
         for option in options:
@@ -41,7 +44,7 @@ def first_picture_seconds() -> float:
         with subprocess.Popen(
             command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as job:
-            while job.poll() is None and not list(Path(scratch).rglob("shard-*.parquet")):
+            while job.poll() is None and not list(Path(scratch).glob(layout.IMAGE_FILES)):
                 time.sleep(0.05)
             seconds = time.perf_counter() - start
             job.wait()
@@ -63,10 +66,12 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
         }
     )
     start = time.perf_counter()
-    run = runs.prepare(settings)
-    runs.freeze(run)
-    with actors.Pool(run, open_runner=StandIn) as pool:
-        written = sum(receipt.images for receipt in pool.render() if receipt is not None)
+    run = workflow.prepare(settings)
+    runs.begin(run)
+    model = run.config.models[0]
+    with RayExecutor(run.config, run.folder, model, open_runner=StandIn) as executor:
+        pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+        written = sum(receipt.images for receipt in executor.run(pool) if receipt is not None)
     seconds = time.perf_counter() - start
     assert written == prompts
     return {

@@ -175,24 +175,6 @@ def check_extractor(name: str) -> None:
     _kind(name)
 
 
-def extractor_sha256(name: str, path: str | Path | None = None) -> str | None:
-    """sha256 of the weights that ``load_extractor`` would read, without loading them.
-
-    None for an extractor of one's own that tells it only once it is loaded: neither its class
-    nor a static method ``weights_file(path)`` of it says so. Raises UserError where the file is
-    missing.
-    """
-    kind = _kind(name)
-    if hasattr(kind, "weights_file"):
-        return file_sha256(kind.weights_file(path))
-    return getattr(kind, "sha256", None)
-
-
-def extractor_version(name: str) -> int:
-    """The extractor's ``version``, without loading it; 1 for a class that does not say."""
-    return getattr(_kind(name), "version", 1)
-
-
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:
     """Builds ``inception``, ``efficientnet-lite0`` or a ``package.module:Class`` of one's own.
 
