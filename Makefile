@@ -33,9 +33,10 @@ test: setup  ## the fast test suite
 test-all: setup  ## every test, the slow ones too
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
-check: setup  ## lint, format, layering
+check: setup  ## lint, format, types, layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 format: setup  ## format and fix what can be fixed

@@ -19,8 +19,9 @@ def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[s
     drawn = [_picture(seed, side) for seed in range(pictures)]
 
     def encoded(format: str, threads: int) -> list[bytes]:
+        images = Images.model_validate({"format": format})
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda p: codec.picture(p, Images(format=format)), drawn))
+            return list(pool.map(lambda picture: codec.picture(picture, images), drawn))
 
     calls = {
         f"{format} x{threads}": partial(encoded, format, threads)

@@ -98,7 +98,7 @@ def parse(caption: str) -> Scene | None:
     """The scene of a caption, or None when the caption is outside the grammar."""
     caption = " ".join(caption.lower().split())
     match = _SCENE.fullmatch(caption)
-    if match is None:
+    if match is None or match.lastindex is None:
         return None
     things = tuple(Thing(*found) for found in _THING.findall(match[1]))
     scene = Scene(match[match.lastindex], things)
@@ -112,6 +112,7 @@ def parse(caption: str) -> Scene | None:
 def sample(rng: random.Random) -> Scene:
     """A random scene: one thing in three of ten, else two."""
     background = rng.choice(list(BACKGROUNDS))
+    places: tuple[str, ...]
     if rng.random() < 0.3:
         places, colours = (rng.choice(list(PLACES)),), rng.sample(list(COLOURS), 1)
     else:
@@ -141,7 +142,8 @@ def held_out(scene: Scene) -> bool:
 
 def scenes(count: int, seed: int, held: bool) -> list[Scene]:
     """`count` random scenes, all held out or none."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    found: list[Scene] = []
     while len(found) < count:
         scene = sample(rng)
         if held_out(scene) == held:
@@ -240,7 +242,7 @@ def _read_thing(pixels: np.ndarray, mask: np.ndarray) -> Thing:
     colour = np.median(pixels[inner if inner.sum() >= 8 else mask], axis=0)
     cut = mask[top:bottom, left:right]
     overlaps = {name: _overlap(cut, _template(name, width, height)) for name in SHAPES}
-    shape = max(overlaps, key=overlaps.get)
+    shape = max(overlaps, key=lambda name: overlaps[name])
     if overlaps[shape] < _SAME_SHAPE or max(height, width) > 1.5 * min(height, width):
         shape = ""
     return Thing(place, size, _nearest(colour, COLOURS) or "", shape)

@@ -4,6 +4,7 @@ Actors, placement and the detection of dead workers are Ray's own. What a failur
 pool's to decide; this module tells it what happened, and does what it decides.
 """
 
+import logging
 import os
 import secrets
 import time
@@ -34,7 +35,7 @@ def start() -> None:
         # Ray would keep a local cluster's token in the home folder, and every `ray start` after
         # that would ask for it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
 
 
 def inside_job() -> bool:
@@ -87,7 +88,7 @@ class RayExecutor:
         self._seats: dict[str, _Seat] = {}
         self._started = 0
         self._failed_starts = 0
-        self._kind = ray.remote(_RayWorker).options(
+        self._kind: Any = ray.remote(_RayWorker).options(
             num_cpus=self._limits.cpus_each,
             num_gpus=self._limits.gpus_each,
             max_concurrency=_IN_FLIGHT,

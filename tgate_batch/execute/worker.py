@@ -92,7 +92,7 @@ class Worker:
                 order.shard.index,
                 images=len(good),
                 errors=len(records) - len(good),
-                seconds=sum(record.batch_seconds / record.batch_size for record in good),
+                seconds=sum((r.batch_seconds or 0) / (r.batch_size or 1) for r in good),
             )
 
     def measure(self, order: MeasureOrder) -> Iterator[Measured]:

@@ -77,8 +77,8 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
 def _scheduler(name: str, current: Any) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind: Any = getattr(diffusers, name, None)
+    if not hasattr(kind, "from_config") or not issubclass(kind, diffusers.SchedulerMixin):
         raise UserError(
             f"sampling.scheduler: diffusers has no scheduler {name!r}; e.g. DDIMScheduler, "
             "EulerDiscreteScheduler, DPMSolverMultistepScheduler"

@@ -29,12 +29,17 @@ _BEATS_OF_PATIENCE = 3
 def claimed(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
     """Owns the folder for the length of the block.
 
-    Raises UserError, naming host, process and time, where another driver owns it.
+    Raises UserError, naming host, process and time, where another driver owns it, and where the
+    folder cannot be written.
     """
     claim = _mine()
-    while not folder.write_first(layout.CLAIM, json.dumps(claim)):
-        _refuse_if_alive(folder, beat_seconds)
-        folder.delete(layout.CLAIM)
+    try:
+        while not folder.write_first(layout.CLAIM, json.dumps(claim)):
+            _refuse_if_alive(folder, beat_seconds)
+            folder.delete(layout.CLAIM)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"output {folder} cannot be written: {reason}") from None
     ended = threading.Event()
     beat = threading.Thread(target=_renew, args=(folder, claim, ended, beat_seconds), daemon=True)
     beat.start()

@@ -179,7 +179,7 @@ class Renderer:
     ) -> list[Callable[[], ImageRecord]]:
         start = time.perf_counter()
         latents = self._runner.denoise(
-            [picture.condition for picture in batch], [picture.seed for picture in batch]
+            [picture.condition or {} for picture in batch], [picture.seed for picture in batch]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()

@@ -78,7 +78,7 @@ def together(workers: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
     busy = sum(seconds[stage] for stage in ON_DEVICE)
     seconds["idle"] = max(seconds["wall"] - busy, 0.0)
-    joules = {}
+    joules: dict[str, float] = {}
     for worker in workers:
         if worker["joules"] is not None:
             joules[worker["gpu"]] = max(worker["joules"], joules.get(worker["gpu"], 0.0))

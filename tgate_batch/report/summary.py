@@ -54,13 +54,23 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
         for model, name, _ in run.pairs()
         if layout.images(model.name, name) in run.ledger
     }
-    return describe(run) | {
+    described = describe(run)
+    _add_older_keys(described["config"])
+    return described | {
         "output": str(run.folder),
         "pictures": pictures,
         "versions": most["versions"],
         "git": most["git"],
         "made_by": _together(makers),
     }
+
+
+def _add_older_keys(config: dict[str, Any]) -> None:
+    """The names that report.json had before, for this version: beside their new ones."""
+    config["gates"] = config["thresholds"]
+    weights = config["score"]["weights"]
+    older = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
+    config["score"] |= {old: weights.get(name) for old, name in older.items()}
 
 
 def _together(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -57,7 +57,8 @@ def score_model(
 
     What was not measured is None. Returns the names of measurements that were damaged.
     """
-    baseline, damaged = None, []
+    baseline = None
+    damaged: list[str] = []
     if run.config.baseline is not None:
         baseline = ArmMeasures.read(run, asked, model, run.config.baseline)
     for arm in run.config.arms:
@@ -142,7 +143,8 @@ class ArmMeasures:
         held = _Held(run, asked, model, arm)
         tables = list(held.tables(layout.ROWS))
         rows = [row for table in tables for row in table.to_pylist()]
-        sample, keys = Reservoir(_SAMPLE), []
+        sample = Reservoir(_SAMPLE)
+        keys: list[Key] = []
         batches = _sampled(sample, keys, map(features_of, held.tables(FEATURES)))
         statistics = stream(batches) if held.has(FEATURES) else None
         figures = {
@@ -245,7 +247,9 @@ def _distance(
 ) -> dict[str, Any]:
     """Keys ``fid`` or ``fd``, and what the figure is to be read with."""
     none = {"fid": None, "fd": None, "distance_label": None, "distance_note": None}
-    if statistics is None or reference is None or extractor is None or statistics.count < 2:
+    if statistics is None or reference is None or extractor is None:
+        return none
+    if (statistics.count or 0) < 2:
         return none
     value = frechet_distance(statistics, reference.statistics)
     notes = [] if extractor.note is None else [extractor.note]
