@@ -3,11 +3,9 @@ import pytest
 import torch
 
 from tgate_batch import config
-from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
 from tgate_batch.models.engine import prepare
 from tgate_batch.models.runner import open_runner
-from tgate_batch.output import run as runs
 from tgate_batch.records import Prompt
 
 PROMPTS = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(3)]
@@ -68,10 +66,3 @@ def test_decoding_takes_no_more_pictures_at_once_than_told(settings):
     )
     drawn(runner)
     assert sizes == [2, 1]
-
-
-def test_run_is_not_resumed_with_another_engine(settings):
-    runs.freeze(runs.prepare(config.parse(settings)))
-    with pytest.raises(UserError, match=r"other settings of engine\.fused_qkv"):
-        runs.prepare(config.parse({**settings, "engine": {"fused_qkv": True}}))
-    runs.prepare(config.parse({**settings, "engine": {"decode_batch_size": 1}}))

@@ -84,7 +84,7 @@ def test_named_columns_win_over_guesses(tmp_path):
 
 
 def test_shards_are_consecutive_and_the_last_is_short(captions):
-    shards = list(prompts.shards(Prompts(path=str(captions), shard_size=4)))
+    shards = list(prompts.shards(read(captions), (4, 4, 4)))
     assert [[p.id for p in shard.prompts] for shard in shards] == [
         ["c0", "c1", "c2", "c3"],
         ["c4", "c5", "c6", "c7"],
@@ -97,7 +97,8 @@ def test_digest_notices_a_changed_caption_and_a_shifted_boundary(tmp_path):
     for content in ("a1,b\n", "a,1b\n", "a1,c\n"):
         file = tmp_path / "set.csv"
         file.write_text("id,caption\n" + content, encoding="utf-8")
-        digests.add(prompts.plan(Prompts(path=str(file)))[0].digest)
+        (shard,) = prompts.shards(read(file), (1,))
+        digests.add(shard.digest)
     assert len(digests) == 3
 
 
@@ -106,7 +107,7 @@ def test_duplicate_ids_are_refused_with_the_first_offenders(tmp_path):
     rows = [f"{i % 7},caption {i}" for i in range(20)]
     file.write_text("id,caption\n" + "\n".join(rows), encoding="utf-8")
     with pytest.raises(UserError, match=r"duplicate ids \(0, 1, 2, 3, 4, \.\.\.\)"):
-        prompts.plan(Prompts(path=str(file), shard_size=3))
+        list(prompts.unique(read(file), str(file)))
 
 
 @pytest.mark.parametrize(
