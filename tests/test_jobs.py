@@ -2,24 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tgate_batch.output import card, layout
-from tgate_batch.output.claim import claimed
-from tgate_batch.storage import Folder
+from tgate_batch.output import layout
 
 ROOT = Path(__file__).parents[1]
 COCO = ROOT.parent / "shared" / "data" / "coco2014_val_30k_captions.csv"
@@ -113,102 +107,6 @@ def test_prompt_id_never_becomes_a_path(finished):
     assert "../../x" in set(pd.read_parquet(finished[0] / layout.images("sd15", "tgate")).prompt_id)
 
 
-def with_pandas(folder):
-    return pd.read_parquet(folder / "images")[["model", "arm"]]
-
-
-def with_arrow(folder):
-    return ds.dataset(folder / "images", format="parquet").to_table().select(["model", "arm"])
-
-
-def with_arrow_hive(folder):
-    table = ds.dataset(folder / "images", format="parquet", partitioning="hive").to_table()
-    return table.select(["model", "arm"])
-
-
-def with_polars(folder):
-    import polars
-
-    return polars.read_parquet(folder / "images").select("model", "arm")
-
-
-def with_polars_glob(folder):
-    import polars
-
-    return polars.scan_parquet(f"{folder}/images/**/*.parquet").select("model", "arm").collect()
-
-
-def with_duckdb(folder, hive):
-    import duckdb
-
-    files = f"{folder}/{layout.IMAGE_FILES}"
-    return duckdb.sql(
-        f"select model, arm from read_parquet('{files}', hive_partitioning = {hive})"
-    ).df()
-
-
-def with_ray_data(folder):
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        return ray.data.read_parquet(str(folder / "images")).to_pandas()[["model", "arm"]]
-    finally:
-        ray.shutdown()
-
-
-def with_datasets(folder):
-    import datasets
-
-    rows = datasets.load_dataset(str(folder), cache_dir=str(folder.parent / "cache"))["train"]
-    assert rows[0]["image"].size == (32, 32)
-    return rows.to_pandas()[["model", "arm"]]
-
-
-@pytest.mark.parametrize(
-    "reader",
-    [
-        with_pandas,
-        with_arrow,
-        with_arrow_hive,
-        with_polars,
-        with_polars_glob,
-        partial(with_duckdb, hive=True),
-        partial(with_duckdb, hive=False),
-        with_ray_data,
-        with_datasets,
-    ],
-    ids=lambda reader: str(getattr(reader, "keywords", "") or reader.__name__),
-)
-def test_every_reader_gets_model_and_arm_as_columns_and_all_rows(finished, reader):
-    table = reader(finished[0])
-    frame = table if isinstance(table, pd.DataFrame) else table.to_pandas()
-    counts = frame.astype(str).value_counts().to_dict()
-    assert counts == {("sd15", "baseline"): 6, ("sd15", "tgate"): 6}
-
-
-def version(content: bytes) -> bytes:
-    return next(line for line in content.splitlines() if b"version:" in line)
-
-
-def test_card_has_another_version_when_the_files_change(finished, tmp_path):
-    folder = Folder(str(shutil.copytree(finished[0], tmp_path / "copy")))
-    before = folder.read(layout.CARD)
-    card.write(folder)
-    assert folder.read(layout.CARD) == before.replace(
-        str(finished[0]).encode(), str(folder).encode()
-    )
-    folder.delete(layout.shard_file(layout.images("sd15", "tgate"), 0))
-    card.write(folder)
-    versions = [
-        line
-        for c in (before, folder.read(layout.CARD))
-        for line in c.split(b"\n")
-        if b"version:" in line
-    ]
-    assert versions[0] != versions[1]
-
-
 def test_history_says_who_made_it(finished):
     (entry,) = map(json.loads, (finished[0] / layout.HISTORY).read_text().splitlines())
     assert entry["command"][0] == "jobs/render.py"
@@ -218,71 +116,6 @@ def test_history_says_who_made_it(finished):
     run = json.loads((finished[0] / layout.REPORT_JSON).read_text())["run"]
     assert run["versions"] == entry["versions"]
     assert [maker["files"] for maker in run["made_by"]] == [12]
-
-
-def test_stored_pictures_are_drawn_again_from_the_output_folder_alone(finished):
-    done = job("verify", finished[0], "--again", 2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal, bit for bit") == 4
-    assert "4 pictures drawn again, 4 alike" in done.stdout
-
-
-def test_changed_picture_is_found_when_it_is_drawn_again(finished, tmp_path):
-    folder = shutil.copytree(finished[0], tmp_path / "changed")
-    for file in (folder / layout.images("sd15", "baseline")).glob("*.parquet"):
-        table = pq.read_table(file)
-        other = pq.read_table(folder / layout.images("sd15", "tgate") / file.name)
-        column = table.schema.get_field_index("image")
-        pq.write_table(table.set_column(column, table.field(column), other["image"]), file)
-    done = job("verify", folder, "--again", 1)
-    assert done.returncode == 1
-    assert "2 pictures drawn again, 1 alike" in done.stdout
-
-
-def test_other_gate_in_an_arm_that_came_back_is_refused_and_replaced_when_asked(finished, tmp_path):
-    folder = shutil.copytree(finished[0], tmp_path / "out")
-    file = finished[0].parent / "run.yaml"
-    base = ["--config", file, "--output", folder, "--set", "workers.executor=local"]
-    changed = [*base, "--set", "arms.tgate.gate_step=3"]
-    before = pictures(folder, "baseline"), pictures(folder, "tgate")
-    refused = job("render", *changed)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
-    assert "arm tgate of sd15 has gate_step 2 there and 3 in the config" in refused.stderr
-    assert pictures(folder, "tgate") == before[1]
-    # A kill in the middle of the replacing: the run after it needs no further word.
-    with subprocess.Popen(
-        [sys.executable, "jobs/render.py", *map(str, changed), "--replace-stale"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as driver:
-        while driver.poll() is None and len(pictures_or_none(folder, "tgate")) != 2:
-            time.sleep(0.01)
-        driver.send_signal(signal.SIGKILL)
-    done = job("render", *changed)
-    assert done.returncode == 0, done.stderr
-    assert pictures(folder, "baseline") == before[0]
-    after = pictures(folder, "tgate")
-    assert after.keys() == before[1].keys()
-    assert all(after[key] != before[1][key] for key in after)
-
-
-def pictures_or_none(output, arm) -> dict[str, bytes]:
-    try:
-        return pictures(output, arm)
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def test_second_driver_is_refused_by_name(finished, tmp_path):
-    folder = shutil.copytree(finished[0], tmp_path / "out")
-    with claimed(Folder(str(folder))):
-        done = job("report", "--config", finished[0].parent / "run.yaml", "--output", folder)
-        assert done.returncode == 0  # reading disturbs nobody
-        done = job("score", "--config", finished[0].parent / "run.yaml", "--output", folder)
-    assert done.returncode == 2
-    assert f"process {os.getpid()} on {socket.gethostname()} has worked there since" in done.stderr
 
 
 def test_files_carry_macs_and_settings(finished):

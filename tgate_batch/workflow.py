@@ -38,13 +38,13 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     from tgate_batch.models.macs import macs_of_arm
 
     run = prepare(config, replace_stale)
-    stand = runs.finished(run)
+    finished = runs.finished(run)
     device = "GPU" if config.workers.gpus_each else "CPU"
     rate = _ASSUMED_MACS_PER_SECOND[device]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
-        done = len(stand[model.name, name])
+        done = len(finished[model.name, name])
         each = macs_of_arm(model, arm, run.sampling(model.name)).per_image_with_attention
         total += each * run.images_per_arm
         print(
@@ -74,10 +74,10 @@ def render(config: Config, replace_stale: bool = False) -> int:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
             else:
                 _say_all_rendered(run)
-            asked = Measurements.of(run)
-            problems = measure_pending(run, executor, asked)
+            measurements = Measurements.of(run)
+            problems = measure_pending(run, executor, measurements)
         card.write(run.folder)
-        entry["exit_code"] = _score(run, asked, problems)
+        entry["exit_code"] = _score(run, measurements, problems)
     return entry["exit_code"]
 
 
@@ -85,10 +85,10 @@ def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
     with _working(run) as entry:
-        asked = Measurements.of(run)
+        measurements = Measurements.of(run)
         with open_executor(run.config, run.folder) as executor:
-            problems = measure_pending(run, executor, asked)
-        entry["exit_code"] = _score(run, asked, problems)
+            problems = measure_pending(run, executor, measurements)
+        entry["exit_code"] = _score(run, measurements, problems)
     return entry["exit_code"]
 
 
@@ -215,12 +215,12 @@ def _say_all_rendered(run: Run) -> None:
     print(f"{images} images were rendered before; nothing is missing")
 
 
-def measure_pending(run: Run, executor: Any, asked: Measurements) -> dict[str, None]:
-    """Measures what is lacking; returns why some of it could not be, each reason once."""
-    problems = dict.fromkeys(asked.problems)
+def measure_pending(run: Run, executor: Any, measurements: Measurements) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once."""
+    problems = dict.fromkeys(measurements.problems)
     tasks = [
         MeasureTask(model, order.shard, order)
-        for model, order in orders(run, asked, runs.finished(run))
+        for model, order in orders(run, measurements, runs.finished(run))
     ]
     if not tasks:
         return problems
@@ -236,13 +236,13 @@ def measure_pending(run: Run, executor: Any, asked: Measurements) -> dict[str, N
     return problems
 
 
-def _score(run: Run, asked: Measurements, problems: dict[str, None]) -> int:
+def _score(run: Run, measurements: Measurements, problems: dict[str, None]) -> int:
     """Puts the figures together and reports; returns the exit code."""
     from tgate_batch.score import figures
 
     reference = None
     try:
-        reference = figures.reference(run, asked.extractor)
+        reference = figures.reference(run, measurements.extractor)
     except UserError as error:
         problems[str(error)] = None
     for problem in problems:
@@ -250,7 +250,7 @@ def _score(run: Run, asked: Measurements, problems: dict[str, None]) -> int:
     damaged = [
         name
         for model in run.config.models
-        for name in figures.score_model(run, asked, reference, model.name)
+        for name in figures.score_model(run, measurements, reference, model.name)
     ]
     for name in damaged:
         print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
@@ -263,12 +263,12 @@ def _score(run: Run, asked: Measurements, problems: dict[str, None]) -> int:
 
 def _say_missing(run: Run) -> bool:
     """Prints which shards have no whole file; returns whether there are any."""
-    stand, damaged = runs.finished(run), runs.damaged(run.folder)
+    finished, damaged = runs.finished(run), runs.damaged(run.folder)
     for name, reason in damaged.items():
         print(f"warning: {name} is damaged ({reason})", flush=True)
     found = False
     for model, arm, _ in run.pairs():
-        missing = [s.index for s in run.shards if s.index not in stand[model.name, arm]]
+        missing = [s.index for s in run.shards if s.index not in finished[model.name, arm]]
         if missing:
             found = True
             print(

@@ -67,14 +67,14 @@ def redraw(run: Run, count: int) -> Iterator[Redrawn]:
     from tgate_batch.models.runner import open_runner
     from tgate_batch.render.shard import Renderer
 
-    stand = finished(run)
+    done = finished(run)
     for model in run.config.models:
-        if not any(stand[model.name, arm] for arm in run.config.arms):
+        if not any(done[model.name, arm] for arm in run.config.arms):
             continue
         _check_checkpoint(run, model)
         renderer = Renderer(open_runner(model, run.config), run.config.images, worker="again")
         for arm in run.config.arms:
-            shards = [shard for shard in run.shards if shard.index in stand[model.name, arm]]
+            shards = [shard for shard in run.shards if shard.index in done[model.name, arm]]
             for shard, keys in _chosen(run, model.name, arm, shards, count).items():
                 yield from _compared(run, renderer, model.name, arm, shard, keys)
 

@@ -227,7 +227,7 @@ class RayExecutor:
 
 
 def _room(workers: Workers) -> int:
-    """How many workers the cluster as it stands has room for."""
+    """How many workers the cluster has room for now."""
     total = ray.cluster_resources()
     room = int(total.get("CPU", 0) // workers.cpus_each)
     if workers.gpus_each:

@@ -88,7 +88,7 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
 
 
 class Gate(CurrentActions):
-    """Where the current pipeline call stands; one for a block, shared by all of its hooks."""
+    """How far the current pipeline call is; one for a block, shared by all of its hooks."""
 
     def __init__(
         self, pipe: Any, denoiser: torch.nn.Module, plan: GatePlan | None, guided: bool

@@ -29,7 +29,7 @@ them.
 
 
 def write(folder: Folder) -> None:
-    """Writes the card, unless somebody else's stands there.
+    """Writes the card, unless the folder has a README of somebody else.
 
     `datasets` keeps a prepared copy of a data set by its configuration, so the card's version
     follows the files: 0.x.y, where x and y are digits of a hash over their names and sizes.

@@ -22,7 +22,7 @@ DAMAGE = (pa.ArrowException, OSError)  # what a reader raises for a file that is
 
 
 class OtherFile(OSError):
-    """A whole file stands under the name, and it was made of something else."""
+    """A file has the name, is whole, and was made of something else."""
 
 
 def write_table(

@@ -1,6 +1,6 @@
 """Figures of an arm, put together from what was measured of its shards.
 
-``score_arm`` reads the measurements and writes ``scores/<model>/<arm>.json``.
+``score_model`` reads the measurements and writes each arm's scores.
 """
 
 import json
@@ -51,7 +51,7 @@ def reference(run: Run, extractor: Extractor | None) -> Reference | None:
 
 
 def score_model(
-    run: Run, asked: Measurements, reference: Reference | None, model: str
+    run: Run, measurements: Measurements, reference: Reference | None, model: str
 ) -> tuple[str, ...]:
     """Writes the scores of a model's arms into the output folder. Reads each measurement once.
 
@@ -60,31 +60,31 @@ def score_model(
     baseline = None
     damaged: list[str] = []
     if run.config.baseline is not None:
-        baseline = ArmMeasures.read(run, asked, model, run.config.baseline)
+        baseline = ArmMeasures.read(run, measurements, model, run.config.baseline)
     for arm in run.config.arms:
         if baseline is not None and arm == run.config.baseline:
             measured, beside = baseline, None
         else:
-            measured, beside = ArmMeasures.read(run, asked, model, arm), baseline
-        scores = _score_arm(run, asked, reference, measured, beside, model, arm)
+            measured, beside = ArmMeasures.read(run, measurements, model, arm), baseline
+        scores = _score_arm(run, measurements, reference, measured, beside, model, arm)
         run.folder.write(layout.scores(model, arm), json.dumps(scores, indent=2))
-        _save_statistics(run, asked, measured.statistics, model, arm)
+        _save_statistics(run, measurements, measured.statistics, model, arm)
         damaged += measured.damaged
     return tuple(damaged)
 
 
 def _save_statistics(
-    run: Run, asked: Measurements, statistics: Statistics | None, model: str, arm: str
+    run: Run, measurements: Measurements, statistics: Statistics | None, model: str, arm: str
 ) -> None:
-    if asked.extractor is None or statistics is None or (statistics.count or 0) < 2:
+    if measurements.extractor is None or statistics is None or (statistics.count or 0) < 2:
         return
-    with run.folder.create(layout.statistics(asked.extractor.name, model, arm)) as file:
+    with run.folder.create(layout.statistics(measurements.extractor.name, model, arm)) as file:
         statistics.save(file)
 
 
 def _score_arm(
     run: Run,
-    asked: Measurements,
+    measurements: Measurements,
     reference: Reference | None,
     measured: "ArmMeasures",
     baseline: "ArmMeasures | None",
@@ -114,9 +114,9 @@ def _score_arm(
             "decode": times and times.decode_seconds_per_image,
             "encode": times and times.encode_seconds_per_image,
         },
-        **_distance(measured.statistics, reference, asked.extractor),
+        **_distance(measured.statistics, reference, measurements.extractor),
         **_beside_distance(measured, baseline, reference, run.config.score.bootstrap),
-        **_figures(asked, measured, baseline),
+        **_figures(measurements, measured, baseline),
     }
 
 
@@ -138,9 +138,9 @@ class ArmMeasures:
     damaged: tuple[str, ...]
 
     @classmethod
-    def read(cls, run: Run, asked: Measurements, model: str, arm: str) -> "ArmMeasures":
-        """Reads the files that stand, shard after shard."""
-        held = _Held(run, asked, model, arm)
+    def read(cls, run: Run, measurements: Measurements, model: str, arm: str) -> "ArmMeasures":
+        """Reads the files that exist, shard after shard."""
+        held = _Held(run, measurements, model, arm)
         tables = list(held.tables(layout.ROWS))
         rows = [row for table in tables for row in table.to_pylist()]
         sample = Reservoir(_SAMPLE)
@@ -154,7 +154,7 @@ class ArmMeasures:
                 for key, value in _values(table)
                 if value is not None
             }
-            for metric, _ in asked.metrics
+            for metric, _ in measurements.metrics
         }
         broken = [
             {key: row[key] for key in ("prompt_id", "image_number", "broken")}
@@ -182,24 +182,24 @@ class ArmMeasures:
 
 
 class _Held:
-    """The files of one arm's measurements that stand, each read once.
+    """The files of one arm's measurements, each read once.
 
     A damaged one is deleted: it can be measured again.
     """
 
-    def __init__(self, run: Run, asked: Measurements, model: str, arm: str):
+    def __init__(self, run: Run, measurements: Measurements, model: str, arm: str):
         self.damaged: list[str] = []
         self._folder = run.folder
         self._files: dict[str, list[tuple[str, str]]] = {}  # measurement -> (name, identity)
         if layout.images(model, arm) not in run.ledger:
             return
-        for measurement, (folder, settings) in asked.of_arm(run, model, arm).items():
-            stand = set(run.folder.names(folder))
+        for measurement, (folder, settings) in measurements.of_arm(run, model, arm).items():
+            present = set(run.folder.names(folder))
             named = ((layout.shard_file(folder, shard.index), shard) for shard in run.shards)
             self._files[measurement] = [
                 (name, layout.file_identity(settings, shard.digest))
                 for name, shard in named
-                if name in stand
+                if name in present
             ]
 
     def has(self, measurement: str) -> bool:
@@ -314,14 +314,14 @@ def _change(
 
 
 def _figures(
-    asked: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None
+    measurements: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None
 ) -> dict[str, Any]:
     """Means over pictures: those against the baseline's under ``paired``, the others by name.
 
     ``change`` holds the others' paired difference to the baseline.
     """
-    beside = [metric.name for metric, _ in asked.metrics if metric.needs_baseline]
-    alone = [metric.name for metric, _ in asked.metrics if not metric.needs_baseline]
+    beside = [metric.name for metric, _ in measurements.metrics if metric.needs_baseline]
+    alone = [metric.name for metric, _ in measurements.metrics if not metric.needs_baseline]
     found: dict[str, Any] = {name: measured.mean(name) for name in alone}
     found |= {"paired": None, "change": None}
     if baseline is not None:

@@ -46,7 +46,7 @@ class ArmOrder:
     """One arm's part of a task: its pictures, and what is to be measured of them.
 
     ``pictures`` is the file's name and identity; ``files`` has the same for every measurement that
-    is lacking: ``rows``, ``features``, or a metric's name.
+    is missing: ``rows``, ``features``, or a metric's name.
     """
 
     pictures: tuple[str, str]
@@ -213,7 +213,7 @@ class _Tables:
             self._parts[name].append(_figures(rows, metric, call, baselines))
 
     def write(self, folder: Folder, footer: Mapping[str, str], baseline_is_whole: bool) -> None:
-        """Writes a file a measurement; those beside a damaged baseline stay lacking."""
+        """Writes a file a measurement; those beside a damaged baseline stay missing."""
         for name, (file, identity) in self._order.files.items():
             parts = self._parts[name]
             paired = name in self._metrics and self._metrics[name][0].needs_baseline

@@ -1,4 +1,4 @@
-"""Which measurements a run asks for, where their files stand, and which of them are lacking."""
+"""Which measurements a run wants, where their files are, and which of them are missing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,23 +73,23 @@ class Measurements:
 
 
 def orders(
-    run: Run, asked: Measurements, rendered: Finished
+    run: Run, measurements: Measurements, rendered: Finished
 ) -> Iterator[tuple[Model, MeasureOrder]]:
-    """What is lacking, a shard of a model at a time. Enters its folders into the ledger first.
+    """What is missing, a shard of a model at a time. Enters its folders into the ledger first.
 
     A folder that holds measurements of another kind is cleared: they are redone, unlike pictures.
     """
     for model in run.config.models:
         arms = {
-            arm: asked.of_arm(run, model.name, arm)
+            arm: measurements.of_arm(run, model.name, arm)
             for arm in run.config.arms
             if rendered[model.name, arm]
         }
         for folders in arms.values():
             _enter(run, folders)
-        stand = _standing(run.folder, arms)
+        present = _present(run.folder, arms)
         for shard in run.shards:
-            if order := _order(run, asked, model.name, shard, arms, rendered, stand):
+            if order := _order(run, measurements, model.name, shard, arms, rendered, present):
                 yield model, order
 
 
@@ -100,22 +100,22 @@ def _enter(run: Run, folders: Mapping[str, tuple[str, Settings]]) -> None:
         run.ledger.enter(folder, settings)
 
 
-def _standing(folder: Folder, arms: Mapping[str, Mapping[str, tuple[str, Settings]]]) -> set[str]:
-    """The files of measurements that stand. One listing a kind."""
+def _present(folder: Folder, arms: Mapping[str, Mapping[str, tuple[str, Settings]]]) -> set[str]:
+    """The files of measurements that exist, by two listings."""
     return {*folder.names(layout.MEASURED), *folder.names(layout.FEATURES)} if arms else set()
 
 
 def _order(
     run: Run,
-    asked: Measurements,
+    measurements: Measurements,
     model: str,
     shard: ShardPlan,
     arms: Mapping[str, Mapping[str, tuple[str, Settings]]],
     rendered: Finished,
-    stand: set[str],
+    present: set[str],
 ) -> MeasureOrder | None:
     baseline = run.config.baseline
-    paired = {metric.name for metric, _ in asked.metrics if metric.needs_baseline}
+    paired = {metric.name for metric, _ in measurements.metrics if metric.needs_baseline}
     if baseline is None or shard.index not in rendered[model, baseline]:
         baseline = None
     found: dict[str, ArmOrder] = {}
@@ -125,7 +125,7 @@ def _order(
         files = {}
         for name, (folder, settings) in folders.items():
             file = layout.shard_file(folder, shard.index)
-            if file not in stand and not (name in paired and baseline is None):
+            if file not in present and not (name in paired and baseline is None):
                 files[name] = (file, layout.file_identity(settings, shard.digest))
         pictures = layout.shard_file(layout.images(model, arm), shard.index)
         identity = layout.file_identity(run.made_of(model, arm), shard.digest)
