@@ -70,7 +70,6 @@ def test_unknown_key_of_an_arm_is_told_with_the_nearest_known_one():
         (lambda data: data.update(arms={"x": {"warm_up": 2}}), "needs its gate_step"),
         (lambda data: data.update(arms={"x": {"deepcache": {"interval": 0}}}), "interval=0"),
         (lambda data: data.update(models=["demo", "demo"]), "listed twice"),
-        (lambda data: data.update(images={"format": "gif"}), "images.format"),
         (lambda data: data.update(score={"weights": "a.pth"}), "score.weights"),
         (lambda data: data.update(score={"weights": {"clip": 7}}), "score.weights.clip"),
         (lambda data: data.update(thresholds={"fid": {}}), "needs min, max or both"),

@@ -164,6 +164,12 @@ def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path):
         ("output=/proc/none/out", "cannot be written"),
         ('arms={"../x": {}}', "cannot name a folder"),
         ("score.reference=none.npz", "none.npz"),
+        ("images.format=gif", "unknown format 'gif'; one of: webp, png, jpeg"),
+        ("workers.executor=slurm", "unknown executor 'slurm'; one of: ray, local"),
+        ("thresholds={fdi: {max: 1}}", "fdi"),
+        ("score.weights={clop: x}", "clop"),
+        ("gates={fid: {max: 1}}", "rename it to 'thresholds'"),
+        ("plugins=[no_such_module]", "no_such_module cannot be imported"),
     ],
 )
 def test_bad_input_is_one_clear_line_with_code_2_and_nothing_written(

@@ -10,6 +10,7 @@ from tgate_batch import config
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
+from tgate_batch.storage import without_credentials
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def main(job: Callable[[], int | None]) -> None:
     try:
         code = job()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the missing shards", file=sys.stderr)

@@ -128,8 +128,8 @@ class Engine(Section):
 class Images(Section):
     """How pictures are stored."""
 
-    format: Literal["webp", "png", "jpeg"] = "webp"  # webp is lossless here; jpeg changes FID
-    quality: int = Field(95, ge=1, le=100)  # jpeg only
+    format: str = "webp"  # or `png`; both are lossless here. `jpeg` changes FID
+    quality: int = Field(95, ge=1, le=100)  # of a format that loses some
 
 
 class Score(Section):

@@ -94,6 +94,7 @@ class Receipt:
     images: int
     errors: int
     seconds: float  # device time: the sum of batch_seconds
+    device: str
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [

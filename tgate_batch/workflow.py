@@ -16,6 +16,7 @@ from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
 from tgate_batch.output.run import Pending, Prepared, Run
 from tgate_batch.records import Receipt
+from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
@@ -68,14 +69,16 @@ def render(config: Config, replace_stale: bool = False) -> int:
     with _working(run) as entry:
         runs.begin(run)
         pending = runs.pending(run)
+        measurements = Measurements.of(run)
         first = next((m for m in config.models if pending[m.name]), None)
-        with open_executor(run.config, run.folder, first) as executor:
-            if first is not None:
+        if first is None:
+            images = run.images_per_arm * len(run.pairs())
+            print(f"{images} images were rendered before; nothing is missing")
+            problems = measure_pending(run, measurements)
+        else:
+            with open_executor(run.config, run.folder, first) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
-            else:
-                _say_all_rendered(run)
-            measurements = Measurements.of(run)
-            problems = measure_pending(run, executor, measurements)
+                problems = measure_pending(run, measurements, executor)
         card.write(run.folder)
         entry["exit_code"] = _score(run, measurements, problems)
     return entry["exit_code"]
@@ -86,8 +89,7 @@ def score(config: Config) -> int:
     run = _reopened(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
-        with open_executor(run.config, run.folder) as executor:
-            problems = measure_pending(run, executor, measurements)
+        problems = measure_pending(run, measurements)
         entry["exit_code"] = _score(run, measurements, problems)
     return entry["exit_code"]
 
@@ -139,6 +141,7 @@ def _check_words(config: Config) -> None:
             f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
             f"{', '.join(EXECUTORS)}"
         )
+    codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds)
 
@@ -152,15 +155,13 @@ def _check_output_of_job(config: Config) -> None:
         )
 
 
-def _render_pending(
-    run: Prepared, pending: Pending, executor: Any, replace_stale: bool
-) -> str | None:
-    """Renders what is pending; returns the device that draws."""
+def _render_pending(run: Prepared, pending: Pending, executor: Any, replace_stale: bool) -> str:
+    """Renders what is pending; returns the devices that drew."""
     from tgate_batch.execute.progress import RunProgress
 
     for model in run.config.models:
         if run.fingerprints[model.name] is None and pending[model.name]:
-            runs.settle(run, model, executor.load(model).fingerprint, replace_stale)
+            runs.settle(run, model, executor.fingerprint(model), replace_stale)
     pending = runs.pending(run)
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
@@ -172,7 +173,7 @@ def _render_pending(
         )
         for model, arm, _ in run.pairs()
     }
-    damaged = runs.damaged(run.folder)
+    damaged, devices = runs.damaged(run.folder), set()
     with RunProgress(totals, done) as progress:
         for receipt in executor.run(rendering(run, pending, executor.in_flight)):
             if isinstance(receipt, GiveUp):
@@ -183,11 +184,12 @@ def _render_pending(
                 )
             if isinstance(receipt, Receipt):
                 progress.add(receipt)
+                devices.add(receipt.device)
                 damaged.pop(_file_of(receipt), None)
             else:
                 progress.tick()
     runs.note_damaged(run.folder, damaged)
-    return executor.load(None).device
+    return ", ".join(sorted(devices))
 
 
 def _file_of(receipt: Receipt) -> str:
@@ -210,13 +212,11 @@ def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
                 yield RenderTask(model, shard, identities)
 
 
-def _say_all_rendered(run: Run) -> None:
-    images = run.images_per_arm * len(run.pairs())
-    print(f"{images} images were rendered before; nothing is missing")
+def measure_pending(run: Run, measurements: Measurements, executor: Any = None) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once.
 
-
-def measure_pending(run: Run, executor: Any, measurements: Measurements) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once."""
+    Without an executor it opens one, if there is anything to measure.
+    """
     problems = dict.fromkeys(measurements.problems)
     tasks = [
         MeasureTask(model, order.shard, order)
@@ -224,6 +224,14 @@ def measure_pending(run: Run, executor: Any, measurements: Measurements) -> dict
     ]
     if not tasks:
         return problems
+    if executor is None:
+        with open_executor(run.config, run.folder) as executor:
+            return problems | _measure(run, tasks, executor)
+    return problems | _measure(run, tasks, executor)
+
+
+def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
+    problems: dict[str, None] = {}
     print(f"measuring {len(tasks)} shards ...", flush=True)
     damaged = runs.damaged(run.folder)
     for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):

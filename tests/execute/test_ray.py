@@ -129,7 +129,7 @@ def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path
                 yield found
 
         monkeypatch.setattr(executor, "run", killing)
-        assert workflow.measure_pending(run, executor, Measurements.of(run)) == {}
+        assert workflow.measure_pending(run, Measurements.of(run), executor) == {}
     for metric in ("rows", "psnr", "ssim"):
         stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
         assert len(stand) == 3

@@ -233,3 +233,18 @@ def test_credentials_are_written_nowhere(settings):
     for word in (b"SECRET", b"KEY:", b"HUSHHUSH", b"QUIETQUIET"):
         assert word not in content
     assert b"s3://bucket/ref.npz?region=x" in content
+
+
+def test_model_whose_files_are_known_only_once_it_is_loaded_is_entered_then(settings, monkeypatch):
+    monkeypatch.setattr(runs, "fingerprint", lambda model, dtype: None)  # a hub's, not cached yet
+    run = begun(settings)
+    (model,) = run.config.models
+    assert "images/sd15/tgate" not in run.ledger
+    runs.settle(run, model, "first", replace_stale=False)
+    pretend(run, "tgate", 0)
+    again = begun(settings)
+    with pytest.raises(UserError, match="checkpoint 'first' there and 'second' in the config"):
+        runs.settle(again, model, "second", replace_stale=False)
+    runs.settle(again, model, "second", replace_stale=True)
+    assert 0 in runs.pending(again)["sd15"]
+    assert again.made_of("sd15", "tgate")["checkpoint"] == "second"

@@ -16,7 +16,6 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 
 from tgate_batch import config, workflow
 from tgate_batch.demo import pictures
-from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
@@ -46,7 +45,7 @@ def finished(tmp_path_factory):
     for plan in run.shards:
         for arm in run.config.arms:
             draw(run, arm, plan)
-    workflow.measure_pending(run, LocalExecutor(run.config, run.folder), Measurements.of(run))
+    workflow.measure_pending(run, Measurements.of(run))
     return run
 
 

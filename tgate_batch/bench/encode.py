@@ -11,7 +11,7 @@ from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Images
 from tgate_batch.render import codec
 
-FORMATS = ("png", "webp", "jpeg")
+FORMATS = tuple(codec.FORMATS)
 
 
 def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[s
     drawn = [_picture(seed, side) for seed in range(pictures)]
 
     def encoded(format: str, threads: int) -> list[bytes]:
-        images = Images.model_validate({"format": format})
+        images = Images(format=format)
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(lambda picture: codec.picture(picture, images), drawn))
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
+from tgate_batch.execute.worker import limit_threads
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run, device_of, finished, load_run
@@ -59,7 +60,8 @@ def draw_again(output: str, count: int) -> list[Redrawn]:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"output {output} cannot be drawn again: {last.removeprefix('error: ')}")
-    return [Redrawn(**json.loads(line)) for line in done.stdout.splitlines()]
+    lines = (line for line in done.stdout.splitlines() if line.startswith("{"))
+    return [Redrawn(**json.loads(line)) for line in lines]
 
 
 def redraw(run: Run, count: int) -> Iterator[Redrawn]:
@@ -67,6 +69,7 @@ def redraw(run: Run, count: int) -> Iterator[Redrawn]:
     from tgate_batch.models.runner import open_runner
     from tgate_batch.render.shard import Renderer
 
+    limit_threads(run.config)
     done = finished(run)
     for model in run.config.models:
         if not any(done[model.name, arm] for arm in run.config.arms):

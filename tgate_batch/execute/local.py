@@ -7,7 +7,7 @@ from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send
 from tgate_batch.execute.task import Task
-from tgate_batch.execute.worker import Loaded, Worker
+from tgate_batch.execute.worker import Worker
 from tgate_batch.storage import Folder
 
 _NAME = "this process"
@@ -34,9 +34,9 @@ class LocalExecutor:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def load(self, model: Model | None) -> Loaded:
-        """Loads a model. Raises UserError where it cannot be had."""
-        return self._worker.load(model)
+    def fingerprint(self, model: Model) -> str | None:
+        """Loads a model, and returns the fingerprint of its files. Raises UserError."""
+        return self._worker.fingerprint(model)
 
     def run(self, pool: Pool) -> Iterator[Any]:
         """Works until the pool is done. Yields what workers deliver, and tasks given up.

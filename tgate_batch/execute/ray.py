@@ -19,11 +19,12 @@ from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
 from tgate_batch.execute.task import LIVES, Task
-from tgate_batch.execute.worker import Loaded, Worker
+from tgate_batch.execute.worker import Worker
 from tgate_batch.storage import Folder
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
+_ROOM_SECONDS = 2.0  # between questions about the cluster's size
 
 
 def start() -> None:
@@ -88,6 +89,7 @@ class RayExecutor:
         self._seats: dict[str, _Seat] = {}
         self._started = 0
         self._failed_starts = 0
+        self._ask_room_at, self._known_room = 0.0, 0
         self._kind: Any = ray.remote(_RayWorker).options(
             num_cpus=self._limits.cpus_each,
             num_gpus=self._limits.gpus_each,
@@ -104,14 +106,17 @@ class RayExecutor:
         for name in list(self._seats):
             self._close(name)
 
-    def load(self, model: Model | None) -> Loaded:
-        """Loads a model in one worker. Raises UserError where it cannot be had."""
+    def fingerprint(self, model: Model) -> str | None:
+        """Loads a model in one worker, and returns the fingerprint of its files.
+
+        Raises UserError where it cannot be loaded.
+        """
         while True:
             if not self._seats:
                 self._open()
             seat = next(iter(self._seats.values()))
             try:
-                return ray.get(seat.actor.load.remote(model))
+                return ray.get(seat.actor.fingerprint.remote(model))
             except ray.exceptions.RayError as error:
                 self._start_failed(seat, error)
 
@@ -139,7 +144,7 @@ class RayExecutor:
     def pids(self) -> list[int]:
         """The process ids of the workers that are ready."""
         ready = [seat.actor for seat in self._seats.values() if seat.starting is None]
-        return [loaded.pid for loaded in ray.get([actor.load.remote(None) for actor in ready])]
+        return ray.get([actor.load.remote(None) for actor in ready])
 
     def _open(self) -> None:
         actor = self._kind.remote(*self._arguments)
@@ -153,13 +158,21 @@ class RayExecutor:
 
     def _adjust(self, pool: Pool) -> None:
         """Grows to what is useful and allowed; lets go of workers that have nothing left to do."""
-        wanted = workers_wanted(self._limits, _room(self._limits), pool.left)
+        wanted = workers_wanted(self._limits, self._room(), pool.left)
         while len(self._seats) < wanted:
             self._open()
         idle = [name for name, seat in self._seats.items() if not seat.streams]
         for name in idle[: max(0, len(self._seats) - max(wanted, self._limits.min))]:
             pool.left_by(name)
             self._close(name)
+
+    def _room(self) -> int:
+        """How many workers the cluster has room for, asked once in a while."""
+        now = time.monotonic()
+        if now >= self._ask_room_at:
+            self._known_room = _room(self._limits)
+            self._ask_room_at = now + _ROOM_SECONDS
+        return self._known_room
 
     def _send(self, decision: Send) -> None:
         seat, task = self._seats[decision.worker], decision.task

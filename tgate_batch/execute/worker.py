@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from tgate_batch.config import Config, Model
@@ -22,15 +21,6 @@ from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
 from tgate_batch.storage import Folder
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a worker says when it is ready: its process, its device, and the model's files."""
-
-    pid: int
-    device: str
-    fingerprint: str | None
 
 
 class Worker:
@@ -55,18 +45,23 @@ class Worker:
         self._metrics: metrics.LoadedMetrics | None = None
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
-    def load(self, model: Model | None) -> Loaded:
-        """Loads the model, if one is given. Raises UserError where it cannot be had."""
-        fingerprint = None
-        if model is not None:
-            from tgate_batch.models import checkpoint
-            from tgate_batch.models.fingerprint import fingerprint as fingerprint_of
+    def load(self, model: Model | None) -> int:
+        """Loads the model, if one is given. Returns the process id.
 
+        Raises UserError where the model cannot be loaded.
+        """
+        if model is not None:
             with self._device:
                 self._ready(model)
-            dtype = checkpoint.resolved_dtype(model, device_of(self._config))
-            fingerprint = fingerprint_of(model, dtype)
-        return Loaded(os.getpid(), self._device_name, fingerprint)
+        return os.getpid()
+
+    def fingerprint(self, model: Model) -> str | None:
+        """Loads the model, and returns the fingerprint of its files."""
+        from tgate_batch.models.checkpoint import resolved_dtype
+        from tgate_batch.models.fingerprint import fingerprint
+
+        self.load(model)
+        return fingerprint(model, resolved_dtype(model, device_of(self._config)))
 
     def render(self, order: RenderOrder) -> Iterator[Receipt]:
         """Yields a receipt an arm, after its file is written; a trial writes none.
@@ -93,6 +88,7 @@ class Worker:
                 images=len(good),
                 errors=len(records) - len(good),
                 seconds=sum((r.batch_seconds or 0) / (r.batch_size or 1) for r in good),
+                device=self._device_name,
             )
 
     def measure(self, order: MeasureOrder) -> Iterator[Measured]:
@@ -100,7 +96,7 @@ class Worker:
         with self._device:
             if self._metrics is None:
                 self._renderer = None  # makes room for the extractor
-                self._limit_threads()
+                limit_threads(self._config)
                 self._metrics = metrics.load_metrics(
                     self._config.score,
                     self._config.baseline is not None,
@@ -145,12 +141,6 @@ class Worker:
             }
         return self._known[model.name, name]
 
-    def _limit_threads(self) -> None:
-        import torch
-
-        if not self._config.workers.gpus_each:
-            torch.set_num_threads(self._config.workers.cpus_each)
-
     def _ready(self, model: Model) -> Any:
         """The renderer of a model, loaded if it is not."""
         if self._renderer is None or self._renderer[0] != model:
@@ -165,12 +155,20 @@ class Worker:
         from tgate_batch.models.runner import open_runner
         from tgate_batch.render.shard import Renderer
 
-        self._limit_threads()
+        limit_threads(self._config)
         if self._config.workers.gpus_each and torch.cuda.is_available():
             self._device_name = torch.cuda.get_device_name()
             self._energy = Energy(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         runner = (self._open_runner or open_runner)(model, self._config)
         return Renderer(runner, self._config.images, self._name, self._times)
+
+
+def limit_threads(config: Config) -> None:
+    """Gives torch the threads of a worker: on a CPU their number decides the last bits."""
+    import torch
+
+    if not config.workers.gpus_each:
+        torch.set_num_threads(config.workers.cpus_each)
 
 
 def _available(device: str) -> str:

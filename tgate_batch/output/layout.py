@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from tgate_batch.config import Arm, Config, ResolvedSampling
+from tgate_batch.render.codec import FORMATS
 
 FORMAT = 2  # of the whole folder; 1 had no ledger, and model= and arm= in its folders' names
 
@@ -109,7 +110,7 @@ def of_pictures(
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format
-    if config.images.format == "jpeg":
+    if not FORMATS[config.images.format].lossless:
         settings["images.quality"] = config.images.quality
     for key in ("gate_step", "sp_interval", "fi_interval", "warm_up"):
         settings[key] = getattr(arm, key)

@@ -194,7 +194,7 @@ def load_run(output: str) -> Run:
 def finished(run: Run) -> Finished:
     """The shards of each arm that have a file: one listing, and what was found damaged left out."""
     held: Finished = {(model.name, arm): set() for model, arm, _ in run.pairs()}
-    folders = {layout.images(*pair): pair for pair in held}
+    folders = {layout.images(*pair): pair for pair in held if layout.images(*pair) in run.ledger}
     left_out = damaged(run.folder)
     for name in run.folder.names(layout.IMAGES, ".parquet"):
         place = layout.folder_and_shard(name)

@@ -62,9 +62,10 @@ class Measurements:
         for metric, weights in self.metrics:
             baseline = None
             if metric.needs_baseline:
-                if run.config.baseline in (None, arm):
+                name = run.config.baseline
+                if name in (None, arm) or layout.images(model, str(name)) not in run.ledger:
                     continue
-                baseline = run.made_of(model, str(run.config.baseline))
+                baseline = run.made_of(model, str(name))
             found[metric.name] = (
                 layout.measured(metric.name, model, arm),
                 layout.of_measurement(pictures, metric.version, weights, baseline),

@@ -23,7 +23,7 @@ from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import Statistics, stream
 from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.output.parquet import read_batches
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, without_credentials
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -67,7 +67,7 @@ def load_reference(
         if not files:
             raise UserError(f"reference {spec} is no .npz and no folder with pictures or Parquet")
         named = ((name, folder.read(name)) for name in files)
-    return reference_of(spec, named, extractor, batch_size, keep)
+    return reference_of(without_credentials(spec), named, extractor, batch_size, keep)
 
 
 def reference_of(
@@ -181,4 +181,5 @@ def _load_statistics(spec: str, extractor: Extractor) -> Reference:
             f"reference {spec} has {statistics.dimensions} dimensions, but {extractor.name} makes "
             f"{extractor.dimensions}; use the extractor it was made with"
         )
-    return Reference(spec, hashlib.sha256(content).hexdigest(), statistics, None)
+    digest = hashlib.sha256(content).hexdigest()
+    return Reference(without_credentials(spec), digest, statistics, None)
