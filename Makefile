@@ -4,19 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
-INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable
+CONSTRAINTS ?= constraints.txt
+EXACTLY = $(addprefix --constraint ,$(CONSTRAINTS))
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(EXACTLY) --editable
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all check format constraints clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY_TO_TEST)  ## make .venv with everything in it (the other targets call it, or what they need of it)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EXACTLY) "uv>=0.5"
 	$(INSTALL) .
 	@touch $@
 
@@ -42,6 +44,12 @@ check: setup  ## lint, format, types, layering
 format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# torch names the exact versions of what comes with its CUDA, so a torch for another CUDA fits too.
+constraints: setup  ## write the versions in .venv to constraints.txt (newest ones: make clean setup CONSTRAINTS=)
+	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable > $(VENV)/versions.txt
+	@echo '# Written by `make constraints`: the versions that the tests passed with.' > constraints.txt
+	@sed -E -e 's/\+[^+]*$$//' -e '/^nvidia-ml-py=/b' -e '/^(cuda-|nvidia-|triton=|pip=)/d' $(VENV)/versions.txt >> constraints.txt
 
 clean:  ## remove the set-up and what runs wrote here
 	rm -rf $(VENV) out

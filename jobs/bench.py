@@ -25,7 +25,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the JSON there as well")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="write them there too, with command, date, hardware and versions",
+    )
     kinds = parser.add_subparsers(dest="benchmark", required=True)
     gate = kinds.add_parser("gate")
     gate.add_argument("--rounds", type=int, default=9)
@@ -56,30 +61,29 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The chosen benchmark's figures; each imports what it needs, and nothing else is loaded."""
-    return _BENCHMARKS[options.benchmark](options)
-
-
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
+    """A gated call beside tgate 1.0.0's, a plain one and DeepCache's: CPU seconds, speed-up."""
     from tgate_batch.bench.gate import bench_gate
 
     return bench_gate(rounds=options.rounds)
 
 
 def _job(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole Ray job's images/s over a bare loop's; two workers' over one's."""
     from tgate_batch.bench.job import bench_job
 
     return bench_job(options.images, options.steps, options.rounds)
 
 
 def _orchestration(options: argparse.Namespace) -> dict[str, Any]:
+    """Planning, scheduling and writing with a stand-in pipeline: rows/s, the driver's memory."""
     from tgate_batch.bench.orchestration import bench_orchestration
 
     return bench_orchestration(tuple(options.prompts))
 
 
 def _engine(options: argparse.Namespace) -> dict[str, Any]:
+    """The speed of each engine setting over the defaults, plain and gated."""
     from tgate_batch.bench.engine import bench_engine
 
     return bench_engine(
@@ -91,18 +95,21 @@ def _engine(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _encode(options: argparse.Namespace) -> dict[str, Any]:
+    """Picture formats on threads: speed and size beside PNG on one thread."""
     from tgate_batch.bench.encode import bench_encode
 
     return bench_encode(side=options.side)
 
 
 def _statistics(options: argparse.Namespace) -> dict[str, Any]:
+    """Distances beside pytorch-fid's: memory and time."""
     from tgate_batch.bench.statistics import report
 
     return report(options.images)
 
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
+    """An architecture with random weights on this device: speed-up beside the saving of MACs."""
     from tgate_batch.bench.model import bench_model
 
     return bench_model(
@@ -117,6 +124,7 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+# Each imports what it needs, and nothing else is loaded. Its docstring says what it measures.
 _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "gate": _gate,
     "job": _job,
@@ -130,10 +138,14 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def job() -> None:
     options = parse()
-    text = json.dumps(measured(options), indent=2)
+    benchmark = _BENCHMARKS[options.benchmark]
+    results = benchmark(options)
+    print(json.dumps(results, indent=2))
     if options.output is not None:
+        from tgate_batch.bench.record import record
+
+        text = json.dumps(record(benchmark.__doc__ or "", results), indent=2)
         options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ execute.plugins execute.task execute.pool execute.worker execute.local execute.r
 execute.again execute
 workflow
 cli
-bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
+bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
 bench.orchestration bench.statistics bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training

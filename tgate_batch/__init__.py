@@ -4,14 +4,17 @@ The map, in the order the data takes:
 
 - ``prompts``  reads a prompt set and cuts it into shards
 - ``render``   renders one shard with one pipeline, one arm at a time (no Ray)
-- ``worker``   one process of a run: its model, its shards, their files (no Ray)
-- ``actors``   many workers at once, under Ray
-- ``storage``, ``parquet``  where rows land: a file appears whole or not at all
-- ``score``, ``metrics``    what the pictures are worth: throughput, MACs, Frechet distance, cost
+- ``output``   the output folder: its names, what each file was made of, whole files or none
+- ``score``    measures the pictures of a shard, and puts the figures of an arm together
 - ``report``   all arms beside their baseline: JSON, Markdown, one HTML page
+- ``execute``  who does what next: a pool of tasks, workers, with Ray or in this process
+- ``workflow``, ``cli``  the whole way in order, and the commands over it
 
-and what they share: ``gate`` (the method, usable on its own), ``records`` (the nouns),
-``config`` (a run as data), ``models`` (the catalogue), ``demo`` (the embedded model).
+What they build on stands before them: ``errors``, ``records`` (the nouns) and ``storage`` (a file
+appears whole or not at all); ``gate`` (the method, usable on its own); ``config`` (a run as data);
+``metrics`` (one file a figure); ``demo`` (the embedded model); ``models`` (one file a family).
+``bench`` measures all of it. ``tests/test_layering.py`` lists every module in order: each imports
+only what stands above it.
 
 This module imports nothing, so that ``tgate_batch.gate`` stays light.
 """

@@ -1,5 +1,10 @@
 """Benchmarks run and compare what they say; no test asserts a time."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tgate_batch.bench.encode import FORMATS, bench_encode
@@ -9,6 +14,9 @@ from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KEYS = {"what", "command", "date", "hardware", "versions", "git", "results"}
 
 
 def test_calls_take_turns_and_the_first_round_is_left_out():
@@ -28,6 +36,28 @@ def test_every_format_is_compared_with_png_on_one_thread():
     assert set(found) == {f"{format} x{threads}" for format in FORMATS for threads in (1, 2)}
     assert found["png x1"]["size"] == 1
     assert found["png x1"]["speedup"]["median"] == 1
+
+
+def test_stored_results_are_those_printed_with_command_and_hardware(tmp_path):
+    arguments = ["--output", str(tmp_path / "encode.json"), "encode", "--side", "16"]
+    done = subprocess.run(
+        [sys.executable, "jobs/bench.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / "encode.json").read_text(encoding="utf-8"))
+    assert set(stored) == KEYS
+    assert stored["results"] == json.loads(done.stdout)
+    assert stored["command"].split() == ["python", "jobs/bench.py", *arguments]
+    assert set(stored["hardware"]) == {"cpu", "cores", "memory_gib", "gpu"}
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "benchmarks").glob("*.json")), ids=lambda file: file.stem
+)
+def test_kept_result_says_what_it_is_of(file):
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert set(kept) == KEYS
+    assert f"docs/benchmarks/{file.name}" in kept["command"]
 
 
 def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
