@@ -1,6 +1,7 @@
 """A run, as validated data: YAML in, frozen models out, unknown keys refused."""
 
 import difflib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,14 @@ class Arm(Section):
 
     @property
     def is_baseline(self) -> bool:
-        return self.gate_step is None and self.deepcache is None
+        return self == Arm()
+
+    @property
+    def settings(self) -> dict[str, int | None]:
+        """Every setting of the arm, flat: what decides its pictures."""
+        cache = None if self.cache is None else asdict(self.cache)
+        flat = self.model_dump(exclude={"deepcache"})
+        return flat | {f"deepcache.{key}": cache and cache[key] for key in ("interval", "branch")}
 
 
 class Workers(Section):

@@ -4,11 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
-from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
 from tgate_batch.output import card, history, layout
@@ -25,7 +25,10 @@ DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
 # A worker's sustained rate, for the estimate of --dry-run alone.
 _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
-EXECUTORS = ("ray", "local")
+EXECUTORS = {  # imported only when a run names it
+    "ray": ("tgate_batch.execute.ray", "RayExecutor"),
+    "local": ("tgate_batch.execute.local", "LocalExecutor"),
+}
 
 
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
@@ -120,11 +123,8 @@ def verify(output: str, again: int) -> int:
 
 def open_executor(config: Config, folder: Any, first: Model | None = None) -> Any:
     """The executor that the config names, with its first worker on its way."""
-    if config.workers.executor == "local":
-        return LocalExecutor(config, folder, first)
-    from tgate_batch.execute.ray import RayExecutor
-
-    return RayExecutor(config, folder, first)
+    module, executor = EXECUTORS[config.workers.executor]
+    return getattr(import_module(module), executor)(config, folder, first)
 
 
 @contextmanager

@@ -32,7 +32,9 @@ def test_entry_is_on_disk_before_the_first_file(folder):
 def test_difference_has_the_settings_name_and_both_values(folder):
     ledger = entered(folder)
     assert ledger.differences(NAME, NEW) == {"gate_step": (20, 5)}
-    assert ledger.differences(NAME, {**OLD, "a_later_setting": 1}) == {}
+    assert ledger.differences(NAME, OLD) == {}
+    assert ledger.differences(NAME, {**OLD, "later": 1}) == {"later": (None, 1)}
+    assert ledger.differences(NAME, {"seed": 0}) == {"gate_step": (20, None)}
     assert ledger.differences("images/m/other", NEW) == {}
 
 

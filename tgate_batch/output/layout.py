@@ -102,7 +102,9 @@ def of_pictures(
     """Everything that decides an arm's pictures, beside the prompts.
 
     ``checkpoint`` is the fingerprint of the model's files. Batch size, workers, scoring, cost and
-    the length of the prompt set are not in it: they change no picture beyond its last bits.
+    the length of the prompt set are not in it: they change no picture beyond its last bits. A
+    setting that is new in a later version enters only where it is not its default, so that older
+    outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
     for key, value in sampling.model_dump(exclude={"batch_size"}).items():
@@ -112,11 +114,7 @@ def of_pictures(
     settings["images.format"] = config.images.format
     if not FORMATS[config.images.format].lossless:
         settings["images.quality"] = config.images.quality
-    for key in ("gate_step", "sp_interval", "fi_interval", "warm_up"):
-        settings[key] = getattr(arm, key)
-    for key in ("interval", "branch"):
-        settings[f"deepcache.{key}"] = getattr(arm.cache, key, None)
-    return settings
+    return settings | arm.settings
 
 
 def of_rows(pictures: Mapping) -> Settings:

@@ -44,14 +44,15 @@ class Ledger:
     def differences(self, name: str, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Setting -> (the ledger's value, the given one), where the two differ.
 
-        A setting that one of the two does not know is no difference.
+        A setting that one of the two does not name is None there. A folder without an entry
+        differs in nothing.
         """
-        before = self._entries.get(name) or {}
-        return {
-            key: (before[key], value)
-            for key, value in settings.items()
-            if key in before and before[key] != value
-        }
+        before = self._entries.get(name)
+        if before is None:
+            return {}
+        keys = dict.fromkeys((*settings, *before))
+        pairs = {key: (before.get(key), settings.get(key)) for key in keys}
+        return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
     def enter(self, name: str, settings: Settings) -> None:
         """Writes a folder's entry, if it has none. Clears the folder first where that is due."""

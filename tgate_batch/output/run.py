@@ -290,10 +290,12 @@ def _stale(run: Prepared) -> Stale:
     """(model, arm) -> the settings in which the pictures there differ from the config's."""
     found: Stale = {}
     for model, name, arm in run.pairs():
-        settings = _settings(run, model, arm)
-        if settings["checkpoint"] is None:
-            del settings["checkpoint"]  # not known before it is loaded
-        if changed := run.ledger.differences(layout.images(model.name, name), settings):
+        changed = run.ledger.differences(
+            layout.images(model.name, name), _settings(run, model, arm)
+        )
+        if run.fingerprints[model.name] is None:
+            changed.pop("checkpoint", None)  # not known before it is loaded
+        if changed:
             found[model.name, name] = changed
     return found
 

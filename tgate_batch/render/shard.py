@@ -8,6 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +72,9 @@ class Renderer:
         them when all have been yielded. Prompts in ``quarantined`` (id -> reason) become error
         rows unseen by the device. Raises DeviceLost.
         """
-        plan, cache = arm.plan, arm.cache
         pictures = self._pictures(shard, quarantined or {})
         ready = [picture for picture in pictures if picture.error is None]
-        with gated(self._runner.pipeline, plan, guided=self._runner.guided, deepcache=cache):
+        with self._gated(arm):
             rows = iter(self._settle(ready, name, shard, largest=self._batch_size))
         for picture in pictures:
             yield next(rows) if picture.error is None else _given(picture.failed(picture.error))
@@ -92,11 +92,14 @@ class Renderer:
         batch = [known[key] for key in keys]
         failed = [picture.failed(picture.error) for picture in batch if picture.error is not None]
         ready = [picture for picture in batch if picture.error is None]
-        with gated(
-            self._runner.pipeline, arm.plan, guided=self._runner.guided, deepcache=arm.cache
-        ):
+        with self._gated(arm):
             rows = [row() for row in self._settle(ready, "again", shard, largest=len(batch))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
+
+    def _gated(self, arm: Arm) -> AbstractContextManager:
+        """The pipeline under the arm's plan, for the length of a block."""
+        guided = self._runner.guided
+        return gated(self._runner.pipeline, arm.plan, guided=guided, deepcache=arm.cache)
 
     def _pictures(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
