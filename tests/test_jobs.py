@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tgate_batch import config, workflow
 from tgate_batch.output import layout
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,8 @@ def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path):
     assert 3 <= len(before) < 12
     for path in before:
         assert pq.read_metadata(path).num_rows == 1
-    assert job("render", "--config", file, "--output", cut).returncode == 0
+    resumed = config.load(file, [f"output={cut}", "workers.executor=local"])
+    assert workflow.render(resumed) == 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     for arm in ("baseline", "tgate"):
         assert pictures(cut, arm) == pictures(whole, arm)

@@ -19,10 +19,11 @@ _KILLER = "the worker's process died each time on this prompt"
 
 @dataclass(frozen=True)
 class RenderOrder:
-    """``identities``: the arms to render, with what each file's footer is to hold.
+    """What a worker is to render.
 
-    ``quarantined``: positions of prompts that are not to be tried, with the reason. ``only``: a
-    trial of these positions alone, which writes no file.
+    ``identities``: the arms, with what each file's footer is to hold. ``quarantined``: positions of
+    prompts that are not to be tried, with the reason. ``only``: a trial of these positions alone,
+    which writes no file.
     """
 
     model: Model

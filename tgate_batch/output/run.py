@@ -146,7 +146,7 @@ def enter(run: Prepared, model: Model) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
     """What ``run.json`` holds. No credentials are in it."""
-    config = json.loads(without_credentials_in(run.config.model_dump_json()))
+    config = json.loads(_without_credentials_in(run.config.model_dump_json()))
     return {
         "format": layout.FORMAT,
         "config": config,
@@ -155,7 +155,7 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def without_credentials_in(text: str) -> str:
+def _without_credentials_in(text: str) -> str:
     """JSON text with the credentials taken out of every string in it."""
 
     def cleaned(value: Any) -> Any:
