@@ -131,10 +131,12 @@ def test_nothing_but_finished_files_is_left(finished):
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path):
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path, executor):
     whole, cut = finished[0], tmp_path / "cut"
     file = whole.parent / "run.yaml"
     command = [sys.executable, "jobs/render.py", "--config", str(file), "--output", str(cut)]
+    command += ["--set", f"workers.executor={executor}"]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:

@@ -67,6 +67,7 @@ def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
     assert found["speedup"]["reference"]["median"] == pytest.approx(over)
 
 
+@pytest.mark.slow
 def test_engine_settings_stand_beside_the_defaults():
     found = bench_engine(batch=1, rounds=1, only=("channels first",))
     for label in ("plain", "gated"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -134,6 +135,7 @@ def test_muon_step_has_singular_values_near_one():
         assert values.max() < 1.5
 
 
+@pytest.mark.slow
 def test_resumed_training_ends_in_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 8)
     monkeypatch.setattr(train, "BATCH", 4)
