@@ -63,6 +63,7 @@ class _Seat:
     name: str
     actor: Any
     starting: Any  # the reference that resolves when the actor is ready; None once it is
+    pid: int = 0
     streams: dict[Any, Task] = field(default_factory=dict)
 
 
@@ -143,8 +144,7 @@ class RayExecutor:
 
     def pids(self) -> list[int]:
         """The process ids of the workers that are ready."""
-        ready = [seat.actor for seat in self._seats.values() if seat.starting is None]
-        return ray.get([actor.load.remote(None) for actor in ready])
+        return [seat.pid for seat in self._seats.values() if seat.starting is None]
 
     def _open(self) -> None:
         actor = self._kind.remote(*self._arguments)
@@ -199,7 +199,7 @@ class RayExecutor:
 
     def _joined(self, pool: Pool, seat: _Seat) -> None:
         try:
-            ray.get(seat.starting)
+            seat.pid = ray.get(seat.starting)
         except ray.exceptions.RayError as error:
             self._start_failed(seat, error)
         else:
