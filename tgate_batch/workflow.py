@@ -159,10 +159,11 @@ def _render_pending(run: Prepared, pending: Pending, executor: Any, replace_stal
     """Renders what is pending; returns the devices that drew."""
     from tgate_batch.execute.progress import RunProgress
 
-    for model in run.config.models:
-        if run.fingerprints[model.name] is None and pending[model.name]:
+    models = [model for model in run.config.models if pending[model.name]]
+    if unknown := [model for model in models if run.fingerprints[model.name] is None]:
+        for model in unknown:
             runs.settle(run, model, executor.fingerprint(model), replace_stale)
-    pending = runs.pending(run)
+        pending = runs.pending(run)
     each = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = {

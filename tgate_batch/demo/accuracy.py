@@ -16,8 +16,6 @@ class PromptAccuracy:
     nothing. ``aspect`` is one of ``tgate_batch.demo.pictures.ASPECTS``.
     """
 
-    needs_baseline = False
-
     def __init__(self, aspect: str = "all"):
         if aspect not in pictures.ASPECTS:
             raise ValueError(f"unknown aspect {aspect!r}; one of {', '.join(pictures.ASPECTS)}")

@@ -23,7 +23,8 @@ from tgate_batch.execute.worker import limit_threads
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run, device_of, finished, load_run
-from tgate_batch.score.measure import Key, decode
+from tgate_batch.render.codec import decode
+from tgate_batch.score.measure import Key
 
 _COLUMNS = ["prompt_id", "image_number", "status", "batch"]
 
@@ -130,8 +131,7 @@ def _draw(text: str) -> bytes:
 
 
 def _stored(run: Run, model: str, arm: str, shard: ShardPlan, columns: list[str]) -> Any:
-    name = layout.shard_file(layout.images(model, arm), shard.index)
-    identity = layout.file_identity(run.made_of(model, arm), shard.digest)
+    name, identity = run.pictures(model, arm, shard)
     try:
         return parquet.read_table(run.folder, name, columns, identity)
     except parquet.DAMAGE as error:

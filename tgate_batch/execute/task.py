@@ -4,6 +4,7 @@ A task remembers what went wrong: deaths of its worker, errors, and which of its
 blame. An order is the part of it that a worker needs. Neither knows Ray.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ class RenderOrder:
 
 
 @dataclass(eq=False)
-class Task:
+class Task(ABC):
     """One (model, shard) that a worker may fail at. ``action``: the worker's method."""
 
     model: Model
@@ -46,9 +47,9 @@ class Task:
 
     action = ""
 
+    @abstractmethod
     def order(self) -> Any:
         """What the worker is told."""
-        raise NotImplementedError
 
     def delivered(self, piece: Any) -> bool:
         """A part of the work is done; returns whether it counts."""
@@ -77,7 +78,7 @@ class RenderTask(Task):
     becomes a row with its error.
     """
 
-    identities: dict[str, str] = field(default_factory=dict)  # the arms that are left
+    identities: dict[str, str]  # the arms that are left
     quarantined: dict[int, str] = field(default_factory=dict, init=False)
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
@@ -132,9 +133,9 @@ class RenderTask(Task):
 class MeasureTask(Task):
     """Measures the shard's pictures of all arms together."""
 
-    wanted: MeasureOrder | None = None
+    wanted: MeasureOrder
 
     action = "measure"
 
-    def order(self) -> MeasureOrder | None:
+    def order(self) -> MeasureOrder:
         return self.wanted

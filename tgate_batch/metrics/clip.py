@@ -22,9 +22,6 @@ class ClipScore:
     are cut at the tokenizer's length, 77 tokens. Scores of two checkpoints do not compare.
     """
 
-    name = "clip_score"
-    needs_baseline = False
-
     def __init__(self, checkpoint: str, device: str = "cpu"):
         """``checkpoint``: a folder or hub id of a CLIPModel, e.g. openai/clip-vit-large-patch14.
 

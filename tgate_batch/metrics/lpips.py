@@ -19,9 +19,6 @@ class Lpips:
     (``alexnet-owt-7be5be79.pth``), which has to be given.
     """
 
-    name = "lpips"
-    needs_baseline = True
-
     def __init__(self, path: str | Path, device: str = "cpu"):
         """Raises UserError where the file is missing or holds something else."""
         from torchmetrics.functional.image.lpips import _LPIPS

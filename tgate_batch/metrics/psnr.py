@@ -14,9 +14,6 @@ _SAME_PICTURE = 100.0  # dB
 class Psnr:
     """Peak signal-to-noise ratio, dB; equal pictures count as 100 dB, so that a mean exists."""
 
-    name = "psnr"
-    needs_baseline = True
-
     def __call__(
         self,
         images: Sequence[Image.Image],

@@ -12,9 +12,6 @@ from tgate_batch.metrics.pairs import pairs, tensor
 class Ssim:
     """Structural similarity, at most 1 (Wang et al. 2004; torchmetrics' 11-pixel Gaussian)."""
 
-    name = "ssim"
-    needs_baseline = True
-
     def __call__(
         self,
         images: Sequence[Image.Image],

@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -71,6 +72,18 @@ def read(folder: Folder) -> list[dict[str, Any]]:
     if not folder.exists(layout.HISTORY):
         return []
     return [json.loads(line) for line in folder.read(layout.HISTORY).splitlines() if line.strip()]
+
+
+def added_up(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those who differ, the one with most files first, each with its ``files`` added up.
+
+    A maker is what a file says of who made it; one without ``files`` counts as one file.
+    """
+    counts: Counter[str] = Counter()
+    for maker in makers:
+        about = {key: value for key, value in maker.items() if key != "files"}
+        counts[json.dumps(about, sort_keys=True)] += maker.get("files", 1)
+    return [{**json.loads(about), "files": files} for about, files in counts.most_common()]
 
 
 def _git_commit() -> str | None:

@@ -27,7 +27,7 @@ class Ledger:
         self._folder = folder
         self._entries: dict[str, Settings | None] = {}
         if folder.exists(layout.LEDGER):
-            content = _json(folder, layout.LEDGER)
+            content = read_json(folder, layout.LEDGER)
             check_format(folder, content)
             self._entries = content["folders"]
 
@@ -108,7 +108,8 @@ def check_format(folder: Folder, content: Any) -> None:
         )
 
 
-def _json(folder: Folder, name: str) -> Any:
+def read_json(folder: Folder, name: str) -> Any:
+    """A JSON file of the output; raises UserError where it cannot be read."""
     try:
         return json.loads(folder.read(name))
     except (OSError, ValueError) as error:

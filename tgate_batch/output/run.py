@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling
@@ -11,7 +11,7 @@ from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
-from tgate_batch.output.ledger import Ledger, check_format
+from tgate_batch.output.ledger import Ledger, check_format, read_json
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -49,6 +49,11 @@ class Run:
     def made_of(self, model: str, arm: str) -> layout.Settings:
         """What the arm's pictures are made of; raises KeyError where it has none yet."""
         return self.ledger[layout.images(model, arm)]
+
+    def pictures(self, model: str, arm: str, shard: ShardPlan) -> tuple[str, str]:
+        """The file of a shard's pictures and its identity; raises as ``made_of`` does."""
+        name = layout.shard_file(layout.images(model, arm), shard.index)
+        return name, layout.file_identity(self.made_of(model, arm), shard.digest)
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,7 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     if found and not replace_stale:
         raise UserError(_explained(run, found))
     names = [*stale, *(layout.images(model, arm) for model, arm in found)]
-    return Prepared(
-        config, folder, plan.shards, ledger, plan, tuple(dict.fromkeys(names)), fingerprints
-    )
+    return replace(run, stale=tuple(dict.fromkeys(names)))
 
 
 def begin(run: Prepared) -> None:
@@ -146,26 +149,21 @@ def enter(run: Prepared, model: Model) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
     """What ``run.json`` holds. No credentials are in it."""
-    config = json.loads(_without_credentials_in(run.config.model_dump_json()))
     return {
         "format": layout.FORMAT,
-        "config": config,
+        "config": _without_credentials_in(run.config.model_dump(mode="json")),
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
 
 
-def _without_credentials_in(text: str) -> str:
-    """JSON text with the credentials taken out of every string in it."""
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [cleaned(item) for item in value]
-        return without_credentials(value) if isinstance(value, str) and "://" in value else value
-
-    return json.dumps(cleaned(json.loads(text)))
+def _without_credentials_in(value: Any) -> Any:
+    """Plain data with the credentials taken out of every string in it."""
+    if isinstance(value, dict):
+        return {key: _without_credentials_in(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_credentials_in(item) for item in value]
+    return without_credentials(value) if isinstance(value, str) and "://" in value else value
 
 
 def load_run(output: str) -> Run:
@@ -242,15 +240,8 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
 
 def _check_run(folder: Folder) -> None:
     """Raises UserError where the folder holds a run that this version does not write."""
-    if not folder.exists(layout.RUN):
-        return
-    try:
-        content = json.loads(folder.read(layout.RUN))
-    except (OSError, ValueError):
-        raise UserError(
-            f"output {folder} holds a {layout.RUN} that cannot be read; give another output"
-        ) from None
-    check_format(folder, content)
+    if folder.exists(layout.RUN):
+        check_format(folder, read_json(folder, layout.RUN))
 
 
 def _check_all_entered(folder: Folder, ledger: Ledger) -> None:

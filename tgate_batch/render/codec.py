@@ -49,6 +49,16 @@ def picture(pixels: np.ndarray, images: Images) -> bytes:
     return stream.getvalue()
 
 
+def decode(content: bytes) -> Image.Image:
+    """A stored picture in RGB; raises UserError for bytes that are no picture."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return opened.convert("RGB")
+    except Exception as error:  # each of Pillow's decoders has faults of its own
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot be read as a picture: {reason}") from None
+
+
 def video(frames: np.ndarray, frames_per_second: int = 7) -> bytes:
     """Compresses frames, [n, height, width, 3] uint8, to H.264 in MP4."""
     import av

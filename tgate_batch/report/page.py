@@ -147,9 +147,8 @@ def _rows(run: Run, model: str, arm: str) -> Iterator[dict[str, Any]]:
     """An arm's rows in order, until a shard that is missing or damaged."""
     columns = ["prompt_id", "image_number", "prompt", "image"]
     for shard in run.shards:
-        name = layout.shard_file(layout.images(model, arm), shard.index)
         try:
-            identity = layout.file_identity(run.made_of(model, arm), shard.digest)
+            name, identity = run.pictures(model, arm, shard)
             for batch in parquet.read_batches(run.folder, name, columns, identity=identity):
                 yield from batch.to_pylist()
         except (*parquet.DAMAGE, KeyError):

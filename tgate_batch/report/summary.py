@@ -44,10 +44,7 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
 
     ``versions`` and ``git`` are of those who drew most files; ``made_by`` has all of them.
     """
-    makers = sorted(
-        (maker for arm in arms for maker in arm.get("made_by", ())),
-        key=lambda maker: -maker["files"],
-    )
+    makers = history.added_up(maker for arm in arms for maker in arm.get("made_by", ()))
     most = makers[0] if makers else history.software()
     pictures = {
         layout.images(model.name, name): run.made_of(model.name, name)
@@ -61,7 +58,7 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
         "pictures": pictures,
         "versions": most["versions"],
         "git": most["git"],
-        "made_by": _together(makers),
+        "made_by": makers,
     }
 
 
@@ -71,19 +68,6 @@ def _add_older_keys(config: dict[str, Any]) -> None:
     weights = config["score"]["weights"]
     older = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
     config["score"] |= {old: weights.get(name) for old, name in older.items()}
-
-
-def _together(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Equal makers of several arms, their files added up."""
-    found: list[dict[str, Any]] = []
-    for maker in makers:
-        about = {key: value for key, value in maker.items() if key != "files"}
-        same = next((m for m in found if all(m[key] == about[key] for key in about)), None)
-        if same is None:
-            found.append(dict(maker))
-        else:
-            same["files"] += maker["files"]
-    return found
 
 
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:

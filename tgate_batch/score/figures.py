@@ -25,16 +25,15 @@ from tgate_batch.metrics.kid import kid
 from tgate_batch.metrics.precision_recall import precision_recall
 from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.metrics.throughput import throughput
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import Run
-from tgate_batch.score.measure import FEATURES, Key, features_of, keys_of, macs_and_maker
+from tgate_batch.score.measure import FEATURES, MACS, Key, features_of, keys_of, macs_and_maker
 from tgate_batch.score.measurements import Measurements
 from tgate_batch.score.reference import Reference, drawn_reference, load_reference
 
 _ERRORS_SHOWN = 20
 _SAMPLE = 10_000  # features kept for metrics that need pictures one by one
 _LEAST_TO_EXTRAPOLATE = 8  # pictures
-_MACS = ("macs_per_image", "macs_per_image_with_attention")
 
 
 def reference(run: Run, extractor: Extractor | None) -> Reference | None:
@@ -162,8 +161,8 @@ class ArmMeasures:
             if row["broken"] is not None
         ]
         footers = [dict(macs_and_maker(_footer(table))) for table in tables]
-        macs = {key: next((f[key] for f in footers if key in f), None) for key in _MACS}
-        made_by = _counted([f["made_by"] for f in footers if "made_by" in f])
+        macs = {key: next((f[key] for f in footers if key in f), None) for key in MACS}
+        made_by = history.added_up(f["made_by"] for f in footers if "made_by" in f)
         damaged = tuple(held.damaged)
         return cls(rows, macs, made_by, statistics, sample.rows, keys, figures, broken, damaged)
 
@@ -221,16 +220,6 @@ def _footer(table: pa.Table) -> dict[str, str]:
 
 def _values(table: pa.Table) -> Iterator[tuple[Key, float | None]]:
     return zip(keys_of(table), table["value"].to_pylist(), strict=True)
-
-
-def _counted(makers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those who differ, the one with most files first, each with its number of files."""
-    counts: dict[str, int] = {}
-    for maker in makers:
-        key = json.dumps(maker, sort_keys=True)
-        counts[key] = counts.get(key, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return [{**json.loads(key), "files": count} for key, count in ordered]
 
 
 def _sampled(

@@ -5,7 +5,6 @@ What was measured stands in Parquet files beside the pictures, with the same ids
 measurement, so that other weights of one metric redo that metric alone.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.render.codec import decode
 from tgate_batch.score.metrics import LoadedMetrics
 from tgate_batch.storage import Folder
 
@@ -37,6 +37,8 @@ TIMES = (
 )
 _READ = ["prompt_id", "image_number", "prompt", "status", "error", "image", *TIMES]
 _KEPT = ["prompt_id", "image_number", "status", "error", *TIMES]
+
+MACS = ("macs_per_image", "macs_per_image_with_attention")  # as a picture file's footer has them
 
 Key = tuple[str, int]  # prompt id, image number
 
@@ -86,8 +88,8 @@ def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measu
         found = {name: _Tables(arm, loaded.extractor, metrics) for name, arm in order.arms.items()}
         problems: dict[str, None] = dict.fromkeys(loaded.problems)
         while group := arms.next_group():
-            others = group.get(order.baseline or "", _Group(None, []))
-            baselines = {row.key: row.picture for row in others.rows}
+            beside = group[order.baseline].rows if order.baseline in group else []
+            baselines = {row.key: row.picture for row in beside}
             for name, rows in group.items():
                 try:
                     found[name].add(rows, None if name == order.baseline else baselines)
@@ -114,7 +116,7 @@ class _Row:
 class _Group:
     """A row group: the light columns of all its rows, and the rows that have a picture."""
 
-    table: pa.Table | None
+    table: pa.Table
     rows: list[_Row]
 
 
@@ -170,16 +172,6 @@ def _group(table: pa.Table) -> _Group:
     return _Group(table.select(_KEPT), rows)
 
 
-def decode(content: bytes) -> Image.Image:
-    """A stored picture in RGB; raises UserError for bytes that are no picture."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return picture.convert("RGB")
-    except Exception as error:  # each of Pillow's decoders has faults of its own
-        reason = " ".join(str(error).split())
-        raise UserError(f"a picture cannot be decoded: {reason}") from None
-
-
 class _Tables:
     """What is measured of one arm, group after group."""
 
@@ -197,7 +189,7 @@ class _Tables:
     def add(self, group: _Group, baselines: Mapping[Key, Image.Image] | None) -> None:
         """Measures a group; ``baselines`` None: this arm is the baseline itself."""
         rows = group.rows
-        if layout.ROWS in self._parts and group.table is not None:
+        if layout.ROWS in self._parts:
             why = {row.key: row.broken for row in rows}
             keys = zip(
                 group.table["prompt_id"].to_pylist(),
@@ -226,8 +218,7 @@ class _Tables:
 
 def _about(footer: Mapping[str, str]) -> dict[str, str]:
     """What the rows' measurement repeats of the pictures' footer, so that it is read once."""
-    keys = ("macs_per_image", "macs_per_image_with_attention", "made_by")
-    return {key: footer[key] for key in keys if key in footer}
+    return {key: footer[key] for key in (*MACS, "made_by") if key in footer}
 
 
 def _ids(rows: list[_Row]) -> dict[str, pa.Array]:

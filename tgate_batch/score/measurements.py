@@ -128,9 +128,7 @@ def _order(
             file = layout.shard_file(folder, shard.index)
             if file not in present and not (name in paired and baseline is None):
                 files[name] = (file, layout.file_identity(settings, shard.digest))
-        pictures = layout.shard_file(layout.images(model, arm), shard.index)
-        identity = layout.file_identity(run.made_of(model, arm), shard.digest)
-        found[arm] = ArmOrder((pictures, identity), files)
+        found[arm] = ArmOrder(run.pictures(model, arm, shard), files)
     beside = any(name in paired for order in found.values() for name in order.files)
     needed = {
         arm: order for arm, order in found.items() if order.files or (beside and arm == baseline)

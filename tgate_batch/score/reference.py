@@ -23,6 +23,7 @@ from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import Statistics, stream
 from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.output.parquet import read_batches
+from tgate_batch.render.codec import decode
 from tgate_batch.storage import Folder, without_credentials
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -149,10 +150,9 @@ def decoded(
 def _decode(picture: tuple[str, bytes]) -> tuple[str, Image.Image]:
     name, content = picture
     try:
-        return name, Image.open(io.BytesIO(content)).convert("RGB")
-    except Exception as error:  # each of Pillow's decoders has faults of its own
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+        return name, decode(content)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from None
 
 
 def _parquet_pictures(folder: Folder, tables: list[str]) -> Iterator[tuple[str, bytes]]:
