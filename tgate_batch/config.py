@@ -143,12 +143,26 @@ class Images(Section):
 class Score(Section):
     """What the pictures are compared with; owners of the names in it refuse unknown ones."""
 
-    reference: str | None = None  # .npz (mu, sigma), a folder, `drawn`, or None: no distance
-    extractor: str = "efficientnet-lite0"  # or `inception`, the only one whose distance is FID
-    bootstrap: int = Field(100, ge=0)  # resamples behind a distance's interval; 0: none
+    # .npz (of jobs/reference.py or pytorch-fid), a folder, `drawn`, or None: no distance
+    reference: str | None = None  # `{extractor}` in it stands for each extractor's name
+    # one or several; `inception` is the only one whose distance is FID
+    extractor: tuple[str, ...] = Field(("efficientnet-lite0",), min_length=1)
+    by: str | None = None  # a column of the prompt set: figures of pictures by its values too
     # metric (clip, lpips, ...) or `extractor` -> where its weights are; a metric that needs some
     # is measured where they are given
     weights: dict[str, str] = {}
+
+    @field_validator("extractor", mode="before")
+    @classmethod
+    def _one_or_several(cls, extractor: Any) -> Any:
+        return (extractor,) if isinstance(extractor, str) else extractor
+
+    @field_validator("extractor")
+    @classmethod
+    def _extractors_differ(cls, extractor: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(extractor)) < len(extractor):
+            raise ValueError("an extractor is listed twice")
+        return extractor
 
     @model_validator(mode="before")
     @classmethod
@@ -156,6 +170,7 @@ class Score(Section):
         """Moves the older keys `clip`, `lpips` and `extractor_path` into `weights`."""
         if not isinstance(data, dict) or not isinstance(data.get("weights") or {}, dict):
             return data
+        data = {key: data[key] for key in data if key != "bootstrap"}  # older outputs have it
         weights = dict(data.get("weights") or {})
         for old, name in _OLD_WEIGHTS.items():
             if old not in data:
@@ -174,20 +189,35 @@ _OLD_WEIGHTS = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
 
 
 class Threshold(Section):
-    """The window of one figure of the report; an arm outside it fails the run."""
+    """What one figure of the report has to keep; an arm that does not fails the run.
 
-    min: float | None = None
-    max: float | None = None
+    A test judges the figure's interval, so that noise alone does not pass a harm; ``min`` and
+    ``max`` are a window on the value itself, for rules that are written so (MLPerf's).
+    """
+
+    no_worse_than: float | None = None  # a change: as signed, a fall where higher is better
+    at_least: float | None = None  # the lower bound of the interval
+    at_most: float | None = None  # the upper bound of the interval
+    min: float | None = None  # the value
+    max: float | None = None  # the value
 
     @model_validator(mode="after")
     def _bounded(self) -> "Threshold":
-        if self.min is None and self.max is None:
-            raise ValueError("a threshold needs min, max or both")
+        given = [key for key, value in self if value is not None]
+        if not given:
+            raise ValueError(
+                "a threshold needs a test (no_worse_than, at_least, at_most) or a window (min, max)"
+            )
+        if len(given) > 1 and not set(given) <= {"min", "max"}:
+            raise ValueError(f"{given[0]} and {given[1]} cannot be one threshold; give one of them")
         return self
 
 
 class Cost(Section):
-    usd_per_gpu_hour: float | None = Field(None, ge=0)  # $ for one worker's device for an hour
+    """What devices cost; a worker costs its GPUs (``workers.gpus_each``), or its CPUs without."""
+
+    usd_per_gpu_hour: float | None = Field(None, ge=0)
+    usd_per_cpu_hour: float | None = Field(None, ge=0)
 
 
 class Config(Section):
@@ -202,7 +232,8 @@ class Config(Section):
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
-    thresholds: dict[str, Threshold] = {}  # figure -> its window; exit code 3 outside
+    # figure -> its threshold, exit code 3 where it is not kept; and what `undecided` means
+    thresholds: dict[str, Threshold | Literal["pass", "fail"]] = {}
     plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
     output: str
 
@@ -233,6 +264,31 @@ class Config(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"model {twice[0]!r} is listed twice; rows are kept by model name")
         return self
+
+    @field_validator("thresholds")
+    @classmethod
+    def _only_undecided_is_a_word(cls, thresholds: dict) -> dict:
+        for name, threshold in thresholds.items():
+            if isinstance(threshold, str) != (name == "undecided"):
+                raise ValueError(
+                    "a figure needs a test or a window, `undecided` needs pass or fail "
+                    f"(see {name!r})"
+                )
+        return thresholds
+
+    @property
+    def bounds(self) -> dict[str, Threshold]:
+        """Figure -> its threshold."""
+        return {
+            name: threshold
+            for name, threshold in self.thresholds.items()
+            if isinstance(threshold, Threshold)
+        }
+
+    @property
+    def undecided_passes(self) -> bool:
+        """Whether a threshold that the run is too small to decide counts as kept."""
+        return self.thresholds.get("undecided") == "pass"
 
     @property
     def baseline(self) -> str | None:

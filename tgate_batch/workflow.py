@@ -143,7 +143,7 @@ def _check_words(config: Config) -> None:
         )
     codec.check(config.images)
     metrics.check(config.score)
-    thresholds.check(config.thresholds)
+    thresholds.check(config.bounds)
 
 
 def _check_output_of_job(config: Config) -> None:
@@ -179,9 +179,8 @@ def _render_pending(run: Prepared, pending: Pending, executor: Any, replace_stal
         for receipt in executor.run(rendering(run, pending, executor.in_flight)):
             if isinstance(receipt, GiveUp):
                 raise UserError(
-                    f"shard {receipt.task.shard.index} of {receipt.task.model.name} failed too "
-                    f"often, the last time with {receipt.reason}; what is finished stays, and the "
-                    "same command goes on"
+                    f"{receipt.task} failed too often, the last time with {receipt.reason}; what "
+                    "is finished stays, and the same command goes on"
                 )
             if isinstance(receipt, Receipt):
                 progress.add(receipt)
@@ -220,8 +219,7 @@ def measure_pending(run: Run, measurements: Measurements, executor: Any = None) 
     """
     problems = dict.fromkeys(measurements.problems)
     tasks = [
-        MeasureTask(model, order.shard, order)
-        for model, order in orders(run, measurements, runs.finished(run))
+        MeasureTask(model, order) for model, order in orders(run, measurements, runs.finished(run))
     ]
     if not tasks:
         return problems
@@ -237,7 +235,7 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
     damaged = runs.damaged(run.folder)
     for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
         if isinstance(found, GiveUp):
-            problems[f"shard {found.task.shard.index} cannot be measured: {found.reason}"] = None
+            problems[f"{found.task} cannot be measured: {found.reason}"] = None
         elif found is not None:
             problems |= dict.fromkeys(found.problems)
             damaged |= found.damaged

@@ -10,6 +10,7 @@ from tgate_batch.config import Model, Workers
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
 from tgate_batch.execute.task import LIVES, MeasureTask, RenderTask
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.score.measure import MeasureOrder
 
 MODEL = Model(name="sd15")
 
@@ -109,7 +110,7 @@ def test_worker_that_left_on_purpose_blames_nothing():
 
 
 def test_deadly_measurement_is_given_up_and_the_others_go_on():
-    tasks = [MeasureTask(MODEL, ShardPlan(i, 1, "d", 0, 0), None) for i in range(2)]
+    tasks = [MeasureTask(MODEL, MeasureOrder(ShardPlan(i, 1, "d", 0, 0), {}, None)) for i in range(2)]
     pool = Pool(tasks, 2, in_flight=1)
     given_up = []
     for number in itertools.count():

@@ -86,6 +86,7 @@ NO_PICTURE = {
     "engine.offload_text_encoder": "where weights wait",
     "images.quality": "of JPEG alone",
     "cost.usd_per_gpu_hour": "money",
+    "cost.usd_per_cpu_hour": "money",
     "output": "where it goes",
     "plugins": "where code comes from",
     "thresholds": "what is judged",

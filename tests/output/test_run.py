@@ -163,7 +163,7 @@ def test_replacing_prompts_that_was_killed_goes_on(settings, captions):
         ("arms", {"new": {"gate_step": 3}}),
         ("engine", {"decode_batch_size": 1}),
         ("prompts", {"shard_size": 5}),
-        ("score", {"bootstrap": 7}),
+        ("score", {"reference": "drawn"}),
     ],
 )
 def test_what_changes_no_picture_may_change(settings, section, change):

@@ -117,7 +117,7 @@ def test_what_cannot_be_loaded_is_a_problem_and_the_others_are_loaded(tmp_path):
 
 
 def test_run_without_a_reference_loads_no_extractor():
-    assert metrics.load_metrics(Score(extractor="inception"), True, "cpu").extractor is None
+    assert metrics.load_metrics(Score(extractor=("inception",)), True, "cpu").extractor is None
 
 
 def test_metric_of_ones_own_is_checked_loaded_and_measures(toy):

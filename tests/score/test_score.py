@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
         "prompts": {"path": str(tmp_path / "captions.txt"), "shard_size": EACH},
         "arms": {"baseline": {}, "other": {"gate_step": 5}},
         "workers": {"executor": "local"},
-        "score": {"reference": "drawn", "bootstrap": 20},
+        "score": {"reference": "drawn"},
         "output": str(tmp_path / "out"),
     }
     run = workflow.prepare(config.parse(settings))

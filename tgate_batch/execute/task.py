@@ -1,4 +1,4 @@
-"""Tasks and orders: one shard of one model on its way, and what a worker is told to do with it.
+"""Tasks and orders: a piece of work on its way, and what a worker is told to do with it.
 
 A task remembers what went wrong: deaths of its worker, errors, and which of its prompts are to
 blame. An order is the part of it that a worker needs. Neither knows Ray.
@@ -36,16 +36,18 @@ class RenderOrder:
 
 @dataclass(eq=False)
 class Task(ABC):
-    """One (model, shard) that a worker may fail at. ``action``: the worker's method."""
+    """A piece of work that a worker may fail at. ``action``: the worker's method."""
 
-    model: Model
-    shard: ShardPlan
     deaths: int = field(default=0, init=False)
     errors: int = field(default=0, init=False)
     alone: bool = field(default=False, init=False)  # under suspicion: shares its worker with none
     avoid: set[str] = field(default_factory=set, init=False)  # workers that it failed on
 
     action = ""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """What it is, for a message."""
 
     @abstractmethod
     def order(self) -> Any:
@@ -78,12 +80,17 @@ class RenderTask(Task):
     becomes a row with its error.
     """
 
+    model: Model
+    shard: ShardPlan
     identities: dict[str, str]  # the arms that are left
     quarantined: dict[int, str] = field(default_factory=dict, init=False)
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
 
     action = "render"
+
+    def __str__(self) -> str:
+        return f"shard {self.shard.index} of {self.model.name}"
 
     @property
     def is_trial(self) -> bool:
@@ -133,9 +140,13 @@ class RenderTask(Task):
 class MeasureTask(Task):
     """Measures the shard's pictures of all arms together."""
 
+    model: Model
     wanted: MeasureOrder
 
     action = "measure"
+
+    def __str__(self) -> str:
+        return f"shard {self.wanted.shard.index} of {self.model.name}"
 
     def order(self) -> MeasureOrder:
         return self.wanted

@@ -114,7 +114,7 @@ def _score_arm(
             "encode": times and times.encode_seconds_per_image,
         },
         **_distance(measured.statistics, reference, measurements.extractor),
-        **_beside_distance(measured, baseline, reference, run.config.score.bootstrap),
+        **_beside_distance(measured, baseline, reference, 100),
         **_figures(measurements, measured, baseline),
     }
 

@@ -34,7 +34,7 @@ class Measurements:
         extractor, metrics = None, []
         if score.reference is not None:
             try:
-                extractor = load_extractor(score.extractor, score.weights.get(EXTRACTOR), device)
+                extractor = load_extractor(score.extractor[0], score.weights.get(EXTRACTOR), device)
             except UserError as error:
                 problems.append(str(error))
         for metric in wanted(score, run.config.baseline is not None):

@@ -74,7 +74,8 @@ def check(score: Score) -> None:
     Raises UserError for an unknown extractor, an unknown key of ``score.weights``, and a file that
     does not exist. URIs and hub ids are not looked up.
     """
-    check_extractor(score.extractor)
+    for name in score.extractor:
+        check_extractor(name)
     if score.reference not in (None, "drawn"):
         hint = "give statistics (.npz), a folder of pictures, or leave it out for a run without "
         _check_exists("reference", score.reference, hint + "distances")
@@ -121,7 +122,7 @@ def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics
 
     extractor = None
     if score.reference is not None:
-        extractor = loaded(load_extractor, score.extractor, score.weights.get(EXTRACTOR))
+        extractor = loaded(load_extractor, score.extractor[0], score.weights.get(EXTRACTOR))
     measures = []
     for metric in wanted(score, has_baseline):
         where = None if metric.weights is None else score.weights[metric.weights]
