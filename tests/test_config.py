@@ -72,7 +72,7 @@ def test_unknown_key_of_an_arm_is_told_with_the_nearest_known_one():
         (lambda data: data.update(models=["demo", "demo"]), "listed twice"),
         (lambda data: data.update(score={"weights": "a.pth"}), "score.weights"),
         (lambda data: data.update(score={"weights": {"clip": 7}}), "score.weights.clip"),
-        (lambda data: data.update(thresholds={"fid": {}}), "needs min, max or both"),
+        (lambda data: data.update(thresholds={"fid": {}}), "a threshold needs a test"),
         (lambda data: data.update(thresholds={"fid": {"mx": 1}}), "did you mean 'max'?"),
     ],
 )
@@ -123,7 +123,7 @@ def test_overrides_are_laid_over_the_file(file):
     assert made.sampling.steps == 4
     assert made.arms["v1"].gate_step == 5
     assert made.score.weights == {"clip": "some/clip"}
-    assert made.thresholds["fid"].max == 24
+    assert made.thresholds.figures["fid"].max == 24
     assert (made.models[0].name, made.models[0].path) == ("demo", "/x")
 
 

@@ -213,6 +213,20 @@ class Threshold(Section):
         return self
 
 
+class Thresholds(Section):
+    """A threshold by the figure's name; and what a figure counts that a run is too small for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Threshold] = Field(init=False)
+
+    undecided: Literal["pass", "fail"] = "fail"
+
+    @property
+    def figures(self) -> dict[str, Threshold]:
+        """Figure -> its threshold."""
+        return self.__pydantic_extra__ or {}
+
+
 class Cost(Section):
     """What devices cost; a worker costs its GPUs (``workers.gpus_each``), or its CPUs without."""
 
@@ -232,8 +246,7 @@ class Config(Section):
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
-    # figure -> its threshold, exit code 3 where it is not kept; and what `undecided` means
-    thresholds: dict[str, Threshold | Literal["pass", "fail"]] = {}
+    thresholds: Thresholds = Thresholds()  # figure -> its threshold; exit code 3 outside
     plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
     output: str
 
@@ -264,31 +277,6 @@ class Config(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"model {twice[0]!r} is listed twice; rows are kept by model name")
         return self
-
-    @field_validator("thresholds")
-    @classmethod
-    def _only_undecided_is_a_word(cls, thresholds: dict) -> dict:
-        for name, threshold in thresholds.items():
-            if isinstance(threshold, str) != (name == "undecided"):
-                raise ValueError(
-                    "a figure needs a test or a window, `undecided` needs pass or fail "
-                    f"(see {name!r})"
-                )
-        return thresholds
-
-    @property
-    def bounds(self) -> dict[str, Threshold]:
-        """Figure -> its threshold."""
-        return {
-            name: threshold
-            for name, threshold in self.thresholds.items()
-            if isinstance(threshold, Threshold)
-        }
-
-    @property
-    def undecided_passes(self) -> bool:
-        """Whether a threshold that the run is too small to decide counts as kept."""
-        return self.thresholds.get("undecided") == "pass"
 
     @property
     def baseline(self) -> str | None:

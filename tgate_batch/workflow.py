@@ -143,7 +143,7 @@ def _check_words(config: Config) -> None:
         )
     codec.check(config.images)
     metrics.check(config.score)
-    thresholds.check(config.bounds)
+    thresholds.check(config.thresholds.figures)
 
 
 def _check_output_of_job(config: Config) -> None:

@@ -110,7 +110,8 @@ def test_worker_that_left_on_purpose_blames_nothing():
 
 
 def test_deadly_measurement_is_given_up_and_the_others_go_on():
-    tasks = [MeasureTask(MODEL, MeasureOrder(ShardPlan(i, 1, "d", 0, 0), {}, None)) for i in range(2)]
+    orders = [MeasureOrder(ShardPlan(i, 1, "d", 0, 0), {}, None) for i in range(2)]
+    tasks = [MeasureTask(MODEL, order) for order in orders]
     pool = Pool(tasks, 2, in_flight=1)
     given_up = []
     for number in itertools.count():

@@ -89,7 +89,7 @@ NO_PICTURE = {
     "cost.usd_per_cpu_hour": "money",
     "output": "where it goes",
     "plugins": "where code comes from",
-    "thresholds": "what is judged",
+    "thresholds.undecided": "what is judged",
 }
 BASE = {
     "models": [{"name": "demo", "dtype": "float32"}],
@@ -108,7 +108,7 @@ OTHER = {  # another value of every field that does not say one by its type
     "workers.executor": "local",
     "arms.deepcache": {"interval": 2, "branch": 0},
     "plugins": ["a.module"],
-    "thresholds": {"speedup": {"min": 1}},
+    "thresholds.undecided": "pass",
     "score.weights": {"clip": "a"},
     "output": "elsewhere",
 }
