@@ -1,58 +1,108 @@
-"""Kernel Inception distance: unbiased at any number of pictures (Binkowski et al. 2018).
+"""Kernel distances between two sets of features, from sums over pairs of pictures.
 
-arXiv:1801.01401. On other features than Inception's it is a kernel distance of those features.
+The kernel Inception distance (Binkowski et al. 2018, arXiv:1801.01401) is the unbiased squared
+maximum mean discrepancy (MMD) under a polynomial of the third degree. On other features than
+Inception's it is a kernel distance of those features.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from tgate_batch.metrics.jackknife import GROUPS, leave_one_out
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_ROWS = 1024  # rows of a kernel matrix held at once
+
+
+def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``(x.y / d + 1)^3`` for every row x of ``a`` [n, d] and y of ``b`` [m, d]: [n, m]."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
 
 @dataclass(frozen=True)
-class Kid:
-    """Mean and standard deviation over subsets; the mean may come out below zero."""
+class KernelSums:
+    """The kernel summed over pairs of pictures, group by group; it adds up, but for new pairs.
 
-    mean: float
-    spread: float
-    subsets: int
-    subset_size: int
-
-
-def kid(
-    features: np.ndarray,
-    reference: np.ndarray,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
-) -> Kid | None:
-    """KID of features [n, d] and [m, d], over random subsets drawn without repeats.
-
-    Where a set has fewer than ``subset_size`` rows, subsets are half of it, so that the spread
-    says something. Returns None where a set has fewer than four rows.
+    ``pairs`` [20, 20] over ordered pairs of pictures of different prompts, ``pair_counts`` their
+    numbers; ``cross`` [20] over pairs of a picture and one of the reference, ``counts`` [20] the
+    pictures. ``within`` is the mean over ordered pairs of the reference's ``reference_count``.
     """
-    fewest = min(len(features), len(reference))
-    size = subset_size if fewest >= subset_size else fewest // 2
+
+    pairs: np.ndarray
+    pair_counts: np.ndarray
+    cross: np.ndarray
+    counts: np.ndarray
+    within: float
+    reference_count: int
+
+    def values(self) -> np.ndarray | None:
+        """The 21 values of the unbiased squared MMD: of all groups, then without each of them.
+
+        None where a set has no pair.
+        """
+        pairs, numbers = _leave_one_out(self.pairs), _leave_one_out(self.pair_counts)
+        cross, counts = leave_one_out(self.cross), leave_one_out(self.counts)
+        if (numbers <= 0).any() or self.reference_count < 2:
+            return None
+        return pairs / numbers - 2 * cross / (counts * self.reference_count) + self.within
+
+
+def kernel_sums(
+    features: np.ndarray,
+    groups: np.ndarray,
+    prompts: np.ndarray,
+    reference: np.ndarray,
+    kernel: Kernel = polynomial,
+    within: float | None = None,
+) -> KernelSums:
+    """Sums over features [n, d] with the group and the prompt of each, beside a reference [m, d].
+
+    Pairs of pictures of one prompt are left out: they resemble each other, and would bias the
+    sum. ``within`` is ``mean_of_pairs(reference)``, where it is known. Takes some (n + m)^2 d
+    operations, in float64.
+    """
+    order = np.argsort(groups, kind="stable")
+    rows, groups, prompts = features[order].astype(np.float64), groups[order], prompts[order]
+    member = np.equal.outer(groups, np.arange(GROUPS)).astype(np.float64)
+    pairs, numbers = np.zeros((GROUPS, GROUPS)), np.zeros((GROUPS, GROUPS))
+    cross = np.zeros(GROUPS)
+    other = reference.astype(np.float64)
+    for start in range(0, len(rows), _ROWS):
+        end = min(start + _ROWS, len(rows))
+        differ = np.not_equal.outer(prompts[start:end], prompts[start:])
+        values = kernel(rows[start:end], rows[start:]) * differ
+        size = end - start
+        for found, sums in ((values, pairs), (differ, numbers)):
+            inside = member[start:end].T @ found[:, :size] @ member[start:end]
+            beyond = member[start:end].T @ found[:, size:] @ member[end:]
+            sums += inside + beyond + beyond.T
+        if len(other):
+            cross += member[start:end].T @ kernel(rows[start:end], other).sum(axis=1)
+    if within is None:
+        within = mean_of_pairs(other, kernel)
+    return KernelSums(pairs, numbers, cross, member.sum(axis=0), within, len(other))
+
+
+def mean_of_pairs(rows: np.ndarray, kernel: Kernel = polynomial) -> float:
+    """The kernel's mean over ordered pairs of different rows [m, d]; NaN below two."""
+    rows = rows.astype(np.float64)
+    size, total = len(rows), 0.0
     if size < 2:
-        return None
-    random = np.random.default_rng(seed)
-    values = [
-        squared_mmd(
-            features[random.permutation(len(features))[:size]],
-            reference[random.permutation(len(reference))[:size]],
-        )
-        for _ in range(subsets)
-    ]
-    return Kid(float(np.mean(values)), float(np.std(values)), subsets, size)
+        return float("nan")
+    for start in range(0, size, _ROWS):
+        block = kernel(rows[start : start + _ROWS], rows[start:])
+        here = block.shape[0]
+        total += 2 * block.sum() - block[:, :here].sum() - np.trace(block[:, :here])
+    return float(total / (size * (size - 1)))
 
 
-def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy of [n, d] and [n, d] under KID's kernel."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    size = len(a)
-    within = sum(kernel.sum() - np.trace(kernel) for kernel in (_kernel(a, a), _kernel(b, b)))
-    return float(within / (size * (size - 1)) - 2 * _kernel(a, b).mean())
-
-
-def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``(x.y / d + 1)^3`` for every row x of ``a`` and y of ``b``."""
-    return (a @ b.T / a.shape[1] + 1) ** 3
+def _leave_one_out(pairs: np.ndarray) -> np.ndarray:
+    """[20, 20] -> [21]: the sum of all pairs, then without each group's rows and columns."""
+    total = pairs.sum()
+    lost = pairs.sum(axis=0) + pairs.sum(axis=1) - np.diagonal(pairs)
+    return np.concatenate([[total], total - lost])

@@ -1,0 +1,108 @@
+"""Count, sum and products of features, by group of prompts: sums that add up in any order."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from scipy.linalg import blas
+
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.frechet import Statistics
+from tgate_batch.metrics.jackknife import GROUPS
+
+_ROWS = 512  # rows of a group that are multiplied at once: fewer would wait for memory
+
+
+class Moments:
+    """For each group the product of its features, each with a one behind it, in float64.
+
+    That one matrix [d + 1, d + 1] holds ``sum x x'``, ``sum x`` and the count.
+    """
+
+    def __init__(self, dimensions: int, groups: int = GROUPS):
+        """``groups``: 1 where no interval is asked for."""
+        self.dimensions = dimensions
+        # Only the upper triangles are filled, until a matrix is asked for.
+        self._sums = np.zeros((groups, dimensions + 1, dimensions + 1))
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(groups)]
+        self._rows = [0] * groups
+
+    def add(self, features: np.ndarray, groups: np.ndarray) -> None:
+        """Takes features [n, d] of these groups [n] into account.
+
+        Raises UserError for features that are not finite.
+        """
+        if not np.isfinite(features).all():
+            raise UserError("features hold values that are not finite; broken pictures?")
+        if len(self._sums) == 1:
+            groups = np.zeros(len(features), np.int64)
+        order = np.argsort(groups, kind="stable")
+        ends = np.searchsorted(groups[order], np.arange(len(self._sums) + 1))
+        for group, (start, end) in enumerate(itertools.pairwise(ends)):
+            if end > start:
+                self._waiting[group].append(features[order[start:end]])
+                self._rows[group] += end - start
+                if self._rows[group] >= _ROWS:
+                    self._multiply(group)
+
+    def _multiply(self, group: int) -> None:
+        if not self._waiting[group]:
+            return
+        rows = np.ones((self._rows[group], self.dimensions + 1))
+        np.concatenate(self._waiting[group], out=rows[:, :-1])
+        # In place: the transposed view is what BLAS calls a lower triangle.
+        blas.dsyrk(1.0, rows.T, 1.0, self._sums[group].T, lower=1, overwrite_c=1)
+        self._waiting[group], self._rows[group] = [], 0
+
+    def finish(self) -> Moments:
+        """Takes what still waits into the sums; returns itself."""
+        for group in range(len(self._sums)):
+            self._multiply(group)
+        return self
+
+    def merge(self, other: Moments, sign: int = 1) -> None:
+        """Adds, or takes away, the sums of other features, in place."""
+        if sign == 1:
+            self.finish()._sums += other.finish()._sums
+        else:
+            self.finish()._sums -= other.finish()._sums
+
+    @property
+    def count(self) -> int:
+        return round(self.finish()._sums[:, -1, -1].sum())
+
+    @property
+    def group_counts(self) -> np.ndarray:
+        """Pictures of each group."""
+        return self.finish()._sums[:, -1, -1].round().astype(np.int64)
+
+    def total(self) -> np.ndarray:
+        """The matrix of all groups [d + 1, d + 1], its upper triangle."""
+        return self.finish()._sums.sum(axis=0)
+
+    def without(self, total: np.ndarray, group: int) -> np.ndarray:
+        """The matrix of all groups but one, given that of all."""
+        return total - self._sums[group]
+
+    def save(self) -> np.ndarray:
+        """The upper triangles, packed: float64 [groups, (d + 1)(d + 2) / 2]."""
+        return self.finish()._sums[:, *np.triu_indices(self.dimensions + 1)]
+
+    @classmethod
+    def load(cls, triangles: np.ndarray, dimensions: int) -> Moments:
+        """Takes what ``save`` gave."""
+        made = cls(dimensions, len(triangles))
+        made._sums[:, *np.triu_indices(dimensions + 1)] = triangles
+        return made
+
+
+def statistics(matrix: np.ndarray) -> Statistics:
+    """Count, mean and scatter from an upper triangle as ``Moments`` has it."""
+    count = round(matrix[-1, -1])
+    if count == 0:
+        raise UserError("there are no usable images to take statistics of")
+    upper = np.triu(matrix[:-1, :-1])
+    products = upper + np.triu(upper, 1).T
+    mean = matrix[:-1, -1] / matrix[-1, -1]
+    return Statistics(count, mean, products - np.outer(mean, mean) * count)
