@@ -48,4 +48,5 @@ METRIC = PictureMetric(
         change_pattern="{:+.1%}",
     ),
     load=_load,
+    yes_no=True,
 )

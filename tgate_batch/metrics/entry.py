@@ -94,6 +94,7 @@ class PictureMetric:
       UserError where the weights are missing or are something else.
     - ``needs_baseline`` says whether it compares with the baseline's pictures. The report then
       keeps its mean under ``paired``.
+    - ``yes_no`` says whether its numbers are 0 and 1: changes are then counted.
     - ``weights`` is the key under ``score.weights`` that switches it on; None: it needs none and is
       always measured.
     - ``weights_are`` says in words what to give there; ``may_be_hub_id`` that it may be a hub's id,
@@ -108,6 +109,7 @@ class PictureMetric:
     column: Column
     load: Callable[[str | None, str], Measure]
     needs_baseline: bool = False
+    yes_no: bool = False
     weights: str | None = None
     weights_are: str = "the file of its weights"
     may_be_hub_id: bool = False

@@ -8,6 +8,7 @@ No other module spells a name of the output, and no other decides what an identi
     features/<extractor>/<model>/<arm>/shard-00000.parquet
     measured/<metric>/<model>/<arm>/shard-00000.parquet   one number a picture
     workers/<name>.json                                   where each worker's time went
+    scores/sums/<model>/<arm>/part-00000.npz              what full chunks of shards add up to
     scores/<model>/<arm>.json
     report/index.html  report.json  report.md
 """
@@ -85,6 +86,11 @@ def statistics(extractor: str, model: str, arm: str) -> str:
 
 def worker(name: str) -> str:
     return f"{WORKERS}/{name}.json"
+
+
+def sums(model: str, arm: str, chunk: int) -> str:
+    """What a chunk of an arm's shards adds up to."""
+    return f"scores/sums/{model}/{arm}/part-{chunk:05d}.npz"
 
 
 def scores(model: str, arm: str) -> str:
