@@ -28,7 +28,8 @@ prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
 output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
 output.history output
-score.metrics score.reference score.measure score.measurements score.figures score
+score.metrics score.reference score.measure score.sums score.reduce score.figures
+score.measurements score.scoring score
 report.columns report.thresholds report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
 execute.again execute

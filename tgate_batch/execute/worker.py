@@ -19,7 +19,10 @@ from tgate_batch.output.run import device_of
 from tgate_batch.records import ImageRecord, Receipt, Shard
 from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
+from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
+from tgate_batch.score.reduce import ReduceOrder, reduce
+from tgate_batch.score.reference import load_reference
 from tgate_batch.storage import Folder
 
 
@@ -43,6 +46,7 @@ class Worker:
         self._device_name, self._energy = "CPU", Energy(None)
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
+        self._references: dict[tuple[str, str], Beside] = {}
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
@@ -104,6 +108,34 @@ class Worker:
                 )
             found = measure(self._folder, order, self._metrics)
         yield found
+
+    def reduce(self, order: ReduceOrder) -> Iterator[list[str]]:
+        """Adds a chunk of measurements up; yields the names of those that were damaged."""
+        with self._device:
+            self._renderer = None  # makes room for the sums
+            found = reduce(self._folder, order)
+        yield found
+
+    def conclude(self, order: ConcludeOrder) -> Iterator[Conclusion]:
+        """Brings an arm's sums down to figures; yields them.
+
+        Raises UserError where a reference cannot be read.
+        """
+        with self._device:
+            self._renderer = None
+            beside = {facts.name: self._reference(facts, order) for facts in order.extractors}
+            known = {name: found for name, found in beside.items() if found is not None}
+            found = conclude(self._folder, order, known)
+        yield found
+
+    def _reference(self, facts: Facts, order: ConcludeOrder) -> Beside | None:
+        """What pictures are compared with under an extractor, read once."""
+        if facts.name not in order.references:
+            return None
+        file, sha256 = order.references[facts.name]
+        if (facts.name, sha256) not in self._references:
+            self._references[facts.name, sha256] = Beside(load_reference(file, facts))
+        return self._references[facts.name, sha256]
 
     def _write(
         self,

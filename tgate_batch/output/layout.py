@@ -9,6 +9,7 @@ No other module spells a name of the output, and no other decides what an identi
     measured/<metric>/<model>/<arm>/shard-00000.parquet   one number a picture
     workers/<name>.json                                   where each worker's time went
     scores/sums/<model>/<arm>/part-00000.npz              what full chunks of shards add up to
+    scores/sums/<model>/<arm>/total.npz                   what all of them come down to
     scores/<model>/<arm>.json
     report/index.html  report.json  report.md
 """
@@ -33,6 +34,7 @@ IMAGES = "images"
 FEATURES = "features"
 MEASURED = "measured"
 WORKERS = "workers"
+SUMS = "scores/sums"
 REPORT_JSON = "report/report.json"
 REPORT_MARKDOWN = "report/report.md"
 REPORT_PAGE = "report/index.html"
@@ -88,9 +90,19 @@ def worker(name: str) -> str:
     return f"{WORKERS}/{name}.json"
 
 
+def sums_of(model: str, arm: str) -> str:
+    """The folder of an arm's sums."""
+    return f"{SUMS}/{model}/{arm}"
+
+
 def sums(model: str, arm: str, chunk: int) -> str:
     """What a chunk of an arm's shards adds up to."""
-    return f"scores/sums/{model}/{arm}/part-{chunk:05d}.npz"
+    return f"{sums_of(model, arm)}/part-{chunk:05d}.npz"
+
+
+def conclusion(model: str, arm: str) -> str:
+    """What all sums of an arm come down to."""
+    return f"{sums_of(model, arm)}/total.npz"
 
 
 def scores(model: str, arm: str) -> str:
@@ -147,6 +159,17 @@ def of_measurement(
         "version": version,
         "weights": weights,
         "baseline": None if baseline is None else identity(baseline),
+    }
+
+
+def of_sums(
+    measured: Mapping[str, Mapping], baseline: Mapping[str, Mapping] | None, version: int
+) -> Settings:
+    """What decides an arm's sums: its measurements, and the baseline's beside which they stand."""
+    return {
+        "measured": identity(measured),
+        "baseline": None if baseline is None else identity(baseline),
+        "version": version,
     }
 
 

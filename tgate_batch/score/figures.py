@@ -6,24 +6,26 @@ few numbers, and 21 values of each distance. ``scores`` sets two such conclusion
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from tgate_batch.errors import UserError
 from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.entry import PictureMetric
-from tgate_batch.metrics.frechet import FrechetRoot, Statistics, frechet_distance, rank_deficient
+from tgate_batch.metrics.features import Extractor
+from tgate_batch.metrics.frechet import FrechetRoot, frechet_distance, rank_deficient
 from tgate_batch.metrics.jackknife import (
     LEAST_BATCHES,
     LEAST_PROMPTS,
-    Estimate,
     estimate,
     groups,
-    leave_one_out,
     paired_shares,
     ratios,
 )
@@ -36,6 +38,7 @@ from tgate_batch.score.reference import Reference
 from tgate_batch.score.sums import Chunk, FeatureSums, Sample, Summary, Sums
 from tgate_batch.storage import Folder
 
+VERSION = 1  # raised by hand when equal sums give other figures
 PICTURES_A_DIMENSION = 3  # below it a Frechet distance's bias hides its changes
 _CMMD_SCALE = 1000.0
 
@@ -67,7 +70,21 @@ class Facts:
     dimensions: int
     label: str
     note: str | None
+    sha256: str
+    version: int
     kind: str  # "frechet" or "cmmd": the distance that is taken on its features
+
+    @classmethod
+    def of(cls, extractor: Extractor) -> Facts:
+        return cls(
+            extractor.name,
+            extractor.dimensions,
+            extractor.label,
+            extractor.note,
+            extractor.sha256,
+            getattr(extractor, "version", 1),
+            getattr(extractor, "distance", "frechet"),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,12 +94,24 @@ class ConcludeOrder:
     source: Source
     chunks: tuple[Chunk, ...]
     baseline: Source | None
-    references: Mapping[str, str]  # extractor -> a reference file
+    references: Mapping[str, tuple[str, str]]  # extractor -> a reference file, its sha256
     extractors: tuple[Facts, ...]
 
     @property
     def key(self) -> tuple[str, str]:
         return self.source.model, self.source.arm
+
+    @property
+    def identity(self) -> str:
+        """What the conclusion is made of, as one digest."""
+        made_of = {
+            "version": VERSION,
+            "chunks": [self.source.identity(chunk) for chunk in self.chunks],
+            "references": {name: sha for name, (_, sha) in self.references.items()},
+            "extractors": [asdict(facts) for facts in self.extractors],
+            "grouped": self.source.grouped,
+        }
+        return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -120,13 +149,63 @@ class Conclusion:
     named: Mapping[str, Any]  # failed and broken rows, makers, MACs
     sets: Mapping[str, SetFigures]  # by extractor
     damaged: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def save(self, stream: Any, identity: str) -> None:
+        """Writes it as ``.npz``."""
+        sets = {name: asdict(found) for name, found in self.sets.items()}
+        arrays = {f"sum-{number}": value for number, value in enumerate(self.sums.values())}
+        for name, found in sets.items():
+            for key, value in list(found.items()):
+                if isinstance(value, np.ndarray):
+                    arrays[f"{key}-{list(sets).index(name)}"] = found.pop(key)
+        about = {
+            "identity": identity,
+            "key": [self.model, self.arm],
+            "sums": [list(key) for key in self.sums],
+            "named": self.named,
+            "sets": sets,
+        }
+        np.savez(stream, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, content: bytes, identity: str) -> Conclusion | None:
+        """What ``save`` wrote; None where it is damaged or of another identity."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                about = json.loads(str(archive["about"]))
+                if about["identity"] != identity:
+                    return None
+                keys = [tuple(key) for key in about["sums"]]
+                sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
+                sets = {}
+                for number, (name, found) in enumerate(about["sets"].items()):
+                    arrays = {
+                        key.removesuffix(f"-{number}"): archive[key]
+                        for key in archive
+                        if key.endswith(f"-{number}") and not key.startswith("sum-")
+                    }
+                    found["rank_deficient"] = tuple(found["rank_deficient"])
+                    sets[name] = SetFigures(**found, **arrays)
+        except Exception:  # zip, format and end-of-file faults have no common parent
+            return None
+        return cls(*about["key"], sums, about["named"], sets)
+
+
+def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
+    """The conclusion that the output holds already, if it is of the same."""
+    name = layout.conclusion(*order.key)
+    return Conclusion.load(folder.read(name), order.identity) if folder.exists(name) else None
 
 
 def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside]) -> Conclusion:
-    """Reads an arm's sums and brings them down to figures; saves ``mu`` and ``sigma``."""
-    summary = _merged(folder, order.source, order.chunks)
+    """Reads an arm's sums and brings them down to figures; saves ``mu`` and ``sigma``.
+
+    The conclusion is kept, unless a file was missing or something could not be computed.
+    """
+    summary, whole = _merged(folder, order.source, order.chunks)
     baseline: Summary | None = None
-    sets = {}
+    sets, problems = {}, []
     for facts in order.extractors:
         features = summary.features.get(facts.name)
         if features is None or not features.moments.count:
@@ -135,24 +214,33 @@ def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside])
         differ = features.alone is not None or features.baseline_alone is not None
         if order.baseline is not None and differ:
             if baseline is None:
-                baseline = _merged(folder, order.baseline, order.chunks)
+                baseline, _ = _merged(folder, order.baseline, order.chunks)
             theirs = baseline.features.get(facts.name)
-        compared = int(summary.sums["prompts compared",].sum())
-        sets[facts.name] = _set_figures(
-            facts, features, theirs, beside.get(facts.name), order.source, compared
-        )
-        _save_statistics(folder, order, facts, features.moments)
+        try:
+            _save_statistics(folder, order, facts, features.moments)
+            sets[facts.name] = _set_figures(
+                facts, features, theirs, beside.get(facts.name), order.source
+            )
+        except UserError as error:
+            problems.append(f"{' '.join(order.key)}, {facts.name}: {error}")
     named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs")}
-    return Conclusion(*order.key, summary.sums, named, sets, tuple(summary.damaged))
+    damaged = tuple(summary.damaged)
+    found = Conclusion(*order.key, summary.sums, named, sets, damaged, tuple(problems))
+    if whole and not problems:
+        with folder.create(layout.conclusion(*order.key)) as stream:
+            found.save(stream, order.identity)
+    return found
 
 
-def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> Summary:
-    found = Summary()
-    for summary in summaries(folder, source, chosen):
+def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> tuple[Summary, bool]:
+    """All chunks added up in order, and whether every file was there."""
+    found, every = Summary(), True
+    for summary, whole in summaries(folder, source, chosen):
         found.merge(summary)
+        every = every and whole
     for features in found.features.values():
         features.sample.trim()
-    return found
+    return found, every
 
 
 def _save_statistics(folder: Folder, order: ConcludeOrder, facts: Facts, moments: Moments) -> None:
@@ -168,7 +256,6 @@ def _set_figures(
     theirs: FeatureSums | None,
     beside: Beside | None,
     source: Source,
-    compared: int,
 ) -> SetFigures:
     moments = features.moments
     count = moments.count
@@ -260,12 +347,16 @@ def scores(
     """
     writing = _Scores(own, baseline)
     found = writing.rows() | writing.times() | writing.pictures(metrics) | writing.by(metrics)
-    distances = {facts.name: writing.sets(facts, references.get(facts.name)) for facts in extractors}
+    distances = {
+        facts.name: writing.sets(facts, references.get(facts.name)) for facts in extractors
+    }
     first = extractors[0].name if extractors else None
     leading = distances.pop(first, None) if first else None
     leading = leading or dict.fromkeys(_SET_KEYS)
     value = leading.pop("distance")
-    official = leading["distance_label"] is not None and leading["distance_label"].startswith("FID-")
+    official = leading["distance_label"] is not None and leading["distance_label"].startswith(
+        "FID-"
+    )
     found |= {"fid": value if official else None, "fd": None if official else value}
     withheld = writing.withheld | (leading.pop("withheld") or {})
     return found | leading | {"distances": distances or None, "withheld": withheld}
@@ -527,7 +618,9 @@ def _few_batches(sums: Sums) -> str | None:
     count = int(_total(sums, "time", "batches"))
     if count >= LEAST_BATCHES and (sums["time", "batches"] > 0).all():
         return None
-    return f"{count} batches, and an interval of time needs {LEAST_BATCHES} in {LEAST_BATCHES} groups"
+    return (
+        f"{count} batches, and an interval of time needs {LEAST_BATCHES} in {LEAST_BATCHES} groups"
+    )
 
 
 def _difference(
