@@ -189,7 +189,8 @@ class Conclusion:
                     sets[name] = SetFigures(**found, **arrays)
         except Exception:  # zip, format and end-of-file faults have no common parent
             return None
-        return cls(*about["key"], sums, about["named"], sets)
+        model, arm = about["key"]
+        return cls(model, arm, sums, about["named"], sets)
 
 
 def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
@@ -225,7 +226,8 @@ def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside])
             problems.append(f"{' '.join(order.key)}, {facts.name}: {error}")
     named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs")}
     damaged = tuple(summary.damaged)
-    found = Conclusion(*order.key, summary.sums, named, sets, damaged, tuple(problems))
+    model, arm = order.key
+    found = Conclusion(model, arm, summary.sums, named, sets, damaged, tuple(problems))
     if whole and not problems:
         with folder.create(layout.conclusion(*order.key)) as stream:
             found.save(stream, order.identity)
@@ -443,7 +445,10 @@ class _Scores:
 
     def pictures(self, metrics: tuple[PictureMetric, ...]) -> dict[str, Any]:
         """Means of figures of single pictures, and their changes over the pictures of both arms."""
-        alone, paired, intervals, changes = {}, {}, {}, {}
+        alone: dict[str, Any] = {}
+        paired: dict[str, Any] = {}
+        intervals: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         for metric in metrics:
             if metric.needs_baseline and self.baseline is None:
                 continue

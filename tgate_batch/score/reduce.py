@@ -166,7 +166,7 @@ class _Adding:
         self._say(mine)
         add(self._found.sums, _counts(mine, place))
         add(self._found.sums, _times(mine, batch, source.batch_size))
-        categories = [((), None)]
+        categories: list[tuple[tuple[str, ...], Any]] = [((), None)]
         if source.by is not None:
             categories += self._categories(shard, mine)
         for metric in source.metrics():
@@ -181,11 +181,10 @@ class _Adding:
                 sums = _figure(metric, kept, others, mine, place)
                 add(self._found.sums, {(*prefix, *key): value for key, value in sums.items()})
         for prefix, chosen in categories[1:]:
-            assert chosen is not None
             key = (*prefix, "prompts")
             add(self._found.sums, {key: _prompts(place, mine.whole & chosen)})
-        for name, sums in self._found.features.items():
-            self._features(name, sums, shard, mine, beside, place)
+        for name, features in self._found.features.items():
+            self._features(name, features, shard, mine, beside, place)
 
     def _categories(self, shard: ShardPlan, mine: _Rows) -> list[tuple[tuple[str, ...], Any]]:
         """The values of the column, and which rows have each."""
@@ -341,12 +340,12 @@ def _prompts(place: _Place, chosen: np.ndarray) -> np.ndarray:
 
 def _counts(rows: _Rows, place: _Place) -> Sums:
     return {
-        ("images",): np.float64(rows.ok.sum()),
-        ("errors",): np.float64((~rows.ok).sum()),
-        ("broken",): np.float64((rows.ok & ~rows.whole).sum()),
+        ("images",): np.asarray(rows.ok.sum()),
+        ("errors",): np.asarray((~rows.ok).sum()),
+        ("broken",): np.asarray((rows.ok & ~rows.whole).sum()),
         ("prompts",): _prompts(place, rows.whole),
         ("prompts compared",): _prompts(place, place.compared),
-    }  # type: ignore[dict-item]
+    }
 
 
 def _times(rows: _Rows, first_batch: int, batch_size: int) -> Sums:
