@@ -10,6 +10,7 @@ from typing import Any
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.reference import made, prepared_reference, targets
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
 from tgate_batch.output import card, history, layout
 from tgate_batch.output import run as runs
@@ -20,6 +21,7 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
+from tgate_batch.score.reference import Reference
 
 DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
@@ -67,7 +69,7 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
 
 def render(config: Config, replace_stale: bool = False) -> int:
     """Renders what is missing, then scores and reports."""
-    _check_output_of_job(config)
+    _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
     with _working(run) as entry:
         runs.begin(run)
@@ -78,12 +80,14 @@ def render(config: Config, replace_stale: bool = False) -> int:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
             problems = measure_pending(run, measurements)
+            reference = _reference(run, measurements, problems)
         else:
             with open_executor(run.config, run.folder, first) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
                 problems = measure_pending(run, measurements, executor)
+                reference = _reference(run, measurements, problems, executor)
         card.write(run.folder)
-        entry["exit_code"] = _score(run, measurements, problems)
+        entry["exit_code"] = _score(run, measurements, problems, reference)
     return entry["exit_code"]
 
 
@@ -93,8 +97,21 @@ def score(config: Config) -> int:
     with _working(run) as entry:
         measurements = Measurements.of(run)
         problems = measure_pending(run, measurements)
-        entry["exit_code"] = _score(run, measurements, problems)
+        reference = _reference(run, measurements, problems)
+        entry["exit_code"] = _score(run, measurements, problems, reference)
     return entry["exit_code"]
+
+
+def reference(config: Config, source: str, to: str | None = None) -> int:
+    """Makes the reference's file of every extractor of the config, of the pictures in ``source``.
+
+    ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
+    """
+    _check_executor(config)
+    makings = targets(config, source, to)
+    _check_place_of_job("reference", to or str(config.score.reference), "--to")
+    made(makings, lambda folder: open_executor(config, folder))
+    return DONE
 
 
 def report(config: Config) -> int:
@@ -136,22 +153,26 @@ def _working(run: Run) -> Iterator[dict[str, Any]]:
 
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
-    if config.workers.executor not in EXECUTORS:
-        raise UserError(
-            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
-            f"{', '.join(EXECUTORS)}"
-        )
+    _check_executor(config)
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
 
 
-def _check_output_of_job(config: Config) -> None:
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and "://" not in config.output and not os.path.isabs(config.output):
+def _check_executor(config: Config) -> None:
+    if config.workers.executor not in EXECUTORS:
         raise UserError(
-            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
-            "folder: give --output an absolute path or a URI"
+            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
+            f"{', '.join(EXECUTORS)}"
+        )
+
+
+def _check_place_of_job(what: str, where: str, option: str) -> None:
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside_job and "://" not in where and not os.path.isabs(where):
+        raise UserError(
+            f"{what} {where!r} is relative, and a submitted job runs in a temporary folder: give "
+            f"{option} an absolute path or a URI"
         )
 
 
@@ -243,15 +264,26 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
     return problems
 
 
-def _score(run: Run, measurements: Measurements, problems: dict[str, None]) -> int:
+def _reference(
+    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any = None
+) -> Reference | None:
+    """What the pictures are compared with; why there is none joins the problems."""
+    if measurements.extractor is None:
+        return None
+    try:
+        name = run.config.score.extractor[0]
+        return prepared_reference(run, name, measurements.extractor, executor)
+    except UserError as error:
+        problems[str(error)] = None
+        return None
+
+
+def _score(
+    run: Run, measurements: Measurements, problems: dict[str, None], reference: Reference | None
+) -> int:
     """Puts the figures together and reports; returns the exit code."""
     from tgate_batch.score import figures
 
-    reference = None
-    try:
-        reference = figures.reference(run, measurements.extractor)
-    except UserError as error:
-        problems[str(error)] = None
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
     damaged = [

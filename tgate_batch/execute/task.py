@@ -12,6 +12,7 @@ from typing import Any
 from tgate_batch.config import Model
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.score.measure import MeasureOrder
+from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
 
@@ -149,4 +150,19 @@ class MeasureTask(Task):
         return f"shard {self.wanted.shard.index} of {self.model.name}"
 
     def order(self) -> MeasureOrder:
+        return self.wanted
+
+
+@dataclass(eq=False)
+class ReferenceTask(Task):
+    """Extracts the features of one part of a reference's pictures."""
+
+    wanted: ReferenceOrder
+
+    action = "reference"
+
+    def __str__(self) -> str:
+        return f"part {self.wanted.number} of reference {self.wanted.source}"
+
+    def order(self) -> ReferenceOrder:
         return self.wanted

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tgate_batch.demo.pictures import parse
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
 from tgate_batch.metrics.intervals import (
@@ -25,28 +24,15 @@ from tgate_batch.metrics.kid import kid
 from tgate_batch.metrics.precision_recall import precision_recall
 from tgate_batch.metrics.reservoir import Reservoir
 from tgate_batch.metrics.throughput import throughput
-from tgate_batch.output import frozen, history, layout, parquet
+from tgate_batch.output import history, layout, parquet
 from tgate_batch.output.run import Run
 from tgate_batch.score.measure import FEATURES, MACS, Key, features_of, keys_of, macs_and_maker
 from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.reference import Reference, drawn_reference, load_reference
+from tgate_batch.score.reference import Reference
 
 _ERRORS_SHOWN = 20
 _SAMPLE = 10_000  # features kept for metrics that need pictures one by one
 _LEAST_TO_EXTRAPOLATE = 8  # pictures
-
-
-def reference(run: Run, extractor: Extractor | None) -> Reference | None:
-    """The reference set's statistics under the run's extractor; raises UserError."""
-    where = run.config.score.reference
-    if where is None or extractor is None:
-        return None
-    if where != "drawn":
-        return load_reference(where, extractor)
-    texts = list(frozen.texts(run.folder, run.shards))
-    if not all(parse(text) for text in texts):
-        return None  # no drawings exist of what lies outside the grammar
-    return drawn_reference(texts, extractor)
 
 
 def score_model(
@@ -280,10 +266,10 @@ def _beside_distance(
             found["distance_change"] = change and asdict(change)
     if len(mine) >= _LEAST_TO_EXTRAPOLATE:
         found["extrapolation"] = asdict(frechet_extrapolation(mine, reference.statistics))
-    if reference.features is not None:
-        distance = kid(mine, reference.features)
+    if reference.sample is not None:
+        distance = kid(mine, reference.sample)
         found["kid"] = distance and asdict(distance)
-        shares = precision_recall(mine, reference.features)
+        shares = precision_recall(mine, reference.sample)
         found["precision"], found["recall"] = shares or (None, None)
     return found
 
