@@ -28,15 +28,15 @@ prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
 output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
 output.history output
-score.metrics score.reference score.measure score.sums score.reduce score.figures
-score.measurements score.scoring score
+score.metrics score.sources score.reference score.reference_file score.measure score.sums
+score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
-execute.again execute
+execute.reference execute.scoring execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.statistics bench
+bench.orchestration bench.scale_scoring bench.statistics bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

@@ -10,8 +10,10 @@ from typing import Any
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.reference import made, prepared_reference, targets
+from tgate_batch.execute.scoring import concluded
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
-from tgate_batch.output import card, history, layout
+from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
 from tgate_batch.output.run import Pending, Prepared, Run
@@ -20,6 +22,7 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
+from tgate_batch.score.scoring import conclude_orders, write_scores
 
 DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
@@ -67,7 +70,7 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
 
 def render(config: Config, replace_stale: bool = False) -> int:
     """Renders what is missing, then scores and reports."""
-    _check_output_of_job(config)
+    _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
     with _working(run) as entry:
         runs.begin(run)
@@ -78,12 +81,14 @@ def render(config: Config, replace_stale: bool = False) -> int:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
             problems = measure_pending(run, measurements)
+            damaged = _conclude(run, measurements, problems)
         else:
             with open_executor(run.config, run.folder, first) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
                 problems = measure_pending(run, measurements, executor)
+                damaged = _conclude(run, measurements, problems, executor)
         card.write(run.folder)
-        entry["exit_code"] = _score(run, measurements, problems)
+        entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
 
 
@@ -93,8 +98,21 @@ def score(config: Config) -> int:
     with _working(run) as entry:
         measurements = Measurements.of(run)
         problems = measure_pending(run, measurements)
-        entry["exit_code"] = _score(run, measurements, problems)
+        damaged = _conclude(run, measurements, problems)
+        entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
+
+
+def reference(config: Config, source: str, to: str | None = None) -> int:
+    """Makes the reference's file of every extractor of the config, of the pictures in ``source``.
+
+    ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
+    """
+    _check_executor(config)
+    makings = targets(config, source, to)
+    _check_place_of_job("reference", to or str(config.score.reference), "--to")
+    made(makings, lambda folder: open_executor(config, folder))
+    return DONE
 
 
 def report(config: Config) -> int:
@@ -136,22 +154,26 @@ def _working(run: Run) -> Iterator[dict[str, Any]]:
 
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
-    if config.workers.executor not in EXECUTORS:
-        raise UserError(
-            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
-            f"{', '.join(EXECUTORS)}"
-        )
+    _check_executor(config)
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
 
 
-def _check_output_of_job(config: Config) -> None:
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and "://" not in config.output and not os.path.isabs(config.output):
+def _check_executor(config: Config) -> None:
+    if config.workers.executor not in EXECUTORS:
         raise UserError(
-            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
-            "folder: give --output an absolute path or a URI"
+            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
+            f"{', '.join(EXECUTORS)}"
+        )
+
+
+def _check_place_of_job(what: str, where: str, option: str) -> None:
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside_job and "://" not in where and not os.path.isabs(where):
+        raise UserError(
+            f"{what} {where!r} is relative, and a submitted job runs in a temporary folder: give "
+            f"{option} an absolute path or a URI"
         )
 
 
@@ -243,25 +265,48 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
     return problems
 
 
-def _score(run: Run, measurements: Measurements, problems: dict[str, None]) -> int:
-    """Puts the figures together and reports; returns the exit code."""
-    from tgate_batch.score import figures
+def _conclude(
+    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any = None
+) -> bool:
+    """Adds the measurements up and writes the scores; returns whether some were damaged.
 
-    reference = None
-    try:
-        reference = figures.reference(run, measurements.extractor)
-    except UserError as error:
-        problems[str(error)] = None
+    What could not be done joins the problems.
+
+    Without an executor it opens one, if there is more to add up than this process should.
+    """
+    references = {}
+    for name, extractor in zip(run.config.score.extractor, measurements.extractors, strict=False):
+        try:
+            held = prepared_reference(run, name, extractor, executor)
+        except UserError as error:
+            problems[str(error)] = None
+        else:
+            if held is not None:
+                references[extractor.name] = held
+    by = run.config.score.by
+    if by is not None and frozen.frozen_by(run.ledger) != by:
+        problems[
+            f"score.by: the output's prompts do not hold the column {by!r}; run jobs/render.py "
+            "again, which freezes it"
+        ] = None
+        by = None
+    orders = list(conclude_orders(run, measurements, references, by))
+    found = concluded(
+        run, orders, problems, executor, lambda: open_executor(run.config, run.folder)
+    )
+    write_scores(run, measurements, references, found)
+    for one in found.values():
+        problems |= dict.fromkeys(one.problems)
+        for name in one.damaged:
+            print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+    return any(one.damaged for one in found.values())
+
+
+def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
+    """Says what is wrong and reports; returns the exit code."""
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
-    damaged = [
-        name
-        for model in run.config.models
-        for name in figures.score_model(run, measurements, reference, model.name)
-    ]
-    for name in damaged:
-        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
-    missing = _say_missing(run) or bool(damaged)
+    missing = _say_missing(run) or damaged
     outside = _report(run)
     if problems:
         return UNUSABLE

@@ -4,13 +4,6 @@ Nothing is rendered and no network runs: each arm's rows, one figure a picture a
 written as a run would have measured them, into a temporary folder.
 """
 
-import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,13 +73,15 @@ def fabricate(folder: Path, rows: int, dimensions: int, shard: int = SHARD) -> c
     measurements = Measurements.of(run)
     for arm in run.config.arms:
         wanted = measurements.of_arm(run, "demo", arm)
-        chosen = {name: wanted[name] for name in (layout.ROWS, _METRIC, features_of(Fabricated.name))}
+        chosen = {
+            name: wanted[name] for name in (layout.ROWS, _METRIC, features_of(Fabricated.name))
+        }
         for where, made_of in chosen.values():
             run.ledger.enter(where, made_of)
         first = 0
         for plan in run.shards:
             tables = _tables(run, plan, arm, first, dimensions)
-            for (where, made_of), table in zip(chosen.values(), tables, strict=True):
+            for (where, made_of), table in zip(chosen, tables, strict=True):
                 identity = layout.file_identity(made_of, plan.digest)
                 file = layout.shard_file(where, plan.index)
                 parquet.write_table(run.folder, file, table, identity, rows_a_group=SHARD)
@@ -121,7 +116,9 @@ def _tables(
         }
     )
     value = ((places * 7919) % 100 < 90 + 100 * other).astype(float)
-    blocks = [_block(block, dimensions, other) for block in range(places[0] // 512, places[-1] // 512 + 1)]
+    blocks = [
+        _block(block, dimensions, other) for block in range(places[0] // 512, places[-1] // 512 + 1)
+    ]
     start = places[0] % 512
     features = np.concatenate(blocks)[start : start + n]
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dimensions)
@@ -151,7 +148,7 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
     (extractor,) = measurements.extractors
     where = str(settings.score.reference)
     held: Reference = load_reference(where, extractor)
-    orders = list(conclude_orders(run, measurements, {extractor.name: (where, held)}, None))
+    orders = list(conclude_orders(run, measurements, {extractor.name: held}, None))
     problems: dict[str, None] = {}
     if executor is None:
         executor = LocalExecutor(run.config, run.folder)

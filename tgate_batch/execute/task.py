@@ -14,6 +14,7 @@ from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.score.figures import ConcludeOrder
 from tgate_batch.score.measure import MeasureOrder
 from tgate_batch.score.reduce import ReduceOrder
+from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
 
@@ -182,4 +183,19 @@ class ConcludeTask(Task):
         return f"the figures of {' '.join(self.wanted.key)}"
 
     def order(self) -> ConcludeOrder:
+        return self.wanted
+
+
+@dataclass(eq=False)
+class ReferenceTask(Task):
+    """Extracts the features of one part of a reference's pictures."""
+
+    wanted: ReferenceOrder
+
+    action = "reference"
+
+    def __str__(self) -> str:
+        return f"part {self.wanted.number} of reference {self.wanted.source}"
+
+    def order(self) -> ReferenceOrder:
         return self.wanted

@@ -6,13 +6,18 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tgate_batch.config import Config, Model
+from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
+from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.models import catalogue
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
@@ -23,6 +28,7 @@ from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, 
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
 from tgate_batch.score.reduce import ReduceOrder, reduce
 from tgate_batch.score.reference import load_reference
+from tgate_batch.score.reference_file import ReferenceOrder, write_part
 from tgate_batch.storage import Folder
 
 
@@ -47,6 +53,7 @@ class Worker:
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], Beside] = {}
+        self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
@@ -136,6 +143,34 @@ class Worker:
         if (facts.name, sha256) not in self._references:
             self._references[facts.name, sha256] = Beside(load_reference(file, facts))
         return self._references[facts.name, sha256]
+
+    def reference(self, order: ReferenceOrder) -> Iterator[int]:
+        """Extracts one part of a reference, and writes its file; yields how much it held.
+
+        While one call reads, another may compute. Raises UserError where a picture cannot be read,
+        or this worker has other weights than the driver.
+        """
+
+        def extract(images: Sequence[Image.Image]) -> np.ndarray:
+            with self._device:
+                return self._loaded_extractor(order)(images)
+
+        write_part(order, extract)
+        yield len(order.part)
+
+    def _loaded_extractor(self, order: ReferenceOrder) -> Extractor:
+        if self._extractor is None or self._extractor[0] != order.extractor:
+            self._renderer = None  # makes room
+            limit_threads(self._config)
+            device = _available(device_of(self._config))
+            loaded = load_extractor(order.extractor, order.weights, device)
+            if loaded.sha256 != order.sha256:
+                raise UserError(
+                    f"extractor {order.extractor} has other weights on {socket.gethostname()} "
+                    f"({loaded.sha256[:8]}) than where the job was started ({order.sha256[:8]})"
+                )
+            self._extractor = (order.extractor, loaded)
+        return self._extractor[1]
 
     def _write(
         self,

@@ -32,6 +32,7 @@ class Extractor(Protocol):
     alone, else "FD-<extractor>"; ``note`` says why a label is not FID where one could expect it.
     ``sha256`` is that of the weights. ``version`` is raised by hand when equal pictures get other
     features: what was measured before is then measured again. A class may leave it out: 1.
+    ``recipe`` says in a sentence how a picture becomes the network's input; it may be left out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Inception:
     name = "inception"
     dimensions = 2048
     version = 1
+    recipe = "Bilinear to 299x299 on 0..1 float32 without antialiasing, as pytorch-fid does it."
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads weights from ``path`` or from where pytorch-fid keeps them; downloads nothing.
@@ -121,6 +123,7 @@ class EfficientNetLite0:
     name = "efficientnet-lite0"
     dimensions = 1280
     version = 1
+    recipe = "Pillow's antialiased bilinear filter to 224x224, then ImageNet's normalisation."
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Raises UserError where the weights are missing, damaged or of another network."""

@@ -56,9 +56,9 @@ class Beside:
 
     def within(self, kernel: kid.Kernel) -> float:
         """The kernel's mean over pairs of the reference's pictures."""
-        assert self.reference.features is not None
+        assert self.reference.sample is not None
         if kernel.__name__ not in self._within:
-            self._within[kernel.__name__] = kid.mean_of_pairs(self.reference.features, kernel)
+            self._within[kernel.__name__] = kid.mean_of_pairs(self.reference.sample, kernel)
         return self._within[kernel.__name__]
 
 
@@ -150,6 +150,12 @@ class Conclusion:
     sets: Mapping[str, SetFigures]  # by extractor
     damaged: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of_nothing(cls, model: str, arm: str) -> Conclusion:
+        """That of an arm without pictures."""
+        named: dict[str, Any] = {"failed": [], "broken": [], "made_by": [], "macs": {}}
+        return cls(model, arm, {}, named, {})
 
     def save(self, stream: Any, identity: str) -> None:
         """Writes it as ``.npz``."""
@@ -300,7 +306,7 @@ def _kernel_figures(
     source: Source,
 ) -> dict[str, Any]:
     """Figures of the sample: kernel distance, precision and recall."""
-    reference = beside.reference.features
+    reference = beside.reference.sample
     if reference is None:
         return {}
     published = facts.kind == "cmmd"
@@ -554,7 +560,7 @@ class _Scores:
         change: str,
     ) -> None:
         theirs = None if self.baseline is None else self.baseline.sets.get(facts.name)
-        if reference.features is None:
+        if reference.sample is None:
             reason = (
                 f"reference {reference.name} holds no features of single pictures; make it with "
                 "jobs/reference.py"

@@ -10,6 +10,7 @@ from tgate_batch.config import Score
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
+from tgate_batch.output import layout
 
 MODULES = (  # each has a METRIC
     "tgate_batch.metrics.psnr",
@@ -68,6 +69,21 @@ def wanted(score: Score, has_baseline: bool) -> tuple[PictureMetric, ...]:
     )
 
 
+def reference_of(score: Score, extractor: str) -> str | None:
+    """The reference of one of a config's extractors: ``{extractor}`` stands for its name."""
+    return None if score.reference is None else placed(score.reference, extractor)
+
+
+def placed(where: str, extractor: str) -> str:
+    """A path or URI with the extractor's name in place of ``{extractor}``."""
+    return where.replace("{extractor}", layout.spelled(extractor))
+
+
+def weights_of(score: Score, extractor: str) -> str | None:
+    """The weights' file of one of a config's extractors; None: where it keeps them."""
+    return weights_of_extractors(score)[extractor]
+
+
 def check(score: Score) -> None:
     """Finds what scoring would miss, before anything is rendered; loads no network.
 
@@ -76,9 +92,12 @@ def check(score: Score) -> None:
     """
     for name in score.extractor:
         check_extractor(name)
-    if score.reference not in (None, "drawn"):
-        hint = "give statistics (.npz), a folder of pictures, or leave it out for a run without "
-        _check_exists("reference", score.reference, hint + "distances")
+        if (where := reference_of(score, name)) not in (None, "drawn"):
+            hint = (
+                "make it with jobs/reference.py, give a folder of pictures, or leave it out for a "
+                "run without distances"
+            )
+            _check_exists("reference", where, hint)
     users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
     for key, where in score.weights.items():
         if key == EXTRACTOR or key in score.extractor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from tgate_batch.output import layout
 from tgate_batch.output.run import Run
 from tgate_batch.score import reduce
-from tgate_batch.score.figures import ConcludeOrder, Facts, enough
+from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, enough, scores
 from tgate_batch.score.measurements import Measurements
 from tgate_batch.score.reduce import ReduceOrder, Source
 from tgate_batch.score.reference import Reference
@@ -17,15 +18,15 @@ from tgate_batch.score.sums import chunks
 def conclude_orders(
     run: Run,
     measurements: Measurements,
-    references: Mapping[str, tuple[str, Reference]],
+    references: Mapping[str, Reference],
     by: str | None,
 ) -> Iterator[ConcludeOrder]:
     """One order an arm that has pictures. Enters the folders of its sums into the ledger.
 
-    ``references``: extractor -> its file, and what it is.
+    ``references``: by extractor; ``by``: the frozen column that figures are broken down by.
     """
     facts = tuple(Facts.of(extractor) for extractor in measurements.extractors)
-    places = {name: (file, held.sha256) for name, (file, held) in references.items()}
+    places = {name: (held.file, held.sha256) for name, held in references.items()}
     for model in run.config.models:
         sources = dict(_sources(run, measurements, facts, model.name, by))
         sampling = run.sampling(model.name)
@@ -35,6 +36,24 @@ def conclude_orders(
             _enter(run, source)
             beside = None if source is baseline else baseline
             yield ConcludeOrder(source, cut, beside, places, facts)
+
+
+def write_scores(
+    run: Run,
+    measurements: Measurements,
+    references: Mapping[str, Reference],
+    found: Mapping[tuple[str, str], Conclusion],
+) -> None:
+    """Writes the scores of every arm of the run into the output."""
+    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors)
+    metrics = tuple(metric for metric, _ in measurements.metrics)
+    for model, arm, _ in run.pairs():
+        key = (model.name, arm)
+        own = found.get(key) or Conclusion.of_nothing(*key)
+        baseline = found.get((model.name, run.config.baseline or ""))
+        beside = None if arm == run.config.baseline else baseline
+        content = scores(own, beside, metrics, facts, references)
+        run.folder.write(layout.scores(*key), json.dumps(content, indent=2))
 
 
 def reduce_orders(run: Run, orders: list[ConcludeOrder]) -> Iterator[ReduceOrder]:
