@@ -73,10 +73,9 @@ def fabricate(folder: Path, rows: int, dimensions: int, shard: int = SHARD) -> c
     measurements = Measurements.of(run)
     for arm in run.config.arms:
         wanted = measurements.of_arm(run, "demo", arm)
-        chosen = {
-            name: wanted[name] for name in (layout.ROWS, _METRIC, features_of(Fabricated.name))
-        }
-        for where, made_of in chosen.values():
+        names = (layout.ROWS, _METRIC, features_of(Fabricated.name))
+        chosen = [wanted[name] for name in names]
+        for where, made_of in chosen:
             run.ledger.enter(where, made_of)
         first = 0
         for plan in run.shards:

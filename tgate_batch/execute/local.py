@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import UserError
+from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send
 from tgate_batch.execute.task import Task
 from tgate_batch.execute.worker import Worker
@@ -55,8 +55,6 @@ class LocalExecutor:
                     pool.joined(_NAME)  # there is no other worker to turn to
 
     def _carry_out(self, pool: Pool, task: Task) -> Iterator[Any]:
-        from tgate_batch.render.shard import DeviceLost
-
         try:
             for piece in getattr(self._worker, task.action)(task.order()):
                 if pool.delivered(_NAME, task, piece):

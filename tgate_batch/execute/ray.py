@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 
 from tgate_batch.config import Config, Model, Workers
-from tgate_batch.errors import UserError
+from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
 from tgate_batch.execute.task import LIVES, Task
 from tgate_batch.execute.worker import Worker
@@ -48,8 +48,6 @@ class _RayWorker(Worker):
     """A worker in an actor: where its device is lost, its process ends, and a fresh one goes on."""
 
     def render(self, order: Any) -> Iterator[Any]:
-        from tgate_batch.render.shard import DeviceLost
-
         try:
             yield from super().render(order)
         except DeviceLost:

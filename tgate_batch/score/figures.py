@@ -30,7 +30,7 @@ from tgate_batch.metrics.jackknife import (
     ratios,
 )
 from tgate_batch.metrics.moments import Moments, frechet_values, statistics
-from tgate_batch.metrics.precision_recall import precision_recall
+from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
 from tgate_batch.metrics.throughput import quantile
 from tgate_batch.output import layout
 from tgate_batch.score.reduce import Source, summaries
@@ -53,6 +53,12 @@ class Beside:
     @cached_property
     def root(self) -> FrechetRoot:
         return FrechetRoot(self.reference.statistics)
+
+    @cached_property
+    def radii(self) -> np.ndarray | None:
+        """How wide the reference's manifold is around each of its pictures."""
+        sample = self.reference.sample
+        return radii(sample) if sample is not None and len(sample) > NEIGHBOURS else None
 
     def within(self, kernel: kid.Kernel) -> float:
         """The kernel's mean over pairs of the reference's pictures."""
@@ -331,7 +337,7 @@ def _kernel_figures(
     if published:
         found["distance"] = cmmd.cmmd(sample.rows, reference)
     else:
-        shares = precision_recall(sample.rows, reference)
+        shares = precision_recall(sample.rows, reference, reference_radii=beside.radii)
         found["precision"], found["recall"] = shares or (None, None)
     found["kernel"] = values(sample, np.ones(len(sample.rows), bool))
     if theirs is not None:
