@@ -85,9 +85,9 @@ def open_checkpoint(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} has no readable config.json ({_line(error)}); {hint}") from None
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in model_types:
-        raise UserError(f"{folder} is a checkpoint of type {found!r}, not {model_types[0]}; {hint}")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in model_types:
+        raise UserError(f"{folder} is a checkpoint of type {kind!r}, not {model_types[0]}; {hint}")
     if "quantization_config" in config:
         raise UserError(f"{folder} is quantised, which changes the features; {hint}")
     if not _safetensors(folder):
