@@ -27,7 +27,6 @@ from tgate_batch.score.reference import Reference, load_reference
 from tgate_batch.score.scoring import conclude_orders
 
 SHARD = 4096  # prompts
-_REFERENCE = 10_000  # pictures
 _METRIC = "prompt_accuracy"
 
 
@@ -47,12 +46,14 @@ class Fabricated:
         raise NotImplementedError
 
 
-def fabricate(folder: Path, rows: int, dimensions: int, shard: int = SHARD) -> config.Config:
+def fabricate(
+    folder: Path, rows: int, dimensions: int, shard: int = SHARD, reference_rows: int = 10_000
+) -> config.Config:
     """Writes a measured run of ``rows`` prompts and two arms; returns its config."""
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"picture {number}\n" for number in range(rows)), encoding="utf-8")
     reference = folder / "reference.npz"
-    sample = np.random.default_rng(1).random((_REFERENCE, dimensions), np.float32)
+    sample = np.random.default_rng(1).random((reference_rows, dimensions), np.float32)
     with open(reference, "wb") as stream:
         Statistics.of(sample).save(stream, sample=sample)
     settings = {
