@@ -201,7 +201,7 @@ def test_nothing_is_asked_of_the_network(whole, monkeypatch):
 
 
 def test_the_extractor_is_known_without_its_weights():
-    check_extractor("cmmd")
+    check_extractor("cmmd", "folder")
     with pytest.raises(UserError, match=r"no default place.*clip-vit-large-patch14-336") as caught:
         load_extractor("cmmd")
     assert "\n" not in str(caught.value)

@@ -144,7 +144,7 @@ def test_nothing_is_asked_of_the_network(checkpoint, monkeypatch):
 
 
 def test_the_extractor_is_known_without_its_weights():
-    check_extractor("dinov2")
+    check_extractor("dinov2", "folder")
     with pytest.raises(UserError, match=r"no default place.*facebook/dinov2-large") as caught:
         load_extractor("dinov2")
     assert "\n" not in str(caught.value)

@@ -209,4 +209,4 @@ def test_known_extractors_are_known_without_their_weights(monkeypatch, tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert known_extractors() == ("inception", "efficientnet-lite0", "dinov2", "cmmd")
     for name in (*known_extractors(), f"{__name__}:MeanColour"):
-        check_extractor(name)
+        check_extractor(name, None)

@@ -264,3 +264,20 @@ def test_summary_is_stored_as_it_is_and_refused_under_another_identity(settings,
     assert (again.sums["a", "b"] == summary.sums["a", "b"]).all()
     assert Summary.load(content, "you") is None
     assert Summary.load(content[:-50], "me") is None
+
+
+def test_figures_are_broken_down_by_a_column_of_the_prompts(tmp_path):
+    file = tmp_path / "prompts.csv"
+    lines = [f"p{n},picture {n},{'odd' if n % 2 else 'even'}" for n in range(200)]
+    file.write_text("id,caption,kind\n" + "\n".join(lines) + "\n")
+    changed = {"path": str(file), "shard_size": 64}
+    made = fabricate(tmp_path, 200, 4, 64, 100, prompts=changed, by="kind")
+    found = scored(made)["tgate"]
+    assert {name: part["prompts"] for name, part in found["by"].items()} == {
+        "even": 100,
+        "odd": 100,
+    }
+    halves = found["by"].values()
+    assert sum(part["prompt_accuracy"] for part in halves) / 2 == found["prompt_accuracy"]
+    gained = [part["change"]["prompt_accuracy"]["gained"] for part in found["by"].values()]
+    assert sum(gained) == found["change"]["prompt_accuracy"]["gained"] == 4

@@ -47,18 +47,29 @@ class Fabricated:
 
 
 def fabricate(
-    folder: Path, rows: int, dimensions: int, shard: int = SHARD, reference_rows: int = 10_000
+    folder: Path,
+    rows: int,
+    dimensions: int,
+    shard: int = SHARD,
+    reference_rows: int = 10_000,
+    prompts: dict[str, Any] | None = None,
+    by: str | None = None,
 ) -> config.Config:
-    """Writes a measured run of ``rows`` prompts and two arms; returns its config."""
-    prompts = folder / "prompts.txt"
-    prompts.write_text("".join(f"picture {number}\n" for number in range(rows)), encoding="utf-8")
+    """Writes a measured run of ``rows`` prompts and two arms; returns its config.
+
+    ``prompts`` and ``by`` are as in a config; without them plain prompts are made.
+    """
+    if prompts is None:
+        file = folder / "prompts.txt"
+        file.write_text("".join(f"picture {number}\n" for number in range(rows)), encoding="utf-8")
+        prompts = {"path": str(file), "shard_size": shard}
     reference = folder / "reference.npz"
     sample = np.random.default_rng(1).random((reference_rows, dimensions), np.float32)
     with open(reference, "wb") as stream:
         Statistics.of(sample).save(stream, sample=sample)
     settings = {
         "models": ["demo"],
-        "prompts": {"path": str(prompts), "shard_size": shard},
+        "prompts": prompts,
         "sampling": {"batch_size": 8},
         "arms": {"baseline": {}, "tgate": {"gate_step": 10}},
         "workers": {"executor": "local"},
@@ -66,6 +77,7 @@ def fabricate(
             "reference": str(reference),
             "extractor": Fabricated.name,
             "weights": {Fabricated.name: str(dimensions)},
+            "by": by,
         },
         "output": str(folder / "out"),
     }
@@ -148,7 +160,7 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
     (extractor,) = measurements.extractors
     where = str(settings.score.reference)
     held: Reference = load_reference(where, extractor)
-    orders = list(conclude_orders(run, measurements, {extractor.name: held}, None))
+    orders = list(conclude_orders(run, measurements, {extractor.name: held}, settings.score.by))
     problems: dict[str, None] = {}
     if executor is None:
         executor = LocalExecutor(run.config, run.folder)

@@ -43,7 +43,7 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
             "put {extractor} into its name"
         )
     for name in score.extractor:
-        check_extractor(name)
+        check_extractor(name, weights_of(score, name))
     places = {name: Folder.of_file(placed(where, name)) for name in score.extractor}
     for folder, file in places.values():
         folder.check_writable()

@@ -85,6 +85,7 @@ class ClipVision:
     name = "cmmd"
     version = 1
     distance = "cmmd"
+    needs_weights = True
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads a local folder of a transformers CLIPModel or its vision tower; downloads nothing.

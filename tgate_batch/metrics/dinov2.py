@@ -47,6 +47,7 @@ class DinoV2:
     name = "dinov2"
     version = 1
     distance = "frechet"
+    needs_weights = True
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads a local folder of a transformers Dinov2Model; downloads nothing.

@@ -181,9 +181,14 @@ def known_extractors() -> tuple[str, ...]:
     return tuple(_EXTRACTORS)
 
 
-def check_extractor(name: str) -> None:
-    """Raises UserError for an extractor that is not known or cannot be imported; loads none."""
-    _kind(name)
+def check_extractor(name: str, path: str | None) -> None:
+    """Raises UserError for an extractor that is not known or cannot be imported, or that keeps no
+    weights and is given none (``path``); loads none."""
+    if getattr(_kind(name), "needs_weights", False) and path is None:
+        raise UserError(
+            f"extractor {name!r} keeps no weights of its own; give a checkpoint's folder as "
+            f"score.weights.{name}"
+        )
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:

@@ -24,11 +24,10 @@ def precision_recall(
     """
     if min(len(features), len(reference)) <= neighbours:
         return None
-    a, b = features.astype(np.float64), reference.astype(np.float64)
-    own = radii(a, neighbours)
-    others = radii(b, neighbours) if reference_radii is None else reference_radii
-    inside, reached = [], np.zeros(len(b), bool)
-    for start, block in _squared_distances(a, b):
+    own = radii(features, neighbours)
+    others = radii(reference, neighbours) if reference_radii is None else reference_radii
+    inside, reached = [], np.zeros(len(reference), bool)
+    for start, block in _squared_distances(features, reference):
         inside.append((block <= others).any(axis=1))
         reached |= (block <= own[start : start + len(block), None]).any(axis=0)
     return float(np.concatenate(inside).mean()), float(reached.mean())
@@ -36,13 +35,14 @@ def precision_recall(
 
 def radii(rows: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
     """Squared distance of each row [n, d] to its ``neighbours``-th nearest other row: [n]."""
-    rows = rows.astype(np.float64)
     # A row's nearest is itself, so the k-th other one is at index k.
     blocks = (block for _, block in _squared_distances(rows, rows))
     return np.concatenate([np.partition(block, neighbours)[:, neighbours] for block in blocks])
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    centre = b.mean(axis=0, dtype=np.float64)  # about it float32 is exact enough: lengths are short
+    a, b = ((rows - centre).astype(np.float32) for rows in (a, b))
     lengths = np.square(b).sum(axis=1)
     for start in range(0, len(a), _ROWS):
         block = a[start : start + _ROWS]

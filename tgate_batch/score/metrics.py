@@ -91,7 +91,7 @@ def check(score: Score) -> None:
     does not exist. URIs and hub ids are not looked up.
     """
     for name in score.extractor:
-        check_extractor(name)
+        check_extractor(name, weights_of(score, name))
         if (where := reference_of(score, name)) not in (None, "drawn"):
             hint = (
                 "make it with jobs/reference.py, give a folder of pictures, or leave it out for a "
