@@ -10,7 +10,6 @@ from typing import Any
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool
-from tgate_batch.execute.reference import made, prepared_reference, targets
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
 from tgate_batch.output import card, history, layout
 from tgate_batch.output import run as runs
@@ -107,6 +106,8 @@ def reference(config: Config, source: str, to: str | None = None) -> int:
 
     ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
     """
+    from tgate_batch.execute.reference import made, targets
+
     _check_executor(config)
     makings = targets(config, source, to)
     _check_place_of_job("reference", to or str(config.score.reference), "--to")
@@ -268,6 +269,8 @@ def _reference(
     run: Run, measurements: Measurements, problems: dict[str, None], executor: Any = None
 ) -> Reference | None:
     """What the pictures are compared with; why there is none joins the problems."""
+    from tgate_batch.execute.reference import prepared_reference
+
     if measurements.extractor is None:
         return None
     try:
