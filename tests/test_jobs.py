@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from tgate_batch import config, workflow
 from tgate_batch.output import layout
@@ -153,6 +154,68 @@ def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path, execu
     for arm in ("baseline", "tgate"):
         assert pictures(cut, arm) == pictures(whole, arm)
     assert not list(cut.rglob(".tmp-*"))
+
+
+TOY = """
+import time
+import numpy as np
+
+class Toy:
+    name, dimensions, label, note, sha256 = "toy", 3, "FD-toy", None, "0"
+
+    def __init__(self, path=None, device="cpu"):
+        pass
+
+    def __call__(self, images):
+        time.sleep(0.1)
+        return np.array([np.asarray(image).mean(axis=(0, 1)) for image in images], np.float32)
+"""
+
+
+def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "toy_extractor.py").write_text(TOY)
+    (tmp_path / "pictures").mkdir()
+    for number in range(800):
+        colour = (number % 256, number // 256, 7)
+        picture = Image.new("RGB", (4, 4), colour)
+        picture.putpixel((0, 0), (255, 255, 255))
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    settings = {
+        "models": ["demo"],
+        "prompts": {"path": "captions.txt"},
+        "arms": {"baseline": {}},
+        "workers": {"executor": "local"},
+        "score": {"extractor": "toy_extractor:Toy", "reference": str(tmp_path / "whole.npz")},
+        "output": str(tmp_path / "out"),
+    }
+    options = ["--config", str(written(settings, tmp_path)), "--from", str(tmp_path / "pictures")]
+    done = job("reference", *options)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole.npz"
+    assert done.stdout.splitlines()[-2:] == [
+        "reference: 800 of 800 pictures",
+        f"{whole}: toy features of 800 pictures",
+    ]
+    cut = tmp_path / "cut.npz"
+    options += ["--to", str(cut)]
+    with subprocess.Popen(
+        [sys.executable, "jobs/reference.py", *options],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        while driver.poll() is None and not list(tmp_path.rglob("part-*.parquet")):
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    before = len(list(tmp_path.rglob("part-*.parquet")))
+    assert 1 <= before < 4
+    assert not cut.exists()
+    monkeypatch.syspath_prepend(tmp_path)
+    resumed = config.load(tmp_path / "run.yaml", [f"score.reference={cut}"])
+    assert workflow.reference(resumed, str(tmp_path / "pictures")) == 0
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not Path(layout.parts(str(cut))).exists()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from typing import Any
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool
-from tgate_batch.execute.reference import made, prepared_reference, targets
-from tgate_batch.execute.scoring import concluded
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
@@ -22,7 +20,6 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
-from tgate_batch.score.scoring import conclude_orders, write_scores
 
 DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
@@ -108,6 +105,8 @@ def reference(config: Config, source: str, to: str | None = None) -> int:
 
     ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
     """
+    from tgate_batch.execute.reference import made, targets
+
     _check_executor(config)
     makings = targets(config, source, to)
     _check_place_of_job("reference", to or str(config.score.reference), "--to")
@@ -270,12 +269,15 @@ def _conclude(
 ) -> bool:
     """Adds the measurements up and writes the scores; returns whether some were damaged.
 
-    What could not be done joins the problems.
-
-    Without an executor it opens one, if there is more to add up than this process should.
+    What could not be done joins the problems. Without an executor it opens one, if there is more
+    to add up than this process should.
     """
+    from tgate_batch.execute.reference import prepared_reference
+    from tgate_batch.execute.scoring import concluded
+    from tgate_batch.score.scoring import conclude_orders, write_scores
+
     references = {}
-    for name, extractor in zip(run.config.score.extractor, measurements.extractors, strict=False):
+    for name, extractor in measurements.extractors.items():
         try:
             held = prepared_reference(run, name, extractor, executor)
         except UserError as error:

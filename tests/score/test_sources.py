@@ -33,7 +33,7 @@ PICTURES = {f"{'ab'[n % 2]}/{n}.png": encoded(n, (6 + n, 5)) for n in range(7)}
 
 def pictures(source) -> list:
     """All (name, bytes) of a source whose parts were sent to a worker and back."""
-    parts = pickle.loads(pickle.dumps(source.parts))  # noqa: S301  what Ray does
+    parts = pickle.loads(pickle.dumps(source.parts))  # noqa: S301  our own bytes
     assert sum(map(len, parts)) == len(source)
     return [picture for part in parts for picture in part.pictures()]
 

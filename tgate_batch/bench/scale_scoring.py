@@ -157,7 +157,7 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
         tuple(pair for pair in measurements.metrics if pair[0].name == _METRIC),
         (),
     )
-    (extractor,) = measurements.extractors
+    (extractor,) = measurements.extractors.values()
     where = str(settings.score.reference)
     held: Reference = load_reference(where, extractor)
     orders = list(conclude_orders(run, measurements, {extractor.name: held}, settings.score.by))

@@ -23,7 +23,7 @@ class Measurements:
     ``metrics`` with the sha256 of their weights. ``problems``: why some cannot be measured.
     """
 
-    extractors: tuple[Extractor, ...]
+    extractors: Mapping[str, Extractor]  # by their names in the config
     metrics: tuple[tuple[PictureMetric, str | None], ...]
     problems: tuple[str, ...]
 
@@ -31,11 +31,11 @@ class Measurements:
     def of(cls, run: Run, device: str = "cpu") -> "Measurements":
         """Reads the config and hashes weights. What cannot be had is a problem, not the end."""
         score, problems = run.config.score, []
-        extractors, metrics = [], []
+        extractors, metrics = {}, []
         if score.reference is not None:
             for name, where in weights_of_extractors(score).items():
                 try:
-                    extractors.append(load_extractor(name, where, device))
+                    extractors[name] = load_extractor(name, where, device)
                 except UserError as error:
                     problems.append(str(error))
         for metric in wanted(score, run.config.baseline is not None):
@@ -44,13 +44,13 @@ class Measurements:
                 metrics.append((metric, None if path is None else metric.fingerprint(path)))
             except UserError as error:
                 problems.append(str(error))
-        return cls(tuple(extractors), tuple(metrics), tuple(problems))
+        return cls(extractors, tuple(metrics), tuple(problems))
 
     def of_arm(self, run: Run, model: str, arm: str) -> dict[str, tuple[str, Settings]]:
         """Measurement -> its folder, and what decides its content: all that this arm is to have."""
         pictures = run.made_of(model, arm)
         found = {layout.ROWS: (layout.measured(layout.ROWS, model, arm), layout.of_rows(pictures))}
-        for extractor in self.extractors:
+        for extractor in self.extractors.values():
             version = getattr(extractor, "version", 1)
             found[features_of(extractor.name)] = (
                 layout.features(extractor.name, model, arm),

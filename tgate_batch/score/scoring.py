@@ -25,7 +25,7 @@ def conclude_orders(
 
     ``references``: by extractor; ``by``: the frozen column that figures are broken down by.
     """
-    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors)
+    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors.values())
     places = {name: (held.file, held.sha256) for name, held in references.items()}
     for model in run.config.models:
         sources = dict(_sources(run, measurements, facts, model.name, by))
@@ -45,7 +45,7 @@ def write_scores(
     found: Mapping[tuple[str, str], Conclusion],
 ) -> None:
     """Writes the scores of every arm of the run into the output."""
-    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors)
+    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors.values())
     metrics = tuple(metric for metric, _ in measurements.metrics)
     for model, arm, _ in run.pairs():
         key = (model.name, arm)
