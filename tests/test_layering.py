@@ -26,8 +26,8 @@ models.catalogue models.checkpoint models.fingerprint models.engine models.runne
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
-output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
-output.history output
+output.layout output.ledger output.history output.claim output.parquet output.frozen output.card
+output.run output
 score.metrics score.reference score.measure score.measurements score.figures score
 report.columns report.thresholds report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress

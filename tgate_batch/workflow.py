@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -11,6 +11,7 @@ from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.pool import GiveUp, Pool
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
+from tgate_batch.metrics.cost import Devices
 from tgate_batch.output import card, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
@@ -43,8 +44,8 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
 
     run = prepare(config, replace_stale)
     finished = runs.finished(run)
-    device = "GPU" if config.workers.gpus_each else "CPU"
-    rate = _ASSUMED_MACS_PER_SECOND[device]
+    devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
+    rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
@@ -55,12 +56,11 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
             f"  {model.name} {name}: {run.images_per_arm} images, "
             f"{each / 1e9:,.1f} G MACs an image, {done} of {len(run.shards)} shards done"
         )
-    hours = total / rate / 3600
-    price = config.cost.usd_per_gpu_hour
-    cost = "no price given (cost.usd_per_gpu_hour)" if price is None else f"${hours * price:,.2f}"
+    usd = devices.usd(total / rate)
+    cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
     print(
-        f"estimate: {hours:,.2f} {device} hours at {rate / 1e12:g} T MACs/s, {cost}; "
-        "a run measures both"
+        f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
+        f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
     )
     return DONE
 
@@ -77,9 +77,9 @@ def render(config: Config, replace_stale: bool = False) -> int:
         if first is None:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
-            problems = measure_pending(run, measurements)
+            problems = measure_pending(run, measurements, held=entry.held)
         else:
-            with open_executor(run.config, run.folder, first) as executor:
+            with open_executor(run.config, run.folder, first, entry.held) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
                 problems = measure_pending(run, measurements, executor)
         card.write(run.folder)
@@ -92,7 +92,7 @@ def score(config: Config) -> int:
     run = _reopened(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
-        problems = measure_pending(run, measurements)
+        problems = measure_pending(run, measurements, held=entry.held)
         entry["exit_code"] = _score(run, measurements, problems)
     return entry["exit_code"]
 
@@ -121,16 +121,25 @@ def verify(output: str, again: int) -> int:
     return 0 if found and len(alike) == len(found) else 1
 
 
-def open_executor(config: Config, folder: Any, first: Model | None = None) -> Any:
-    """The executor that the config names, with its first worker on its way."""
+def open_executor(
+    config: Config,
+    folder: Any,
+    first: Model | None = None,
+    held: Callable[[int], None] = lambda workers: None,
+) -> Any:
+    """The executor that the config names, with its first worker on its way.
+
+    ``held`` is told how many workers it holds.
+    """
     module, executor = EXECUTORS[config.workers.executor]
-    return getattr(import_module(module), executor)(config, folder, first)
+    return getattr(import_module(module), executor)(config, folder, first, held=held)
 
 
 @contextmanager
-def _working(run: Run) -> Iterator[dict[str, Any]]:
+def _working(run: Run) -> Iterator[history.Invocation]:
     """Owns the folder and records the invocation for the length of the block."""
-    with claimed(run.folder), history.recorded(run.folder) as entry:
+    entry = history.Invocation(run.config.workers)
+    with claimed(run.folder, entry.so_far), history.recorded(run.folder, entry):
         yield entry
 
 
@@ -212,10 +221,16 @@ def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
                 yield RenderTask(model, shard, identities)
 
 
-def measure_pending(run: Run, measurements: Measurements, executor: Any = None) -> dict[str, None]:
+def measure_pending(
+    run: Run,
+    measurements: Measurements,
+    executor: Any = None,
+    held: Callable[[int], None] = lambda workers: None,
+) -> dict[str, None]:
     """Measures what is missing; returns why some of it could not be, each reason once.
 
-    Without an executor it opens one, if there is anything to measure.
+    Without an executor it opens one, if there is anything to measure, and has ``held`` told how
+    many workers that holds.
     """
     problems = dict.fromkeys(measurements.problems)
     tasks = [
@@ -224,7 +239,7 @@ def measure_pending(run: Run, measurements: Measurements, executor: Any = None) 
     if not tasks:
         return problems
     if executor is None:
-        with open_executor(run.config, run.folder) as executor:
+        with open_executor(run.config, run.folder, held=held) as executor:
             return problems | _measure(run, tasks, executor)
     return problems | _measure(run, tasks, executor)
 
