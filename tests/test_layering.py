@@ -27,13 +27,13 @@ models.catalogue models.checkpoint models.fingerprint models.engine models.runne
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
-output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
-output.history output
+output.layout output.ledger output.history output.claim output.parquet output.frozen output.card
+output.run output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.table report.summary report.page report
-execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
-execute.reference execute.scoring execute.again execute
+execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local execute.ray
+execute.progress execute.reference execute.scoring execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model

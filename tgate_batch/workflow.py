@@ -2,15 +2,17 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
+from tgate_batch.execute.on_demand import OnDemand
 from tgate_batch.execute.pool import GiveUp, Pool
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
+from tgate_batch.metrics.cost import Devices
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
@@ -43,8 +45,8 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
 
     run = prepare(config, replace_stale)
     finished = runs.finished(run)
-    device = "GPU" if config.workers.gpus_each else "CPU"
-    rate = _ASSUMED_MACS_PER_SECOND[device]
+    devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
+    rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
@@ -55,12 +57,11 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
             f"  {model.name} {name}: {run.images_per_arm} images, "
             f"{each / 1e9:,.1f} G MACs an image, {done} of {len(run.shards)} shards done"
         )
-    hours = total / rate / 3600
-    price = config.cost.usd_per_gpu_hour
-    cost = "no price given (cost.usd_per_gpu_hour)" if price is None else f"${hours * price:,.2f}"
+    usd = devices.usd(total / rate)
+    cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
     print(
-        f"estimate: {hours:,.2f} {device} hours at {rate / 1e12:g} T MACs/s, {cost}; "
-        "a run measures both"
+        f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
+        f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
     )
     return DONE
 
@@ -77,10 +78,9 @@ def render(config: Config, replace_stale: bool = False) -> int:
         if first is None:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
-            problems = measure_pending(run, measurements)
-            damaged = _conclude(run, measurements, problems)
+            problems, damaged = _measured_and_concluded(run, measurements, entry)
         else:
-            with open_executor(run.config, run.folder, first) as executor:
+            with open_executor(run.config, run.folder, first, entry.held) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
                 problems = measure_pending(run, measurements, executor)
                 damaged = _conclude(run, measurements, problems, executor)
@@ -94,8 +94,7 @@ def score(config: Config) -> int:
     run = _reopened(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
-        problems = measure_pending(run, measurements)
-        damaged = _conclude(run, measurements, problems)
+        problems, damaged = _measured_and_concluded(run, measurements, entry)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
 
@@ -138,16 +137,25 @@ def verify(output: str, again: int) -> int:
     return 0 if found and len(alike) == len(found) else 1
 
 
-def open_executor(config: Config, folder: Any, first: Model | None = None) -> Any:
-    """The executor that the config names, with its first worker on its way."""
+def open_executor(
+    config: Config,
+    folder: Any,
+    first: Model | None = None,
+    held: Callable[[int], None] = lambda workers: None,
+) -> Any:
+    """The executor that the config names, with its first worker on its way.
+
+    ``held`` is told how many workers it holds.
+    """
     module, executor = EXECUTORS[config.workers.executor]
-    return getattr(import_module(module), executor)(config, folder, first)
+    return getattr(import_module(module), executor)(config, folder, first, held=held)
 
 
 @contextmanager
-def _working(run: Run) -> Iterator[dict[str, Any]]:
+def _working(run: Run) -> Iterator[history.Invocation]:
     """Owns the folder and records the invocation for the length of the block."""
-    with claimed(run.folder), history.recorded(run.folder) as entry:
+    entry = history.Invocation(run.config.workers)
+    with claimed(run.folder, entry.so_far), history.recorded(run.folder, entry):
         yield entry
 
 
@@ -233,21 +241,22 @@ def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
                 yield RenderTask(model, shard, identities)
 
 
-def measure_pending(run: Run, measurements: Measurements, executor: Any = None) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once.
+def _measured_and_concluded(
+    run: Run, measurements: Measurements, entry: history.Invocation
+) -> tuple[dict[str, None], bool]:
+    """Measures and adds up what is missing; opens an executor if it takes one."""
+    with OnDemand(lambda: open_executor(run.config, run.folder, held=entry.held)) as executor:
+        problems = measure_pending(run, measurements, executor)
+        return problems, _conclude(run, measurements, problems, executor)
 
-    Without an executor it opens one, if there is anything to measure.
-    """
-    problems = dict.fromkeys(measurements.problems)
+
+def measure_pending(run: Run, measurements: Measurements, executor: Any) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once."""
     tasks = [
         MeasureTask(model, order) for model, order in orders(run, measurements, runs.finished(run))
     ]
-    if not tasks:
-        return problems
-    if executor is None:
-        with open_executor(run.config, run.folder) as executor:
-            return problems | _measure(run, tasks, executor)
-    return problems | _measure(run, tasks, executor)
+    problems = dict.fromkeys(measurements.problems)
+    return problems | _measure(run, tasks, executor) if tasks else problems
 
 
 def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
@@ -265,12 +274,11 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
 
 
 def _conclude(
-    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any = None
+    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any
 ) -> bool:
     """Adds the measurements up and writes the scores; returns whether some were damaged.
 
-    What could not be done joins the problems. Without an executor it opens one, if there is more
-    to add up than this process should.
+    What could not be done joins the problems.
     """
     from tgate_batch.execute.reference import prepared_reference
     from tgate_batch.execute.scoring import concluded
@@ -293,9 +301,7 @@ def _conclude(
         ] = None
         by = None
     orders = list(conclude_orders(run, measurements, references, by))
-    found = concluded(
-        run, orders, problems, executor, lambda: open_executor(run.config, run.folder)
-    )
+    found = concluded(run, orders, problems, executor)
     write_scores(run, measurements, references, found)
     for one in found.values():
         problems |= dict.fromkeys(one.problems)

@@ -95,8 +95,8 @@ def fabricate(
             tables = _tables(run, plan, arm, first, dimensions)
             for (where, made_of), table in zip(chosen, tables, strict=True):
                 identity = layout.file_identity(made_of, plan.digest)
-                file = layout.shard_file(where, plan.index)
-                parquet.write_table(run.folder, file, table, identity, rows_a_group=SHARD)
+                name = layout.shard_file(where, plan.index)
+                parquet.write_table(run.folder, name, table, identity, rows_a_group=SHARD)
             first += plan.prompts
     return run.config
 

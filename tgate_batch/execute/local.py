@@ -24,9 +24,14 @@ class LocalExecutor:
         folder: Folder,
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
+        held: Callable[[int], None] = lambda workers: None,
     ):
-        """Takes the same arguments as every executor; ``first`` is loaded when it is needed."""
+        """Takes the same arguments as every executor; ``first`` is loaded when it is needed.
+
+        ``held`` is told how many workers the executor holds.
+        """
         self._worker = Worker(config, folder, open_runner)
+        held(1)
 
     def __enter__(self) -> "LocalExecutor":
         return self

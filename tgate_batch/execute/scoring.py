@@ -1,8 +1,7 @@
 """Adds a run's measurements up on an executor's workers: chunks first, then each arm."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 from tgate_batch.execute.local import LocalExecutor
@@ -18,16 +17,12 @@ Conclusions = dict[tuple[str, str], Conclusion]  # by model and arm
 
 
 def concluded(
-    run: Run,
-    orders: Sequence[ConcludeOrder],
-    problems: dict[str, None],
-    executor: Any = None,
-    open_executor: Callable[[], AbstractContextManager[Any]] | None = None,
+    run: Run, orders: Sequence[ConcludeOrder], problems: dict[str, None], executor: Any
 ) -> Conclusions:
     """The conclusion of each order. Those that the output holds already are read.
 
-    Without an executor one is opened where there are full chunks to add up; a run without any is
-    added up in this process. What could not be done joins the problems.
+    A run without a full chunk is added up in this process, unless the executor is open anyway.
+    What could not be done joins the problems.
     """
     found: Conclusions = {}
     missing = []
@@ -41,11 +36,8 @@ def concluded(
     arms = [ConcludeTask(order) for order in missing]
     if not arms:
         return found
-    if executor is not None:
+    if chunks or getattr(executor, "is_open", True):
         return found | _carried_out(executor, chunks, arms, problems)
-    if chunks and open_executor is not None:
-        with open_executor() as opened:
-            return found | _carried_out(opened, chunks, arms, problems)
     with LocalExecutor(run.config, run.folder) as local:
         return found | _carried_out(local, chunks, arms, problems)
 

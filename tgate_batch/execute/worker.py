@@ -188,6 +188,7 @@ class Worker:
             "device": self._device_name,
             "gpu": self._energy.gpu,
             "joules": self._energy.joules(),
+            "counted": self._energy.counted(),
             "seconds": self._times.summary(),
         }
         self._folder.write(layout.worker(self._name), json.dumps(summary))

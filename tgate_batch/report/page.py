@@ -34,7 +34,7 @@ def _markdown(summary: dict[str, Any]) -> str:
     lines = [f"# Run {summary['run']['output']}", ""]
     for title, rows in _tables(arms):
         lines += [f"## {title}", "", table.markdown(rows), ""]
-    lines += [f"- {note}" for note in _notes(summary["arms"])]
+    lines += [f"- {note}" for note in (*_notes(arms), *_cost_notes(summary))]
     for arm in summary["arms"]:
         for judged in arm["thresholds"]:
             lines.append(f"- threshold: {arm['model']} {arm['arm']}: {judged['verdict']}")
@@ -85,6 +85,22 @@ def _notes(arms: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
+def _cost_notes(summary: dict[str, Any]) -> Iterator[str]:
+    """What costs and energy are of, if there are any."""
+    bill = summary["run"]["bill"]
+    count = bill["invocations"]
+    if bill["usd"] is not None:
+        yield (
+            f"$ per 1,000 images: billed is all that was held ({bill['device_hours']:.3f} "
+            f"{bill['devices']} hours, ${bill['usd']:.4f}: the wall clock of {count} "
+            f"invocation{'s' if count > 1 else ''}, each times the most workers it held at once), "
+            "shared among arms by their time on the device, over the pictures that are not broken; "
+            "marginal is denoising and decoding alone."
+        )
+    if any(arm["wh_per_1000_images"] is not None for arm in summary["arms"]):
+        yield "Wh per 1,000 images: what the GPUs took from loading to the last file, shared alike."
+
+
 def _html(run: Run, summary: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("tgate_batch.report", "."),
@@ -99,7 +115,7 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         arms=summary["arms"],
         workers=summary["workers"],
         times=_times(summary["workers"]),
-        notes=_notes(summary["arms"]),
+        notes=[*_notes(summary["arms"]), *_cost_notes(summary)],
         galleries=[_gallery(run, model.name) for model in run.config.models],
     )
 
