@@ -93,8 +93,9 @@ def _cost_notes(summary: dict[str, Any]) -> Iterator[str]:
         yield (
             f"$ per 1,000 images: billed is all that was held ({bill['device_hours']:.3f} "
             f"{bill['devices']} hours, ${bill['usd']:.4f}: the wall clock of {count} "
-            f"invocation{'s' if count > 1 else ''}, each times the most workers it held at once), "
-            "shared among arms by their time on the device, over the pictures that are not broken; "
+            f"invocation{'s' if count > 1 else ''}, each times the most workers it held at one "
+            "time), shared among arms by their time on the device, over the pictures that are not "
+            "broken; "
             "marginal is denoising and decoding alone."
         )
     if any(arm["wh_per_1000_images"] is not None for arm in summary["arms"]):
