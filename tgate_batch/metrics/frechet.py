@@ -156,11 +156,42 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return max(float(distance), 0.0)  # equal sets may come out at -1e-13
 
 
+class FrechetRoot:
+    """A reference whose Frechet distance to many sets is asked for: its part is computed once.
+
+    With ``B = R R'`` the last term of :func:`frechet_distance` is the sum of the square roots of
+    the eigenvalues of ``R' A R``: at 2,048 dimensions a product and half a second (2 cores).
+    """
+
+    def __init__(self, reference: Statistics):
+        self._reference = reference
+        variances, directions = np.linalg.eigh(reference.covariance)
+        kept = variances > _noise(variances)
+        self._root = directions[:, kept] * np.sqrt(variances[kept])  # [d, rank]
+        self._trace = float(np.trace(reference.covariance))
+
+    def distance(self, statistics: Statistics) -> float:
+        """As :func:`frechet_distance`, to the reference. Raises UserError where dimensions differ
+        or a set has fewer than two images."""
+        _same_dimensions(statistics, self._reference)
+        covariance = statistics.covariance
+        apart = statistics.mean - self._reference.mean
+        shared = 0.0
+        if self._root.size:
+            shared = sum_of_roots(self._root.T @ (covariance @ self._root))
+        distance = apart @ apart + np.trace(covariance) + self._trace - 2 * shared
+        return max(float(distance), 0.0)
+
+
 def sum_of_roots(symmetric: np.ndarray) -> float:
     """Sum of the square roots of the eigenvalues of a positive semidefinite matrix."""
     eigenvalues = np.linalg.eigvalsh(symmetric)
-    noise = eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
-    return float(np.sqrt(eigenvalues[eigenvalues > noise]).sum())
+    return float(np.sqrt(eigenvalues[eigenvalues > _noise(eigenvalues)]).sum())
+
+
+def _noise(eigenvalues: np.ndarray) -> float:
+    """Below it an eigenvalue, of these in rising order, is rounding."""
+    return float(eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps)
 
 
 def rank_deficient(statistics: Statistics) -> bool:

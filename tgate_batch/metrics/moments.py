@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import blas
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.frechet import Statistics
+from tgate_batch.metrics.frechet import FrechetRoot, Statistics
 from tgate_batch.metrics.jackknife import GROUPS
 
 _ROWS = 512  # rows of a group that are multiplied at once: fewer would wait for memory
@@ -106,3 +106,13 @@ def statistics(matrix: np.ndarray) -> Statistics:
     products = upper + np.triu(upper, 1).T
     mean = matrix[:-1, -1] / matrix[-1, -1]
     return Statistics(count, mean, products - np.outer(mean, mean) * count)
+
+
+def frechet_values(moments: Moments, root: FrechetRoot) -> np.ndarray:
+    """The Frechet distance of all groups, then without each of them: [21], float64.
+
+    Raises UserError where fewer than two pictures would remain.
+    """
+    total = moments.total()
+    matrices = (moments.without(total, group) for group in range(len(moments.group_counts)))
+    return np.array([root.distance(statistics(matrix)) for matrix in (total, *matrices)])
