@@ -29,13 +29,13 @@ render.time_sheet render.codec render.shard render
 output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
 output.history output
 score.metrics score.reference score.measure score.measurements score.figures score
-report.columns report.thresholds report.table report.summary report.page report
+report.columns report.thresholds report.plan_size report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
 execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.statistics bench
+bench.orchestration bench.statistics bench.coverage bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

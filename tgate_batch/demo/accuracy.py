@@ -44,8 +44,8 @@ METRIC = PictureMetric(
         "{:.1%}",
         better="higher",
         tables=("pictures", "brief"),
-        change_heading="accuracy change [95% CI]",
-        change_pattern="{:+.1%}",
+        change_heading="accuracy change",
     ),
     load=_load,
+    yes_no=True,
 )

@@ -21,7 +21,8 @@ _ROWS = 1024  # rows of a kernel matrix held at once
 
 def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``(x.y / d + 1)^3`` for every row x of ``a`` [n, d] and y of ``b`` [m, d]: [n, m]."""
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    base = a @ b.T / a.shape[1] + 1
+    return base * base * base  # ** 3 takes many times as long
 
 
 @dataclass(frozen=True)
