@@ -6,6 +6,7 @@ python jobs/bench.py orchestration   planning, scheduling and writing with a sta
 python jobs/bench.py engine          each engine setting beside the defaults
 python jobs/bench.py encode          picture formats on threads
 python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
+python jobs/bench.py coverage        whether intervals and thresholds hold what they say, simulated
 python jobs/bench.py model sdxl      an architecture with random weights on this device
 """
 
@@ -49,6 +50,9 @@ def parse() -> argparse.Namespace:
     encode.add_argument("--side", type=int, default=512, help="pixels")
     statistics = kinds.add_parser("statistics")
     statistics.add_argument("--images", type=int, default=1000)
+    coverage = kinds.add_parser("coverage")
+    coverage.add_argument("--runs", type=int, default=300, help="a cell")
+    coverage.add_argument("--nights", type=int, default=1000, help="a threshold")
     model = kinds.add_parser("model")
     model.add_argument("name", help="a catalogue name, e.g. sdxl")
     model.add_argument("--mid-size", action="store_true", help="small enough for a CPU")
@@ -108,6 +112,13 @@ def _statistics(options: argparse.Namespace) -> dict[str, Any]:
     return report(options.images)
 
 
+def _coverage(options: argparse.Namespace) -> dict[str, Any]:
+    """Simulated runs: how often a 95% interval covers the truth, how often a threshold errs."""
+    from tgate_batch.bench.coverage import bench_coverage
+
+    return bench_coverage(options.runs, options.nights)
+
+
 def _model(options: argparse.Namespace) -> dict[str, Any]:
     """An architecture with random weights on this device: speed-up beside the saving of MACs."""
     from tgate_batch.bench.model import bench_model
@@ -132,11 +143,12 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "engine": _engine,
     "encode": _encode,
     "statistics": _statistics,
+    "coverage": _coverage,
     "model": _model,
 }
 
 
-def job() -> None:
+def job() -> int:
     options = parse()
     benchmark = _BENCHMARKS[options.benchmark]
     results = benchmark(options)
@@ -146,6 +158,7 @@ def job() -> None:
 
         text = json.dumps(record(benchmark.__doc__ or "", results), indent=2)
         options.output.write_text(text + "\n", encoding="utf-8")
+    return 1 if results.get("short") else 0
 
 
 if __name__ == "__main__":

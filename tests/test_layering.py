@@ -31,13 +31,13 @@ output.layout output.ledger output.history output.claim output.parquet output.fr
 output.run output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
-report.columns report.thresholds report.table report.summary report.page report
+report.columns report.thresholds report.plan_size report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local execute.ray
 execute.progress execute.reference execute.scoring execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.scale_scoring bench.statistics bench
+bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

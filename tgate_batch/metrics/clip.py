@@ -104,7 +104,12 @@ def _load(weights: str | None, device: str) -> Measure:
 METRIC = PictureMetric(
     name="clip_score",
     column=Column(
-        "clip_score", "CLIP score", "{:.2f}", better="higher", tables=("pictures", "brief")
+        "clip_score",
+        "CLIP score",
+        "{:.2f}",
+        better="higher",
+        tables=("pictures", "brief"),
+        change_heading="CLIP change",
     ),
     load=_load,
     weights="clip",

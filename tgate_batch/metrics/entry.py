@@ -52,8 +52,12 @@ class Column:
     - ``bounded`` says whether thresholds may bound it: it is one number.
     - ``beside_baseline`` marks a comparison with the baseline. Its thresholds do not judge the
       baseline itself.
-    - ``change_heading`` and ``change_pattern`` show the mean difference to the baseline's same
-      pictures in a column of its own; None: it is not shown.
+    - ``interval`` leads to its ``{value, low, high}``, on which tests judge; empty: it has none.
+    - ``withheld`` are keys of the arm's ``withheld``: why there is no figure or no interval.
+    - ``of`` is the key of the figure that it is of: an arm without that one has none.
+    - ``change`` marks a difference to the baseline, in the figure's own units.
+    - ``change_heading`` and ``change_pattern`` are of the mean difference to the baseline's same
+      pictures, which has a column of its own. Without a heading tables do not show it.
     """
 
     name: str
@@ -65,24 +69,52 @@ class Column:
     derive: Callable[[Arm, Arm | None], Any] | None = None
     bounded: bool = True
     beside_baseline: bool = False
+    interval: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    of: str | None = None
+    change: bool = False
     change_heading: str | None = None
     change_pattern: str = "{:+.2f}"
 
     def value(self, arm: Arm, baseline: Arm | None = None) -> Any:
         """The figure in an arm's entry of report.json; None where it was not measured."""
+        if not self._held(arm):
+            return None
         if self.derive is not None:
             return self.derive(arm, baseline)
-        found: Any = arm
-        for key in self.path or (self.name,):
-            found = None if found is None else found.get(key)
-        return found
+        return _follow(arm, self.path or (self.name,))
 
-    def show(self, arm: Arm) -> str:
-        """The figure as a table's cell."""
-        value = self.value(arm)
+    def bounds(self, arm: Arm) -> Mapping[str, float] | None:
+        """Its interval ``{value, low, high}``; None where it has none."""
+        found = _follow(arm, self.interval) if self.interval and self._held(arm) else None
+        return None if found is None or found.get("low") is None else found
+
+    def reason(self, arm: Arm) -> str | None:
+        """Why the figure or its interval is withheld, in words."""
+        reasons = (arm.get("withheld") or {}) if self._held(arm) else {}
+        return next((reasons[key] for key in self.withheld if key in reasons), None)
+
+    def show(self, arm: Arm, bounds: bool = True) -> str:
+        """The figure as a table's cell, with its interval if there is one and ``bounds`` asks."""
+        value, found = self.value(arm), self.bounds(arm)
         if value is None:
             return UNKNOWN
+        if found is None or not bounds:
+            return self._word(value)
+        return f"{self._word(value)} [{self._word(found['low'])}, {self._word(found['high'])}]"
+
+    def _held(self, arm: Arm) -> bool:
+        return self.of is None or arm.get(self.of) is not None
+
+    def _word(self, value: Any) -> str:
         return self.pattern(value) if callable(self.pattern) else self.pattern.format(value)
+
+
+def _follow(arm: Arm, path: Sequence[str]) -> Any:
+    found: Any = arm
+    for key in path:
+        found = None if found is None else found.get(key)
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,8 @@ class PictureMetric:
       UserError where the weights are missing or are something else.
     - ``needs_baseline`` says whether it compares with the baseline's pictures. The report then
       keeps its mean under ``paired``.
-    - ``yes_no`` says whether its numbers are 0 and 1: changes are then counted.
+    - ``yes_no`` says that the number is 1 or 0. Its change then tells how many pictures gained and
+      how many lost.
     - ``weights`` is the key under ``score.weights`` that switches it on; None: it needs none and is
       always measured.
     - ``weights_are`` says in words what to give there; ``may_be_hub_id`` that it may be a hub's id,

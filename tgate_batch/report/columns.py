@@ -5,12 +5,15 @@ column (``tgate_batch.metrics.entry``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from tgate_batch.metrics.entry import Arm, Column, PictureMetric, Table
+from tgate_batch.metrics.entry import UNKNOWN, Arm, Column, PictureMetric, Table
 from tgate_batch.score import metrics
 
-Interval = dict[str, float]  # value (an estimate), low, high
+MACS = {  # the two conventions of counting, as report.json and the tables call them
+    "macs_per_image_with_attention": "attention included",
+    "macs_per_image": "published convention",
+}
 
 
 def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
@@ -27,39 +30,44 @@ def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
 
 def _of_metric(metric: PictureMetric) -> Iterator[Column]:
     """The column of a metric, then that of its change, each with the place of its value."""
+    own = metric.column
+    if not metric.yes_no:
+        own = replace(own, interval=("intervals", metric.name), withheld=("intervals",))
     if metric.needs_baseline:
-        yield replace(metric.column, path=("paired", metric.name), beside_baseline=True)
+        yield replace(own, path=("paired", metric.name), beside_baseline=True)
         return
-    yield metric.column
-    if metric.column.change_heading is not None:
-        yield Column(
-            f"{metric.name}_change",
-            metric.column.change_heading,
-            _with_interval(metric.column.change_pattern),
-            better=metric.column.better,
-            tables=metric.column.tables,
-            path=("change", metric.name),
-            bounded=False,
-            beside_baseline=True,
-        )
+    yield own
+    heading = own.change_heading
+    kind = _GainedAndLost if metric.yes_no else Column
+    yield kind(
+        f"{metric.name}_change",
+        heading or f"{own.heading} change",
+        own.change_pattern,
+        better=own.better,
+        tables=own.tables if heading is not None else (),
+        path=("change", metric.name, "value"),
+        beside_baseline=True,
+        interval=("change", metric.name),
+        withheld=("change",),
+        of=metric.name,
+        change=True,
+    )
 
 
-def _label(arms: Sequence[Arm], key: str, otherwise: str) -> str:
-    """The label of the first arm with that distance, such as FID-5000."""
-    labels = (arm.get("distance_label") for arm in arms if arm.get(key) is not None)
-    return next(filter(None, labels), otherwise)
+@dataclass(frozen=True)
+class _GainedAndLost(Column):
+    """The change of a yes/no figure, in points, with the pictures that changed."""
 
-
-def _interval(found: Interval) -> str:
-    return f"[{found['low']:.2f}, {found['high']:.2f}]"
-
-
-def _with_interval(pattern: str) -> Callable[[Interval], str]:
-    def show(found: Interval) -> str:
-        value, low, high = (pattern.format(found[key]) for key in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
-
-    return show
+    def show(self, arm: Arm, bounds: bool = True) -> str:
+        found = (arm.get("change") or {}).get(self.interval[1])
+        if found is None:
+            return super().show(arm, bounds)
+        shown = f"{100 * found['value']:+.1f} points"
+        if found.get("low") is not None:
+            shown += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+        if bounds and "gained" in found:
+            shown += f": {found['gained']:,} gained, {found['lost']:,} lost"
+        return shown
 
 
 def _macs(value: float) -> str:
@@ -76,16 +84,6 @@ def _share_of_rows(key: str) -> Callable[[Arm, Arm | None], float | None]:
     return percent
 
 
-def _change_percent(key: str) -> Callable[[Arm, Arm | None], float | None]:
-    """The change of a figure against the baseline's, in percent of the baseline's."""
-
-    def percent(arm: Arm, baseline: Arm | None) -> float | None:
-        before = None if baseline is None else baseline.get(key)
-        return 100 * (arm[key] / before - 1) if before and arm.get(key) is not None else None
-
-    return percent
-
-
 _EVERY: tuple[Table, ...] = ("speed", "pictures", "sets", "brief")
 _SPEED = (
     Column("images", "images", "{}", tables=("speed", "brief")),
@@ -96,6 +94,8 @@ _SPEED = (
         "{:.2f}",
         better="higher",
         tables=("speed", "brief"),
+        interval=("images_per_second_interval",),
+        withheld=("images_per_second_interval",),
     ),
     Column(
         "speedup",
@@ -104,9 +104,12 @@ _SPEED = (
         better="higher",
         tables=("speed", "brief"),
         beside_baseline=True,
+        interval=("speedup_interval",),
+        withheld=("speedup_interval",),
     ),
-    Column(
-        "macs_per_image_with_attention", "MACs per image", _macs, better="lower", tables=("speed",)
+    *(
+        Column(key, f"MACs per image, {convention}", _macs, better="lower", tables=("speed",))
+        for key, convention in MACS.items()
     ),
     Column(
         "macs_saved",
@@ -148,53 +151,94 @@ _SHARES = (  # of the rows; for thresholds
 )
 
 
-def _sets(arms: Sequence[Arm]) -> tuple[Column, ...]:
+def _sets(arms: Sequence[Arm]) -> Iterator[Column]:
     """Figures of all pictures against the reference set; an arm has ``fid`` or ``fd``, not both."""
+    for key, otherwise in (("fid", "FID"), ("fd", "FD")):
+        yield from _distance(arms, key, otherwise)
     official = any(arm.get("fid") is not None for arm in arms)
     kernel = "KID" if official else "kernel distance"
-    both: tuple[Table, ...] = ("sets", "brief")
-    return (
-        Column("fid", _label(arms, "fid", "FID"), "{:.2f}", better="lower", tables=both),
-        Column("fd", _label(arms, "fd", "FD"), "{:.2f}", better="lower", tables=both),
-        Column("distance_interval", "95% CI", _interval, tables=("sets",), bounded=False),
-        Column(
-            "distance_change",
-            "change [95% CI]",
-            _with_interval("{:+.2f}"),
-            better="lower",
-            tables=("sets",),
-            bounded=False,
-            beside_baseline=True,
-        ),
-        Column(
-            "extrapolation",
-            "of infinitely many",
-            "{:.2f}",
-            better="lower",
-            tables=("sets",),
-            path=("extrapolation", "infinite"),
-        ),
-        Column(
-            "kid_with_spread",
-            kernel,
-            "{0[mean]:.4f} ± {0[spread]:.4f}",
-            better="lower",
-            tables=("sets",),
-            path=("kid",),
-            bounded=False,
-        ),
-        Column("kid", kernel, "{:.4f}", better="lower", path=("kid", "mean")),
-        Column("precision", "precision", "{:.2f}", better="higher", tables=("sets",)),
-        Column("recall", "recall", "{:.2f}", better="higher", tables=("sets",)),
-        *(
-            Column(
-                f"{key}_change_percent",
-                f"change of {name} (%)",
-                "{:+.2f}",
-                better="lower",
-                derive=_change_percent(key),
-                beside_baseline=True,
-            )
-            for key, name in (("fid", "FID"), ("fd", "FD"))
-        ),
+    yield Column(
+        "kid",
+        kernel,
+        "{:.4f}",
+        better="lower",
+        tables=("sets",),
+        path=("kid", "value"),
+        interval=("kid",),
+        withheld=("kid",),
     )
+    yield Column(
+        "kid_change",
+        f"{kernel} change",
+        "{:+.4f}",
+        better="lower",
+        tables=("sets",),
+        path=("kid_change", "value"),
+        beside_baseline=True,
+        interval=("kid_change",),
+        withheld=("kid_change", "kid"),
+        change=True,
+    )
+    for share in ("precision", "recall"):
+        yield Column(share, share, "{:.2f}", better="higher", tables=("sets",), withheld=(share,))
+
+
+def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]:
+    """A distance as it is published, bias-corrected, and its change, under the arms' own name.
+
+    Where arms have different numbers of pictures, each says its own in its cell.
+    """
+    labels = {arm.get("distance_label") or otherwise for arm in arms if arm.get(key) is not None}
+    names = {_split(label)[0] for label in labels}
+    name = names.pop() if len(names) == 1 else otherwise
+    one = len(labels) == 1
+
+    yield _Labelled(
+        key,
+        labels.pop() if one else f"{name}-n" if labels else otherwise,
+        "{:.2f}",
+        better="lower",
+        tables=("sets", "brief"),
+        each=not one,
+    )
+    yield Column(
+        f"{key}_corrected",
+        f"{name}, bias-corrected",
+        "{:.2f}",
+        better="lower",
+        tables=("sets",),
+        path=("distance_corrected", "value"),
+        interval=("distance_corrected",),
+        withheld=("distance_corrected",),
+        of=key,
+    )
+    yield Column(
+        f"{key}_change",
+        f"{name} change",
+        "{:+.2f}",
+        better="lower",
+        tables=("sets",),
+        path=("distance_change", "value"),
+        beside_baseline=True,
+        interval=("distance_change",),
+        withheld=("distance_change",),
+        change=True,
+        of=key,
+    )
+
+
+def _split(label: str) -> tuple[str, str]:
+    """FID-5000 -> FID and 5000."""
+    name, _, count = label.rpartition("-")
+    return (name, count) if name and count.isdecimal() else (label, "")
+
+
+@dataclass(frozen=True)
+class _Labelled(Column):
+    """A distance whose label says of how many pictures it is: in ``each`` cell or in the head."""
+
+    each: bool = False
+
+    def show(self, arm: Arm, bounds: bool = True) -> str:
+        shown, count = super().show(arm, bounds), _split(arm.get("distance_label") or "")[1]
+        return f"{shown} (n = {count})" if self.each and count and shown != UNKNOWN else shown

@@ -37,7 +37,7 @@ def summarize(run: Run) -> dict[str, Any]:
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
         _beside_baseline(arm, baseline)
-        arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds.figures)
+        arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds)
         arm["gates"] = arm["thresholds"]  # their older key, for this version
     return {
         "run": _run(run, arms) | {"bill": billed},

@@ -1,16 +1,21 @@
-"""Thresholds: a run's figures held against the windows of its config.
+"""Thresholds: a run's figures held against the tests and windows of its config.
 
-A figure that was not measured fails its threshold, so that a nightly run cannot pass by measuring
-less.
+A test passes only where the figure's interval shows that the threshold is kept, and fails only
+where it shows that it is not; between the two more prompts would decide. A window bounds the value
+itself. A figure that was not measured fails its threshold, so that a nightly run cannot pass by
+measuring less.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tgate_batch.config import Threshold
+from tgate_batch.config import Threshold, Thresholds
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
+
+_TESTS = ("no_worse_than", "at_least", "at_most")
 
 
 def known() -> tuple[str, ...]:
@@ -18,27 +23,45 @@ def known() -> tuple[str, ...]:
     return tuple(_bounded())
 
 
-def check(thresholds: Iterable[str]) -> None:
-    """Raises UserError for a threshold on something else than a figure of the report."""
-    for name in thresholds:
-        if name not in _bounded():
+def check(thresholds: Mapping[str, Threshold]) -> None:
+    """Raises UserError for a threshold that can judge nothing.
+
+    That is one on something else than a figure of the report, ``no_worse_than`` on a figure that is
+    no change, and a test on a figure that never has an interval.
+    """
+    bounded = _bounded()
+    for name, threshold in thresholds.items():
+        if name not in bounded:
             raise UserError(f"thresholds: unknown figure {name!r}; one of: {', '.join(known())}")
+        test, column = _test(threshold), bounded[name]
+        if test is None:
+            continue
+        if not column.interval:
+            raise UserError(
+                f"thresholds: {name} has no interval that {test} could judge; give it a window "
+                "on the value (min, max)"
+            )
+        if test == "no_worse_than" and not column.change:
+            changes = ", ".join(other for other, found in bounded.items() if found.change)
+            raise UserError(
+                f"thresholds: no_worse_than judges changes, and {name} is none; give at_least or "
+                f"at_most, or judge one of: {changes}"
+            )
 
 
-def judge(
-    arm: Arm, baseline: Arm | None, thresholds: Mapping[str, Threshold]
-) -> list[dict[str, Any]]:
+def judge(arm: Arm, baseline: Arm | None, thresholds: Thresholds) -> list[dict[str, Any]]:
     """One entry a threshold, for an arm's entry of report.json and its baseline's.
 
-    An entry has the threshold's name, the value, the bounds, ``margin`` (negative: by how much it
-    failed), ``passed``, and the verdict in words. Comparisons with the baseline do not judge the
-    baseline. Raises UserError for an unknown name.
+    An entry has the threshold's name, the value, what was asked, ``margin`` (negative: by how much
+    it failed; of a test that of the bound it is judged on), ``decided``, ``passed``, and the
+    verdict in words. Comparisons with the baseline do not judge the baseline. Raises UserError as
+    ``check`` does.
     """
-    check(thresholds)
+    check(thresholds.figures)
     bounded = _bounded()
     return [
-        _judged(name, bounded[name].value(arm, baseline), threshold)
-        for name, threshold in thresholds.items()
+        _judged(bounded[name], arm, baseline, threshold, thresholds.undecided == "pass")
+        for name, threshold in thresholds.figures.items()
         if not (arm is baseline and bounded[name].beside_baseline)
     ]
 
@@ -47,32 +70,105 @@ def _bounded() -> dict[str, Column]:
     return {column.name: column for column in columns() if column.bounded}
 
 
-def _judged(name: str, value: float | None, threshold: Threshold) -> dict[str, Any]:
-    margins = []
-    if value is not None and threshold.min is not None:
-        margins.append(value - threshold.min)
-    if value is not None and threshold.max is not None:
-        margins.append(threshold.max - value)
-    margin = min(margins, default=None)
-    passed = margin is not None and margin >= 0
-    window = " and ".join(
+def _test(threshold: Threshold) -> str | None:
+    return next((name for name in _TESTS if getattr(threshold, name) is not None), None)
+
+
+def _judged(
+    column: Column, arm: Arm, baseline: Arm | None, threshold: Threshold, lenient: bool
+) -> dict[str, Any]:
+    value, test, reason = column.value(arm, baseline), _test(threshold), column.reason(arm)
+    bounds = None if value is None else column.bounds(arm)
+    # Of a value that is withheld for itself the reason is told; another was not measured.
+    withheld = reason is not None and column.path == (*column.interval, "value")
+    if value is None and not withheld:
+        must = _window(threshold) if test is None else _WORDS[test].format(getattr(threshold, test))
+        found = _Found(False, f"FAIL {column.name} was not measured, and must be {must}")
+    elif value is None or (test is not None and bounds is None):
+        found = _Found(None, f"undecided {column.name}: {reason or 'it has no interval'}")
+    elif test is None:
+        found = _of_window(column.name, value, threshold)
+    else:
+        assert bounds is not None
+        estimate = Estimate(bounds["value"], bounds["low"], bounds["high"])
+        higher = column.better == "higher" if test == "no_worse_than" else test == "at_least"
+        found = _of_test(column.name, estimate, getattr(threshold, test), higher, test, arm)
+    return {
+        "threshold": column.name,
+        "gate": column.name,  # its older key, for this version
+        "value": value,
+        "interval": None if bounds is None else dict(bounds),
+        **dict(threshold),
+        "margin": found.margin,
+        "decided": found.passed is not None,
+        "passed": lenient if found.passed is None else found.passed,
+        "verdict": found.verdict,
+    }
+
+
+class _Found:
+    """What a threshold comes to; ``passed`` is None where it is undecided."""
+
+    def __init__(self, passed: bool | None, verdict: str, margin: float | None = None):
+        self.passed, self.verdict, self.margin = passed, verdict, margin
+
+
+_WORDS = {
+    "no_worse_than": "no worse than {:g}",
+    "at_least": "at least {:g}",
+    "at_most": "at most {:g}",
+}
+
+
+def _window(threshold: Threshold) -> str:
+    return " and ".join(
         f"{word} {bound:g}"
         for word, bound in (("at least", threshold.min), ("at most", threshold.max))
         if bound is not None
     )
-    if margin is None:
-        verdict = f"FAIL {name} was not measured, and must be {window}"
-    elif passed:
-        verdict = f"pass {name} {value:.6g} is {window}, by {margin:.4g}"
+
+
+def _of_window(name: str, value: float, threshold: Threshold) -> _Found:
+    margins = []
+    if threshold.min is not None:
+        margins.append(value - threshold.min)
+    if threshold.max is not None:
+        margins.append(threshold.max - value)
+    margin, window = min(margins), _window(threshold)
+    if margin >= 0:
+        said = f"pass {name} {value:.6g} is {window}, by {margin:.4g} (a window on the value)"
     else:
-        verdict = f"FAIL {name} {value:.6g} must be {window}, missed by {-margin:.4g}"
-    return {
-        "threshold": name,
-        "gate": name,  # its older key, for this version
-        "value": value,
-        "min": threshold.min,
-        "max": threshold.max,
-        "margin": margin,
-        "passed": passed,
-        "verdict": verdict,
-    }
+        said = f"FAIL {name} {value:.6g} must be {window}, missed by {-margin:.4g} (a window)"
+    return _Found(margin >= 0, said, margin)
+
+
+def _of_test(name: str, found: Estimate, limit: float, higher: bool, test: str, arm: Arm) -> _Found:
+    """``higher``: what is above the limit keeps it, and what is below does not."""
+    near, far = found.lower_bound, found.upper_bound
+    words = ("lower", "upper")
+    if not higher:
+        near, far, words = far, near, words[::-1]
+    sign = 1 if higher else -1
+    margin, value, must = sign * (near - limit), f"{found.value:.4g}", _WORDS[test].format(limit)
+    if margin >= 0:
+        said = f"pass {name} {value} is {must}: its {words[0]} bound is {near:.4g}"
+        return _Found(True, said, margin)
+    if sign * (far - limit) < 0:
+        said = f"FAIL {name} {value} must be {must}: its {words[1]} bound is {far:.4g}"
+        return _Found(False, said, sign * (far - limit))
+    more = _more_prompts(found, limit, arm)
+    between = f"undecided {name} {value} [{found.low:.4g}, {found.high:.4g}] must be {must}"
+    if sign * (found.value - limit) < 0:
+        said = f"{between}; {more} would rather confirm a failure"
+    else:
+        said = f"{between}; {more} would do"
+    return _Found(None, said, margin)
+
+
+def _more_prompts(found: Estimate, limit: float, arm: Arm) -> str:
+    """How many prompts beyond those of the run tell its value from the limit."""
+    prompts, difference = arm.get("prompts_compared") or arm.get("prompts"), found.value - limit
+    if not prompts or difference == 0:
+        return "more prompts"
+    more = prompts_needed(prompts, found.standard_error, difference) - prompts
+    return f"about {more:,} more prompts"
