@@ -1,7 +1,6 @@
 """What the jobs share: the options, and errors as one line with exit code 2."""
 
 import argparse
-import gc
 import json
 import os
 import sys
@@ -60,5 +59,4 @@ def main(job: Callable[[], int | None]) -> None:
         print("stopped; the same command goes on with the missing shards", file=sys.stderr)
         code = 130
     sys.stdout.flush()
-    gc.freeze()  # the interpreter's last look for garbage would take seconds
     sys.exit(code or 0)
