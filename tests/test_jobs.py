@@ -187,7 +187,8 @@ class Toy:
 """
 
 
-def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, monkeypatch, executor):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "toy_extractor.py").write_text(TOY)
     (tmp_path / "pictures").mkdir()
@@ -213,7 +214,7 @@ def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, mon
         f"{whole}: toy features of 800 pictures",
     ]
     cut = tmp_path / "cut.npz"
-    options += ["--to", str(cut)]
+    options += ["--to", str(cut), "--set", f"workers.executor={executor}"]
     with subprocess.Popen(
         [sys.executable, "jobs/reference.py", *options],
         cwd=ROOT,

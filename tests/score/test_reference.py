@@ -46,6 +46,16 @@ class MeanColour:
         return np.array(rows, np.float32).reshape(-1, 3)
 
 
+class Shifting(MeanColour):
+    """Other weights each time it is loaded."""
+
+    loaded: ClassVar[int] = 0
+
+    def __init__(self, path=None, device="cpu"):
+        Shifting.loaded += 1
+        self.sha256 = f"{Shifting.loaded:064d}"
+
+
 class OtherWeights(MeanColour):
     sha256 = "b" * 64
 
@@ -330,6 +340,7 @@ def dark(folder, kept):
         (None, "x.npz", {"extractor": "inceptoin"}, "unknown extractor 'inceptoin'"),
         (None, "pictures/part0/0.png/x.npz", {}, "cannot be written"),
         (None, "here.npz", {}, "it is a folder"),
+        (None, "x.npz", {"extractor": f"{__name__}:Shifting"}, "has other weights on"),
     ],
 )
 def test_what_makes_no_reference_is_told_in_one_line(tmp_path, pictures, spoil, to, score, said):

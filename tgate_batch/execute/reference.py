@@ -137,5 +137,6 @@ def _extract(making: Making, missing: list[ReferenceOrder], executor: Any) -> No
                 f"{found.task} failed too often, the last time with {found.reason}; what is "
                 "finished stays, and the same command goes on"
             )
-        progress.add(found or 0)
+        if found is not None:
+            progress.add(found)
     progress.say()
