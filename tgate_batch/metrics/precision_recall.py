@@ -2,11 +2,12 @@
 
 import numpy as np
 
+NEIGHBOURS = 3  # the k of the published figures
 _ROWS = 1024  # rows of a distance matrix held at once
 
 
 def precision_recall(
-    features: np.ndarray, reference: np.ndarray, neighbours: int = 3
+    features: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS
 ) -> tuple[float, float] | None:
     """(precision, recall) of features [n, d] against a reference [m, d] (arXiv:1904.06991).
 
