@@ -75,9 +75,7 @@ def bench_coverage(runs: int = RUNS, nights: int = NIGHTS) -> dict[str, Any]:
             *((runs, task) for task in (means, shares, times)),
             *((nights, task) for task in (nights_of_means, nights_of_kid, nights_of_times)),
         ]
-        known = {
-            population: waiting for population, waiting in zip(populations, truths, strict=True)
-        }
+        known = dict(zip(populations, truths, strict=True))
         tasks += [
             (runs, partial(set_figures, world, known[world.population].result()))
             for world in worlds
