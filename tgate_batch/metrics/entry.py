@@ -94,12 +94,12 @@ class Column:
         reasons = (arm.get("withheld") or {}) if self._held(arm) else {}
         return next((reasons[key] for key in self.withheld if key in reasons), None)
 
-    def show(self, arm: Arm, bounds: bool = True) -> str:
-        """The figure as a table's cell, with its interval if there is one and ``bounds`` asks."""
+    def show(self, arm: Arm, brief: bool = False) -> str:
+        """The figure as a table's cell, with its interval; a brief cell has that of a change."""
         value, found = self.value(arm), self.bounds(arm)
         if value is None:
             return UNKNOWN
-        if found is None or not bounds:
+        if found is None or (brief and not self.change):
             return self._word(value)
         return f"{self._word(value)} [{self._word(found['low'])}, {self._word(found['high'])}]"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from tgate_batch.metrics.entry import UNKNOWN, Arm, Column, PictureMetric, Table
 from tgate_batch.score import metrics
 
-MACS = {  # the two conventions of counting, as report.json and the tables call them
-    "macs_per_image_with_attention": "attention included",
-    "macs_per_image": "published convention",
+MACS = {  # the two conventions of counting
+    "macs_per_image_with_attention": "MACs per image, attention included",
+    "macs_per_image": "MACs per image, published convention",
 }
 
 
@@ -58,14 +58,14 @@ def _of_metric(metric: PictureMetric) -> Iterator[Column]:
 class _GainedAndLost(Column):
     """The change of a yes/no figure, in points, with the pictures that changed."""
 
-    def show(self, arm: Arm, bounds: bool = True) -> str:
+    def show(self, arm: Arm, brief: bool = False) -> str:
         found = (arm.get("change") or {}).get(self.interval[1])
         if found is None:
-            return super().show(arm, bounds)
+            return super().show(arm, brief)
         shown = f"{100 * found['value']:+.1f} points"
         if found.get("low") is not None:
             shown += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-        if bounds and "gained" in found:
+        if not brief and "gained" in found:
             shown += f": {found['gained']:,} gained, {found['lost']:,} lost"
         return shown
 
@@ -108,8 +108,8 @@ _SPEED = (
         withheld=("speedup_interval",),
     ),
     *(
-        Column(key, f"MACs per image, {convention}", _macs, better="lower", tables=("speed",))
-        for key, convention in MACS.items()
+        Column(key, heading, _macs, better="lower", tables=("speed",))
+        for key, heading in MACS.items()
     ),
     Column(
         "macs_saved",
@@ -239,6 +239,6 @@ class _Labelled(Column):
 
     each: bool = False
 
-    def show(self, arm: Arm, bounds: bool = True) -> str:
-        shown, count = super().show(arm, bounds), _split(arm.get("distance_label") or "")[1]
+    def show(self, arm: Arm, brief: bool = False) -> str:
+        shown, count = super().show(arm, brief), _split(arm.get("distance_label") or "")[1]
         return f"{shown} (n = {count})" if self.each and count and shown != UNKNOWN else shown

@@ -3,19 +3,31 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from tgate_batch.metrics.entry import Arm
+from tgate_batch.metrics.precision_recall import NEIGHBOURS
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.run import Run
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.report import table
+from tgate_batch.report.columns import columns
 from tgate_batch.report.summary import summarize
 
 _NAMES = 2  # columns that every table has: model and arm
+_BY_CHANCE = 0.05  # of the changes where there is none
+_WITHHELD = {  # what is withheld, where it is no column of its own
+    "distance_corrected": "bias-corrected distance",
+    "distance_change": "change of the distance",
+    "intervals": "intervals of means over pictures",
+    "change": "intervals of changes",
+    "images_per_second_interval": "interval of images/s",
+    "speedup_interval": "interval of the speed-up",
+}
 _GALLERY_PROMPTS = 24
 _GALLERY_PIXELS = 256  # the longest side of a picture on the page
 
@@ -29,12 +41,22 @@ def write(run: Run) -> dict[str, Any]:
     return summary
 
 
+class Part(NamedTuple):
+    """One table: its heading row and the others, which of those are a baseline's, and a note."""
+
+    title: str
+    rows: list[list[str]]
+    baselines: list[bool]
+    note: str | None
+
+
 def _markdown(summary: dict[str, Any]) -> str:
     arms = summary["arms"]
     lines = [f"# Run {summary['run']['output']}", ""]
-    for title, rows in _tables(arms):
-        lines += [f"## {title}", "", table.markdown(rows), ""]
-    lines += [f"- {note}" for note in (*_notes(arms), *_cost_notes(summary))]
+    for part in parts(summary):
+        lines += [f"## {part.title}", "", table.markdown(part.rows), ""]
+        lines += [part.note, ""] if part.note else []
+    lines += [f"- {note}" for note in (*notes(arms), *_cost_notes(summary))]
     for arm in summary["arms"]:
         for judged in arm["thresholds"]:
             lines.append(f"- threshold: {arm['model']} {arm['arm']}: {judged['verdict']}")
@@ -45,44 +67,145 @@ def _markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tables(arms: list[dict[str, Any]]) -> list[tuple[str, list[list[str]]]]:
-    """The report's tables by title, without those that have nothing to say."""
-    every = [
-        ("Speed and cost", table.rows(arms, "speed")),
-        ("Quality, picture by picture", table.rows(arms, "pictures")),
-        ("Quality, against the reference set", table.rows(arms, "sets")),
+def parts(summary: dict[str, Any]) -> list[Part]:
+    """The report's tables, without those that have nothing to say."""
+    arms = summary["arms"]
+    found = [
+        _part("Speed and cost", arms, "speed"),
+        _part("Quality, picture by picture", arms, "pictures"),
+        *_broken_down(arms, summary["run"]["config"]["score"].get("by")),
+        _part("Quality, against the reference set", arms, "sets"),
+        *(
+            _part(f"Quality, against the reference set, by {extractor}", held, "sets")
+            for extractor, held in _further(arms).items()
+        ),
     ]
-    return [(title, rows) for title, rows in every if len(rows[0]) > _NAMES]
+    return [part for part in found if len(part.rows[0]) > _NAMES]
 
 
-def _notes(arms: list[dict[str, Any]]) -> list[str]:
+def _part(title: str, arms: Sequence[Arm], name: table.TableName) -> Part:
+    count = table.comparisons(arms, name)
+    note = (
+        f"This table makes {count} comparison{'s' if count > 1 else ''}: expect "
+        f"{_BY_CHANCE * count:.2g} intervals that exclude 0 by chance."
+        if count
+        else None
+    )
+    baselines = [bool(arm.get("is_baseline")) for arm in arms]
+    return Part(title, table.rows(arms, name), baselines, note)
+
+
+def _further(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """Extractor -> arms, with its figures in the place of the first one's."""
+    found: dict[str, list[Arm]] = {}
+    for arm in arms:
+        for extractor, figures in (arm.get("distances") or {}).items():
+            official = (figures.get("distance_label") or "").startswith("FID-")
+            found.setdefault(extractor, []).append(
+                {key: arm.get(key) for key in ("model", "arm", "is_baseline")}
+                | figures
+                | {"fid" if official else "fd": figures.get("distance")}
+            )
+    return found
+
+
+def _broken_down(arms: Sequence[Arm], column: str | None) -> Iterator[Part]:
+    """Figures of single pictures by the values of a column of the prompt set, arm beside arm."""
+    values = list(dict.fromkeys(value for arm in arms for value in arm.get("by") or {}))
+    held = [
+        (value, arm, arm["by"][value])
+        for value in values
+        for arm in arms
+        if value in (arm.get("by") or {})
+    ]
+    if not held:
+        return
+    views = [
+        {key: arm.get(key) for key in ("model", "arm", "is_baseline")}
+        | figures
+        | {"paired": figures}
+        for _, arm, figures in held
+    ]
+    part = _part(f"Quality, picture by picture, by {column or 'value'}", views, "pictures")
+    if len(part.rows[0]) <= _NAMES:
+        return
+    head, *body = part.rows
+    rows = [[column or "value", *head[:_NAMES], "prompts", *head[_NAMES:]]]
+    for line, (value, _, figures) in zip(body, held, strict=True):
+        rows.append([str(value), *line[:_NAMES], str(figures["prompts"]), *line[_NAMES:]])
+    yield part._replace(rows=rows)
+
+
+def notes(arms: Sequence[Arm]) -> list[str]:
     """What the figures are to be read with."""
-    notes = [
-        "MACs per image: all of the denoiser, attention products included; the published "
-        "convention (Linear and Conv only) is `macs_per_image` in report.json.",
+    every = [*arms, *(arm for held in _further(arms).values() for arm in held)]
+    found = [
+        "MACs per image: all of the denoiser. The published convention counts Linear and Conv "
+        "alone; the other one attention's products too.",
         "images/s per worker: measured over denoising and decoding, each worker's first batch of "
         "an arm left out.",
+        *_of_distances(every),
     ]
+    if any(column.bounds(arm) is not None for column in columns(arms) for arm in every):
+        found.append(
+            "[95% CI]: the delete-a-group jackknife over 20 groups of prompts, for images/s and "
+            "speed-up of batches. Changes are over the prompts that both arms delivered unbroken."
+        )
+    return [*found, *_withheld(every)]
+
+
+def _of_distances(arms: Sequence[Arm]) -> Iterator[str]:
+    """Labels and notes of the distances, the sizes of the sets, and what is left out."""
+    said: dict[str, list[str]] = {}
     for arm in arms:
         if arm.get("distance_note"):
-            notes.append(f"{arm['distance_label']}: {arm['distance_note']}.")
-            break
-    reference = next((arm["reference"] for arm in arms if arm.get("reference")), None)
-    if reference is not None:
-        notes.append(f"Reference set: {reference['name']}, sha256 {reference['sha256'][:16]}….")
-    if any(arm.get("distance_change") for arm in arms):
-        notes.append(
-            "Intervals are 95% bootstraps over this run's pictures (the reference stays as it "
-            "is); changes draw the same prompts of both arms. Of infinitely many: extrapolated "
-            "from all, half and a quarter of the pictures (arXiv 1911.07023)."
+            note = f"{arm['distance_label']}: {arm['distance_note']}."
+            said.setdefault(note, []).append(_name(arm))
+    several = len({arm.get("distance_label") for arm in arms if arm.get("distance_label")}) > 1
+    for note, names in said.items():
+        yield f"{note} ({', '.join(names)})" if several else note
+    references = {
+        arm["reference"]["sha256"]: arm["reference"] for arm in arms if arm.get("reference")
+    }
+    for reference in references.values():
+        count = reference.get("count")
+        size = f"{count:,} pictures, " if count else ""
+        yield (
+            f"Reference set: {reference['name']}, {size}sha256 {reference['sha256'][:16]}…. It is "
+            "taken as it is: its own noise is left out of every interval."
         )
+    samples = dict.fromkeys(
+        (arm["kid"]["pictures"], (arm.get("reference") or {}).get("sample"))
+        for arm in arms
+        if (arm.get("kid") or {}).get("pictures")
+    )
+    for pictures, reference_pictures in samples:
+        other = f" and {reference_pictures:,} of the reference" if reference_pictures else ""
+        yield f"Kernel distance, precision and recall: of {pictures:,} pictures of the arm{other}."
+    if any(arm.get("precision") is not None for arm in arms):
+        yield f"Precision and recall: of the {NEIGHBOURS} nearest neighbours (k = {NEIGHBOURS})."
     if any(arm.get("distance_label") for arm in arms):
-        notes.append(
+        yield (
             "A distance between sets can miss damage that a person sees: read it beside the "
             "paired figures (PSNR, SSIM against the baseline's same-seed picture) and the "
             "per-prompt ones."
         )
-    return notes
+
+
+def _withheld(arms: Sequence[Arm]) -> Iterator[str]:
+    """Each reason for figures that are not shown, once: of what and of which arms."""
+    words = {column.name: column.heading for column in columns(arms)} | _WITHHELD
+    reasons: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for arm in arms:
+        for key, reason in (arm.get("withheld") or {}).items():
+            figures, names = reasons.setdefault(reason, ({}, {}))
+            figures[words.get(key, key)] = names[_name(arm)] = None
+    for reason, (figures, names) in reasons.items():
+        yield f"Not shown: {', '.join(figures)} ({', '.join(names)}): {reason}."
+
+
+def _name(arm: Arm) -> str:
+    return f"{arm['model']} {arm['arm']}"
 
 
 def _cost_notes(summary: dict[str, Any]) -> Iterator[str]:
@@ -112,11 +235,11 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
     )
     return environment.get_template("page.html").render(
         run=summary["run"],
-        tables=_tables(summary["arms"]),
+        parts=parts(summary),
         arms=summary["arms"],
         workers=summary["workers"],
         times=_times(summary["workers"]),
-        notes=[*_notes(summary["arms"]), *_cost_notes(summary)],
+        notes=[*notes(summary["arms"]), *_cost_notes(summary)],
         galleries=[_gallery(run, model.name) for model in run.config.models],
     )
 

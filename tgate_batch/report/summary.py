@@ -8,6 +8,7 @@ from tgate_batch.output import history, layout
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
 from tgate_batch.report import thresholds
+from tgate_batch.report.columns import MACS
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": most["versions"],
         "git": most["git"],
         "made_by": makers,
+        "macs_conventions": MACS,
     }
 
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tgate_batch.metrics.entry import UNKNOWN, Arm
+from tgate_batch.metrics.entry import UNKNOWN, Arm, Column
 from tgate_batch.metrics.entry import Table as TableName
 from tgate_batch.report.columns import columns
+
+_INTERVAL = "[95% CI]"
 
 
 def rows(arms: Sequence[Arm], table: TableName) -> list[list[str]]:
@@ -15,8 +17,9 @@ def rows(arms: Sequence[Arm], table: TableName) -> list[list[str]]:
 
     Columns that no arm has a value in are left out.
     """
+    brief = table == "brief"
     shown = [
-        (column.heading, [column.show(arm) for arm in arms])
+        (_heading(column, arms, brief), [column.show(arm, brief) for arm in arms])
         for column in columns(arms)
         if table in column.tables
     ]
@@ -25,6 +28,24 @@ def rows(arms: Sequence[Arm], table: TableName) -> list[list[str]]:
         [heading for heading, _ in chosen],
         *([cells[row] for _, cells in chosen] for row in range(len(arms))),
     ]
+
+
+def _heading(column: Column, arms: Sequence[Arm], brief: bool) -> str:
+    """The column's word, and that its cells have intervals, where one has."""
+    with_interval = any(column.bounds(arm) is not None for arm in arms)
+    if not with_interval or (brief and not column.change) or column.heading.endswith(_INTERVAL):
+        return column.heading
+    return f"{column.heading} {_INTERVAL}"
+
+
+def comparisons(arms: Sequence[Arm], table: TableName) -> int:
+    """How many changes with an interval a table shows."""
+    return sum(
+        column.bounds(arm) is not None and column.value(arm) is not None
+        for column in columns(arms)
+        if column.change and table in column.tables
+        for arm in arms
+    )
 
 
 def markdown(rows: list[list[str]]) -> str:

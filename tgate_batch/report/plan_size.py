@@ -1,0 +1,58 @@
+"""How many prompts a run needs to show a difference, from a smaller run of its kind."""
+
+from collections.abc import Sequence
+from math import isfinite
+
+from tgate_batch.errors import UserError
+from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.metrics.jackknife import Estimate, prompts_needed
+from tgate_batch.report.columns import columns
+
+
+def plan_size(arms: Sequence[Arm], see: str) -> list[str]:
+    """One line an arm: how many prompts show ``see`` with power 90% at a one-sided 5%.
+
+    ``arms`` are entries of report.json; ``see`` is a figure and a difference in its units, such as
+    ``clip_score_change -0.2``. Raises UserError for an unknown figure, a difference of 0, and where
+    no arm's figure has an interval.
+    """
+    column, difference = _parse(see)
+    if not arms:
+        raise UserError("there are no scores of such an arm; run jobs/score.py first")
+    judged = [arm for arm in arms if not (column.beside_baseline and arm.get("is_baseline"))]
+    lines = [_line(arm, column, difference) for arm in judged if column.bounds(arm) is not None]
+    if not lines:
+        reasons = [column.reason(arm) for arm in judged]
+        reason = next(filter(None, reasons), "it was not measured beside a baseline's")
+        raise UserError(f"{column.name} has no interval to plan from: {reason}")
+    return lines
+
+
+def _line(arm: Arm, column: Column, difference: float) -> str:
+    bounds = column.bounds(arm)
+    assert bounds is not None
+    error = Estimate(bounds["value"], bounds["low"], bounds["high"]).standard_error
+    prompts = (arm.get("prompts_compared") if column.beside_baseline else None) or arm["prompts"]
+    needed = prompts_needed(prompts, error, difference)
+    return (
+        f"{arm['model']} {arm['arm']}: {needed:,} prompts show {column.name} {difference:+g} "
+        f"with power 90% (this run: {prompts:,} prompts, standard error {error:.3g})"
+    )
+
+
+def _parse(see: str) -> tuple[Column, float]:
+    known = {column.name: column for column in columns() if column.interval}
+    try:
+        name, number = see.split()
+        difference = float(number)
+        if not isfinite(difference):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--see {see!r} is not a figure and a difference; give e.g. 'clip_score_change -0.2'"
+        ) from None
+    if name not in known:
+        raise UserError(f"--see: unknown figure {name!r}; one of: {', '.join(known)}")
+    if difference == 0:
+        raise UserError(f"--see {see!r}: no number of prompts shows a difference of 0")
+    return known[name], difference
