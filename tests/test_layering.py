@@ -17,7 +17,7 @@ gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.me
 gate
 config
 metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
-metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.intervals metrics.kid
+metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
 metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
