@@ -115,6 +115,11 @@ def _prompts(run: config.Config, folder: Path) -> Path:
         table = pa.table({"id": ["a", "b"], run.prompts.image_column: [picture()] * 2})
         pq.write_table(table, file)
         return file
+    if file.suffix == ".json":
+        captions = [("a", "a red cat"), ("b", "a blue dog")]
+        rows = [{"id": name, "image_id": 1, "caption": caption} for name, caption in captions]
+        file.write_text(json.dumps({"images": [], "annotations": rows}))
+        return file
     separator = "\t" if file.suffix == ".tsv" else ","
     rows = [("id", "caption"), ("a", "a red cat"), ("b", "a blue dog")]
     file.write_text("".join(separator.join(row) + "\n" for row in rows))

@@ -12,9 +12,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from tgate_batch import config, workflow
-from tgate_batch.output import layout
+from tgate_batch.output import history, layout
+from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 COCO = ROOT.parent / "shared" / "data" / "coco2014_val_30k_captions.csv"
@@ -60,7 +62,7 @@ def finished(tiny, tmp_path_factory):
         "arms": {"baseline": {}, "tgate": {"gate_step": 2}},
         "workers": {"max": 1},
         "score": {"reference": None},
-        "cost": {"usd_per_gpu_hour": 3.6},
+        "cost": {"usd_per_cpu_hour": 3.6},
         "output": str(here / "out"),
     }
     done = job("render", "--config", written(settings, here))
@@ -96,6 +98,17 @@ def test_report_has_an_entry_an_arm_with_stable_keys(finished):
     assert gated["usd_per_1000_images"] == pytest.approx(1000 / rate * 3.6 / 3600)
 
 
+def test_arms_share_the_bill_of_one_worker_from_birth_to_report(finished):
+    report = json.loads((finished[0] / "report" / "report.json").read_text())
+    bill, (entry,) = report["run"]["bill"], history.read(Folder(str(finished[0])))
+    assert bill["usd"] == pytest.approx(bill["wall_seconds"] * 3.6 / 3600)
+    assert bill["wall_seconds"] <= entry["seconds"]
+    shares = [arm["usd_per_1000_images_billed"] / 1000 * 6 for arm in report["arms"]]
+    assert sum(shares) == pytest.approx(bill["usd"])
+    for arm in report["arms"]:
+        assert arm["usd_per_1000_images_billed"] > arm["usd_per_1000_images"]
+
+
 def test_prompts_are_escaped_on_the_page(finished):
     page = (finished[0] / "report" / "index.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -109,7 +122,7 @@ def test_prompt_id_never_becomes_a_path(finished):
 
 
 def test_history_says_who_made_it(finished):
-    (entry,) = map(json.loads, (finished[0] / layout.HISTORY).read_text().splitlines())
+    (entry,) = history.read(Folder(str(finished[0])))
     assert entry["command"][0] == "jobs/render.py"
     assert entry["versions"]["diffusers"]
     assert (entry["device"], entry["exit_code"]) == ("CPU", 0)
@@ -149,10 +162,76 @@ def test_killed_run_resumes_at_the_first_missing_shard(finished, tmp_path, execu
         assert pq.read_metadata(path).num_rows == 1
     resumed = config.load(file, [f"output={cut}", "workers.executor=local"])
     assert workflow.render(resumed) == 0
+    killed, whole_one = history.read(Folder(str(cut)))
+    assert (killed["killed"], whole_one["killed"], whole_one["workers"]) == (True, False, 1)
+    assert killed["seconds"] > 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     for arm in ("baseline", "tgate"):
         assert pictures(cut, arm) == pictures(whole, arm)
     assert not list(cut.rglob(".tmp-*"))
+
+
+TOY = """
+import time
+import numpy as np
+
+class Toy:
+    name, dimensions, label, note, sha256 = "toy", 3, "FD-toy", None, "0"
+
+    def __init__(self, path=None, device="cpu"):
+        pass
+
+    def __call__(self, images):
+        time.sleep(0.1)
+        return np.array([np.asarray(image).mean(axis=(0, 1)) for image in images], np.float32)
+"""
+
+
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, monkeypatch, executor):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "toy_extractor.py").write_text(TOY)
+    (tmp_path / "pictures").mkdir()
+    for number in range(800):
+        colour = (number % 256, number // 256, 7)
+        picture = Image.new("RGB", (4, 4), colour)
+        picture.putpixel((0, 0), (255, 255, 255))
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    settings = {
+        "models": ["demo"],
+        "prompts": {"path": "captions.txt"},
+        "arms": {"baseline": {}},
+        "workers": {"executor": "local"},
+        "score": {"extractor": "toy_extractor:Toy", "reference": str(tmp_path / "whole.npz")},
+        "output": str(tmp_path / "out"),
+    }
+    options = ["--config", str(written(settings, tmp_path)), "--from", str(tmp_path / "pictures")]
+    done = job("reference", *options)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole.npz"
+    assert done.stdout.splitlines()[-2:] == [
+        "reference: 800 of 800 pictures",
+        f"{whole}: toy features of 800 pictures",
+    ]
+    cut = tmp_path / "cut.npz"
+    options += ["--to", str(cut), "--set", f"workers.executor={executor}"]
+    with subprocess.Popen(
+        [sys.executable, "jobs/reference.py", *options],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        while driver.poll() is None and not list(tmp_path.rglob("part-*.parquet")):
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    before = len(list(tmp_path.rglob("part-*.parquet")))
+    assert 1 <= before < 4
+    assert not cut.exists()
+    monkeypatch.syspath_prepend(tmp_path)
+    resumed = config.load(tmp_path / "run.yaml", [f"score.reference={cut}"])
+    assert workflow.reference(resumed, str(tmp_path / "pictures")) == 0
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not Path(layout.parts(str(cut))).exists()
 
 
 @pytest.mark.parametrize(
@@ -217,6 +296,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "10 prompts in 3 shards" in said
     assert "sd15 tgate: 10 images" in said
     assert "estimate:" in said
+    assert "no price given (cost.usd_per_cpu_hour)" in said
     assert not Path(settings["output"]).exists()
 
 

@@ -16,8 +16,9 @@ storage
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate
 config
-metrics.weights metrics.entry metrics.broken metrics.features metrics.frechet metrics.reservoir
-metrics.jackknife metrics.moments metrics.intervals metrics.kid metrics.precision_recall
+metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
+metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
+metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
 demo demo.pictures demo.accuracy
@@ -26,16 +27,17 @@ models.catalogue models.checkpoint models.fingerprint models.engine models.runne
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
 render.time_sheet render.codec render.shard render
-output.layout output.ledger output.claim output.parquet output.frozen output.card output.run
-output.history output
-score.metrics score.reference score.measure score.measurements score.figures score
+output.layout output.ledger output.history output.claim output.parquet output.frozen output.card
+output.run output
+score.metrics score.sources score.reference score.reference_file score.measure score.sums
+score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.plan_size report.table report.summary report.page report
-execute.plugins execute.task execute.pool execute.worker execute.local execute.ray execute.progress
-execute.again execute
+execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local execute.ray
+execute.progress execute.reference execute.scoring execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.statistics bench.coverage bench
+bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

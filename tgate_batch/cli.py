@@ -10,6 +10,7 @@ from tgate_batch import config
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
+from tgate_batch.output import history
 from tgate_batch.storage import without_credentials
 
 
@@ -48,6 +49,7 @@ def read_config(arguments: argparse.Namespace) -> Config:
 def main(job: Callable[[], int | None]) -> None:
     """Runs a job: user errors are one line on stderr and exit code 2, Ctrl-C is 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    history.whole_process = True
     try:
         code = job()
     except UserError as error:

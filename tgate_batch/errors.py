@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The jobs print it without a traceback and exit with code 2.
     """
+
+
+class DeviceLost(RuntimeError):
+    """The device is in an error state that only a fresh process leaves."""

@@ -9,11 +9,15 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line of the prompt set: a stable unique id and what to draw."""
+    """One line of the prompt set: a stable unique id and what to draw.
+
+    ``category`` decides nothing of the picture: figures may be broken down by it.
+    """
 
     id: str
     text: str
     image: bytes | None = None  # the conditioning picture of image-to-video models
+    category: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -38,6 +38,21 @@ class Folder:
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
         self._filesystem, self._base = self._resolve()
         self.local = isinstance(self._filesystem, fs.LocalFileSystem)
+
+    @classmethod
+    def of_file(cls, uri: str) -> tuple["Folder", str]:
+        """The folder of a file's path or URI, and the file's name in it. Raises as Folder does."""
+        scheme, mark, path = uri.rpartition("://")
+        path, *query = path.split("?", 1) if mark else [path]
+        parent, slash, name = path.rpartition("/")
+        if mark and not slash:
+            return cls(uri), ""  # a bucket
+        return cls("?".join([scheme + mark + parent + slash or ".", *query])), name
+
+    def within(self, name: str) -> "Folder":
+        """A folder inside this one."""
+        where, *query = self.uri.split("?", 1) if "://" in self.uri else [self.uri]
+        return Folder("?".join([f"{where.rstrip('/')}/{name}", *query]))
 
     def _resolve(self) -> tuple[fs.FileSystem, str]:
         if "://" not in self.uri:
@@ -69,13 +84,26 @@ class Folder:
 
     def sizes(self, under: str) -> list[tuple[str, int]]:
         """Name and bytes of every finished file below ``under``, sorted. One listing."""
+        return [(name, size) for name, size, _ in self.stamps(under)]
+
+    def stamps(self, under: str) -> list[tuple[str, int, int | None]]:
+        """As ``sizes``, with the time of the last change in ns (None: the store keeps none)."""
         selector = fs.FileSelector(self.path(under), recursive=True, allow_not_found=True)
         base = self._base.rstrip("/") + "/"
         return sorted(
-            (info.path.removeprefix(base), info.size)
+            (info.path.removeprefix(base), info.size, info.mtime_ns)
             for info in self._filesystem.get_file_info(selector)
             if info.is_file and _TEMPORARY not in info.path
         )
+
+    def stamps_of(self, names: Sequence[str]) -> list[tuple[str, int, int | None]]:
+        """Name, bytes and time of these files, in their order, without those that are missing."""
+        found = self._filesystem.get_file_info([self.path(name) for name in names])
+        return [
+            (name, info.size, info.mtime_ns)
+            for name, info in zip(names, found, strict=True)
+            if info.is_file
+        ]
 
     def open(self, name: str) -> NativeFile:
         """Opens a finished file for random reading."""
@@ -150,6 +178,11 @@ class Folder:
         """Removes every finished file below ``under``."""
         for name in self.names(under):
             self.delete(name)
+
+    def remove(self, under: str) -> None:
+        """Removes a folder with everything in it; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_dir(self.path(under))
 
     def check_writable(self) -> None:
         """Raises UserError unless a file can be made here; leaves nothing behind."""

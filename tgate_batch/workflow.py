@@ -2,16 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
+from tgate_batch.execute.on_demand import OnDemand
 from tgate_batch.execute.pool import GiveUp, Pool
 from tgate_batch.execute.task import MeasureTask, RenderTask, Task
-from tgate_batch.output import card, history, layout
+from tgate_batch.metrics.cost import Devices
+from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
 from tgate_batch.output.run import Pending, Prepared, Run
@@ -43,8 +45,8 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
 
     run = prepare(config, replace_stale)
     finished = runs.finished(run)
-    device = "GPU" if config.workers.gpus_each else "CPU"
-    rate = _ASSUMED_MACS_PER_SECOND[device]
+    devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
+    rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
     total = 0.0
     for model, name, arm in run.pairs():
@@ -55,19 +57,18 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
             f"  {model.name} {name}: {run.images_per_arm} images, "
             f"{each / 1e9:,.1f} G MACs an image, {done} of {len(run.shards)} shards done"
         )
-    hours = total / rate / 3600
-    price = config.cost.usd_per_gpu_hour
-    cost = "no price given (cost.usd_per_gpu_hour)" if price is None else f"${hours * price:,.2f}"
+    usd = devices.usd(total / rate)
+    cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
     print(
-        f"estimate: {hours:,.2f} {device} hours at {rate / 1e12:g} T MACs/s, {cost}; "
-        "a run measures both"
+        f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
+        f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
     )
     return DONE
 
 
 def render(config: Config, replace_stale: bool = False) -> int:
     """Renders what is missing, then scores and reports."""
-    _check_output_of_job(config)
+    _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
     with _working(run) as entry:
         runs.begin(run)
@@ -77,13 +78,14 @@ def render(config: Config, replace_stale: bool = False) -> int:
         if first is None:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
-            problems = measure_pending(run, measurements)
+            problems, damaged = _measured_and_concluded(run, measurements, entry)
         else:
-            with open_executor(run.config, run.folder, first) as executor:
+            with open_executor(run.config, run.folder, first, entry.held) as executor:
                 entry["device"] = _render_pending(run, pending, executor, replace_stale)
                 problems = measure_pending(run, measurements, executor)
+                damaged = _conclude(run, measurements, problems, executor)
         card.write(run.folder)
-        entry["exit_code"] = _score(run, measurements, problems)
+        entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
 
 
@@ -92,9 +94,23 @@ def score(config: Config) -> int:
     run = _reopened(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
-        problems = measure_pending(run, measurements)
-        entry["exit_code"] = _score(run, measurements, problems)
+        problems, damaged = _measured_and_concluded(run, measurements, entry)
+        entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
+
+
+def reference(config: Config, source: str, to: str | None = None) -> int:
+    """Makes the reference's file of every extractor of the config, of the pictures in ``source``.
+
+    ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
+    """
+    from tgate_batch.execute.reference import made, targets
+
+    _check_executor(config)
+    makings = targets(config, source, to)
+    _check_place_of_job("reference", to or str(config.score.reference), "--to")
+    made(makings, lambda folder: open_executor(config, folder))
+    return DONE
 
 
 def report(config: Config) -> int:
@@ -121,37 +137,50 @@ def verify(output: str, again: int) -> int:
     return 0 if found and len(alike) == len(found) else 1
 
 
-def open_executor(config: Config, folder: Any, first: Model | None = None) -> Any:
-    """The executor that the config names, with its first worker on its way."""
+def open_executor(
+    config: Config,
+    folder: Any,
+    first: Model | None = None,
+    held: Callable[[int], None] = lambda workers: None,
+) -> Any:
+    """The executor that the config names, with its first worker on its way.
+
+    ``held`` is told how many workers it holds.
+    """
     module, executor = EXECUTORS[config.workers.executor]
-    return getattr(import_module(module), executor)(config, folder, first)
+    return getattr(import_module(module), executor)(config, folder, first, held=held)
 
 
 @contextmanager
-def _working(run: Run) -> Iterator[dict[str, Any]]:
+def _working(run: Run) -> Iterator[history.Invocation]:
     """Owns the folder and records the invocation for the length of the block."""
-    with claimed(run.folder), history.recorded(run.folder) as entry:
+    entry = history.Invocation(run.config.workers)
+    with claimed(run.folder, entry.so_far), history.recorded(run.folder, entry):
         yield entry
 
 
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
-    if config.workers.executor not in EXECUTORS:
-        raise UserError(
-            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
-            f"{', '.join(EXECUTORS)}"
-        )
+    _check_executor(config)
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
 
 
-def _check_output_of_job(config: Config) -> None:
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and "://" not in config.output and not os.path.isabs(config.output):
+def _check_executor(config: Config) -> None:
+    if config.workers.executor not in EXECUTORS:
         raise UserError(
-            f"output {config.output!r} is relative, and a submitted job runs in a temporary "
-            "folder: give --output an absolute path or a URI"
+            f"workers.executor: unknown executor {config.workers.executor!r}; one of: "
+            f"{', '.join(EXECUTORS)}"
+        )
+
+
+def _check_place_of_job(what: str, where: str, option: str) -> None:
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside_job and "://" not in where and not os.path.isabs(where):
+        raise UserError(
+            f"{what} {where!r} is relative, and a submitted job runs in a temporary folder: give "
+            f"{option} an absolute path or a URI"
         )
 
 
@@ -212,21 +241,22 @@ def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
                 yield RenderTask(model, shard, identities)
 
 
-def measure_pending(run: Run, measurements: Measurements, executor: Any = None) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once.
+def _measured_and_concluded(
+    run: Run, measurements: Measurements, entry: history.Invocation
+) -> tuple[dict[str, None], bool]:
+    """Measures and adds up what is missing; opens an executor if it takes one."""
+    with OnDemand(lambda: open_executor(run.config, run.folder, held=entry.held)) as executor:
+        problems = measure_pending(run, measurements, executor)
+        return problems, _conclude(run, measurements, problems, executor)
 
-    Without an executor it opens one, if there is anything to measure.
-    """
-    problems = dict.fromkeys(measurements.problems)
+
+def measure_pending(run: Run, measurements: Measurements, executor: Any) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once."""
     tasks = [
         MeasureTask(model, order) for model, order in orders(run, measurements, runs.finished(run))
     ]
-    if not tasks:
-        return problems
-    if executor is None:
-        with open_executor(run.config, run.folder) as executor:
-            return problems | _measure(run, tasks, executor)
-    return problems | _measure(run, tasks, executor)
+    problems = dict.fromkeys(measurements.problems)
+    return problems | _measure(run, tasks, executor) if tasks else problems
 
 
 def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
@@ -243,25 +273,48 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
     return problems
 
 
-def _score(run: Run, measurements: Measurements, problems: dict[str, None]) -> int:
-    """Puts the figures together and reports; returns the exit code."""
-    from tgate_batch.score import figures
+def _conclude(
+    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any
+) -> bool:
+    """Adds the measurements up and writes the scores; returns whether some were damaged.
 
-    reference = None
-    try:
-        reference = figures.reference(run, measurements.extractor)
-    except UserError as error:
-        problems[str(error)] = None
+    What could not be done joins the problems.
+    """
+    from tgate_batch.execute.reference import prepared_reference
+    from tgate_batch.execute.scoring import concluded
+    from tgate_batch.score.scoring import conclude_orders, write_scores
+
+    references = {}
+    for name, extractor in measurements.extractors.items():
+        try:
+            held = prepared_reference(run, name, extractor, executor)
+        except UserError as error:
+            problems[str(error)] = None
+        else:
+            if held is not None:
+                references[extractor.name] = held
+    by = run.config.score.by
+    if by is not None and frozen.frozen_by(run.ledger) != by:
+        problems[
+            f"score.by: the output's prompts do not hold the column {by!r}; run jobs/render.py "
+            "again, which freezes it"
+        ] = None
+        by = None
+    orders = list(conclude_orders(run, measurements, references, by))
+    found = concluded(run, orders, problems, executor)
+    write_scores(run, measurements, references, found)
+    for one in found.values():
+        problems |= dict.fromkeys(one.problems)
+        for name in one.damaged:
+            print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+    return any(one.damaged for one in found.values())
+
+
+def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
+    """Says what is wrong and reports; returns the exit code."""
     for problem in problems:
         print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
-    damaged = [
-        name
-        for model in run.config.models
-        for name in figures.score_model(run, measurements, reference, model.name)
-    ]
-    for name in damaged:
-        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
-    missing = _say_missing(run) or bool(damaged)
+    missing = _say_missing(run) or damaged
     outside = _report(run)
     if problems:
         return UNUSABLE

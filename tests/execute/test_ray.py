@@ -109,13 +109,15 @@ def test_killed_worker_costs_nothing_but_time_and_two_fill_the_gaps(rendered, tm
     for arm, shard in gaps:
         os.remove(here / layout.shard_file(layout.images("sd15", arm), shard))
     run = begun(settings, workers={"min": 2, "max": 2}, output=str(here))
-    receipts = []
-    with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
+    receipts, held = [], []
+    first = run.config.models[0]
+    with RayExecutor(run.config, run.folder, first, held=held.append) as executor:
         for receipt in rendered_by(executor, run):
             receipts.append((receipt.arm, receipt.shard))
             if len(receipts) == 1:
                 os.kill(executor.pids()[0], signal.SIGKILL)
         assert executor.deaths == 1
+    assert max(held) == min(2, os.cpu_count())
     assert sorted(receipts) == gaps
     for arm in ("baseline", "tgate"):
         assert pictures(here, arm) == pictures(settings["output"], arm)

@@ -201,12 +201,18 @@ def test_an_extractor_of_ones_own_is_named_by_module_and_class():
 def test_an_unknown_extractor_says_so_in_one_line(name):
     for look in (load_extractor, check_extractor):
         with pytest.raises(UserError, match="extractor") as caught:
-            look(name)
+            look(name, None)
         assert "\n" not in str(caught.value)
 
 
 def test_known_extractors_are_known_without_their_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert known_extractors() == ("inception", "efficientnet-lite0")
+    assert known_extractors() == ("inception", "efficientnet-lite0", "dinov2", "cmmd")
     for name in (*known_extractors(), f"{__name__}:MeanColour"):
-        check_extractor(name)
+        check_extractor(name, "some/folder")
+
+
+@pytest.mark.parametrize("name", ["dinov2", "cmmd"])
+def test_extractor_that_keeps_no_weights_is_refused_without_any(name):
+    with pytest.raises(UserError, match=rf"give a checkpoint's folder as score.weights.{name}"):
+        check_extractor(name, None)

@@ -1,54 +1,51 @@
+import numpy as np
 import pytest
 
-from tgate_batch.metrics.throughput import throughput
+from tgate_batch.metrics.throughput import Batches, histogram, quantile
 
 
-def batch(name, size, seconds, warm_up=False, **stages):
-    row = {"batch": name, "batch_size": size, "batch_seconds": seconds, "warm_up": warm_up}
-    return [{**row, **stages} for _ in range(size)]
+def batches(batch, seconds, warm_up=None):
+    seconds = np.array(seconds, float)
+    warm_up = np.zeros(len(batch), bool) if warm_up is None else np.array(warm_up)
+    return Batches.of(np.array(batch), seconds, 0.9 * seconds, 0.1 * seconds, warm_up)
 
 
-def test_four_images_in_two_seconds_are_two_a_second():
-    assert throughput(batch("a", 4, 2.0)).images_per_second_per_worker == 2.0
+def test_rows_of_one_batch_count_its_seconds_once():
+    found = batches([0, 0, 0, 1], [3, 3, 3, 1])
+    assert found.images.tolist() == [3, 1]
+    assert found.seconds.tolist() == [3, 1]
+    assert found.first_row.tolist() == [0, 3]
 
 
-def test_rows_of_one_batch_count_once():
-    measured = throughput(batch("a", 4, 2.0) + batch("b", 4, 6.0))
-    assert (measured.images, measured.batches) == (8, 2)
-    assert measured.images_per_second_per_worker == 1.0
+def test_row_that_was_not_delivered_is_no_image_of_its_batch():
+    assert batches([0, -1, 0], [2, np.nan, 2]).images.tolist() == [2]
 
 
-def test_the_warm_up_batch_is_left_out():
-    measured = throughput(batch("first", 4, 100.0, warm_up=True) + batch("a", 4, 2.0))
-    assert measured.images_per_second_per_worker == 2.0
-    assert measured.batch_seconds_p95 == 2.0
+def test_rows_without_a_batch_are_none():
+    assert len(batches([-1, -1], [np.nan, np.nan]).seconds) == 0
 
 
-def test_a_run_of_warm_ups_alone_measured_nothing():
-    assert throughput(batch("first", 4, 100.0, warm_up=True)) is None
+def test_batches_stand_in_the_order_of_their_rows():
+    found = batches([5, 5, 2, 2], [1, 1, 4, 4], [True, True, False, False])
+    assert found.seconds.tolist() == [1, 4]
+    assert found.warm_up.tolist() == [True, False]
 
 
-def test_rows_of_failed_prompts_carry_no_time_and_are_passed_over():
-    failed = {"batch": None, "batch_size": None, "batch_seconds": None, "warm_up": None}
-    assert throughput([failed, *batch("a", 2, 1.0)]).images == 2
-    assert throughput([failed]) is None
+def test_quantile_of_a_histogram_is_within_a_seventh_of_a_percent():
+    seconds = np.array([0.5] * 94 + [7.0] * 6)
+    counts = histogram(seconds)
+    assert quantile(counts, 0.5) == pytest.approx(0.5, rel=0.0014)
+    assert quantile(counts, 0.95) == pytest.approx(7, rel=0.0014)
 
 
-def test_percentiles_are_over_batches():
-    rows = [row for n in range(1, 102) for row in batch(str(n), 1, float(n))]
-    measured = throughput(rows)
-    assert measured.batch_seconds_p50 == 51.0
-    assert measured.batch_seconds_p95 == 96.0
+def test_histograms_add_up():
+    a, b = np.array([0.1, 0.2]), np.array([0.3, 4000.0])
+    assert (histogram(a) + histogram(b) == histogram(np.concatenate([a, b]))).all()
 
 
-def test_stages_split_the_seconds_of_an_image():
-    measured = throughput(
-        batch("a", 4, 2.0, denoise_seconds=1.6, decode_seconds=0.4, encode_seconds=0.01)
-    )
-    assert measured.denoise_seconds_per_image == pytest.approx(0.4)
-    assert measured.decode_seconds_per_image == pytest.approx(0.1)
-    assert measured.encode_seconds_per_image == pytest.approx(0.01)
+def test_histogram_takes_any_number_of_seconds():
+    assert histogram(np.array([0.0, 1e-9, 1e9])).sum() == 3
 
 
-def test_a_stage_that_was_not_measured_is_unknown():
-    assert throughput(batch("a", 4, 2.0)).decode_seconds_per_image is None
+def test_no_batch_has_no_quantile():
+    assert quantile(histogram(np.empty(0)), 0.5) is None

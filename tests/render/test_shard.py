@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from tgate_batch.config import Arm, Images, Model, ResolvedSampling, Sampling
+from tgate_batch.errors import DeviceLost
 from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt, Shard, image_seed
-from tgate_batch.render.shard import DeviceLost, Renderer
+from tgate_batch.render.shard import Renderer
 
 PROMPTS = tuple(Prompt(f"p{i}", f"a picture of number {i}") for i in range(6))
 BASELINE, TGATE = Arm(), Arm(gate_step=2, sp_interval=2)

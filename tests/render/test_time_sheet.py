@@ -20,6 +20,12 @@ def test_gpu_that_two_workers_share_is_counted_once():
     assert together(pair)["joules"] == 45
 
 
+def test_gpu_that_workers_use_one_after_the_other_is_counted_for_each():
+    runs = [(100.0, 130.0), (120.0, 150.0), (500.0, 510.0)]
+    each = [worker(1, "GPU-a", end - start) | {"counted": (start, end)} for start, end in runs]
+    assert together(each)["joules"] == 60
+
+
 def test_no_workers_and_no_gpu_have_nothing_to_tell():
     assert together([]) is None
     assert together([worker(1)])["joules"] is None

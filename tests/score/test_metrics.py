@@ -82,7 +82,10 @@ def test_run_without_a_baseline_compares_with_none():
         ({"weights": {"lpips": "no.pth"}}, "weights.lpips: no.pth does not exist; give AlexNet's"),
         ({"lpips": "no.pth"}, "weights.lpips: no.pth does not exist"),
         ({"weights": {"extractor": "no.pth"}}, "weights.extractor: no.pth does not exist"),
-        ({"reference": "no.npz"}, "score.reference: no.npz does not exist; give statistics"),
+        (
+            {"reference": "no.npz"},
+            "score.reference: no.npz does not exist; make it with jobs/reference.py",
+        ),
         ({"extractor": "incepton"}, "unknown extractor 'incepton'"),
     ],
 )
@@ -110,14 +113,14 @@ def test_what_cannot_be_loaded_is_a_problem_and_the_others_are_loaded(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK")
     score = Score(reference="drawn", weights={"lpips": str(tmp_path / "cut.pth")})
     loaded = metrics.load_metrics(score, True, "cpu")
-    assert loaded.extractor.name == "efficientnet-lite0"
+    assert [extractor.name for extractor in loaded.extractors] == ["efficientnet-lite0"]
     assert [metric.name for metric, _ in loaded.measures] == ["psnr", "ssim", "prompt_accuracy"]
     (problem,) = loaded.problems
     assert "cut.pth cannot be read" in problem
 
 
 def test_run_without_a_reference_loads_no_extractor():
-    assert metrics.load_metrics(Score(extractor=("inception",)), True, "cpu").extractor is None
+    assert metrics.load_metrics(Score(extractor=("inception",)), True, "cpu").extractors == ()
 
 
 def test_metric_of_ones_own_is_checked_loaded_and_measures(toy):

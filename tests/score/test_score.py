@@ -16,6 +16,7 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 
 from tgate_batch import config, workflow
 from tgate_batch.demo import pictures
+from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
@@ -45,7 +46,8 @@ def finished(tmp_path_factory):
     for plan in run.shards:
         for arm in run.config.arms:
             draw(run, arm, plan)
-    workflow.measure_pending(run, Measurements.of(run))
+    with LocalExecutor(run.config, run.folder) as executor:
+        workflow.measure_pending(run, Measurements.of(run), executor)
     return run
 
 

@@ -6,6 +6,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,8 +16,9 @@ import torch
 from PIL import Image
 
 from tgate_batch.metrics.features import INCEPTION_FILE, Inception
-from tgate_batch.metrics.frechet import Statistics, frechet_distance
-from tgate_batch.score.reference import load_reference
+from tgate_batch.metrics.frechet import Statistics, frechet_distance, stream
+from tgate_batch.score.reference_file import decoded
+from tgate_batch.score.sources import Named, source
 
 # VmHWM, since a child's ru_maxrss starts at its parent's.
 _MEMORY = """
@@ -143,8 +146,15 @@ def report(images: int = 1000) -> dict[str, float]:
 def main() -> None:
     """Prints the distance of two folders of pictures on the weights in the torch hub folder."""
     extractor = Inception()
-    a, b = (load_reference(path, extractor, keep=0).statistics for path in sys.argv[1:3])
+    a, b = (
+        stream(map(extractor, decoded(pictures(path), batch_size=50))) for path in sys.argv[1:3]
+    )
     print(frechet_distance(a, b))
+
+
+def pictures(path: str) -> Iterator[Named]:
+    """All pictures of a folder, name and bytes."""
+    return chain.from_iterable(part.pictures() for part in source(path).parts)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import UserError
+from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send
 from tgate_batch.execute.task import Task
 from tgate_batch.execute.worker import Worker
@@ -24,9 +24,14 @@ class LocalExecutor:
         folder: Folder,
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
+        held: Callable[[int], None] = lambda workers: None,
     ):
-        """Takes the same arguments as every executor; ``first`` is loaded when it is needed."""
+        """Takes the same arguments as every executor; ``first`` is loaded when it is needed.
+
+        ``held`` is told how many workers the executor holds.
+        """
         self._worker = Worker(config, folder, open_runner)
+        held(1)
 
     def __enter__(self) -> "LocalExecutor":
         return self
@@ -55,8 +60,6 @@ class LocalExecutor:
                     pool.joined(_NAME)  # there is no other worker to turn to
 
     def _carry_out(self, pool: Pool, task: Task) -> Iterator[Any]:
-        from tgate_batch.render.shard import DeviceLost
-
         try:
             for piece in getattr(self._worker, task.action)(task.order()):
                 if pool.delivered(_NAME, task, piece):

@@ -90,6 +90,28 @@ class RunProgress:
         sys.stdout.flush()
 
 
+class PictureProgress:
+    """Counts pictures; prints a line every few seconds, and one at the end."""
+
+    def __init__(self, what: str, total: int, done: int):
+        """``done`` pictures stood finished before."""
+        self._what, self._total, self._done = what, total, done
+        self._last, self._said = time.monotonic(), -1
+
+    def add(self, pictures: int) -> None:
+        """Takes some more pictures into account."""
+        self._done += pictures
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self.say()
+
+    def say(self) -> None:
+        """Prints the line now, unless the last one said the same."""
+        if self._done == self._said:
+            return
+        self._last, self._said = time.monotonic(), self._done
+        print(f"{self._what}: {self._done:,} of {self._total:,} pictures", flush=True)
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 
 from tgate_batch.config import Config, Model, Workers
-from tgate_batch.errors import UserError
+from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
 from tgate_batch.execute.task import LIVES, Task
 from tgate_batch.execute.worker import Worker
@@ -27,16 +27,20 @@ _POLL_SECONDS = 1.0
 _ROOM_SECONDS = 2.0  # between questions about the cluster's size
 
 
-def start() -> None:
-    """Joins the cluster that is there (``RAY_ADDRESS``, a job), else starts a local one."""
+def start() -> bool:
+    """Joins the cluster that is there (``RAY_ADDRESS``, a job), else starts a local one.
+
+    Returns False where that was done before.
+    """
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_ADDRESS" not in os.environ:
         # Ray would keep a local cluster's token in the home folder, and every `ray start` after
         # that would ask for it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    return True
 
 
 def inside_job() -> bool:
@@ -48,8 +52,6 @@ class _RayWorker(Worker):
     """A worker in an actor: where its device is lost, its process ends, and a fresh one goes on."""
 
     def render(self, order: Any) -> Iterator[Any]:
-        from tgate_batch.render.shard import DeviceLost
-
         try:
             yield from super().render(order)
         except DeviceLost:
@@ -78,14 +80,17 @@ class RayExecutor:
         folder: Folder,
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
+        held: Callable[[int], None] = lambda workers: None,
     ):
-        """The first worker starts at once, with the model ``first``.
+        """The first worker starts at once, with the model ``first``. ``held`` is told how many
+        workers there are: those asked for, as far as the cluster has room.
 
         Raises UserError where no worker could ever start.
         """
-        start()
+        self._started_ray = start()
         self._limits = config.workers
         self._first = first
+        self._held = held
         self._arguments = (config, folder, open_runner)
         self._seats: dict[str, _Seat] = {}
         self._started = 0
@@ -99,6 +104,7 @@ class RayExecutor:
         )
         _check_resources(self._limits)
         self._open()
+        held(1)
 
     def __enter__(self) -> "RayExecutor":
         return self
@@ -106,6 +112,8 @@ class RayExecutor:
     def __exit__(self, *_: object) -> None:
         for name in list(self._seats):
             self._close(name)
+        if self._started_ray:
+            ray.shutdown()
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads a model in one worker, and returns the fingerprint of its files.
@@ -161,6 +169,7 @@ class RayExecutor:
         wanted = workers_wanted(self._limits, self._room(), pool.left)
         while len(self._seats) < wanted:
             self._open()
+        self._held(min(len(self._seats), max(1, self._room())))
         idle = [name for name, seat in self._seats.items() if not seat.streams]
         for name in idle[: max(0, len(self._seats) - max(wanted, self._limits.min))]:
             pool.left_by(name)

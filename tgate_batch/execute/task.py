@@ -11,7 +11,10 @@ from typing import Any
 
 from tgate_batch.config import Model
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.score.figures import ConcludeOrder
 from tgate_batch.score.measure import MeasureOrder
+from tgate_batch.score.reduce import ReduceOrder
+from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
 
@@ -149,4 +152,50 @@ class MeasureTask(Task):
         return f"shard {self.wanted.shard.index} of {self.model.name}"
 
     def order(self) -> MeasureOrder:
+        return self.wanted
+
+
+@dataclass(eq=False)
+class ReduceTask(Task):
+    """Adds up a full chunk of an arm's measurements."""
+
+    wanted: ReduceOrder
+
+    action = "reduce"
+
+    def __str__(self) -> str:
+        source = self.wanted.source
+        return f"the sums of {source.model} {source.arm}, part {self.wanted.chunk.index}"
+
+    def order(self) -> ReduceOrder:
+        return self.wanted
+
+
+@dataclass(eq=False)
+class ConcludeTask(Task):
+    """Brings an arm's sums down to figures."""
+
+    wanted: ConcludeOrder
+
+    action = "conclude"
+
+    def __str__(self) -> str:
+        return f"the figures of {' '.join(self.wanted.key)}"
+
+    def order(self) -> ConcludeOrder:
+        return self.wanted
+
+
+@dataclass(eq=False)
+class ReferenceTask(Task):
+    """Extracts the features of one part of a reference's pictures."""
+
+    wanted: ReferenceOrder
+
+    action = "reference"
+
+    def __str__(self) -> str:
+        return f"part {self.wanted.number} of reference {self.wanted.source}"
+
+    def order(self) -> ReferenceOrder:
         return self.wanted

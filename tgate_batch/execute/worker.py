@@ -6,20 +6,29 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tgate_batch.config import Config, Model
+from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
+from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.models import catalogue
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
 from tgate_batch.records import ImageRecord, Receipt, Shard
 from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
+from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
+from tgate_batch.score.reduce import ReduceOrder, reduce
+from tgate_batch.score.reference import load_reference
+from tgate_batch.score.reference_file import ReferenceOrder, write_part
 from tgate_batch.storage import Folder
 
 
@@ -43,6 +52,8 @@ class Worker:
         self._device_name, self._energy = "CPU", Energy(None)
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
+        self._references: dict[tuple[str, str], Beside] = {}
+        self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
@@ -105,6 +116,62 @@ class Worker:
             found = measure(self._folder, order, self._metrics)
         yield found
 
+    def reduce(self, order: ReduceOrder) -> Iterator[list[str]]:
+        """Adds a chunk of measurements up; yields the names of those that were damaged."""
+        with self._device:
+            self._renderer = None  # makes room for the sums
+            found = reduce(self._folder, order)
+        yield found
+
+    def conclude(self, order: ConcludeOrder) -> Iterator[Conclusion]:
+        """Brings an arm's sums down to figures; yields them.
+
+        Raises UserError where a reference cannot be read.
+        """
+        with self._device:
+            self._renderer = None
+            beside = {facts.name: self._reference(facts, order) for facts in order.extractors}
+            known = {name: found for name, found in beside.items() if found is not None}
+            found = conclude(self._folder, order, known)
+        yield found
+
+    def _reference(self, facts: Facts, order: ConcludeOrder) -> Beside | None:
+        """What pictures are compared with under an extractor, read once."""
+        if facts.name not in order.references:
+            return None
+        file, sha256 = order.references[facts.name]
+        if (facts.name, sha256) not in self._references:
+            self._references[facts.name, sha256] = Beside(load_reference(file, facts))
+        return self._references[facts.name, sha256]
+
+    def reference(self, order: ReferenceOrder) -> Iterator[int]:
+        """Extracts one part of a reference, and writes its file; yields how much it held.
+
+        While one call reads, another may compute. Raises UserError where a picture cannot be read,
+        or this worker has other weights than the driver.
+        """
+
+        def extract(images: Sequence[Image.Image]) -> np.ndarray:
+            with self._device:
+                return self._loaded_extractor(order)(images)
+
+        write_part(order, extract)
+        yield len(order.part)
+
+    def _loaded_extractor(self, order: ReferenceOrder) -> Extractor:
+        if self._extractor is None or self._extractor[0] != order.extractor:
+            self._renderer = None  # makes room
+            limit_threads(self._config)
+            device = _available(device_of(self._config))
+            loaded = load_extractor(order.extractor, order.weights, device)
+            if loaded.sha256 != order.sha256:
+                raise UserError(
+                    f"extractor {order.extractor} has other weights on {socket.gethostname()} "
+                    f"({loaded.sha256[:8]}) than where the job was started ({order.sha256[:8]})"
+                )
+            self._extractor = (order.extractor, loaded)
+        return self._extractor[1]
+
     def _write(
         self,
         model: str,
@@ -121,6 +188,7 @@ class Worker:
             "device": self._device_name,
             "gpu": self._energy.gpu,
             "joules": self._energy.joules(),
+            "counted": self._energy.counted(),
             "seconds": self._times.summary(),
         }
         self._folder.write(layout.worker(self._name), json.dumps(summary))

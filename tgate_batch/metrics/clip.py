@@ -1,6 +1,5 @@
 """How well a picture fits its prompt, by CLIP (Hessel et al. 2021, arXiv:2104.08718)."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Column, Measure, PictureMetric
-from tgate_batch.metrics.weights import file_sha256
+from tgate_batch.metrics.weights import folder_sha256
 
 _PICTURES_AT_ONCE = 32
 _READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loading reads
@@ -69,19 +68,16 @@ class ClipScore:
 
 
 def fingerprint(checkpoint: str) -> str:
-    """sha256 over the name and sha256 of each file that loading reads, in the order of names.
+    """``folder_sha256`` of the files that loading reads.
 
     A hub id stands for its files in the local hub cache; what is not there is downloaded. Raises
     UserError where there are no such files.
     """
     folder = _folder(checkpoint)
-    files = sorted(file for pattern in _READ for file in folder.glob(pattern))
-    if not files:
-        raise UserError(f"CLIP cannot be loaded from {checkpoint}: the folder has no such files")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    try:
+        return folder_sha256(folder, _READ)
+    except UserError as error:
+        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
 
 
 def _folder(checkpoint: str) -> Path:

@@ -23,15 +23,20 @@ if TYPE_CHECKING:
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d"  # pytorch-fid's release file; torch hub names end in the hash
 _LITE0_SHA256 = "57934424"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green and blue in 0..1
+IMAGENET_SPREAD = (0.229, 0.224, 0.225)
 
 
 class Extractor(Protocol):
     """A network under a name.
 
-    ``label`` names a Frechet distance on the features: "FID" for the official Inception weights
-    alone, else "FD-<extractor>"; ``note`` says why a label is not FID where one could expect it.
+    ``distance`` says which distance between sets its features are for: "frechet"
+    (``metrics/frechet.py``) or "cmmd" (``metrics/cmmd.py``). A class may leave it out: "frechet".
+    ``label`` names that distance: "FID" for the official Inception weights alone, else
+    "FD-<extractor>" or "CMMD"; ``note`` says why a label is not the one that one could expect.
     ``sha256`` is that of the weights. ``version`` is raised by hand when equal pictures get other
     features: what was measured before is then measured again. A class may leave it out: 1.
+    ``recipe`` says in a sentence how a picture becomes the network's input; it may be left out.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Extractor(Protocol):
     note: str | None
     sha256: str
     version: int
+    distance: str
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Features float32 [n, dimensions] of n pictures, which may differ in size and mode."""
@@ -56,6 +62,8 @@ class Inception:
     name = "inception"
     dimensions = 2048
     version = 1
+    recipe = "Bilinear to 299x299 on 0..1 float32 without antialiasing, as pytorch-fid does it."
+    distance = "frechet"
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads weights from ``path`` or from where pytorch-fid keeps them; downloads nothing.
@@ -88,7 +96,7 @@ class Inception:
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU sixteen are a quarter faster than fifty and, unlike eight, bitwise the same.
-        return _in_parts(
+        return in_parts(
             images, 16 if self._device == "cpu" else 256, self._features, self.dimensions
         )
 
@@ -121,6 +129,8 @@ class EfficientNetLite0:
     name = "efficientnet-lite0"
     dimensions = 1280
     version = 1
+    recipe = "Pillow's antialiased bilinear filter to 224x224, then ImageNet's normalisation."
+    distance = "frechet"
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Raises UserError where the weights are missing, damaged or of another network."""
@@ -145,24 +155,25 @@ class EfficientNetLite0:
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU four pictures' maps stay in its cache: 1.7 times as fast as sixteen at once.
-        return _in_parts(
+        return in_parts(
             images, 4 if self._device == "cpu" else 256, self._features, self.dimensions
         )
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        import torch
-
         small = [
             image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR) for image in images
         ]
-        batch = torch.cat([_unit_tensor(image) for image in small]).to(self._device)
-        mean = batch.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        spread = batch.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        maps = self._network.extract_features((batch - mean) / spread)
+        batch = normalised(small, IMAGENET_MEAN, IMAGENET_SPREAD, self._device)
+        maps = self._network.extract_features(batch)
         return maps.mean(dim=(2, 3)).float().cpu().numpy()
 
 
-_EXTRACTORS: dict[str, Any] = {kind.name: kind for kind in (Inception, EfficientNetLite0)}
+_EXTRACTORS = {  # imported when one is asked for
+    "inception": f"{__name__}:Inception",
+    "efficientnet-lite0": f"{__name__}:EfficientNetLite0",
+    "dinov2": "tgate_batch.metrics.dinov2:DinoV2",
+    "cmmd": "tgate_batch.metrics.cmmd:ClipVision",
+}
 
 
 def known_extractors() -> tuple[str, ...]:
@@ -170,15 +181,21 @@ def known_extractors() -> tuple[str, ...]:
     return tuple(_EXTRACTORS)
 
 
-def check_extractor(name: str) -> None:
-    """Raises UserError for an extractor that is not known or cannot be imported; loads none."""
-    _kind(name)
+def check_extractor(name: str, path: str | None) -> None:
+    """Raises UserError for an extractor that is not known or cannot be imported, or that keeps no
+    weights and is given none (``path``); loads none."""
+    if getattr(_kind(name), "needs_weights", False) and path is None:
+        raise UserError(
+            f"extractor {name!r} keeps no weights of its own; give a checkpoint's folder as "
+            f"score.weights.{name}"
+        )
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:
-    """Builds ``inception``, ``efficientnet-lite0`` or a ``package.module:Class`` of one's own.
+    """Builds one of ``known_extractors()`` or a ``package.module:Class`` of one's own.
 
-    ``path`` is the weights file; None: where the extractor keeps it. Raises UserError.
+    ``path`` is the weights' file or folder; None: where the extractor keeps it. Raises UserError,
+    also where an extractor keeps none and no path is given.
     """
     kind = _kind(name)
     try:
@@ -188,9 +205,7 @@ def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu
 
 
 def _kind(name: str) -> Any:
-    if name in _EXTRACTORS:
-        return _EXTRACTORS[name]
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = _EXTRACTORS.get(name, name).partition(":")
     if not colon:
         known = ", ".join(_EXTRACTORS)
         raise UserError(f"unknown extractor {name!r}; one of {known}, or package.module:Class")
@@ -200,17 +215,31 @@ def _kind(name: str) -> Any:
         raise UserError(f"extractor {name!r} cannot be imported: {error}") from None
 
 
-def _in_parts(
+def in_parts(
     images: Sequence[Image.Image],
     size: int,
     features: Callable[[Sequence[Image.Image]], np.ndarray],
     dimensions: int,
 ) -> np.ndarray:
+    """``features`` of ``size`` images at a time, without gradients, as one [n, dimensions]."""
     import torch
 
     with torch.inference_mode():
         parts = [features(images[start : start + size]) for start in range(0, len(images), size)]
     return np.concatenate([np.empty((0, dimensions), np.float32), *parts])
+
+
+def normalised(
+    images: Sequence[Image.Image], mean: Sequence[float], spread: Sequence[float], device: str
+) -> torch.Tensor:
+    """float32 [n, 3, h, w] on a device: each colour less its mean over its spread.
+
+    The images are of one size; mean and spread are for values in 0..1.
+    """
+    import torch
+
+    batch = torch.cat([_unit_tensor(image) for image in images]).to(device)
+    return (batch - batch.new_tensor(mean).view(3, 1, 1)) / batch.new_tensor(spread).view(3, 1, 1)
 
 
 def _unit_tensor(image: Image.Image) -> torch.Tensor:

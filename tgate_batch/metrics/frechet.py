@@ -66,9 +66,12 @@ class Statistics:
             + np.outer(apart, apart) * (self.count * other.count / count),
         )
 
-    def save(self, file: str | PathLike | BinaryIO) -> None:
-        """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``."""
-        known: dict[str, Any] = {} if self.count is None else {"count": self.count}
+    def save(self, file: str | PathLike | BinaryIO, **beside: np.ndarray) -> None:
+        """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``.
+
+        ``beside``: further arrays of the file.
+        """
+        known: dict[str, Any] = beside if self.count is None else {"count": self.count, **beside}
         np.savez(file, mu=self.mean, sigma=self.covariance, **known)
 
     @classmethod

@@ -1,42 +1,53 @@
 """Improved precision and recall of a set of pictures (Kynkaanniemi et al. 2019)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
-NEIGHBOURS = 3  # the k of the published figures
+NEIGHBOURS = 3
 _ROWS = 1024  # rows of a distance matrix held at once
 
 
 def precision_recall(
-    features: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS
+    features: np.ndarray,
+    reference: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    reference_radii: np.ndarray | None = None,
 ) -> tuple[float, float] | None:
     """(precision, recall) of features [n, d] against a reference [m, d] (arXiv:1904.06991).
 
     A set's manifold is the union of balls around its rows, each as wide as the distance to the
     row's ``neighbours``-th nearest other row. Precision is the share of features inside the
     reference's manifold, recall the share of the reference inside that of the features. Takes
-    n m d operations. Returns None where a set has no ``neighbours`` other rows.
+    n (n + m) d operations; ``reference_radii`` are ``radii(reference)``, where they are known.
+    Returns None where a set has no ``neighbours`` other rows.
     """
     if min(len(features), len(reference)) <= neighbours:
         return None
-    a, b = features.astype(np.float64), reference.astype(np.float64)
-    radii_a, radii_b = _radii(a, neighbours), _radii(b, neighbours)
-    return _inside(a, b, radii_b), _inside(b, a, radii_a)
+    own = radii(features, neighbours)
+    others = radii(reference, neighbours) if reference_radii is None else reference_radii
+    inside, reached = [], np.zeros(len(reference), bool)
+    for start, block in _squared_distances(features, reference):
+        inside.append((block <= others).any(axis=1))
+        reached |= (block <= own[start : start + len(block), None]).any(axis=0)
+    return float(np.concatenate(inside).mean()), float(reached.mean())
 
 
-def _inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> float:
-    hits = [(block <= squared_radii).any(axis=1) for block in _squared_distances(points, centres)]
-    return float(np.concatenate(hits).mean())
-
-
-def _radii(rows: np.ndarray, neighbours: int) -> np.ndarray:
+def radii(rows: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """Squared distance of each row [n, d] to its ``neighbours``-th nearest other row: [n]."""
     # A row's nearest is itself, so the k-th other one is at index k.
-    blocks = _squared_distances(rows, rows)
+    blocks = (block for _, block in _squared_distances(rows, rows))
     return np.concatenate([np.partition(block, neighbours)[:, neighbours] for block in blocks])
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray):
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    centre = b.mean(axis=0, dtype=np.float64)  # about it float32 is exact enough: lengths are short
+    a, b = ((rows - centre).astype(np.float32) for rows in (a, b))
     lengths = np.square(b).sum(axis=1)
     for start in range(0, len(a), _ROWS):
         block = a[start : start + _ROWS]
-        squared = np.square(block).sum(axis=1)[:, None] + lengths - 2 * block @ b.T
-        yield np.maximum(squared, 0)
+        squared = block @ b.T
+        squared *= -2
+        squared += np.square(block).sum(axis=1)[:, None]
+        squared += lengths
+        yield start, np.maximum(squared, 0, out=squared)

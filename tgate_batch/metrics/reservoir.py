@@ -1,4 +1,7 @@
-"""A uniform sample of rows that pass by once, in flat memory (reservoir sampling)."""
+"""Uniform samples of rows that pass by once, in flat memory: by chance, or by their names."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -27,3 +30,36 @@ class Reservoir:
     def rows(self) -> np.ndarray:
         """The sample [at most size, d], in the order of arrival."""
         return np.empty((0, 0), np.float32) if self._rows is None else self._rows
+
+
+class NamedSample:
+    """Keeps the ``size`` rows whose names have the smallest blake2b hashes (bottom-k sampling).
+
+    Every row is as likely as any other, and the sample depends on names alone: neither on the
+    order in which rows come nor on a seed.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self._rows: list[np.ndarray] = []
+        self._keys = np.empty(0, np.uint64)
+
+    def add(self, names: Sequence[str], rows: np.ndarray) -> None:
+        """Takes rows [n, d] of n names into account."""
+        digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]
+        keys = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+        self._rows.append(rows)
+        self._keys = np.concatenate([self._keys, keys])
+        if len(self._keys) > 2 * self._size:
+            self._cut()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The sample [at most size, d], in the order of the hashes."""
+        self._cut()
+        return self._rows[0] if self._rows else np.empty((0, 0), np.float32)
+
+    def _cut(self) -> None:
+        kept = np.argsort(self._keys, kind="stable")[: self._size]
+        self._rows = [np.concatenate(self._rows)[kept]] if self._rows else []
+        self._keys = self._keys[kept]

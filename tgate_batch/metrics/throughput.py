@@ -1,63 +1,68 @@
-"""Images a second and batch latency, derived from the times that rows carry."""
+"""Images a second and batch latency, from what adds up over batches."""
 
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+_STEPS = 256  # buckets of a latency histogram between a second and two: 0.3% each
+_OCTAVES = 20  # from 2^-20 to 2^20 seconds
+
 
 @dataclass(frozen=True)
-class Throughput:
-    """One arm's measured batches, each worker's warm-up batch left out.
+class Batches:
+    """The batches of some rows, one entry each, in order.
 
-    Seconds are device time of whole batches (denoising and decoding); ``*_seconds_per_image``
-    splits them by stage. ``encode_seconds_per_image`` is spent on other threads, so it adds to no
-    batch. A stage that no row carries is None.
+    ``first_row`` is the row that a batch begins at, ``images`` the pictures of it that were
+    delivered. Seconds are device time of whole batches (denoising and decoding). ``warm_up`` marks
+    a worker's first batch of an arm, which no figure of time counts.
     """
 
-    images: int
-    batches: int
-    images_per_second_per_worker: float
-    batch_seconds_p50: float
-    batch_seconds_p95: float
-    denoise_seconds_per_image: float | None
-    decode_seconds_per_image: float | None
-    encode_seconds_per_image: float | None
+    first_row: np.ndarray
+    images: np.ndarray
+    seconds: np.ndarray
+    denoise_seconds: np.ndarray
+    decode_seconds: np.ndarray
+    warm_up: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        batch: np.ndarray,
+        seconds: np.ndarray,
+        denoise_seconds: np.ndarray,
+        decode_seconds: np.ndarray,
+        warm_up: np.ndarray,
+    ) -> Batches:
+        """From the columns of delivered rows: a batch's number, -1 for rows without one, and what
+        each of its rows says alike."""
+        rows = np.flatnonzero((batch >= 0) & (np.nan_to_num(seconds) > 0))
+        _, first, images = np.unique(batch[rows], return_index=True, return_counts=True)
+        order = np.argsort(first)
+        chosen = rows[first[order]]
+        return cls(
+            chosen,
+            images[order],
+            seconds[chosen],
+            denoise_seconds[chosen],
+            decode_seconds[chosen],
+            warm_up[chosen],
+        )
 
 
-def throughput(rows: Iterable[Mapping[str, Any]]) -> Throughput | None:
-    """Throughput of one arm from its rows (one an image; the columns of ``ImageRecord``).
+def histogram(seconds: np.ndarray) -> np.ndarray:
+    """How many of these seconds [n] fall into each bucket, int64; histograms add up."""
+    with np.errstate(divide="ignore"):
+        places = np.floor((np.log2(seconds) + _OCTAVES) * _STEPS)
+    inside = np.clip(places, 0, 2 * _OCTAVES * _STEPS - 1).astype(np.int64)
+    return np.bincount(inside, minlength=2 * _OCTAVES * _STEPS)
 
-    Rows that share ``batch`` describe the same batch, which counts once. Returns None where no
-    batch but warm-ups was measured.
-    """
-    batches: dict[str, Mapping[str, Any]] = {}
-    encode_seconds = []
-    for row in rows:
-        if row["warm_up"] or not row["batch_seconds"]:
-            continue
-        batches.setdefault(row["batch"], row)
-        if row.get("encode_seconds") is not None:
-            encode_seconds.append(row["encode_seconds"])
-    if not batches:
+
+def quantile(counts: np.ndarray, share: float) -> float | None:
+    """The seconds that ``share`` of a histogram lies at or below, within 0.14%; None for none."""
+    total = counts.sum()
+    if not total:
         return None
-    images = sum(row["batch_size"] for row in batches.values())
-    seconds = np.array([row["batch_seconds"] for row in batches.values()])
-
-    def per_image(stage: str) -> float | None:
-        known = [row for row in batches.values() if row.get(stage) is not None]
-        if not known:
-            return None
-        return float(sum(row[stage] for row in known) / sum(row["batch_size"] for row in known))
-
-    return Throughput(
-        images=images,
-        batches=len(batches),
-        images_per_second_per_worker=float(images / seconds.sum()),
-        batch_seconds_p50=float(np.percentile(seconds, 50)),
-        batch_seconds_p95=float(np.percentile(seconds, 95)),
-        denoise_seconds_per_image=per_image("denoise_seconds"),
-        decode_seconds_per_image=per_image("decode_seconds"),
-        encode_seconds_per_image=float(np.mean(encode_seconds)) if encode_seconds else None,
-    )
+    bucket = int(np.searchsorted(np.cumsum(counts), share * total))
+    return float(2 ** ((bucket + 0.5) / _STEPS - _OCTAVES))

@@ -3,6 +3,8 @@
 The claim says who works here: host, process and time. A claim whose holder is dead is taken over.
 On this machine the process table says so. On another one the claim's own beat does: its holder
 renews it, so one that stands still for some beats has no holder. No clocks are compared.
+
+It also says what its holder has to say of itself, so that a killed one has said it.
 """
 
 import json
@@ -11,37 +13,43 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 
 from tgate_batch.errors import UserError
-from tgate_batch.output import layout
+from tgate_batch.output import history, layout
 from tgate_batch.storage import Folder
 
 BEAT_SECONDS = 10.0
 _BEATS_OF_PATIENCE = 3
+_ON_A_DISK = 5  # times as often, where a beat costs next to nothing
 
 
 @contextmanager
-def claimed(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Owns the folder for the length of the block.
+def claimed(
+    folder: Folder,
+    says: Callable[[], dict[str, Any]] = dict,
+    beat_seconds: float = BEAT_SECONDS,
+) -> Iterator[None]:
+    """Owns the folder for the length of the block; each beat carries what ``says`` returns then.
 
     Raises UserError, naming host, process and time, where another driver owns it, and where the
     folder cannot be written.
     """
-    claim = _mine()
+    claim = _mine() | says()
     try:
         while not folder.write_first(layout.CLAIM, json.dumps(claim)):
-            _refuse_if_alive(folder, beat_seconds)
+            _bury(folder, beat_seconds)
             folder.delete(layout.CLAIM)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"output {folder} cannot be written: {reason}") from None
     ended = threading.Event()
-    beat = threading.Thread(target=_renew, args=(folder, claim, ended, beat_seconds), daemon=True)
+    each = beat_seconds / _ON_A_DISK if folder.local else beat_seconds
+    beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, each), daemon=True)
     beat.start()
     try:
         yield
@@ -62,18 +70,28 @@ def _mine() -> dict[str, Any]:
     }
 
 
-def _renew(folder: Folder, claim: dict, ended: threading.Event, beat_seconds: float) -> None:
+def _renew(
+    folder: Folder,
+    claim: dict[str, Any],
+    says: Callable[[], dict[str, Any]],
+    ended: threading.Event,
+    beat_seconds: float,
+) -> None:
     while not ended.wait(beat_seconds):
-        claim["beats"] += 1
+        claim |= says() | {"beats": claim["beats"] + 1}
         try:
             folder.write(layout.CLAIM, json.dumps(claim))
         except OSError:
             continue  # a storage that is away for a moment; the next beat tries again
 
 
-def _refuse_if_alive(folder: Folder, beat_seconds: float) -> None:
+def _bury(folder: Folder, beat_seconds: float) -> None:
+    """Ends the invocation of a dead claim in its place; raises UserError where it is alive."""
     claim = _read(folder)
-    if claim is None or not _is_alive(folder, claim, beat_seconds):
+    if claim is None:
+        return
+    if not _is_alive(folder, claim, beat_seconds):
+        history.end_killed(folder, claim)
         return
     raise UserError(
         f"output {folder} is in use: process {claim['pid']} on {claim['host']} has worked there "

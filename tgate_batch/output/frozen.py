@@ -31,6 +31,7 @@ _SCHEMA = pa.schema(
         ("id", pa.string()),
         ("text", pa.string()),
         ("image", pa.binary()),
+        ("category", pa.string()),
     ]
 )
 
@@ -59,11 +60,13 @@ class Plan:
     source: layout.Settings
 
 
-def plan(folder: Folder, spec: Prompts, ledger: Ledger | None) -> Plan:
+def plan(folder: Folder, spec: Prompts, ledger: Ledger | None, by: str | None = None) -> Plan:
     """The shards that the folder holds, then those that join. Writes nothing.
 
     An unchanged source is not read again. Without a ledger, what the folder holds does not count.
-    Raises UserError as reading prompts does, and StalePrompts where the folder holds others.
+    Where the folder's prompts have the categories of another column than ``by``, they are to be
+    frozen again: the shards stay. Raises UserError as reading prompts does, and StalePrompts
+    where the folder holds others.
     """
     held: list[ShardPlan] = []
     if ledger is not None and not ledger.is_cleared(layout.PROMPTS):
@@ -72,13 +75,15 @@ def plan(folder: Folder, spec: Prompts, ledger: Ledger | None) -> Plan:
         "source": _sha256(spec.path),
         **spec.model_dump(exclude={"path", "shard_size"}),
     }
+    if by is not None:
+        source["by"] = by
     known = source | {"shards": len(held), "pictures": False}
     if held and ledger is not None and layout.PROMPTS in ledger and ledger[layout.PROMPTS] == known:
         return Plan(held, len(held), known)
     first_part = held[-1].part + 1 if held else 0
     found, pictures = [], False
     sizes = itertools.chain((shard.prompts for shard in held), itertools.repeat(spec.shard_size))
-    for shard in shards(unique(read(spec), spec.path), sizes):
+    for shard in shards(unique(read(spec, by), spec.path), sizes):
         joining = shard.index - len(held)
         if joining < 0 and held[shard.index].digest != shard.digest:
             raise StalePrompts(_other_prompts(folder, spec, shard.index))
@@ -91,14 +96,21 @@ def plan(folder: Folder, spec: Prompts, ledger: Ledger | None) -> Plan:
         )
     if len(found) < len(held):
         raise StalePrompts(_other_prompts(folder, spec, len(found)))
-    return Plan(found, len(held), source | {"shards": len(found), "pictures": pictures})
+    kept = len(held) if ledger is None or frozen_by(ledger) == by else 0
+    return Plan(found, kept, source | {"shards": len(found), "pictures": pictures})
 
 
-def freeze(folder: Folder, spec: Prompts, wanted: Plan) -> None:
+def frozen_by(ledger: Ledger) -> str | None:
+    """The column that the frozen prompts have the categories of."""
+    found = ledger[layout.PROMPTS].get("by") if layout.PROMPTS in ledger else None
+    return None if found is None else str(found)
+
+
+def freeze(folder: Folder, spec: Prompts, wanted: Plan, by: str | None = None) -> None:
     """Writes the shards that join; raises UserError where the source has changed since the plan."""
     if wanted.frozen == len(wanted.shards):
         return
-    cut = shards(read(spec), (shard.prompts for shard in wanted.shards))
+    cut = shards(read(spec, by), (shard.prompts for shard in wanted.shards))
     joining = itertools.islice(cut, wanted.frozen, None)
     for part, plans in itertools.groupby(
         wanted.shards[wanted.frozen :], key=lambda shard: shard.part
@@ -115,7 +127,8 @@ def _write_part(
         pq.ParquetWriter(
             stream,
             _SCHEMA.with_metadata(footer),
-            compression={"image": "none"} | dict.fromkeys(("shard", "id", "text"), "zstd"),
+            compression={"image": "none"}
+            | dict.fromkeys(("shard", "id", "text", "category"), "zstd"),
             write_page_checksum=True,
         ) as writer,
     ):
@@ -127,7 +140,13 @@ def _write_part(
                     "complete"
                 )
             rows = [
-                {"shard": shard.index, "id": prompt.id, "text": prompt.text, "image": prompt.image}
+                {
+                    "shard": shard.index,
+                    "id": prompt.id,
+                    "text": prompt.text,
+                    "image": prompt.image,
+                    "category": prompt.category,
+                }
                 for prompt in shard.prompts
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
@@ -156,6 +175,12 @@ def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
     if found.digest != shard.digest:
         raise parquet.OtherFile(f"the frozen prompts of shard {shard.index} are not those planned")
     return found
+
+
+def categories(folder: Folder, shard: ShardPlan) -> list[str | None]:
+    """The category of each prompt of a shard. Raises as ``parquet.opened`` does."""
+    with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
+        return file.read_row_group(shard.group, columns=["category"])["category"].to_pylist()
 
 
 def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:

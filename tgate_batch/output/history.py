@@ -1,19 +1,28 @@
-"""Who made what, when and with what: one line an invocation in ``history.jsonl``."""
+"""Who made what, when and with what: two lines an invocation in ``history.jsonl``.
+
+The first is written at its start, the second at its end. A killed invocation writes no second one.
+Its claim says how long it lived, and whoever takes over that claim writes the line in its place.
+"""
 
 import json
+import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tgate_batch.config import Workers
 from tgate_batch.errors import UserError
 from tgate_batch.output import layout
 from tgate_batch.storage import Folder, without_credentials
@@ -29,6 +38,10 @@ _PACKAGES = (
     "pyarrow",
 )
 
+# Whether an invocation's time counts from the birth of its process, as a job's does, or from where
+# it begins, as in a notebook.
+whole_process = False
+
 
 @cache
 def software() -> dict[str, Any]:
@@ -42,36 +55,120 @@ def software() -> dict[str, Any]:
     return {"versions": versions, "git": _git_commit()}
 
 
+class Invocation(dict[str, Any]):
+    """What the end of an invocation will say: ``device`` and ``exit_code`` are the block's to set.
+
+    ``workers`` is the most that it held at one time.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(id=uuid.uuid4().hex, workers=0, device=None, exit_code=1)
+        self.each = {"gpus_each": workers.gpus_each, "cpus_each": workers.cpus_each}
+        self._since = 0.0 if whole_process else process_seconds()
+
+    def held(self, workers: int) -> None:
+        """Told by executors: the number of workers they hold now."""
+        self["workers"] = max(self["workers"], workers)
+
+    def so_far(self) -> dict[str, Any]:
+        """How long it has lived (seconds), since when (seconds of the epoch), with how many."""
+        seconds = process_seconds() - self._since
+        return {
+            "id": self["id"],
+            "born": round(time.time() - seconds, 3),
+            "seconds": round(seconds, 3),
+            "workers": self["workers"],
+        }
+
+
+_running: dict[str, Invocation] = {}  # of this process, by id
+
+
 @contextmanager
-def recorded(folder: Folder) -> Iterator[dict[str, Any]]:
-    """Adds a line when the block ends, also by an exception. The block may add to the entry."""
-    entry: dict[str, Any] = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
+    """Adds a line when the block begins, and one when it ends, also by an exception."""
+    born = invocation.so_far()["born"]
+    start = {
+        "event": "start",
+        "id": invocation["id"],
+        "born": born,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(born)),
         "command": [without_credentials(word) for word in sys.argv],
         **software(),
         "host": socket.gethostname(),
-        "device": None,
-        "exit_code": 1,
+        **invocation.each,
     }
-    start = time.monotonic()
+    folder.append(layout.HISTORY, json.dumps(start))
+    _running[invocation["id"]] = invocation
     try:
-        yield entry
+        yield
     except UserError:
-        entry["exit_code"] = 2
+        invocation["exit_code"] = 2
         raise
     except KeyboardInterrupt:
-        entry["exit_code"] = 130
+        invocation["exit_code"] = 130
         raise
     finally:
-        entry["seconds"] = round(time.monotonic() - start, 3)
-        folder.append(layout.HISTORY, json.dumps(entry))
+        _running.pop(invocation["id"])
+        end = {"event": "end", **invocation, **invocation.so_far(), "killed": False}
+        folder.append(layout.HISTORY, json.dumps(end))
 
 
 def read(folder: Folder) -> list[dict[str, Any]]:
-    """The entries, oldest first."""
+    """One entry an invocation, oldest first: its lines in one.
+
+    An entry without ``exit_code`` has not ended: it works still, or was killed. Its ``seconds`` and
+    ``workers`` are those so far, as the claim has them; it lacks them where no claim is left.
+    Entries of older versions have ``seconds`` of their block, and no ``id`` and ``workers``.
+    """
+    entries: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(_lines(folder)):
+        entries.setdefault(line.get("id", number), {}).update(line)
+    for name, entry in entries.items():
+        if entry.pop("event", "end") == "start":
+            running = _running.get(name)
+            entry |= _so_far_of(folder, name) if running is None else running.so_far()
+    return list(entries.values())
+
+
+def end_killed(folder: Folder, claim: Mapping[str, Any]) -> None:
+    """Adds the end of a killed invocation, as its dead claim has it, unless it has one."""
+    if any(e.get("id") == claim.get("id") and "exit_code" not in e for e in read(folder)):
+        known = {key: claim.get(key) for key in ("id", "born", "seconds", "workers")}
+        end = {"event": "end", **known, "device": None, "exit_code": None, "killed": True}
+        folder.append(layout.HISTORY, json.dumps(end))
+
+
+def process_seconds() -> float:
+    """How long this process has lived; no clock that is set moves it."""
+    try:
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        born = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22: seconds after the boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - born
+    except (OSError, AttributeError):  # no Linux
+        return time.time() - psutil.Process().create_time()
+
+
+def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
+    """What the file holds, without lines that a broken disk or machine left torn."""
     if not folder.exists(layout.HISTORY):
-        return []
-    return [json.loads(line) for line in folder.read(layout.HISTORY).splitlines() if line.strip()]
+        return
+    for line in folder.read(layout.HISTORY).splitlines():
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
+
+
+def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
+    """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
+    try:
+        claim = json.loads(folder.read(layout.CLAIM))
+        if claim["id"] == invocation:
+            return {"seconds": claim["seconds"], "workers": claim["workers"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
 
 
 def added_up(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,8 +8,14 @@ No other module spells a name of the output, and no other decides what an identi
     features/<extractor>/<model>/<arm>/shard-00000.parquet
     measured/<metric>/<model>/<arm>/shard-00000.parquet   one number a picture
     workers/<name>.json                                   where each worker's time went
+    scores/sums/<model>/<arm>/part-00000.npz              what full chunks of shards add up to
+    scores/sums/<model>/<arm>/total.npz                   what all of them come down to
     scores/<model>/<arm>.json
+    scores/reference/<extractor>.npz                      what the pictures are compared with
     report/index.html  report.json  report.md
+
+A reference's file is made in parts: ``<file>.parts/<extractor>/part-00000.parquet``, gone at the
+end.
 """
 
 import json
@@ -32,6 +38,7 @@ IMAGES = "images"
 FEATURES = "features"
 MEASURED = "measured"
 WORKERS = "workers"
+SUMS = "scores/sums"
 REPORT_JSON = "report/report.json"
 REPORT_MARKDOWN = "report/report.md"
 REPORT_PAGE = "report/index.html"
@@ -52,9 +59,14 @@ def images(model: str, arm: str) -> str:
     return f"{IMAGES}/{model}/{arm}"
 
 
+def spelled(extractor: str) -> str:
+    """An extractor's name as a part of a file's name."""
+    return extractor.replace("/", "-").replace(":", "-")
+
+
 def features(extractor: str, model: str, arm: str) -> str:
     """The folder of an arm's features. An extractor's name may be a dotted import."""
-    return f"{FEATURES}/{extractor.replace('/', '-').replace(':', '-')}/{model}/{arm}"
+    return f"{FEATURES}/{spelled(extractor)}/{model}/{arm}"
 
 
 def measured(metric: str, model: str, arm: str) -> str:
@@ -87,8 +99,38 @@ def worker(name: str) -> str:
     return f"{WORKERS}/{name}.json"
 
 
+def sums_of(model: str, arm: str) -> str:
+    """The folder of an arm's sums."""
+    return f"{SUMS}/{model}/{arm}"
+
+
+def sums(model: str, arm: str, chunk: int) -> str:
+    """What a chunk of an arm's shards adds up to."""
+    return f"{sums_of(model, arm)}/part-{chunk:05d}.npz"
+
+
+def conclusion(model: str, arm: str) -> str:
+    """What all sums of an arm come down to."""
+    return f"{sums_of(model, arm)}/total.npz"
+
+
 def scores(model: str, arm: str) -> str:
     return f"scores/{model}/{arm}.json"
+
+
+def reference(extractor: str) -> str:
+    """The reference's file, where the run had to make one of pictures."""
+    return f"scores/reference/{spelled(extractor)}.npz"
+
+
+def parts(file: str) -> str:
+    """The folder in which a reference's file is made; gone once the file is there."""
+    return f"{file}.parts"
+
+
+def part(file: str, extractor: str, number: int) -> str:
+    """One part of a reference's pictures, as features."""
+    return f"{parts(file)}/{spelled(extractor)}/part-{number:05d}.parquet"
 
 
 def of_pictures(
@@ -141,6 +183,28 @@ def of_measurement(
         "version": version,
         "weights": weights,
         "baseline": None if baseline is None else identity(baseline),
+    }
+
+
+def of_sums(
+    measured: Mapping[str, Mapping], baseline: Mapping[str, Mapping] | None, version: int
+) -> Settings:
+    """What decides an arm's sums: its measurements, and the baseline's beside which they stand."""
+    return {
+        "measured": identity(measured),
+        "baseline": None if baseline is None else identity(baseline),
+        "version": version,
+    }
+
+
+def of_reference(listing: str, extractor: str, version: int, weights: str) -> Settings:
+    """What decides a reference; ``listing`` is a digest of what its source holds."""
+    return {
+        "listing": listing,
+        "extractor": extractor,
+        "version": version,
+        "weights": weights,
+        "format": 1,
     }
 
 

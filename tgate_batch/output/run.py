@@ -83,12 +83,12 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_all_entered(folder, ledger)
     stale: list[str] = []
     try:
-        plan = frozen.plan(folder, config.prompts, ledger)
+        plan = frozen.plan(folder, config.prompts, ledger, config.score.by)
     except StalePrompts:
         if not replace_stale:
             raise
         stale = ledger.names()
-        plan = frozen.plan(folder, config.prompts, None)
+        plan = frozen.plan(folder, config.prompts, None, config.score.by)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
@@ -117,7 +117,7 @@ def begin(run: Prepared) -> None:
             run.ledger.clear(*run.stale)
         run.folder.write(layout.RUN, json.dumps(describe(run), indent=2))
         card.write(run.folder)
-        frozen.freeze(run.folder, run.config.prompts, run.plan)
+        frozen.freeze(run.folder, run.config.prompts, run.plan, run.config.score.by)
         run.ledger.record(layout.PROMPTS, run.plan.source)
         for model in run.config.models:
             if run.fingerprints[model.name] is not None:

@@ -22,18 +22,19 @@ IMAGE_COLUMNS = ("image", "image_path", "file_name")
 _REPEATS_NAMED = 5
 
 
-def read(spec: Prompts) -> Iterator[Prompt]:
+def read(spec: Prompts, by: str | None = None) -> Iterator[Prompt]:
     """Streams the prompts of ``spec`` in file order, after ``offset``, at most ``limit``.
 
-    Raises UserError for a file that is missing, empty, not UTF-8 or has no such column, and for
-    a row without text. Duplicate ids are left to :func:`unique`.
+    ``by`` is the column that holds their categories. Raises UserError for a file that is missing,
+    empty, not UTF-8 or has no such column, and for a row without text. Duplicate ids are left to
+    :func:`unique`.
     """
     path = Path(spec.path)
     stop = None if spec.limit is None else spec.offset + spec.limit
     rows = itertools.islice(formats.rows(path), spec.offset, stop)
     columns: _Columns | None = None
     for position, (line, row) in enumerate(rows, start=spec.offset):
-        columns = columns or _Columns.choose(spec, path, row)
+        columns = columns or _Columns.choose(spec, by, path, row)
         yield columns.prompt(path, line, position, row)
     if columns is None:
         raise UserError(
@@ -74,9 +75,10 @@ class _Columns:
     text: str | None
     id: str | None
     image: str | None
+    category: str | None
 
     @classmethod
-    def choose(cls, spec: Prompts, path: Path, row: dict[str, Any]) -> "_Columns":
+    def choose(cls, spec: Prompts, by: str | None, path: Path, row: dict[str, Any]) -> "_Columns":
         def named(column: str) -> str:
             if column not in row:
                 raise UserError(
@@ -95,7 +97,8 @@ class _Columns:
                 "name it with prompts.text_column"
             )
         identity = named(spec.id_column) if spec.id_column else guess(ID_COLUMNS)
-        return cls(text, identity, image if spec.image_column or text is None else None)
+        chosen = image if spec.image_column or text is None else None
+        return cls(text, identity, chosen, named(by) if by else None)
 
     def prompt(self, path: Path, line: int, position: int, row: dict[str, Any]) -> Prompt:
         text = "" if self.text is None else row.get(self.text)
@@ -105,7 +108,8 @@ class _Columns:
         image = None if self.image is None else _picture(path, line, row.get(self.image))
         given = None if self.id is None else row.get(self.id)
         identity = "" if given is None else str(given).strip()
-        return Prompt(identity or _made_id(position, text), text, image)
+        category = None if self.category is None else str(row.get(self.category))
+        return Prompt(identity or _made_id(position, text), text, image, category)
 
 
 def _made_id(position: int, text: str) -> str:

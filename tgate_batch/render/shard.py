@@ -15,16 +15,13 @@ import numpy as np
 import torch
 
 from tgate_batch.config import Arm, Images
+from tgate_batch.errors import DeviceLost
 from tgate_batch.gate import gated
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
 from tgate_batch.render.time_sheet import TimeSheet
-
-
-class DeviceLost(RuntimeError):
-    """The device is in an error state that only a fresh process leaves."""
 
 
 @dataclass(frozen=True)

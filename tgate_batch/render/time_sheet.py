@@ -48,8 +48,13 @@ class Energy:
 
     def joules(self) -> float | None:
         """None where there is no GPU, or it does not count."""
+        counted = self.counted()
+        return None if counted is None else counted[1] - counted[0]
+
+    def counted(self) -> tuple[float, float] | None:
+        """The GPU's own count (joules) at the start and now; None as for ``joules``."""
         now = self._total()
-        return None if now is None or self._start is None else now - self._start
+        return None if now is None or self._start is None else (self._start, now)
 
     def _total(self) -> float | None:
         if self.gpu is None:
@@ -67,8 +72,9 @@ class Energy:
 def together(workers: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Workers' summaries added up: ``seconds`` by stage with ``idle``, ``busy_share``, ``joules``.
 
-    ``busy_share`` is text, denoising and decoding over the whole wall. A GPU that several workers
-    share is counted once. Returns None for no workers.
+    ``busy_share`` is text, denoising and decoding over the whole wall. What a GPU took is counted
+    once, also where several workers share it, or use it one after the other. Returns None for no
+    workers.
     """
     if not workers:
         return None
@@ -78,13 +84,23 @@ def together(workers: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
     busy = sum(seconds[stage] for stage in ON_DEVICE)
     seconds["idle"] = max(seconds["wall"] - busy, 0.0)
-    joules: dict[str, float] = {}
+    counted: dict[str, list[tuple[float, float]]] = {}
     for worker in workers:
-        if worker["joules"] is not None:
-            joules[worker["gpu"]] = max(worker["joules"], joules.get(worker["gpu"], 0.0))
+        if worker["joules"] is not None:  # older files have no count, and start at 0
+            start, end = worker.get("counted") or (0.0, worker["joules"])
+            counted.setdefault(worker["gpu"], []).append((start, end))
     return {
         "workers": len(workers),
         "seconds": seconds,
         "busy_share": (busy - seconds["load"]) / seconds["wall"] if seconds["wall"] else None,
-        "joules": sum(joules.values()) if joules else None,
+        "joules": sum(map(_covered, counted.values())) if counted else None,
     }
+
+
+def _covered(intervals: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    length, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length

@@ -120,11 +120,21 @@ _SPEED = (
         beside_baseline=True,
     ),
     Column(
-        "usd_per_1000_images",
-        "$ per 1,000 images",
+        "usd_per_1000_images_billed",
+        "$ per 1,000 images, billed",
         "{:.4f}",
         better="lower",
         tables=("speed", "brief"),
+    ),
+    Column(
+        "usd_per_1000_images",
+        "$ per 1,000 images, marginal",
+        "{:.4f}",
+        better="lower",
+        tables=("speed", "brief"),
+    ),
+    Column(
+        "wh_per_1000_images", "Wh per 1,000 images", "{:.2f}", better="lower", tables=("speed",)
     ),
 )
 _SHARES = (  # of the rows; for thresholds

@@ -56,7 +56,7 @@ def _markdown(summary: dict[str, Any]) -> str:
     for part in parts(summary):
         lines += [f"## {part.title}", "", table.markdown(part.rows), ""]
         lines += [part.note, ""] if part.note else []
-    lines += [f"- {note}" for note in notes(arms)]
+    lines += [f"- {note}" for note in (*notes(arms), *_cost_notes(summary))]
     for arm in summary["arms"]:
         for judged in arm["thresholds"]:
             lines.append(f"- threshold: {arm['model']} {arm['arm']}: {judged['verdict']}")
@@ -208,6 +208,23 @@ def _name(arm: Arm) -> str:
     return f"{arm['model']} {arm['arm']}"
 
 
+def _cost_notes(summary: dict[str, Any]) -> Iterator[str]:
+    """What costs and energy are of, if there are any."""
+    bill = summary["run"]["bill"]
+    count = bill["invocations"]
+    if bill["usd"] is not None:
+        yield (
+            f"$ per 1,000 images: billed is all that was held ({bill['device_hours']:.3f} "
+            f"{bill['devices']} hours, ${bill['usd']:.4f}: the wall clock of {count} "
+            f"invocation{'s' if count > 1 else ''}, each times the most workers it held at one "
+            "time), shared among arms by their time on the device, over the pictures that are not "
+            "broken; "
+            "marginal is denoising and decoding alone."
+        )
+    if any(arm["wh_per_1000_images"] is not None for arm in summary["arms"]):
+        yield "Wh per 1,000 images: what the GPUs took from loading to the last file, shared alike."
+
+
 def _html(run: Run, summary: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("tgate_batch.report", "."),
@@ -222,7 +239,7 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         arms=summary["arms"],
         workers=summary["workers"],
         times=_times(summary["workers"]),
-        notes=notes(summary["arms"]),
+        notes=[*notes(summary["arms"]), *_cost_notes(summary)],
         galleries=[_gallery(run, model.name) for model in run.config.models],
     )
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tgate_batch.metrics.cost import usd_per_1000_images
+from tgate_batch.metrics.cost import Devices, bill, per_1000_images, usd_per_1000_images
 from tgate_batch.output import history, layout
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
@@ -16,26 +16,34 @@ def summarize(run: Run) -> dict[str, Any]:
 
     ``speedup`` is images/s per worker over the baseline's of the same model;
     ``macs_saved`` the share of the baseline's MACs, attention included, that the arm leaves out.
+    ``run.bill`` counts an invocation that has not ended up to now.
     """
     arms = [
         _arm(run, model.name, name, arm)
         for model, name, arm in run.pairs()
         if run.folder.exists(layout.scores(model.name, name))
     ]
+    workers = together(
+        [json.loads(run.folder.read(name)) for name in run.folder.names(layout.WORKERS, ".json")]
+    )
+    billed = bill(history.read(run.folder), run.config.cost, run.config.workers)
+    joules = None if workers is None else workers["joules"]
+    _share(arms, "usd_per_1000_images_billed", billed["usd"], billed["withheld"])
+    _share(
+        arms,
+        "wh_per_1000_images",
+        None if joules is None else joules / 3600,
+        "no worker measured what its GPU took",
+    )
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
         _beside_baseline(arm, baseline)
         arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds)
         arm["gates"] = arm["thresholds"]  # their older key, for this version
     return {
-        "run": _run(run, arms),
+        "run": _run(run, arms) | {"bill": billed},
         "arms": arms,
-        "workers": together(
-            [
-                json.loads(run.folder.read(name))
-                for name in run.folder.names(layout.WORKERS, ".json")
-            ]
-        ),
+        "workers": workers,
         "passed": all(judged["passed"] for arm in arms for judged in arm["thresholds"]),
     }
 
@@ -79,11 +87,28 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
         plan = {
             key: getattr(arm, key) for key in ("gate_step", "sp_interval", "fi_interval", "warm_up")
         }
-    rate, price = scores["images_per_second_per_worker"], run.config.cost.usd_per_gpu_hour
-    dollars = None
-    if rate is not None and price is not None:
-        dollars = usd_per_1000_images(rate, price)
-    return {"plan": plan, "deepcache": arm.deepcache, **scores, "usd_per_1000_images": dollars}
+    rate, workers = scores["images_per_second_per_worker"], run.config.workers
+    devices = Devices.of(run.config.cost, workers.gpus_each, workers.cpus_each)
+    dollars = usd_per_1000_images(rate, devices)
+    withheld = dict(scores.get("withheld", {}))
+    if dollars is None:
+        withheld["usd_per_1000_images"] = devices.unpriced or "no batch but warm-ups was measured"
+    return {
+        "plan": plan,
+        "deepcache": arm.deepcache,
+        **scores,
+        "usd_per_1000_images": dollars,
+        "withheld": withheld,
+    }
+
+
+def _share(arms: list[dict[str, Any]], key: str, total: float | None, reason: str | None) -> None:
+    """Gives each arm its share of a total, for 1,000 images; or the reason why there is none."""
+    shares = [None] * len(arms) if total is None else per_1000_images(total, arms)
+    for arm, share in zip(arms, shares, strict=True):
+        arm[key] = share
+        if share is None:
+            arm["withheld"][key] = reason if total is None else "no picture came out whole"
 
 
 def _baseline(run: Run, arms: list[dict], model: str) -> dict | None:

@@ -1,319 +1,660 @@
-"""Figures of an arm, put together from what was measured of its shards.
+"""Sums -> figures and their intervals.
 
-``score_model`` reads the measurements and writes each arm's scores.
+``conclude`` runs where the sums are, once an arm, and returns what an arm comes down to: sums of a
+few numbers, and 21 values of each distance. ``scores`` sets two such conclusions beside each other.
 """
 
+from __future__ import annotations
+
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from tgate_batch.demo.pictures import parse
+from tgate_batch.errors import UserError
+from tgate_batch.metrics import cmmd, kid
+from tgate_batch.metrics.entry import PictureMetric
 from tgate_batch.metrics.features import Extractor
-from tgate_batch.metrics.frechet import Statistics, frechet_distance, rank_deficient, stream
-from tgate_batch.metrics.intervals import (
-    Interval,
-    frechet_change,
-    frechet_extrapolation,
-    frechet_interval,
-    paired_interval,
+from tgate_batch.metrics.frechet import FrechetRoot, frechet_distance, rank_deficient
+from tgate_batch.metrics.jackknife import (
+    LEAST_BATCHES,
+    LEAST_PROMPTS,
+    estimate,
+    groups,
+    paired_shares,
+    ratios,
 )
-from tgate_batch.metrics.kid import kid
-from tgate_batch.metrics.precision_recall import precision_recall
-from tgate_batch.metrics.reservoir import Reservoir
-from tgate_batch.metrics.throughput import throughput
-from tgate_batch.output import frozen, history, layout, parquet
-from tgate_batch.output.run import Run
-from tgate_batch.score.measure import FEATURES, MACS, Key, features_of, keys_of, macs_and_maker
-from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.reference import Reference, drawn_reference, load_reference
+from tgate_batch.metrics.moments import Moments, frechet_values, statistics
+from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
+from tgate_batch.metrics.throughput import quantile
+from tgate_batch.output import layout
+from tgate_batch.score.reduce import Source, summaries
+from tgate_batch.score.reference import Reference
+from tgate_batch.score.sums import Chunk, FeatureSums, Sample, Summary, Sums
+from tgate_batch.storage import Folder
 
-_ERRORS_SHOWN = 20
-_SAMPLE = 10_000  # features kept for metrics that need pictures one by one
-_LEAST_TO_EXTRAPOLATE = 8  # pictures
-
-
-def reference(run: Run, extractor: Extractor | None) -> Reference | None:
-    """The reference set's statistics under the run's extractor; raises UserError."""
-    where = run.config.score.reference
-    if where is None or extractor is None:
-        return None
-    if where != "drawn":
-        return load_reference(where, extractor)
-    texts = list(frozen.texts(run.folder, run.shards))
-    if not all(parse(text) for text in texts):
-        return None  # no drawings exist of what lies outside the grammar
-    return drawn_reference(texts, extractor)
+VERSION = 1  # raised by hand when equal sums give other figures
+PICTURES_A_DIMENSION = 3  # below it a Frechet distance's bias hides its changes
+_CMMD_SCALE = 1000.0
 
 
-def score_model(
-    run: Run, measurements: Measurements, reference: Reference | None, model: str
-) -> tuple[str, ...]:
-    """Writes the scores of a model's arms into the output folder. Reads each measurement once.
+class Beside:
+    """A reference set, with what every arm's distance to it needs: computed once."""
 
-    What was not measured is None. Returns the names of measurements that were damaged.
-    """
-    baseline = None
-    damaged: list[str] = []
-    if run.config.baseline is not None:
-        baseline = ArmMeasures.read(run, measurements, model, run.config.baseline)
-    for arm in run.config.arms:
-        if baseline is not None and arm == run.config.baseline:
-            measured, beside = baseline, None
-        else:
-            measured, beside = ArmMeasures.read(run, measurements, model, arm), baseline
-        scores = _score_arm(run, measurements, reference, measured, beside, model, arm)
-        run.folder.write(layout.scores(model, arm), json.dumps(scores, indent=2))
-        _save_statistics(run, measurements, measured.statistics, model, arm)
-        damaged += measured.damaged
-    return tuple(damaged)
+    def __init__(self, reference: Reference):
+        self.reference = reference
+        self._within: dict[str, float] = {}
 
+    @cached_property
+    def root(self) -> FrechetRoot:
+        return FrechetRoot(self.reference.statistics)
 
-def _save_statistics(
-    run: Run, measurements: Measurements, statistics: Statistics | None, model: str, arm: str
-) -> None:
-    if measurements.extractor is None or statistics is None or (statistics.count or 0) < 2:
-        return
-    with run.folder.create(layout.statistics(measurements.extractor.name, model, arm)) as file:
-        statistics.save(file)
+    @cached_property
+    def radii(self) -> np.ndarray | None:
+        """How wide the reference's manifold is around each of its pictures."""
+        sample = self.reference.sample
+        return radii(sample) if sample is not None and len(sample) > NEIGHBOURS else None
 
-
-def _score_arm(
-    run: Run,
-    measurements: Measurements,
-    reference: Reference | None,
-    measured: "ArmMeasures",
-    baseline: "ArmMeasures | None",
-    model: str,
-    arm: str,
-) -> dict[str, Any]:
-    rows, failed = measured.rows, [row for row in measured.rows if row["status"] != "ok"]
-    times = throughput(row for row in rows if row["status"] == "ok")
-    return {
-        "model": model,
-        "arm": arm,
-        "images": len(rows) - len(failed),
-        "errors": len(failed),
-        "error_rows": [
-            {key: row[key] for key in ("prompt_id", "image_number", "error")}
-            for row in failed[:_ERRORS_SHOWN]
-        ],
-        "broken": len(measured.broken),
-        "broken_rows": measured.broken[:_ERRORS_SHOWN],
-        **measured.macs,
-        "made_by": measured.made_by,
-        "images_per_second_per_worker": times and times.images_per_second_per_worker,
-        "batch_seconds_p50": times and times.batch_seconds_p50,
-        "batch_seconds_p95": times and times.batch_seconds_p95,
-        "seconds_per_image": {
-            "denoise": times and times.denoise_seconds_per_image,
-            "decode": times and times.decode_seconds_per_image,
-            "encode": times and times.encode_seconds_per_image,
-        },
-        **_distance(measured.statistics, reference, measurements.extractor),
-        **_beside_distance(measured, baseline, reference, 100),
-        **_figures(measurements, measured, baseline),
-    }
+    def within(self, kernel: kid.Kernel) -> float:
+        """The kernel's mean over pairs of the reference's pictures."""
+        assert self.reference.sample is not None
+        if kernel.__name__ not in self._within:
+            self._within[kernel.__name__] = kid.mean_of_pairs(self.reference.sample, kernel)
+        return self._within[kernel.__name__]
 
 
 @dataclass(frozen=True)
-class ArmMeasures:
-    """One arm's measurements put together; ``figures``: metric -> picture -> number.
+class Facts:
+    """What is to be known of an extractor without its network."""
 
-    ``damaged``: files of measurements that could not be read, and are gone now.
-    """
-
-    rows: list[dict[str, Any]]  # status and times
-    macs: dict[str, float | None]
-    made_by: list[dict[str, Any]]  # who drew the pictures, each with how many files
-    statistics: Statistics | None
-    sample: np.ndarray  # float32 [at most _SAMPLE, d]
-    keys: list[Key]  # of the unbroken pictures, in the order of the features
-    figures: dict[str, dict[Key, float]]
-    broken: list[dict[str, Any]]
-    damaged: tuple[str, ...]
+    name: str
+    dimensions: int
+    label: str
+    note: str | None
+    sha256: str
+    version: int
+    kind: str  # "frechet" or "cmmd": the distance that is taken on its features
 
     @classmethod
-    def read(cls, run: Run, measurements: Measurements, model: str, arm: str) -> "ArmMeasures":
-        """Reads the files that exist, shard after shard."""
-        held = _Held(run, measurements, model, arm)
-        tables = list(held.tables(layout.ROWS))
-        rows = [row for table in tables for row in table.to_pylist()]
-        sample = Reservoir(_SAMPLE)
-        keys: list[Key] = []
-        batches = _sampled(sample, keys, map(features_of, held.tables(FEATURES)))
-        statistics = stream(batches) if held.has(FEATURES) else None
-        figures = {
-            metric.name: {
-                key: value
-                for table in held.tables(metric.name)
-                for key, value in _values(table)
-                if value is not None
-            }
-            for metric, _ in measurements.metrics
+    def of(cls, extractor: Extractor) -> Facts:
+        return cls(
+            extractor.name,
+            extractor.dimensions,
+            extractor.label,
+            extractor.note,
+            extractor.sha256,
+            getattr(extractor, "version", 1),
+            getattr(extractor, "distance", "frechet"),
+        )
+
+
+@dataclass(frozen=True)
+class ConcludeOrder:
+    """An arm's chunks, to be brought to figures. ``baseline``: None for the baseline itself."""
+
+    source: Source
+    chunks: tuple[Chunk, ...]
+    baseline: Source | None
+    references: Mapping[str, tuple[str, str]]  # extractor -> a reference file, its sha256
+    extractors: tuple[Facts, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.source.model, self.source.arm
+
+    @property
+    def identity(self) -> str:
+        """What the conclusion is made of, as one digest."""
+        made_of = {
+            "version": VERSION,
+            "chunks": [self.source.identity(chunk) for chunk in self.chunks],
+            "references": {name: sha for name, (_, sha) in self.references.items()},
+            "extractors": [asdict(facts) for facts in self.extractors],
+            "grouped": self.source.grouped,
         }
-        broken = [
-            {key: row[key] for key in ("prompt_id", "image_number", "broken")}
-            for row in rows
-            if row["broken"] is not None
-        ]
-        footers = [dict(macs_and_maker(_footer(table))) for table in tables]
-        macs = {key: next((f[key] for f in footers if key in f), None) for key in MACS}
-        made_by = history.added_up(f["made_by"] for f in footers if "made_by" in f)
-        damaged = tuple(held.damaged)
-        return cls(rows, macs, made_by, statistics, sample.rows, keys, figures, broken, damaged)
-
-    def mean(self, metric: str) -> float | None:
-        known = list(self.figures[metric].values())
-        return float(np.mean(known)) if known else None
-
-    def change(self, metric: str, baseline: "ArmMeasures") -> dict[str, float] | None:
-        """Mean difference to the baseline's same pictures, with its 95% bootstrap interval."""
-        mine, others = self.figures[metric], baseline.figures[metric]
-        both = [key for key in mine if key in others]
-        interval = paired_interval(
-            np.array([mine[key] for key in both]), np.array([others[key] for key in both])
-        )
-        return None if interval is None else asdict(interval)
+        return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-class _Held:
-    """The files of one arm's measurements, each read once.
+@dataclass(frozen=True)
+class SetFigures:
+    """An arm's pictures beside a reference set.
 
-    A damaged one is deleted: it can be measured again.
+    Values are 21 each: of all groups of prompts, then without each. ``compared`` are those of the
+    pictures that the baseline has too, ``baselines`` the baseline's of the same pictures; None
+    where both are the arms' own values. What could not be computed is None.
     """
 
-    def __init__(self, run: Run, measurements: Measurements, model: str, arm: str):
-        self.damaged: list[str] = []
-        self._folder = run.folder
-        self._files: dict[str, list[tuple[str, str]]] = {}  # measurement -> (name, identity)
-        if layout.images(model, arm) not in run.ledger:
-            return
-        for measurement, (folder, settings) in measurements.of_arm(run, model, arm).items():
-            present = set(run.folder.names(folder))
-            named = ((layout.shard_file(folder, shard.index), shard) for shard in run.shards)
-            self._files[measurement] = [
-                (name, layout.file_identity(settings, shard.digest))
-                for name, shard in named
-                if name in present
-            ]
-
-    def has(self, measurement: str) -> bool:
-        return bool(self._files.get(measurement))
-
-    def tables(self, measurement: str) -> Iterator[pa.Table]:
-        """The measurement's tables, in the order of shards."""
-        for name, identity in self._files.get(measurement, ()):
-            try:
-                yield parquet.read_table(self._folder, name, identity=identity)
-            except parquet.DAMAGE:
-                self.damaged.append(name)
-                self._folder.delete(name)
+    count: int
+    compared_count: int
+    distance: float | None = None
+    rank_deficient: tuple[str, ...] = ()  # of the arm, the reference, or both
+    values: np.ndarray | None = None
+    compared: np.ndarray | None = None
+    baselines: np.ndarray | None = None
+    kernel: np.ndarray | None = None
+    kernel_compared: np.ndarray | None = None
+    kernel_baselines: np.ndarray | None = None
+    sample: int = 0
+    reference_sample: int = 0
+    precision: float | None = None
+    recall: float | None = None
 
 
-def _footer(table: pa.Table) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+@dataclass(frozen=True)
+class Conclusion:
+    """What one arm comes down to. Small: it travels to the driver."""
+
+    model: str
+    arm: str
+    sums: Sums
+    named: Mapping[str, Any]  # failed and broken rows, makers, MACs
+    sets: Mapping[str, SetFigures]  # by extractor
+    damaged: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of_nothing(cls, model: str, arm: str) -> Conclusion:
+        """That of an arm without pictures."""
+        named: dict[str, Any] = {"failed": [], "broken": [], "made_by": [], "macs": {}}
+        return cls(model, arm, {}, named, {})
+
+    def save(self, stream: Any, identity: str) -> None:
+        """Writes it as ``.npz``."""
+        sets = {name: asdict(found) for name, found in self.sets.items()}
+        arrays = {f"sum-{number}": value for number, value in enumerate(self.sums.values())}
+        for name, found in sets.items():
+            for key, value in list(found.items()):
+                if isinstance(value, np.ndarray):
+                    arrays[f"{key}-{list(sets).index(name)}"] = found.pop(key)
+        about = {
+            "identity": identity,
+            "key": [self.model, self.arm],
+            "sums": [list(key) for key in self.sums],
+            "named": self.named,
+            "sets": sets,
+        }
+        np.savez(stream, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, content: bytes, identity: str) -> Conclusion | None:
+        """What ``save`` wrote; None where it is damaged or of another identity."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                about = json.loads(str(archive["about"]))
+                if about["identity"] != identity:
+                    return None
+                keys = [tuple(key) for key in about["sums"]]
+                sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
+                sets = {}
+                for number, (name, found) in enumerate(about["sets"].items()):
+                    arrays = {
+                        key.removesuffix(f"-{number}"): archive[key]
+                        for key in archive
+                        if key.endswith(f"-{number}") and not key.startswith("sum-")
+                    }
+                    found["rank_deficient"] = tuple(found["rank_deficient"])
+                    sets[name] = SetFigures(**found, **arrays)
+        except Exception:  # zip, format and end-of-file faults have no common parent
+            return None
+        model, arm = about["key"]
+        return cls(model, arm, sums, about["named"], sets)
 
 
-def _values(table: pa.Table) -> Iterator[tuple[Key, float | None]]:
-    return zip(keys_of(table), table["value"].to_pylist(), strict=True)
+def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
+    """The conclusion that the output holds already, if it is of the same."""
+    name = layout.conclusion(*order.key)
+    return Conclusion.load(folder.read(name), order.identity) if folder.exists(name) else None
 
 
-def _sampled(
-    sample: Reservoir, keys: list[Key], batches: Iterable[tuple[list[Key], np.ndarray]]
-) -> Iterator[np.ndarray]:
-    for ids, batch in batches:
-        keys += ids
-        sample.add(batch)
-        yield batch
+def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside]) -> Conclusion:
+    """Reads an arm's sums and brings them down to figures; saves ``mu`` and ``sigma``.
 
-
-def _distance(
-    statistics: Statistics | None, reference: Reference | None, extractor: Extractor | None
-) -> dict[str, Any]:
-    """Keys ``fid`` or ``fd``, and what the figure is to be read with."""
-    none = {"fid": None, "fd": None, "distance_label": None, "distance_note": None}
-    if statistics is None or reference is None or extractor is None:
-        return none
-    if (statistics.count or 0) < 2:
-        return none
-    value = frechet_distance(statistics, reference.statistics)
-    notes = [] if extractor.note is None else [extractor.note]
-    if rank_deficient(statistics) or rank_deficient(reference.statistics):
-        notes.append(
-            f"rank-deficient: {statistics.count} pictures for {extractor.dimensions} dimensions; "
-            "compare arms of one run, not runs of other sizes"
-        )
-    return none | {
-        "fid" if extractor.label == "FID" else "fd": value,
-        "distance_label": f"{extractor.label}-{statistics.count}",
-        "distance_note": "; ".join(notes) or None,
-        "reference": {"name": reference.name, "sha256": reference.sha256},
-    }
-
-
-def _beside_distance(
-    measured: ArmMeasures,
-    baseline: ArmMeasures | None,
-    reference: Reference | None,
-    replicates: int,
-) -> dict[str, Any]:
-    """How sure the distance is, its change against the baseline, and what else compares sets.
-
-    None where there is no reference, or no pictures of it; where a run has more pictures than the
-    sample holds, there are no intervals.
+    The conclusion is kept, unless a file was missing or something could not be computed.
     """
-    found: dict[str, Any] = dict.fromkeys(
-        ("distance_interval", "distance_change", "extrapolation", "kid", "precision", "recall")
-    )
-    if reference is None or measured.statistics is None:
-        return found
-    mine = measured.sample
-    if replicates and len(mine) == len(measured.keys) > 1:
-        interval = frechet_interval(mine, reference.statistics, replicates=replicates)
-        found["distance_interval"] = asdict(interval)
-        if baseline is not None:
-            change = _change(measured, baseline, reference, replicates)
-            found["distance_change"] = change and asdict(change)
-    if len(mine) >= _LEAST_TO_EXTRAPOLATE:
-        found["extrapolation"] = asdict(frechet_extrapolation(mine, reference.statistics))
-    if reference.features is not None:
-        distance = kid(mine, reference.features)
-        found["kid"] = distance and asdict(distance)
-        shares = precision_recall(mine, reference.features)
+    summary, whole = _merged(folder, order.source, order.chunks)
+    baseline: Summary | None = None
+    sets, problems = {}, []
+    for facts in order.extractors:
+        features = summary.features.get(facts.name)
+        if features is None or not features.moments.count:
+            continue
+        theirs = None
+        differ = features.alone is not None or features.baseline_alone is not None
+        if order.baseline is not None and differ:
+            if baseline is None:
+                baseline, _ = _merged(folder, order.baseline, order.chunks)
+            theirs = baseline.features.get(facts.name)
+        try:
+            _save_statistics(folder, order, facts, features.moments)
+            sets[facts.name] = _set_figures(
+                facts, features, theirs, beside.get(facts.name), order.source
+            )
+        except UserError as error:
+            problems.append(f"{' '.join(order.key)}, {facts.name}: {error}")
+    named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs")}
+    damaged = tuple(summary.damaged)
+    model, arm = order.key
+    found = Conclusion(model, arm, summary.sums, named, sets, damaged, tuple(problems))
+    if whole and not problems:
+        with folder.create(layout.conclusion(*order.key)) as stream:
+            found.save(stream, order.identity)
+    return found
+
+
+def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> tuple[Summary, bool]:
+    """All chunks added up in order, and whether every file was there."""
+    found, every = Summary(), True
+    for summary, whole in summaries(folder, source, chosen):
+        found.merge(summary)
+        every = every and whole
+    for features in found.features.values():
+        features.sample.trim()
+    return found, every
+
+
+def _save_statistics(folder: Folder, order: ConcludeOrder, facts: Facts, moments: Moments) -> None:
+    if facts.kind != "frechet" or moments.count < 2:
+        return
+    with folder.create(layout.statistics(facts.name, *order.key)) as file:
+        statistics(moments.total()).save(file)
+
+
+def _set_figures(
+    facts: Facts,
+    features: FeatureSums,
+    theirs: FeatureSums | None,
+    beside: Beside | None,
+    source: Source,
+) -> SetFigures:
+    moments = features.moments
+    count = moments.count
+    both = count - (0 if features.alone is None else features.alone.count)
+    found: dict[str, Any] = {"count": count, "compared_count": both if source.baseline else 0}
+    if beside is None or count < 2:
+        return SetFigures(**found)
+    if facts.kind == "cmmd":
+        return SetFigures(**found, **_kernel_figures(facts, features, theirs, beside, source))
+    own = statistics(moments.total())
+    deficient = {"the arm": own, "the reference": beside.reference.statistics}
+    found["distance"] = frechet_distance(own, beside.reference.statistics)
+    found["rank_deficient"] = tuple(name for name, s in deficient.items() if rank_deficient(s))
+    if enough(count, facts.dimensions) and source.grouped:
+        found["values"] = frechet_values(moments, beside.root)
+        if theirs is not None and enough(both, facts.dimensions):
+            found["compared"] = frechet_values(_without(moments, features.alone), beside.root)
+            lacking = _without(theirs.moments, features.baseline_alone)
+            found["baselines"] = frechet_values(lacking, beside.root)
+    return SetFigures(**found, **_kernel_figures(facts, features, theirs, beside, source))
+
+
+def enough(count: int, dimensions: int) -> bool:
+    """Whether a Frechet distance of so many pictures tells its changes."""
+    return count >= PICTURES_A_DIMENSION * dimensions
+
+
+def _without(moments: Moments, lacking: Moments | None) -> Moments:
+    """Takes pictures away, in place: the sums are not needed whole any more."""
+    if lacking is not None:
+        moments.merge(lacking, sign=-1)
+    return moments
+
+
+def _kernel_figures(
+    facts: Facts,
+    features: FeatureSums,
+    theirs: FeatureSums | None,
+    beside: Beside,
+    source: Source,
+) -> dict[str, Any]:
+    """Figures of the sample: kernel distance, precision and recall."""
+    reference = beside.reference.sample
+    if reference is None:
+        return {}
+    published = facts.kind == "cmmd"
+    kernel = cmmd.gaussian_kernel if published else kid.polynomial
+    scale = _CMMD_SCALE if published else 1.0
+
+    def values(sample: Sample, chosen: np.ndarray) -> np.ndarray | None:
+        prompts = sample.places[chosen] // source.images_per_prompt
+        sums = kid.kernel_sums(
+            sample.rows[chosen],
+            groups(prompts),
+            prompts,
+            reference,
+            kernel,
+            beside.within(kernel),
+        )
+        found = sums.values()
+        return None if found is None else scale * found
+
+    sample = features.sample
+    found: dict[str, Any] = {"sample": len(sample.rows), "reference_sample": len(reference)}
+    if published:
+        found["distance"] = cmmd.cmmd(sample.rows, reference)
+    else:
+        shares = precision_recall(sample.rows, reference, reference_radii=beside.radii)
         found["precision"], found["recall"] = shares or (None, None)
+    found["kernel"] = values(sample, np.ones(len(sample.rows), bool))
+    if theirs is not None:
+        found["kernel_compared"] = values(sample, sample.compared)
+        other = theirs.sample
+        same = np.isin(other.places, sample.places[sample.compared])
+        found["kernel_baselines"] = values(other, same)
     return found
 
 
-def _change(
-    measured: ArmMeasures, baseline: ArmMeasures, reference: Reference, replicates: int
-) -> Interval | None:
-    """The distance less the baseline's, over the pictures that both have."""
-    theirs = {key: row for row, key in enumerate(baseline.keys)}
-    pairs = [(row, theirs[key]) for row, key in enumerate(measured.keys) if key in theirs]
-    if len(pairs) < 2 or len(baseline.sample) != len(baseline.keys):
+def scores(
+    own: Conclusion,
+    baseline: Conclusion | None,
+    metrics: tuple[PictureMetric, ...],
+    extractors: tuple[Facts, ...],
+    references: Mapping[str, Reference],
+) -> dict[str, Any]:
+    """An arm's scores, as they stand in the output. ``baseline`` is None for the baseline itself.
+
+    What was not measured is None; what is left out on purpose says why under ``withheld``.
+    """
+    writing = _Scores(own, baseline)
+    found = writing.rows() | writing.times() | writing.pictures(metrics) | writing.by(metrics)
+    distances = {
+        facts.name: writing.sets(facts, references.get(facts.name)) for facts in extractors
+    }
+    first = extractors[0].name if extractors else None
+    leading = distances.pop(first, None) if first else None
+    leading = leading or dict.fromkeys(_SET_KEYS)
+    value = leading.pop("distance")
+    official = leading["distance_label"] is not None and leading["distance_label"].startswith(
+        "FID-"
+    )
+    found |= {"fid": value if official else None, "fd": None if official else value}
+    withheld = writing.withheld | (leading.pop("withheld") or {})
+    return found | leading | {"distances": distances or None, "withheld": withheld}
+
+
+_SET_KEYS = (
+    "distance",
+    "distance_label",
+    "distance_note",
+    "distance_corrected",
+    "distance_change",
+    "kid",
+    "kid_change",
+    "precision",
+    "recall",
+    "reference",
+    "withheld",
+)
+
+
+class _Scores:
+    """Puts an arm's scores together, section by section."""
+
+    def __init__(self, own: Conclusion, baseline: Conclusion | None):
+        self.own = own
+        self.baseline = baseline
+        self.withheld: dict[str, str] = {}
+        self._prompts = int(_total(own.sums, "prompts"))
+        self._compared = int(_total(own.sums, "prompts compared"))
+
+    def rows(self) -> dict[str, Any]:
+        sums, named = self.own.sums, self.own.named
+        return {
+            "model": self.own.model,
+            "arm": self.own.arm,
+            "images": int(_total(sums, "images")),
+            "errors": int(_total(sums, "errors")),
+            "error_rows": named["failed"],
+            "broken": int(_total(sums, "broken")),
+            "broken_rows": named["broken"],
+            "prompts": self._prompts,
+            "prompts_compared": self._compared if self.baseline else None,
+            "macs_per_image": named["macs"].get("macs_per_image"),
+            "macs_per_image_with_attention": named["macs"].get("macs_per_image_with_attention"),
+            "made_by": named["made_by"],
+        }
+
+    def times(self) -> dict[str, Any]:
+        """Images a second, by groups of batches; each worker's first batch is left out."""
+        sums = self.own.sums
+        found: dict[str, Any] = {
+            "images_per_second_per_worker": None,
+            "images_per_second_interval": None,
+            "speedup_interval": None,
+            "batch_seconds_p50": None,
+            "batch_seconds_p95": None,
+            "device_seconds": _total(sums, "device seconds"),
+            "seconds_per_image": {
+                stage: _quotient(
+                    _total(sums, "stage", stage, "seconds"), _total(sums, "stage", stage, "images")
+                )
+                for stage in ("denoise", "decode", "encode")
+            },
+        }
+        if not _total(sums, "time", "batches"):
+            return found
+        values = ratios(sums["time", "images"], sums["time", "seconds"])
+        found["images_per_second_per_worker"] = float(values[0])
+        found["batch_seconds_p50"] = quantile(sums["latency",], 0.5)
+        found["batch_seconds_p95"] = quantile(sums["latency",], 0.95)
+        few = _few_batches(sums)
+        if few:
+            self.withheld["images_per_second_interval"] = few
+        else:
+            found["images_per_second_interval"] = asdict(estimate(values))
+        if self.baseline is not None and _total(self.baseline.sums, "time", "batches"):
+            theirs = self.baseline.sums
+            if few := few or _few_batches(theirs):
+                self.withheld["speedup_interval"] = few
+            else:
+                slower = ratios(theirs["time", "images"], theirs["time", "seconds"])
+                found["speedup_interval"] = asdict(estimate(values / slower))
+        return found
+
+    def pictures(self, metrics: tuple[PictureMetric, ...]) -> dict[str, Any]:
+        """Means of figures of single pictures, and their changes over the pictures of both arms."""
+        alone: dict[str, Any] = {}
+        paired: dict[str, Any] = {}
+        intervals: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
+        for metric in metrics:
+            if metric.needs_baseline and self.baseline is None:
+                continue
+            (paired if metric.needs_baseline else alone)[metric.name] = self._mean((), metric)
+            intervals[metric.name] = self._interval((), metric, self._prompts)
+            if not metric.needs_baseline and self.baseline is not None:
+                changes[metric.name] = self._change((), metric, self._compared)
+        if (intervals or changes) and self._prompts < LEAST_PROMPTS:
+            self.withheld["intervals"] = _few_prompts(self._prompts)
+        if changes and self._compared < LEAST_PROMPTS:
+            self.withheld["change"] = _few_prompts(self._compared)
+        beside = self.baseline is not None
+        return alone | {
+            "paired": paired if beside else None,
+            "intervals": intervals,
+            "change": changes if beside else None,
+        }
+
+    def by(self, metrics: tuple[PictureMetric, ...]) -> dict[str, Any]:
+        """The same for each value of the column that the run is broken down by."""
+        names = dict.fromkeys(key[1] for key in self.own.sums if key[0] == "by")
+        found = {}
+        for name in names:
+            prefix = ("by", name)
+            prompts = int(_total(self.own.sums, *prefix, "prompts"))
+            found[name] = {
+                "prompts": prompts,
+                **{m.name: self._mean(prefix, m) for m in metrics},
+                "change": {
+                    m.name: self._change(prefix, m, prompts)
+                    for m in metrics
+                    if self.baseline is not None and not m.needs_baseline
+                },
+            }
+        return {"by": found or None}
+
+    def sets(self, facts: Facts, reference: Reference | None) -> dict[str, Any]:
+        """Distances of the arm's pictures from a reference set under one extractor."""
+        found: dict[str, Any] = dict.fromkeys(_SET_KEYS)
+        own = self.own.sets.get(facts.name)
+        if own is None or reference is None or own.distance is None:
+            return found
+        count = own.count if facts.kind == "frechet" else own.sample
+        notes = [] if facts.note is None else [facts.note]
+        for which in own.rank_deficient:
+            held = own.count if which == "the arm" else reference.statistics.count
+            notes.append(
+                f"the covariance of {which} is rank-deficient ({held} pictures for "
+                f"{facts.dimensions} dimensions): compare arms of one run, not runs of other sizes"
+            )
+        found |= {
+            "distance": own.distance,
+            "distance_label": f"{facts.label}-{count}",
+            "distance_note": "; ".join(notes) or None,
+            "precision": own.precision,
+            "recall": own.recall,
+            "reference": {
+                "name": reference.name,
+                "sha256": reference.sha256,
+                "count": reference.statistics.count,
+                "sample": own.reference_sample or None,
+            },
+        }
+        withheld: dict[str, str] = {}
+        if facts.kind == "frechet":
+            self._frechet(found, withheld, facts, own)
+            self._kernel(found, withheld, facts, own, reference, "kid", "kid_change")
+            if found["kid"] is not None:
+                found["kid"] |= {"mean": found["kid"]["value"], "pictures": own.sample}
+        else:
+            self._kernel(
+                found, withheld, facts, own, reference, "distance_corrected", "distance_change"
+            )
+        return found | {"withheld": withheld}
+
+    def _frechet(
+        self, found: dict[str, Any], withheld: dict[str, str], facts: Facts, own: SetFigures
+    ) -> None:
+        theirs = None if self.baseline is None else self.baseline.sets.get(facts.name)
+        for key, count, prompts in (
+            ("distance_corrected", own.count, self._prompts),
+            ("distance_change", own.compared_count, self._compared),
+        ):
+            if key == "distance_change" and theirs is None:
+                continue
+            if not enough(count, facts.dimensions):
+                withheld[key] = not_comparable(count, facts.dimensions)
+            elif prompts < LEAST_PROMPTS:
+                withheld[key] = _few_prompts(prompts)
+            elif key == "distance_corrected" and own.values is not None:
+                found[key] = asdict(estimate(own.values))
+            elif key == "distance_change" and theirs is not None:
+                found[key] = _difference(own.values, own.compared, own.baselines, theirs.values)
+
+    def _kernel(
+        self,
+        found: dict[str, Any],
+        withheld: dict[str, str],
+        facts: Facts,
+        own: SetFigures,
+        reference: Reference,
+        key: str,
+        change: str,
+    ) -> None:
+        theirs = None if self.baseline is None else self.baseline.sets.get(facts.name)
+        if reference.sample is None:
+            reason = (
+                f"reference {reference.name} holds no features of single pictures; make it with "
+                "jobs/reference.py"
+            )
+            names = (key, *([change] if theirs else []), "precision", "recall")
+            withheld |= dict.fromkeys(names, reason)
+            return
+        if self._prompts < LEAST_PROMPTS:
+            withheld[key] = _few_prompts(self._prompts)
+        elif own.kernel is not None:
+            found[key] = asdict(estimate(own.kernel))
+        if theirs is None:
+            return
+        if self._compared < LEAST_PROMPTS:
+            withheld[change] = _few_prompts(self._compared)
+        else:
+            found[change] = _difference(
+                own.kernel, own.kernel_compared, own.kernel_baselines, theirs.kernel
+            )
+
+    def _mean(self, prefix: tuple[str, ...], metric: PictureMetric) -> float | None:
+        count = _total(self.own.sums, *prefix, "figure", metric.name, "count")
+        return _quotient(_total(self.own.sums, *prefix, "figure", metric.name, "sum"), count)
+
+    def _interval(
+        self, prefix: tuple[str, ...], metric: PictureMetric, prompts: int
+    ) -> dict[str, Any] | None:
+        sums = self.own.sums
+        counts = sums.get((*prefix, "figure", metric.name, "count"))
+        if counts is None or not counts.sum() or prompts < LEAST_PROMPTS or metric.yes_no:
+            return None
+        return asdict(estimate(ratios(sums[*prefix, "figure", metric.name, "sum"], counts)))
+
+    def _change(
+        self, prefix: tuple[str, ...], metric: PictureMetric, prompts: int
+    ) -> dict[str, Any] | None:
+        """The mean difference to the baseline's same pictures."""
+        sums, key = self.own.sums, (*prefix, "change", metric.name)
+        counts = sums.get((*key, "count"))
+        if counts is None or not counts.sum():
+            return None
+        gained, lost = sums[*key, "gained"], sums[*key, "lost"]
+        total = float(counts.sum())
+        if metric.yes_no:
+            found = paired_shares(counts, gained, lost)
+            known = {"gained": int(gained.sum()), "lost": int(lost.sum()), "count": int(total)}
+        else:
+            found, known = estimate(ratios(sums[*key, "sum"], counts)), {}
+        if prompts < LEAST_PROMPTS:
+            return {"value": found.value, "low": None, "high": None, **known}
+        return asdict(found) | known
+
+
+def not_comparable(count: int, dimensions: int) -> str:
+    """Why a Frechet distance of so few pictures is not compared, and how many would do."""
+    each = count / dimensions
+    needed = PICTURES_A_DIMENSION * dimensions
+    return f"not comparable: {each:.2f} pictures a dimension, {needed:,} needed"
+
+
+def _few_prompts(count: int) -> str:
+    return f"{count} prompts, and an interval needs {LEAST_PROMPTS}"
+
+
+def _few_batches(sums: Sums) -> str | None:
+    count = int(_total(sums, "time", "batches"))
+    if count >= LEAST_BATCHES and (sums["time", "batches"] > 0).all():
         return None
-    rows, others = map(list, zip(*pairs, strict=True))
-    return frechet_change(
-        measured.sample[rows], baseline.sample[others], reference.statistics, replicates=replicates
+    return (
+        f"{count} batches, and an interval of time needs {LEAST_BATCHES} in {LEAST_BATCHES} groups"
     )
 
 
-def _figures(
-    measurements: Measurements, measured: ArmMeasures, baseline: ArmMeasures | None
-) -> dict[str, Any]:
-    """Means over pictures: those against the baseline's under ``paired``, the others by name.
+def _difference(
+    own: np.ndarray | None,
+    compared: np.ndarray | None,
+    baselines: np.ndarray | None,
+    theirs: np.ndarray | None,
+) -> dict[str, float] | None:
+    """Change of a distance, over the pictures that both arms have."""
+    mine = own if compared is None else compared
+    other = theirs if baselines is None else baselines
+    return None if mine is None or other is None else asdict(estimate(mine - other))
 
-    ``change`` holds the others' paired difference to the baseline.
-    """
-    beside = [metric.name for metric, _ in measurements.metrics if metric.needs_baseline]
-    alone = [metric.name for metric, _ in measurements.metrics if not metric.needs_baseline]
-    found: dict[str, Any] = {name: measured.mean(name) for name in alone}
-    found |= {"paired": None, "change": None}
-    if baseline is not None:
-        found["paired"] = {name: measured.mean(name) for name in beside}
-        found["change"] = {name: measured.change(name, baseline) for name in alone}
-    return found
+
+def _total(sums: Sums, *key: str) -> float:
+    return float(np.sum(sums[key])) if key in sums else 0.0
+
+
+def _quotient(over: float, under: float) -> float | None:
+    return over / under if under else None

@@ -5,8 +5,7 @@ What was measured stands in Parquet files beside the pictures, with the same ids
 measurement, so that other weights of one metric redo that metric alone.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,14 +47,16 @@ class ArmOrder:
     """One arm's part of a task: its pictures, and what is to be measured of them.
 
     ``pictures`` is the file's name and identity; ``files`` has the same for every measurement that
-    is missing: ``rows``, ``features``, or a metric's name.
+    is missing: ``rows``, ``features_of`` an extractor, or a metric's name.
     """
 
     pictures: tuple[str, str]
     files: Mapping[str, tuple[str, str]]
 
 
-FEATURES = "features"  # as a key of ArmOrder.files; a metric cannot have this name, nor "rows"
+def features_of(extractor: str) -> str:
+    """The measurement that holds an extractor's features; no metric can have such a name."""
+    return f"features of {extractor}"
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class Measured:
 def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measured:
     """Measures what the order lacks, and writes its files. A damaged arm costs only its own."""
     metrics = {metric.name: (metric, call) for metric, call in loaded.measures}
+    extractors = {features_of(extractor.name): extractor for extractor in loaded.extractors}
     with ExitStack() as stack:
         arms = _Arms(folder, order, stack)
-        found = {name: _Tables(arm, loaded.extractor, metrics) for name, arm in order.arms.items()}
+        found = {name: _Tables(arm, extractors, metrics) for name, arm in order.arms.items()}
         problems: dict[str, None] = dict.fromkeys(loaded.problems)
         while group := arms.next_group():
             beside = group[order.baseline].rows if order.baseline in group else []
@@ -178,11 +180,11 @@ class _Tables:
     def __init__(
         self,
         order: ArmOrder,
-        extractor: Extractor | None,
+        extractors: Mapping[str, Extractor],
         metrics: Mapping[str, tuple[PictureMetric, Measure]],
     ):
         self._order = order
-        self._extractor = extractor
+        self._extractors = {name: extractors[name] for name in order.files if name in extractors}
         self._metrics = {name: metrics[name] for name in order.files if name in metrics}
         self._parts: dict[str, list[pa.Table]] = {name: [] for name in order.files}
 
@@ -198,9 +200,9 @@ class _Tables:
             )
             column = pa.array([why.get(key) for key in keys], pa.string())
             self._parts[layout.ROWS].append(group.table.append_column("broken", column))
-        if FEATURES in self._parts and self._extractor is not None:
+        for name, extractor in self._extractors.items():
             whole = [row for row in rows if row.broken is None]
-            self._parts[FEATURES].append(_features(whole, self._extractor))
+            self._parts[name].append(_features(whole, extractor))
         for name, (metric, call) in self._metrics.items():
             self._parts[name].append(_figures(rows, metric, call, baselines))
 
@@ -252,22 +254,3 @@ def _figures(
         figures[chosen] = call(pictures, [rows[i].prompt for i in chosen], beside)
     value = pa.array(figures, pa.float64(), mask=~np.isfinite(figures))
     return pa.table({**_ids(rows), "value": value})
-
-
-def features_of(table: pa.Table) -> tuple[list[Key], np.ndarray]:
-    """The pictures of a table of features in order, and float32 [n, d]."""
-    column = table["features"].combine_chunks()
-    values = column.values.to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    return keys_of(table), values
-
-
-def keys_of(table: pa.Table) -> list[Key]:
-    """(prompt id, image number) of every row."""
-    ids, numbers = table["prompt_id"].to_pylist(), table["image_number"].to_pylist()
-    return list(zip(ids, numbers, strict=True))
-
-
-def macs_and_maker(footer: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """What a rows file repeats of its pictures' footer, decoded."""
-    for key, value in _about(footer).items():
-        yield key, json.loads(value)

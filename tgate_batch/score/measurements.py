@@ -11,8 +11,8 @@ from tgate_batch.output import layout
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
 from tgate_batch.output.run import Finished, Run
-from tgate_batch.score.measure import FEATURES, ArmOrder, MeasureOrder
-from tgate_batch.score.metrics import EXTRACTOR, wanted
+from tgate_batch.score.measure import ArmOrder, MeasureOrder, features_of
+from tgate_batch.score.metrics import wanted, weights_of_extractors
 from tgate_batch.storage import Folder
 
 
@@ -23,7 +23,7 @@ class Measurements:
     ``metrics`` with the sha256 of their weights. ``problems``: why some cannot be measured.
     """
 
-    extractor: Extractor | None
+    extractors: Mapping[str, Extractor]  # by their names in the config
     metrics: tuple[tuple[PictureMetric, str | None], ...]
     problems: tuple[str, ...]
 
@@ -31,33 +31,30 @@ class Measurements:
     def of(cls, run: Run, device: str = "cpu") -> "Measurements":
         """Reads the config and hashes weights. What cannot be had is a problem, not the end."""
         score, problems = run.config.score, []
-        extractor, metrics = None, []
+        extractors, metrics = {}, []
         if score.reference is not None:
-            try:
-                extractor = load_extractor(score.extractor[0], score.weights.get(EXTRACTOR), device)
-            except UserError as error:
-                problems.append(str(error))
+            for name, where in weights_of_extractors(score).items():
+                try:
+                    extractors[name] = load_extractor(name, where, device)
+                except UserError as error:
+                    problems.append(str(error))
         for metric in wanted(score, run.config.baseline is not None):
             path = score.weights[metric.weights] if metric.weights else None
             try:
                 metrics.append((metric, None if path is None else metric.fingerprint(path)))
             except UserError as error:
                 problems.append(str(error))
-        return cls(extractor, tuple(metrics), tuple(problems))
+        return cls(extractors, tuple(metrics), tuple(problems))
 
     def of_arm(self, run: Run, model: str, arm: str) -> dict[str, tuple[str, Settings]]:
         """Measurement -> its folder, and what decides its content: all that this arm is to have."""
         pictures = run.made_of(model, arm)
         found = {layout.ROWS: (layout.measured(layout.ROWS, model, arm), layout.of_rows(pictures))}
-        if self.extractor is not None:
-            found[FEATURES] = (
-                layout.features(self.extractor.name, model, arm),
-                layout.of_features(
-                    pictures,
-                    self.extractor.name,
-                    getattr(self.extractor, "version", 1),
-                    self.extractor.sha256,
-                ),
+        for extractor in self.extractors.values():
+            version = getattr(extractor, "version", 1)
+            found[features_of(extractor.name)] = (
+                layout.features(extractor.name, model, arm),
+                layout.of_features(pictures, extractor.name, version, extractor.sha256),
             )
         for metric, weights in self.metrics:
             baseline = None

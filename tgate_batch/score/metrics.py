@@ -10,6 +10,7 @@ from tgate_batch.config import Score
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
+from tgate_batch.output import layout
 
 MODULES = (  # each has a METRIC
     "tgate_batch.metrics.psnr",
@@ -68,6 +69,21 @@ def wanted(score: Score, has_baseline: bool) -> tuple[PictureMetric, ...]:
     )
 
 
+def reference_of(score: Score, extractor: str) -> str | None:
+    """The reference of one of a config's extractors: ``{extractor}`` stands for its name."""
+    return None if score.reference is None else placed(score.reference, extractor)
+
+
+def placed(where: str, extractor: str) -> str:
+    """A path or URI with the extractor's name in place of ``{extractor}``."""
+    return where.replace("{extractor}", layout.spelled(extractor))
+
+
+def weights_of(score: Score, extractor: str) -> str | None:
+    """The weights' file of one of a config's extractors; None: where it keeps them."""
+    return weights_of_extractors(score)[extractor]
+
+
 def check(score: Score) -> None:
     """Finds what scoring would miss, before anything is rendered; loads no network.
 
@@ -75,21 +91,35 @@ def check(score: Score) -> None:
     does not exist. URIs and hub ids are not looked up.
     """
     for name in score.extractor:
-        check_extractor(name)
-    if score.reference not in (None, "drawn"):
-        hint = "give statistics (.npz), a folder of pictures, or leave it out for a run without "
-        _check_exists("reference", score.reference, hint + "distances")
+        check_extractor(name, weights_of(score, name))
+        if (where := reference_of(score, name)) not in (None, "drawn"):
+            hint = (
+                "make it with jobs/reference.py, give a folder of pictures, or leave it out for a "
+                "run without distances"
+            )
+            _check_exists("reference", where, hint)
     users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
     for key, where in score.weights.items():
-        if key == EXTRACTOR:
+        if key == EXTRACTOR or key in score.extractor:
             hint = "give the extractor's weights, or leave it out for where it keeps them"
-            _check_exists("weights.extractor", where, hint)
+            _check_exists(f"weights.{key}", where, hint)
         elif key not in users:
-            keys = ", ".join((*users, EXTRACTOR))
+            keys = ", ".join((*users, EXTRACTOR, *score.extractor))
             raise UserError(f"score.weights: unknown key {key!r}; one of: {keys}")
         elif not users[key].may_be_hub_id:
             hint = f"give {users[key].weights_are}, or leave it out"
             _check_exists(f"weights.{key}", where, hint)
+
+
+def weights_of_extractors(score: Score) -> dict[str, str | None]:
+    """Extractor -> where its weights are, in the config's order; None: where it keeps them.
+
+    They stand under the extractor's name; the first one's also under ``extractor``.
+    """
+    found = {name: score.weights.get(name) for name in score.extractor}
+    first = score.extractor[0]
+    found[first] = found[first] or score.weights.get(EXTRACTOR)
+    return found
 
 
 def _check_exists(key: str, where: str, hint: str) -> None:
@@ -101,13 +131,13 @@ def _check_exists(key: str, where: str, hint: str) -> None:
 class LoadedMetrics:
     """What measures a run's pictures; ``problems`` says why some of it cannot, a line each."""
 
-    extractor: Extractor | None
+    extractors: tuple[Extractor, ...]
     measures: tuple[tuple[PictureMetric, Measure], ...]
     problems: tuple[str, ...]
 
 
 def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics:
-    """Loads the extractor (where there is a reference) and the metrics that a run wants.
+    """Loads the extractors (where there is a reference) and the metrics that a run wants.
 
     What cannot be loaded is a problem; the others are loaded all the same.
     """
@@ -120,16 +150,19 @@ def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics
             problems.append(str(error))
             return None
 
-    extractor = None
+    extractors = []
     if score.reference is not None:
-        extractor = loaded(load_extractor, score.extractor[0], score.weights.get(EXTRACTOR))
+        for name, where in weights_of_extractors(score).items():
+            extractor = loaded(load_extractor, name, where)
+            if extractor is not None:
+                extractors.append(extractor)
     measures = []
     for metric in wanted(score, has_baseline):
         where = None if metric.weights is None else score.weights[metric.weights]
         measure = loaded(metric.load, where)
         if measure is not None:
             measures.append((metric, measure))
-    return LoadedMetrics(extractor, tuple(measures), tuple(problems))
+    return LoadedMetrics(tuple(extractors), tuple(measures), tuple(problems))
 
 
 for _module in MODULES:

@@ -1,185 +1,114 @@
-"""The set of pictures that others are measured against: read, named and hashed.
+"""The set of pictures that others are measured against, as one ``.npz`` file.
 
-A reference is statistics (``.npz`` as pytorch-fid writes them), a folder of pictures, or a folder
-of Parquet rows such as a run writes, on a disk or in an object store.
+The file holds ``mu``, ``sigma`` and ``count``, as pytorch-fid reads them; ``sample``, features of
+some pictures one by one; and ``about``, what it was made of. pytorch-fid's own files will do too.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import PurePosixPath
+import json
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
-from tgate_batch.demo import pictures
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.broken import broken
-from tgate_batch.metrics.features import Extractor
-from tgate_batch.metrics.frechet import Statistics, stream
-from tgate_batch.metrics.reservoir import Reservoir
-from tgate_batch.output.parquet import read_batches
-from tgate_batch.render.codec import decode
+from tgate_batch.metrics.frechet import Statistics
 from tgate_batch.storage import Folder, without_credentials
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+class Kind(Protocol):
+    """An extractor, or what is known of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``sha256`` is that of the ``.npz``, or of all pictures' names and bytes in order.
+    """``sha256`` is that of the ``.npz``; where a run made it itself, that of the pictures.
 
-    ``features`` float32 [k, d] is a uniform sample for metrics that need pictures one by one
-    (KID, precision and recall), None for statistics alone. ``broken`` lists ("name: why")
-    pictures that were kept out.
+    ``sample`` float32 [k, d] is a uniform sample for metrics that need pictures one by one (KID,
+    precision and recall), None for statistics alone. ``about`` is what the file says of itself:
+    extractor, version, weights, label, pictures, broken, sha256, recipe, source.
     """
 
     name: str
     sha256: str
     statistics: Statistics
-    features: np.ndarray | None
-    broken: tuple[str, ...] = ()
+    sample: np.ndarray | None
+    file: str  # where it can be read, a path or URI
+    about: dict[str, Any] = field(default_factory=dict)
 
 
-def load_reference(
-    spec: str, extractor: Extractor, batch_size: int = 50, keep: int = 10_000
-) -> Reference:
-    """Reads a reference set; ``spec`` is a path or URI of an ``.npz`` file or of a folder.
+def is_file(spec: str) -> bool:
+    """Whether a path or URI names a reference's file, and not a place of pictures."""
+    return (spec.partition("?")[0] if "://" in spec else spec).endswith(".npz")
 
-    ``keep`` is how many features stay in memory. Raises UserError where nothing usable is found,
-    or the statistics are of another extractor's dimensions.
+
+def load_reference(spec: str, extractor: Kind) -> Reference:
+    """Reads a reference's file, a path or URI, of jobs/reference.py or of pytorch-fid.
+
+    Raises UserError where it cannot be read, or was made with another extractor.
     """
-    if spec.endswith(".npz"):
-        return _load_statistics(spec, extractor)
-    folder = Folder(spec)
-    if tables := folder.names("", ".parquet"):
-        arms = sorted({str(PurePosixPath(table).parent) for table in tables})
-        if len(arms) > 1:
-            raise UserError(
-                f"reference {spec} holds several sets ({arms[0]}, {arms[1]}, ...); name one of them"
-            )
-        named = _parquet_pictures(folder, tables)
-    else:
-        files = [n for n in folder.names("") if PurePosixPath(n).suffix.lower() in _SUFFIXES]
-        if not files:
-            raise UserError(f"reference {spec} is no .npz and no folder with pictures or Parquet")
-        named = ((name, folder.read(name)) for name in files)
-    return reference_of(without_credentials(spec), named, extractor, batch_size, keep)
-
-
-def reference_of(
-    name: str,
-    named: Iterable[tuple[str, bytes]],
-    extractor: Extractor,
-    batch_size: int = 50,
-    keep: int = 10_000,
-) -> Reference:
-    """A reference of pictures that come as (name, encoded bytes), in memory of a few batches."""
-    digest = hashlib.sha256()
-    sample = Reservoir(keep)
-    left_out: list[str] = []
-
-    def hashed() -> Iterator[tuple[str, bytes]]:
-        for picture, content in named:
-            for part in (picture.encode(), content):
-                digest.update(len(part).to_bytes(8, "big") + part)
-            yield picture, content
-
-    def features() -> Iterator[np.ndarray]:
-        for batch in decoded(hashed(), batch_size):
-            usable = []
-            for picture, image in batch:
-                if why := broken(image):
-                    left_out.append(f"{picture}: {why}")
-                else:
-                    usable.append(image)
-            rows = extractor(usable)
-            sample.add(rows)
-            yield rows
-
-    try:
-        statistics = stream(features())
-        statistics.covariance  # noqa: B018  two pictures are the least
-    except UserError as error:
-        raise UserError(f"reference {name}: {error}") from None
-    return Reference(name, digest.hexdigest(), statistics, sample.rows, tuple(left_out))
-
-
-def drawn_reference(captions: Iterable[str], extractor: Extractor, each: int = 1) -> Reference:
-    """The embedded model's world itself: ``each`` drawn pictures of every caption.
-
-    Raises UserError for a caption outside its grammar.
-    """
-
-    def drawings() -> Iterator[tuple[str, bytes]]:
-        for number, caption in enumerate(captions):
-            for seed in range(number * each, (number + 1) * each):
-                stream = io.BytesIO()
-                try:
-                    pictures.draw(caption, seed).save(stream, "PNG", compress_level=1)
-                except ValueError as error:
-                    raise UserError(f"reference drawn: {error}") from None
-                yield f"{seed} {caption}", stream.getvalue()
-
-    return reference_of("drawn", drawings(), extractor)
-
-
-def decoded(
-    named: Iterable[tuple[str, bytes]], batch_size: int
-) -> Iterator[list[tuple[str, Image.Image]]]:
-    """Batches of (name, picture in RGB); threads decode the next one while one is worked on.
-
-    Raises UserError for bytes that are no picture.
-    """
-    named = iter(named)
-    with ThreadPoolExecutor() as pool:
-        ahead = None
-        while chunk := list(islice(named, batch_size)):
-            following = pool.map(_decode, chunk)
-            if ahead is not None:
-                yield list(ahead)
-            ahead = following
-        if ahead is not None:
-            yield list(ahead)
-
-
-def _decode(picture: tuple[str, bytes]) -> tuple[str, Image.Image]:
-    name, content = picture
-    try:
-        return name, decode(content)
-    except UserError as error:
-        raise UserError(f"{name} {error}") from None
-
-
-def _parquet_pictures(folder: Folder, tables: list[str]) -> Iterator[tuple[str, bytes]]:
-    for table in tables:
-        try:
-            for batch in read_batches(folder, table, ["prompt_id", "image_number", "image"]):
-                for row in batch.to_pylist():
-                    if row["image"] is not None:
-                        yield f"{row['prompt_id']}/{row['image_number']}", row["image"]["bytes"]
-        except (pa.ArrowException, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder.path(table)} cannot be read: {reason}") from None
-
-
-def _load_statistics(spec: str, extractor: Extractor) -> Reference:
-    parent, slash, name = spec.rpartition("/")
-    folder = Folder(parent + slash or ".")
+    shown = without_credentials(spec)
+    folder, name = Folder.of_file(spec)
     try:
         content = folder.read(name)
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"reference {spec} cannot be read: {reason}") from None
-    statistics = Statistics.load(io.BytesIO(content), spec)
+        raise UserError(f"reference {shown} cannot be read: {reason}") from None
+    return parsed(content, shown, extractor, spec)
+
+
+def parsed(content: bytes, name: str, extractor: Kind, file: str) -> Reference:
+    """A reference from the bytes of its ``file``. Raises as ``load_reference`` does."""
+    statistics = Statistics.load(io.BytesIO(content), name)
+    sample, about = _beside(content, name)
+    if about:
+        _check_maker(about, name, extractor)
     if statistics.dimensions != extractor.dimensions:
         raise UserError(
-            f"reference {spec} has {statistics.dimensions} dimensions, but {extractor.name} makes "
+            f"reference {name} has {statistics.dimensions} dimensions, but {extractor.name} makes "
             f"{extractor.dimensions}; use the extractor it was made with"
         )
     digest = hashlib.sha256(content).hexdigest()
-    return Reference(without_credentials(spec), digest, statistics, None)
+    return Reference(name, digest, statistics, sample, file, about)
+
+
+def maker(extractor: Kind) -> dict[str, Any]:
+    """What decides an extractor's features, as ``about`` has it."""
+    return {
+        "extractor": extractor.name,
+        "version": getattr(extractor, "version", 1),
+        "weights": extractor.sha256,
+    }
+
+
+def _beside(content: bytes, name: str) -> tuple[np.ndarray | None, dict[str, Any]]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            sample = np.asarray(archive["sample"], np.float32) if "sample" in archive else None
+            about = json.loads(str(archive["about"])) if "about" in archive else {}
+    except Exception as error:  # zip, pickle and format faults have no common parent
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} cannot be read as a reference: {reason}") from None
+    return sample, about
+
+
+def _check_maker(about: dict[str, Any], name: str, extractor: Kind) -> None:
+    mine = maker(extractor)
+    if any(about.get(key) != value for key, value in mine.items()):
+        raise UserError(
+            f"reference {name} was made with {_said(about)}, and the pictures are measured with "
+            f"{_said(mine)}; give a reference of the same extractor"
+        )
+
+
+def _said(made: dict[str, Any]) -> str:
+    weights = str(made.get("weights"))[:8]
+    return f"{made.get('extractor')} version {made.get('version')} (weights {weights})"

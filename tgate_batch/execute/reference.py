@@ -1,0 +1,142 @@
+"""Makes references on an executor's workers: for a job of its own, and where scoring needs one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tgate_batch.config import Config
+from tgate_batch.errors import UserError
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.progress import PictureProgress
+from tgate_batch.execute.task import ReferenceTask
+from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
+from tgate_batch.output import layout
+from tgate_batch.output.claim import claimed
+from tgate_batch.output.run import Run
+from tgate_batch.score import sources
+from tgate_batch.score.metrics import placed, reference_of, weights_of
+from tgate_batch.score.reference import Reference, is_file, load_reference, parsed
+from tgate_batch.score.reference_file import Making, ReferenceOrder
+from tgate_batch.storage import Folder, without_credentials
+
+
+def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
+    """The files that a config wants of the pictures in ``spec``, one an extractor; writes nothing.
+
+    ``to`` stands for ``score.reference``. Raises UserError for a place that cannot be written or is
+    no ``.npz``, for several extractors with one file, and as ``sources.source`` does.
+    """
+    score, where = config.score, to or config.score.reference
+    if where is None:
+        raise UserError("score.reference is missing: set it, or give --to FILE.npz")
+    if not is_file(where):
+        raise UserError(
+            f"a reference is written as an .npz file, and {without_credentials(where)} is none; "
+            "give --to FILE.npz"
+        )
+    if len(score.extractor) > 1 and "{extractor}" not in where:
+        raise UserError(
+            f"{without_credentials(where)} would be the file of {len(score.extractor)} extractors; "
+            "put {extractor} into its name"
+        )
+    for name in score.extractor:
+        check_extractor(name, weights_of(score, name))
+    places = {name: Folder.of_file(placed(where, name)) for name in score.extractor}
+    for folder, file in places.values():
+        folder.check_writable()
+        if folder.local and Path(folder.path(file)).is_dir():
+            raise UserError(f"reference {folder.path(file)} cannot be written: it is a folder")
+    source = sources.source(spec)
+    return [
+        Making(source, *place, name, weights, load_extractor(name, weights))
+        for name, place in places.items()
+        for weights in [weights_of(score, name)]
+    ]
+
+
+def made(
+    makings: Sequence[Making], open_executor: Callable[[Folder], AbstractContextManager[Any]]
+) -> None:
+    """Makes the files, from the parts that stand; opens an executor if some are missing.
+
+    Raises UserError as workers do, and where another process makes the same file.
+    """
+    with ExitStack() as claims:
+        for making in makings:
+            claims.enter_context(claimed(making.folder.within(layout.parts(making.file))))
+        orders = [making.missing() for making in makings]
+        if any(orders):
+            with open_executor(makings[0].folder) as executor:
+                for making, missing in zip(makings, orders, strict=True):
+                    _extract(making, missing, executor)
+        for making in makings:
+            about = making.finish()
+            left_out = f", {about['broken']:,} left out as broken" if about["broken"] else ""
+            print(
+                f"{making.folder.path(making.file)}: {making.extractor.name} features of "
+                f"{about['pictures']:,} pictures{left_out}",
+                flush=True,
+            )
+    for making in makings:
+        making.clear()
+
+
+def prepared_reference(
+    run: Run, name: str, extractor: Extractor, executor: Any = None
+) -> Reference | None:
+    """What a run's pictures are compared with under an extractor, ``name`` in the config.
+
+    An ``.npz`` is read. Of pictures, or of drawings, the run makes a file of its own, and reads it
+    again while pictures and extractor stay. Without an executor it is made in this process. None
+    where there is no reference, or a caption that cannot be drawn. Raises UserError.
+    """
+    where = reference_of(run.config.score, name)
+    if where is None:
+        return None
+    if where != "drawn" and is_file(where):
+        return load_reference(where, extractor)
+    source = sources.drawn(run.folder, run.shards) if where == "drawn" else sources.source(where)
+    if source is None:
+        return None
+    file, weights = layout.reference(extractor.name), weights_of(run.config.score, name)
+    making = Making(source, run.folder, file, name, weights, extractor)
+    held = _held(making)
+    if held is None:
+        _extract(making, making.missing(), executor or LocalExecutor(run.config, run.folder))
+        making.finish(making.identity)
+        making.clear()
+        held = _held(making)
+        assert held is not None  # it was just made
+    return replace(held, name=source.name, sha256=held.about["sha256"])
+
+
+def _held(making: Making) -> Reference | None:
+    """The file that stands, if it was made of the same."""
+    if not making.folder.exists(making.file):
+        return None
+    try:
+        content = making.folder.read(making.file)
+        held = parsed(
+            content, making.source.name, making.extractor, making.folder.within(making.file).uri
+        )
+    except (OSError, UserError):
+        return None
+    return held if held.about.get("identity") == making.identity else None
+
+
+def _extract(making: Making, missing: list[ReferenceOrder], executor: Any) -> None:
+    tasks = [ReferenceTask(order) for order in missing]
+    total = len(making.source)
+    progress = PictureProgress("reference", total, total - sum(len(o.part) for o in missing))
+    for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
+        if isinstance(found, GiveUp):
+            raise UserError(
+                f"{found.task} failed too often, the last time with {found.reason}; what is "
+                "finished stays, and the same command goes on"
+            )
+        if found is not None:
+            progress.add(found)
+    progress.say()

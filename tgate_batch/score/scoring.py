@@ -1,0 +1,108 @@
+"""What is to be added up and concluded of a run, in orders for workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from tgate_batch.output import layout
+from tgate_batch.output.run import Run
+from tgate_batch.score import reduce
+from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, enough, scores
+from tgate_batch.score.measurements import Measurements
+from tgate_batch.score.reduce import ReduceOrder, Source
+from tgate_batch.score.reference import Reference
+from tgate_batch.score.sums import chunks
+
+
+def conclude_orders(
+    run: Run,
+    measurements: Measurements,
+    references: Mapping[str, Reference],
+    by: str | None,
+) -> Iterator[ConcludeOrder]:
+    """One order an arm that has pictures. Enters the folders of its sums into the ledger.
+
+    ``references``: by extractor; ``by``: the frozen column that figures are broken down by.
+    """
+    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors.values())
+    places = {name: (held.file, held.sha256) for name, held in references.items()}
+    for model in run.config.models:
+        sources = dict(_sources(run, measurements, facts, model.name, by))
+        sampling = run.sampling(model.name)
+        cut = tuple(chunks(run.shards, sampling.images_per_prompt, sampling.batch_size))
+        baseline = sources.get(run.config.baseline or "")
+        for source in sources.values():
+            _enter(run, source)
+            beside = None if source is baseline else baseline
+            yield ConcludeOrder(source, cut, beside, places, facts)
+
+
+def write_scores(
+    run: Run,
+    measurements: Measurements,
+    references: Mapping[str, Reference],
+    found: Mapping[tuple[str, str], Conclusion],
+) -> None:
+    """Writes the scores of every arm of the run into the output."""
+    facts = tuple(Facts.of(extractor) for extractor in measurements.extractors.values())
+    metrics = tuple(metric for metric, _ in measurements.metrics)
+    for model, arm, _ in run.pairs():
+        key = (model.name, arm)
+        own = found.get(key) or Conclusion.of_nothing(*key)
+        baseline = found.get((model.name, run.config.baseline or ""))
+        beside = None if arm == run.config.baseline else baseline
+        content = scores(own, beside, metrics, facts, references)
+        run.folder.write(layout.scores(*key), json.dumps(content, indent=2))
+
+
+def reduce_orders(run: Run, orders: list[ConcludeOrder]) -> Iterator[ReduceOrder]:
+    """The full chunks whose summaries are not kept yet."""
+    held = set(run.folder.names(layout.SUMS))
+    for order in orders:
+        for chunk in order.chunks:
+            if chunk.full and reduce.kept_name(order.source, chunk) not in held:
+                yield ReduceOrder(order.source, chunk)
+
+
+def _enter(run: Run, source: Source) -> None:
+    """Sums of another kind are cleared: they are added up again."""
+    folder, settings = layout.sums_of(source.model, source.arm), source.settings()
+    if folder in run.ledger and run.ledger[folder] != settings:
+        run.ledger.clear(folder)
+    run.ledger.enter(folder, settings)
+
+
+def _sources(
+    run: Run,
+    measurements: Measurements,
+    facts: tuple[Facts, ...],
+    model: str,
+    by: str | None,
+) -> Iterator[tuple[str, Source]]:
+    """Each arm of a model that has pictures, with where its measurements are."""
+    sampling = run.sampling(model)
+    drawn = {
+        arm: measurements.of_arm(run, model, arm)
+        for arm in run.config.arms
+        if layout.images(model, arm) in run.ledger
+    }
+    for arm, folders in drawn.items():
+        beside = None if arm == run.config.baseline else drawn.get(run.config.baseline or "")
+        yield (
+            arm,
+            Source(
+                model,
+                arm,
+                folders,
+                beside,
+                {one.name: one.dimensions for one in facts},
+                sampling.images_per_prompt,
+                sampling.batch_size,
+                any(
+                    one.kind == "frechet" and enough(run.images_per_arm, one.dimensions)
+                    for one in facts
+                ),
+                by,
+            ),
+        )
