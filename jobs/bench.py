@@ -6,6 +6,7 @@ python jobs/bench.py orchestration   planning, scheduling and writing with a sta
 python jobs/bench.py engine          each engine setting beside the defaults
 python jobs/bench.py encode          picture formats on threads
 python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
+python jobs/bench.py scale-scoring   scoring fabricated measurements: CPU time, memory, same figures
 python jobs/bench.py coverage        whether intervals and thresholds hold what they say, simulated
 python jobs/bench.py model sdxl      an architecture with random weights on this device
 """
@@ -50,6 +51,10 @@ def parse() -> argparse.Namespace:
     encode.add_argument("--side", type=int, default=512, help="pixels")
     statistics = kinds.add_parser("statistics")
     statistics.add_argument("--images", type=int, default=1000)
+    scale = kinds.add_parser("scale-scoring")
+    scale.add_argument("--rows", type=int, default=1_000_000)
+    scale.add_argument("--dimensions", type=int, default=1280)
+    scale.add_argument("--flat-rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
     coverage = kinds.add_parser("coverage")
     coverage.add_argument("--runs", type=int, default=300, help="a cell")
     coverage.add_argument("--nights", type=int, default=1000, help="a threshold")
@@ -112,6 +117,13 @@ def _statistics(options: argparse.Namespace) -> dict[str, Any]:
     return report(options.images)
 
 
+def _scale_scoring(options: argparse.Namespace) -> dict[str, Any]:
+    """Scoring of two arms' fabricated measurements under Ray: CPU seconds, memory, differences."""
+    from tgate_batch.bench.scale_scoring import bench_scale_scoring
+
+    return bench_scale_scoring(options.rows, options.dimensions, tuple(options.flat_rows))
+
+
 def _coverage(options: argparse.Namespace) -> dict[str, Any]:
     """Simulated runs: how often a 95% interval covers the truth, how often a threshold errs."""
     from tgate_batch.bench.coverage import bench_coverage
@@ -143,6 +155,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "engine": _engine,
     "encode": _encode,
     "statistics": _statistics,
+    "scale-scoring": _scale_scoring,
     "coverage": _coverage,
     "model": _model,
 }

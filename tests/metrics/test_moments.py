@@ -88,8 +88,14 @@ def test_moments_add_up_in_any_order_and_are_stored_as_they_are():
     np.testing.assert_allclose(right.save(), whole.save(), rtol=1e-12)
     again = Moments.load(right.save(), 8)
     np.testing.assert_array_equal(again.save(), right.save())
-    right.merge(left, sign=-1)
-    assert right.count == 500
+
+
+def test_distances_without_some_pictures_are_those_of_the_others():
+    rows, root = features(400, 8), FrechetRoot(Statistics.of(features(300, 8, seed=2)))
+    places = np.arange(400)
+    others = moments_of(rows[30:], places[30:])
+    found = frechet_values(moments_of(rows), root, moments_of(rows[:30], places[:30]))
+    assert found == pytest.approx(frechet_values(others, root), rel=1e-6)
 
 
 def test_features_that_are_not_finite_are_refused():

@@ -4,11 +4,19 @@ Nothing is rendered and no network runs: each arm's rows, one figure a picture a
 written as a run would have measured them, into a temporary folder.
 """
 
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from PIL import Image
 
@@ -20,11 +28,11 @@ from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.score.figures import scores
 from tgate_batch.score.measure import features_of
 from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.reference import Reference, load_reference
-from tgate_batch.score.scoring import conclude_orders
+from tgate_batch.score.reference import load_reference
+from tgate_batch.score.scoring import conclude_orders, write_scores
+from tgate_batch.storage import Folder
 
 SHARD = 4096  # prompts
 _METRIC = "prompt_accuracy"
@@ -149,32 +157,147 @@ def _block(number: int, dimensions: int, other: float) -> np.ndarray:
 
 def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str, Any]]:
     """Every score of a run that is measured, by arm."""
-    run = runs.load_run(settings.output)
-    run = Run(settings, run.folder, run.shards, run.ledger)
-    measurements = Measurements.of(run)
-    measurements = Measurements(
-        measurements.extractors,
-        tuple(pair for pair in measurements.metrics if pair[0].name == _METRIC),
-        (),
-    )
+    held = runs.load_run(settings.output)
+    run = Run(settings, held.folder, held.shards, held.ledger)
+    every = Measurements.of(run)
+    known = tuple(pair for pair in every.metrics if pair[0].name == _METRIC)
+    measurements = Measurements(every.extractors, known, ())
     (extractor,) = measurements.extractors.values()
-    where = str(settings.score.reference)
-    held: Reference = load_reference(where, extractor)
-    orders = list(conclude_orders(run, measurements, {extractor.name: held}, settings.score.by))
+    reference = load_reference(str(settings.score.reference), extractor)
+    references = {extractor.name: reference}
+    orders = list(conclude_orders(run, measurements, references, settings.score.by))
     problems: dict[str, None] = {}
-    if executor is None:
-        executor = LocalExecutor(run.config, run.folder)
-    found = concluded(run, orders, problems, executor)
-    assert not problems, problems
-    baseline = found["demo", "baseline"]
-    metrics = tuple(metric for metric, _ in measurements.metrics)
-    return {
-        arm: scores(
-            one,
-            None if one is baseline else baseline,
-            metrics,
-            orders[0].extractors,
-            {extractor.name: held},
+    found = concluded(run, orders, problems, executor or LocalExecutor(settings, run.folder))
+    if problems:
+        raise RuntimeError(f"scoring met problems: {list(problems)}")
+    write_scores(run, measurements, references, found)
+    return {arm: json.loads(run.folder.read(layout.scores("demo", arm))) for arm in settings.arms}
+
+
+def bench_scale_scoring(
+    rows: int = 1_000_000,
+    dimensions: int = 1280,
+    flat_rows: Sequence[int] = (1_000_000, 10_000_000),
+) -> dict[str, Any]:
+    """Scores fabricated runs in fresh processes, printing a line each as it goes."""
+    results: dict[str, Any] = {"rows": rows, "dimensions": dimensions}
+    with tempfile.TemporaryDirectory() as scratch:
+        empty = _made(Path(scratch, "empty"), 64, 8)
+        base = _scored_apart(empty, workers=1)["driver_mib"]
+        print(f"an empty run's driver: {base:.0f} MiB", flush=True)
+        large = _made(Path(scratch, "large"), rows, dimensions)
+        found = {}
+        for workers in (1, 2):
+            found[workers] = one = _scored_apart(large, workers)
+            print(
+                f"{rows:,} rows x 2 arms, {dimensions} dimensions, {workers} workers: "
+                f"{one['seconds']:.0f} s, {one['worker_cpu_seconds']:.0f} CPU seconds of workers, "
+                f"{one['driver_cpu_seconds']:.0f} of the driver, whose memory is "
+                f"{one['driver_mib'] - base:.0f} MiB above an empty run's; largest worker "
+                f"{one['worker_mib']:.0f} MiB",
+                flush=True,
+            )
+        apart = _apart(found[1]["scores"], found[2]["scores"])
+        results |= {f"workers_{workers}": _without_scores(one) for workers, one in found.items()}
+        results["two_workers_cpu_over_one"] = _cpu(found[2]) / _cpu(found[1])
+        results["largest_relative_difference"] = apart
+        results["driver_mib_above_empty"] = found[2]["driver_mib"] - base
+        print(
+            f"two workers' CPU over one's: {results['two_workers_cpu_over_one']:.3f}; figures "
+            f"differ by {apart:.0e} at most",
+            flush=True,
         )
-        for (_, arm), one in found.items()
-    }
+        shutil.rmtree(Path(scratch, "large"))
+        for count in flat_rows:
+            one = _scored_apart(_made(Path(scratch, str(count)), count, 8), workers=2)
+            results[f"driver_mib_above_empty_{count}"] = one["driver_mib"] - base
+            print(
+                f"{count:,} rows, 8 dimensions: the driver's memory is "
+                f"{one['driver_mib'] - base:.0f} MiB above an empty run's",
+                flush=True,
+            )
+            shutil.rmtree(Path(scratch, str(count)))
+    return results
+
+
+def _made(folder: Path, rows: int, dimensions: int) -> Path:
+    """A fabricated run, in a process of its own; returns its config's file."""
+    folder.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from tgate_batch.bench import scale_scoring as s; "
+        "folder = Path(sys.argv[1]); "
+        "made = s.fabricate(folder, int(sys.argv[2]), int(sys.argv[3])); "
+        "(folder / 'config.json').write_text(made.model_dump_json())"
+    )
+    arguments = [sys.executable, "-c", code, str(folder), str(rows), str(dimensions)]
+    subprocess.run(arguments, check=True)
+    return folder / "config.json"
+
+
+def _scored_apart(settings: Path, workers: int) -> dict[str, Any]:
+    """Scores a run from nothing in a fresh process, with so many workers under Ray."""
+    shutil.rmtree(settings.parent / "out" / layout.SUMS, ignore_errors=True)
+    arguments = [
+        sys.executable,
+        "-m",
+        "tgate_batch.bench.scale_scoring",
+        str(settings),
+        str(workers),
+    ]
+    found = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _cpu(one: dict[str, Any]) -> float:
+    return one["worker_cpu_seconds"] + one["driver_cpu_seconds"]
+
+
+def _without_scores(one: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in one.items() if key != "scores"}
+
+
+def _apart(one: Any, other: Any) -> float:
+    """The largest relative difference of two equal heaps of numbers."""
+    if isinstance(one, dict):
+        return max((_apart(value, other[key]) for key, value in one.items()), default=0.0)
+    if isinstance(one, float):
+        return abs(one - other) / max(abs(one), 1e-300)
+    if one != other:
+        raise RuntimeError(f"{one!r} and {other!r} differ")
+    return 0.0
+
+
+def main() -> None:
+    """Scores the run of a config's file; prints what it took, and the scores, as JSON."""
+    settings = config.Config.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    workers = int(sys.argv[2])
+    limits = settings.workers.model_copy(update={"executor": "ray", "min": workers, "max": workers})
+    settings = settings.model_copy(update={"workers": limits})
+    from tgate_batch.execute.ray import RayExecutor
+
+    began = time.perf_counter()
+    with RayExecutor(settings, Folder(settings.output)) as executor:
+        found = scored(settings, executor)
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        pids = executor.pids()
+        result = {
+            "seconds": time.perf_counter() - began,
+            "worker_cpu_seconds": sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids),
+            "driver_cpu_seconds": own.ru_utime + own.ru_stime,
+            "driver_mib": own.ru_maxrss / 1024,
+            "worker_mib": max(map(_peak_mib, pids)),
+            "scores": found,
+        }
+    print(json.dumps(result))
+
+
+def _peak_mib(pid: int) -> float:
+    """The most memory that a process ever held (VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ from tgate_batch.score.measure import Measured, MeasureOrder, measure
 from tgate_batch.score.reduce import ReduceOrder, reduce
 from tgate_batch.score.reference import load_reference
 from tgate_batch.score.reference_file import ReferenceOrder, write_part
+from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
 
 
@@ -53,6 +54,7 @@ class Worker:
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], Beside] = {}
+        self._baselines: dict[str, Summary] = {}  # by model
         self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -132,7 +134,7 @@ class Worker:
             self._renderer = None
             beside = {facts.name: self._reference(facts, order) for facts in order.extractors}
             known = {name: found for name, found in beside.items() if found is not None}
-            found = conclude(self._folder, order, known)
+            found = conclude(self._folder, order, known, self._baselines)
         yield found
 
     def _reference(self, facts: Facts, order: ConcludeOrder) -> Beside | None:

@@ -61,12 +61,9 @@ class Moments:
             self._multiply(group)
         return self
 
-    def merge(self, other: Moments, sign: int = 1) -> None:
-        """Adds, or takes away, the sums of other features, in place."""
-        if sign == 1:
-            self.finish()._sums += other.finish()._sums
-        else:
-            self.finish()._sums -= other.finish()._sums
+    def merge(self, other: Moments) -> None:
+        """Adds the sums of other features, in place."""
+        self.finish()._sums += other.finish()._sums
 
     @property
     def count(self) -> int:
@@ -80,6 +77,10 @@ class Moments:
     def total(self) -> np.ndarray:
         """The matrix of all groups [d + 1, d + 1], its upper triangle."""
         return self.finish()._sums.sum(axis=0)
+
+    def of(self, group: int) -> np.ndarray:
+        """The matrix of one group, its upper triangle."""
+        return self.finish()._sums[group]
 
     def without(self, total: np.ndarray, group: int) -> np.ndarray:
         """The matrix of all groups but one, given that of all."""
@@ -108,11 +109,21 @@ def statistics(matrix: np.ndarray) -> Statistics:
     return Statistics(count, mean, products - np.outer(mean, mean) * count)
 
 
-def frechet_values(moments: Moments, root: FrechetRoot) -> np.ndarray:
+def frechet_values(
+    moments: Moments, root: FrechetRoot, lacking: Moments | None = None
+) -> np.ndarray:
     """The Frechet distance of all groups, then without each of them: [21], float64.
 
-    Raises UserError where fewer than two pictures would remain.
+    ``lacking``: some of the pictures, to be left out. Raises UserError where fewer than two
+    pictures would remain.
     """
-    total = moments.total()
-    matrices = (moments.without(total, group) for group in range(len(moments.group_counts)))
+    total = _less(moments.total(), None if lacking is None else lacking.total())
+    matrices = (
+        _less(moments.without(total, group), None if lacking is None else -lacking.of(group))
+        for group in range(len(moments.group_counts))
+    )
     return np.array([root.distance(statistics(matrix)) for matrix in (total, *matrices)])
+
+
+def _less(matrix: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+    return matrix if other is None else matrix - other

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-NEIGHBOURS = 3
+NEIGHBOURS = 3  # the k of the published figures
 _ROWS = 1024  # rows of a distance matrix held at once
 
 

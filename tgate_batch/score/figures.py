@@ -211,13 +211,22 @@ def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
     return Conclusion.load(folder.read(name), order.identity) if folder.exists(name) else None
 
 
-def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside]) -> Conclusion:
+def conclude(
+    folder: Folder,
+    order: ConcludeOrder,
+    beside: Mapping[str, Beside],
+    baselines: dict[str, Summary],
+) -> Conclusion:
     """Reads an arm's sums and brings them down to figures; saves ``mu`` and ``sigma``.
 
-    The conclusion is kept, unless a file was missing or something could not be computed.
+    The conclusion is kept, unless a file was missing or something could not be computed. Where an
+    arm and the baseline lack pictures of each other, the baseline's sums are needed too: those of
+    the model at hand stay in ``baselines``.
     """
     summary, whole = _merged(folder, order.source, order.chunks)
-    baseline: Summary | None = None
+    if order.baseline is None:
+        baselines.clear()
+        baselines[order.source.model] = summary
     sets, problems = {}, []
     for facts in order.extractors:
         features = summary.features.get(facts.name)
@@ -226,9 +235,11 @@ def conclude(folder: Folder, order: ConcludeOrder, beside: Mapping[str, Beside])
         theirs = None
         differ = features.alone is not None or features.baseline_alone is not None
         if order.baseline is not None and differ:
-            if baseline is None:
-                baseline, _ = _merged(folder, order.baseline, order.chunks)
-            theirs = baseline.features.get(facts.name)
+            model = order.source.model
+            if model not in baselines:
+                baselines.clear()
+                baselines[model], _ = _merged(folder, order.baseline, order.chunks)
+            theirs = baselines[model].features.get(facts.name)
         try:
             _save_statistics(folder, order, facts, features.moments)
             sets[facts.name] = _set_figures(
@@ -286,22 +297,16 @@ def _set_figures(
     if enough(count, facts.dimensions) and source.grouped:
         found["values"] = frechet_values(moments, beside.root)
         if theirs is not None and enough(both, facts.dimensions):
-            found["compared"] = frechet_values(_without(moments, features.alone), beside.root)
-            lacking = _without(theirs.moments, features.baseline_alone)
-            found["baselines"] = frechet_values(lacking, beside.root)
+            found["compared"] = frechet_values(moments, beside.root, features.alone)
+            found["baselines"] = frechet_values(
+                theirs.moments, beside.root, features.baseline_alone
+            )
     return SetFigures(**found, **_kernel_figures(facts, features, theirs, beside, source))
 
 
 def enough(count: int, dimensions: int) -> bool:
     """Whether a Frechet distance of so many pictures tells its changes."""
     return count >= PICTURES_A_DIMENSION * dimensions
-
-
-def _without(moments: Moments, lacking: Moments | None) -> Moments:
-    """Takes pictures away, in place: the sums are not needed whole any more."""
-    if lacking is not None:
-        moments.merge(lacking, sign=-1)
-    return moments
 
 
 def _kernel_figures(

@@ -18,8 +18,8 @@ from tgate_batch.metrics.moments import Moments
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
+from tgate_batch.score import metrics
 from tgate_batch.score.measure import MACS, features_of
-from tgate_batch.score.metrics import METRICS
 from tgate_batch.score.sums import (
     Chunk,
     FeatureSums,
@@ -56,7 +56,7 @@ class Source:
 
     def metrics(self) -> list[PictureMetric]:
         """The metrics of single pictures that were measured."""
-        return [metric for metric in METRICS if metric.name in self.folders]
+        return [metric for metric in metrics.METRICS if metric.name in self.folders]
 
     def settings(self) -> Settings:
         """What decides the sums of a shard, as the ledger keeps it."""

@@ -32,7 +32,8 @@ def conclude_orders(
         sampling = run.sampling(model.name)
         cut = tuple(chunks(run.shards, sampling.images_per_prompt, sampling.batch_size))
         baseline = sources.get(run.config.baseline or "")
-        for source in sources.values():
+        # The baseline first: its sums may be needed beside the others'.
+        for source in sorted(sources.values(), key=lambda source: source is not baseline):
             _enter(run, source)
             beside = None if source is baseline else baseline
             yield ConcludeOrder(source, cut, beside, places, facts)
