@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tgate_batch.config import Score, Threshold
+from tgate_batch.config import Score, Thresholds
 from tgate_batch.errors import UserError
 from tgate_batch.report import table, thresholds
 from tgate_batch.score import metrics
@@ -146,7 +146,7 @@ def test_metric_of_ones_own_has_columns_and_a_threshold(toy):
         ["model", "arm", "brightness", "brightness change [95% CI]"],
         ["demo", "tgate", "30.0", "-2.00 [-3.00, -1.00]"],
     ]
-    (judged,) = thresholds.judge(arm, None, {"brightness": Threshold(min=25)})
+    (judged,) = thresholds.judge(arm, None, Thresholds.model_validate({"brightness": {"min": 25}}))
     assert (judged["passed"], judged["margin"]) == (True, 5.0)
 
 
@@ -187,7 +187,7 @@ def test_config_is_checked_and_a_report_made_without_torch():
     code = (
         "import sys; from tgate_batch.config import Score; from tgate_batch.score import metrics; "
         "from tgate_batch.report import table, thresholds; "
-        "metrics.check(Score()); table.rows([], 'brief'); thresholds.check([]); "
+        "metrics.check(Score()); table.rows([], 'brief'); thresholds.check({}); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'torchmetrics', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

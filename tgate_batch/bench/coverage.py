@@ -34,6 +34,7 @@ from tgate_batch.metrics.jackknife import (
 from tgate_batch.metrics.kid import kernel_sums, mean_of_pairs
 from tgate_batch.metrics.moments import Moments, frechet_values
 from tgate_batch.report import thresholds
+from tgate_batch.score.figures import enough
 
 RUNS = 300  # a cell
 NIGHTS = 1000  # a threshold
@@ -45,7 +46,6 @@ _PASSED = {"harm": 0.06, "no harm": 0.85}  # at most, and at least; each with tw
 
 _AGAIN = 4  # times as many runs of a cell that fell short
 
-_PICTURES_A_DIMENSION = 3  # below it no Frechet distance has an interval
 _WITHIN = 0.5  # correlation of pictures of one prompt
 _BIG = 400_000  # pictures that stand for infinitely many, where there is no formula
 _BATCH = 8
@@ -336,7 +336,7 @@ def set_figures(
     arms = list(product(("small", "tail"), (0.0, 0.95)))
     for number, (name, figure) in enumerate(figures.items()):
         pictures = world.prompts * each
-        few = name == "Frechet distance" and pictures < _PICTURES_A_DIMENSION * size
+        few = name == "Frechet distance" and not enough(pictures, size)
         if few or world.prompts < LEAST_PROMPTS:
             why = f"{pictures} pictures of {world.prompts} prompts"
             results[f"{name}, {world.name}"] = {"withheld": why, "holds": True}
