@@ -434,6 +434,7 @@ def shares(runs: int, draw: int = 0, only: str | None = None) -> dict[str, dict[
                 _sums(np.ones(len(drawn)), places),
                 _sums(drawn > -ndtri(gained), places),
                 _sums(drawn < ndtri(lost), places),
+                each,
             )
             place = f"yes/no change, {kind}, {prompts} prompts, {each} a prompt"
             _into(cells, place, Cell(gained - lost, change=True), found)

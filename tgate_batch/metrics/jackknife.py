@@ -18,6 +18,7 @@ TWO_SIDED = 2.093  # Student's t with 19 degrees of freedom: 95% lie within
 ONE_SIDED = 1.729  # 95% lie below
 _POWER = 1.328  # 90% lie below
 _NORMAL = 1.960
+_FEW_CHANGES = 2 * GROUPS  # pictures that differ between two arms
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,19 @@ def bonett_price(count: float, gained: float, lost: float) -> Estimate:
     return Estimate((gained - lost) / count, float(low), float(high))
 
 
-def paired_shares(count: np.ndarray, gained: np.ndarray, lost: np.ndarray) -> Estimate:
+def paired_shares(
+    count: np.ndarray, gained: np.ndarray, lost: np.ndarray, pictures_a_prompt: float = 1.0
+) -> Estimate:
     """Change of a share from the counts of each group, [20] each.
 
     Several pictures of one prompt tend to change together. What the groups then show beyond
-    independent pictures counts as that many fewer pictures.
+    independent pictures counts as that many fewer pictures. Where too few changed for the groups to
+    show it, the pictures of a prompt count as one.
     """
     total, up, down = float(count.sum()), float(gained.sum()), float(lost.sum())
     shared = _design_effect(ratios(gained - lost, count), total, up, down)
+    if up + down < _FEW_CHANGES:
+        shared = max(shared, pictures_a_prompt)
     effective = bonett_price(total / shared, up / shared, down / shared)
     return Estimate((up - down) / total, effective.low, effective.high)
 

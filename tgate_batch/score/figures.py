@@ -510,11 +510,12 @@ class _Scores:
             return found
         count = own.count if facts.kind == "frechet" else own.sample
         notes = [] if facts.note is None else [facts.note]
-        for which in own.rank_deficient:
-            held = own.count if which == "the arm" else reference.statistics.count
+        if own.rank_deficient:
+            held = {"the arm": own.count, "the reference": reference.statistics.count}
+            counts = " and ".join(f"{held[which]}" for which in own.rank_deficient)
             notes.append(
-                f"the covariance of {which} is rank-deficient ({held} pictures for "
-                f"{facts.dimensions} dimensions): compare arms of one run, not runs of other sizes"
+                f"rank-deficient: {' and '.join(own.rank_deficient)} ({counts} pictures for "
+                f"{facts.dimensions} dimensions); compare arms of one run, not runs of other sizes"
             )
         found |= {
             "distance": own.distance,
@@ -616,7 +617,7 @@ class _Scores:
         gained, lost = sums[*key, "gained"], sums[*key, "lost"]
         total = float(counts.sum())
         if metric.yes_no:
-            found = paired_shares(counts, gained, lost)
+            found = paired_shares(counts, gained, lost, max(1.0, total / max(prompts, 1)))
             known = {"gained": int(gained.sum()), "lost": int(lost.sum()), "count": int(total)}
         else:
             found, known = estimate(ratios(sums[*key, "sum"], counts)), {}
