@@ -5,7 +5,7 @@ The map, in the order the data takes:
 - ``prompts``  reads a prompt set and cuts it into shards
 - ``render``   renders one shard with one pipeline, one arm at a time (no Ray)
 - ``output``   the output folder: its names, what each file was made of, whole files or none
-- ``score``    measures the pictures of a shard, and puts the figures of an arm together
+- ``score``    measures the pictures of a shard, adds shards up, and brings sums down to figures
 - ``report``   all arms beside their baseline: JSON, Markdown, one HTML page
 - ``execute``  who does what next: a pool of tasks, workers, with Ray or in this process
 - ``workflow``, ``cli``  the whole way in order, and the commands over it

@@ -16,9 +16,10 @@ from tgate_batch import config, workflow
 from tgate_batch.bench.statistics import write_random_inception
 from tgate_batch.errors import UserError
 from tgate_batch.execute.reference import prepared_reference
+from tgate_batch.metrics import kid, precision_recall
 from tgate_batch.metrics.features import EfficientNetLite0, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
-from tgate_batch.metrics.reservoir import NamedSample, Reservoir
+from tgate_batch.metrics.reservoir import NamedSample
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.score import reference_file, sources
@@ -138,6 +139,8 @@ def test_file_has_statistics_sample_and_what_it_was_made_of(tmp_path, pictures, 
     np.testing.assert_allclose(reference.statistics.covariance, expected.covariance, rtol=1e-6)
     assert sorted(map(tuple, reference.sample)) == sorted(map(tuple, colours(contents)))
     assert reference.sample.dtype == np.float32
+    assert reference.within == pytest.approx(kid.mean_of_pairs(reference.sample))
+    assert (reference.radii == precision_recall.radii(reference.sample)).all()
     assert reference.sha256 == hashlib.sha256(content).hexdigest()
     files = sorted(pictures.rglob("*.png"))
     lines = [
@@ -427,32 +430,3 @@ def test_named_sample_larger_than_the_set_is_the_set():
     sample = NamedSample(reference_file.SAMPLE)
     sample.add(["a", "b"], np.eye(2))
     assert len(sample.rows) == 2
-
-
-def test_a_sample_does_not_depend_on_batches():
-    rows = np.arange(1000.0).reshape(500, 2)
-    samples = []
-    for size in (7, 500):
-        sample = Reservoir(20)
-        for start in range(0, 500, size):
-            sample.add(rows[start : start + size])
-        samples.append(sample.rows)
-    np.testing.assert_array_equal(*samples)
-    assert samples[0].shape == (20, 2)
-
-
-def test_a_sample_larger_than_the_set_is_the_set():
-    rows = np.arange(10.0).reshape(5, 2)
-    sample = Reservoir(20)
-    sample.add(rows)
-    np.testing.assert_array_equal(sample.rows, rows)
-
-
-def test_every_row_is_as_likely_to_be_in_a_sample():
-    hits = np.zeros(10)
-    for seed in range(2000):
-        sample = Reservoir(3, seed)
-        for row in np.arange(10):
-            sample.add(np.array([[row]]))
-        hits[sample.rows[:, 0]] += 1
-    np.testing.assert_allclose(hits / 2000, 0.3, atol=0.04)

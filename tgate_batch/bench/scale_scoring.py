@@ -30,7 +30,7 @@ from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
 from tgate_batch.score.measure import features_of
 from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.reference import load_reference
+from tgate_batch.score.reference import load_reference, of_sample
 from tgate_batch.score.scoring import conclude_orders, write_scores
 from tgate_batch.storage import Folder
 
@@ -74,7 +74,7 @@ def fabricate(
     reference = folder / "reference.npz"
     sample = np.random.default_rng(1).random((reference_rows, dimensions), np.float32)
     with open(reference, "wb") as stream:
-        Statistics.of(sample).save(stream, sample=sample)
+        Statistics.of(sample).save(stream, **of_sample(sample, "frechet"))
     settings = {
         "models": ["demo"],
         "prompts": prompts,

@@ -1,7 +1,8 @@
 """What the pictures and the run are worth. Plain arrays and PIL images in, numbers out; no Ray.
 
-- ``features``, ``frechet``, ``kid``, ``precision_recall``, ``intervals``, ``reservoir``  sets of
-  pictures
+- ``features``, ``dinov2``, ``cmmd``, ``frechet``, ``moments``, ``kid``, ``precision_recall``,
+  ``reservoir``  sets of pictures
+- ``jackknife``  how sure a figure is
 - ``entry`` (what a metric says of itself), ``psnr``, ``ssim``, ``lpips``, ``clip``, ``broken``  one
   picture at a time
 - ``throughput``, ``cost``  what they took

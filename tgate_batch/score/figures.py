@@ -58,10 +58,14 @@ class Beside:
     def radii(self) -> np.ndarray | None:
         """How wide the reference's manifold is around each of its pictures."""
         sample = self.reference.sample
-        return radii(sample) if sample is not None and len(sample) > NEIGHBOURS else None
+        if self.reference.radii is not None or sample is None or len(sample) <= NEIGHBOURS:
+            return self.reference.radii
+        return radii(sample)
 
     def within(self, kernel: kid.Kernel) -> float:
         """The kernel's mean over pairs of the reference's pictures."""
+        if self.reference.within is not None:
+            return self.reference.within
         assert self.reference.sample is not None
         if kernel.__name__ not in self._within:
             self._within[kernel.__name__] = kid.mean_of_pairs(self.reference.sample, kernel)

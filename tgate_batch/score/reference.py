@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from tgate_batch.errors import UserError
+from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.frechet import Statistics
+from tgate_batch.metrics.precision_recall import NEIGHBOURS, radii
 from tgate_batch.storage import Folder, without_credentials
 
 
@@ -42,6 +44,8 @@ class Reference:
     statistics: Statistics
     sample: np.ndarray | None
     file: str  # where it can be read, a path or URI
+    within: float | None = None  # the kernel's mean over pairs of the sample
+    radii: np.ndarray | None = None  # as ``precision_recall.radii`` of the sample
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +72,7 @@ def load_reference(spec: str, extractor: Kind) -> Reference:
 def parsed(content: bytes, name: str, extractor: Kind, file: str) -> Reference:
     """A reference from the bytes of its ``file``. Raises as ``load_reference`` does."""
     statistics = Statistics.load(io.BytesIO(content), name)
-    sample, about = _beside(content, name)
+    beside, about = _beside(content, name)
     if about:
         _check_maker(about, name, extractor)
     if statistics.dimensions != extractor.dimensions:
@@ -77,7 +81,22 @@ def parsed(content: bytes, name: str, extractor: Kind, file: str) -> Reference:
             f"{extractor.dimensions}; use the extractor it was made with"
         )
     digest = hashlib.sha256(content).hexdigest()
-    return Reference(name, digest, statistics, sample, file, about)
+    within = None if "within" not in beside else float(beside["within"])
+    return Reference(
+        name, digest, statistics, beside.get("sample"), file, within, beside.get("radii"), about
+    )
+
+
+def of_sample(sample: np.ndarray, distance: str) -> dict[str, np.ndarray]:
+    """What a reference's file keeps of its sample [k, d], and what each scoring would compute anew.
+
+    ``distance`` is the extractor's.
+    """
+    kernel = cmmd.gaussian_kernel if distance == "cmmd" else kid.polynomial
+    found = {"sample": sample, "within": np.array(kid.mean_of_pairs(sample, kernel))}
+    if distance != "cmmd" and len(sample) > NEIGHBOURS:
+        found["radii"] = radii(sample)
+    return found
 
 
 def maker(extractor: Kind) -> dict[str, Any]:
@@ -89,15 +108,16 @@ def maker(extractor: Kind) -> dict[str, Any]:
     }
 
 
-def _beside(content: bytes, name: str) -> tuple[np.ndarray | None, dict[str, Any]]:
+def _beside(content: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a file of ours holds beside the statistics: arrays, and what it says of itself."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            sample = np.asarray(archive["sample"], np.float32) if "sample" in archive else None
+            arrays = {key: archive[key] for key in ("sample", "within", "radii") if key in archive}
             about = json.loads(str(archive["about"])) if "about" in archive else {}
     except Exception as error:  # zip, pickle and format faults have no common parent
         reason = " ".join(str(error).split())
         raise UserError(f"{name} cannot be read as a reference: {reason}") from None
-    return sample, about
+    return arrays, about
 
 
 def _check_maker(about: dict[str, Any], name: str, extractor: Kind) -> None:

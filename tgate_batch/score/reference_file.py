@@ -25,7 +25,7 @@ from tgate_batch.metrics.frechet import stream
 from tgate_batch.metrics.reservoir import NamedSample
 from tgate_batch.output import history, layout, parquet
 from tgate_batch.render.codec import decode
-from tgate_batch.score.reference import maker
+from tgate_batch.score.reference import maker, of_sample
 from tgate_batch.score.sources import Named, Part, Source
 from tgate_batch.storage import Folder
 
@@ -174,7 +174,8 @@ class Making:
             about["identity"] = identity
         content = io.BytesIO()
         said = json.dumps(about, sort_keys=True, ensure_ascii=False)
-        statistics.save(content, sample=sample.rows, about=np.array(said))
+        kept = of_sample(sample.rows, getattr(self.extractor, "distance", "frechet"))
+        statistics.save(content, about=np.array(said), **kept)
         return about, content.getvalue()
 
     def _read(self, name: str) -> pa.Table:
