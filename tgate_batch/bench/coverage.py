@@ -460,7 +460,7 @@ def times(runs: int, draw: int = 0, only: str | None = None) -> dict[str, dict[s
             rng = np.random.default_rng([SEED, 5, run, draw, batches])
             latent, other = _latent(rng, batches, 1), _latent(rng, batches, 1)
             before = _rates(_seconds(latent))
-            _into(cells, f"images/s, {batches} batches", Cell(_BATCH), estimate(before))
+            _into(cells, f"images a second, {batches} batches", Cell(_BATCH), estimate(before))
             for correlation in (0.0, 0.95):
                 after = _rates(_seconds(_beside(latent, other, correlation), 1.3))
                 place = f"speed-up, {batches} batches, arms correlate {correlation}"
