@@ -267,8 +267,6 @@ def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> tuple[
     for summary, whole in summaries(folder, source, chosen):
         found.merge(summary)
         every = every and whole
-    for features in found.features.values():
-        features.sample.trim()
     return found, every
 
 

@@ -149,8 +149,6 @@ class _Adding:
             self._shard(shard, prompt, batch)
             prompt += shard.prompts
             batch += batches_of(shard, self._source.images_per_prompt, self._source.batch_size)
-        for features in self._found.features.values():
-            features.sample.trim()
         return self._found, self._whole
 
     def _shard(self, shard: ShardPlan, prompt: int, batch: int) -> None:

@@ -74,12 +74,35 @@ def batches_of(shard: ShardPlan, images_per_prompt: int, batch_size: int) -> int
 
 
 class Sample:
-    """Features of the pictures with the smallest hashes of their places: the same in every arm."""
+    """Features of the pictures with the smallest hashes of their places: the same in every arm.
+
+    ``places`` [k] are those of pictures in the set, prompt after prompt; ``compared`` [k] says
+    whether the baseline has the picture too; ``rows`` [k, d] are its features.
+    """
 
     def __init__(self, dimensions: int):
-        self.places = np.empty(0, np.int64)  # of pictures in the set, prompt after prompt
-        self.compared = np.empty(0, bool)  # whether the baseline has the picture too
-        self.rows = np.empty((0, dimensions), np.float32)
+        none = (np.empty(0, np.int64), np.empty(0, bool), np.empty((0, dimensions), np.float32))
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [none]
+        self._held = 0
+
+    @classmethod
+    def of(cls, places: np.ndarray, compared: np.ndarray, rows: np.ndarray) -> Sample:
+        """A sample that was trimmed."""
+        made = cls(rows.shape[1])
+        made._keep(places, compared, rows)
+        return made.trim()
+
+    @property
+    def places(self) -> np.ndarray:
+        return self.trim()._parts[0][0]
+
+    @property
+    def compared(self) -> np.ndarray:
+        return self.trim()._parts[0][1]
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.trim()._parts[0][2]
 
     def add(self, places: np.ndarray, compared: np.ndarray, rows: np.ndarray) -> None:
         """Takes pictures into account; only some of them stay."""
@@ -87,21 +110,26 @@ class Sample:
         self._keep(places[low], compared[low], rows[low])
 
     def merge(self, other: Sample) -> None:
+        """Takes another sample's pictures into account."""
         self._keep(other.places, other.compared, other.rows)
 
     def _keep(self, places: np.ndarray, compared: np.ndarray, rows: np.ndarray) -> None:
-        self.places = np.concatenate([self.places, places])
-        self.compared = np.concatenate([self.compared, compared])
-        self.rows = np.concatenate([self.rows, rows])
-        if len(self.places) > 2 * SAMPLE:
+        if len(places):
+            self._parts.append((places, compared, rows))
+            self._held += len(places)
+        if self._held > 2 * SAMPLE:
             self.trim()
 
     def trim(self) -> Sample:
         """Leaves the smallest hashes, in the order of places; returns itself."""
-        kept = np.sort(np.argsort(_hashes(self.places), kind="stable")[:SAMPLE])
-        kept = kept[np.argsort(self.places[kept], kind="stable")]
-        self.places, self.compared = self.places[kept], self.compared[kept]
-        self.rows = self.rows[kept]
+        if len(self._parts) > 1:
+            places, compared, rows = (
+                np.concatenate(part) for part in zip(*self._parts, strict=True)
+            )
+            kept = np.argsort(_hashes(places), kind="stable")[:SAMPLE]
+            kept = kept[np.argsort(places[kept], kind="stable")]
+            self._parts = [(places[kept], compared[kept], rows[kept])]
+            self._held = len(kept)
         return self
 
 
@@ -143,7 +171,7 @@ class FeatureSums:
                 mine.merge(more)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        yield "places", self.sample.trim().places
+        yield "places", self.sample.places
         yield "compared", self.sample.compared
         yield "rows", self.sample.rows
         for name in ("moments", "alone", "baseline_alone"):
@@ -154,9 +182,7 @@ class FeatureSums:
     @classmethod
     def load(cls, arrays: Mapping[str, np.ndarray], dimensions: int) -> FeatureSums:
         made = cls.__new__(cls)
-        made.sample = Sample(dimensions)
-        made.sample.places, made.sample.rows = arrays["places"], arrays["rows"]
-        made.sample.compared = arrays["compared"]
+        made.sample = Sample.of(arrays["places"], arrays["compared"], arrays["rows"])
         for name in ("moments", "alone", "baseline_alone"):
             known = name in arrays
             setattr(made, name, Moments.load(arrays[name], dimensions) if known else None)
