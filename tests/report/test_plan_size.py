@@ -17,11 +17,11 @@ ARM = BASELINE | {
 
 def test_half_the_difference_needs_four_times_the_prompts():
     assert plan_size([BASELINE, ARM], "clip_score_change -0.2") == [
-        "demo tgate: 468 prompts show clip_score_change -0.2 with power 90% "
+        "demo tgate: 648 prompts show clip_score_change -0.2 with power 90% "
         "(this run: 200 prompts, standard error 0.1)"
     ]
     (line,) = plan_size([BASELINE, ARM], "clip_score_change 0.1")
-    assert "1,870 prompts show clip_score_change +0.1" in line
+    assert "2,589 prompts show clip_score_change +0.1" in line
 
 
 def test_figure_of_its_own_is_planned_for_the_baseline_too():
