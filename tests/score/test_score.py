@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from pytorch_fid.fid_score import calculate_frechet_distance
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from tgate_batch import config, workflow
 from tgate_batch.demo import pictures
 from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.metrics.cmmd import cmmd
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
@@ -295,3 +302,37 @@ def test_what_cannot_be_had_is_one_line_and_the_other_scores_stand(
     assert error.count("\n") == 1
     assert said in error
     assert found["baseline"]["prompt_accuracy"] == 1
+
+
+def test_further_extractors_have_figures_of_their_own(run, tmp_path):
+    dino = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, mlp_ratio=1
+    )
+    Dinov2Model(dino).save_pretrained(tmp_path / "dino")
+    clip = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        projection_dim=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    CLIPVisionModelWithProjection(clip).save_pretrained(tmp_path / "clip")
+    score = {
+        "reference": "drawn",
+        "extractor": ["efficientnet-lite0", "dinov2", "cmmd"],
+        "weights": {"dinov2": str(tmp_path / "dino"), "cmmd": str(tmp_path / "clip")},
+    }
+    found = scored(run, score=score)["other"]
+    assert found["distance_label"] == "FD-efficientnet-lite0-9"
+    labels = {name: one["distance_label"] for name, one in found["distances"].items()}
+    assert labels["dinov2"].startswith("FD-DINOv2-")
+    assert labels["cmmd"].startswith("CMMD-")
+    assert found["distances"]["dinov2"]["distance"] > 0
+    with np.load(run.folder.path(layout.reference("cmmd"))) as archive:
+        beside = archive["sample"]
+    shards = run.folder.names(layout.features("cmmd", "demo", "other"), ".parquet")
+    tables = [parquet.read_table(run.folder, name)["features"].to_pylist() for name in shards]
+    rows = np.array([row for table in tables for row in table], np.float32)
+    assert found["distances"]["cmmd"]["distance"] == pytest.approx(cmmd(rows, beside))

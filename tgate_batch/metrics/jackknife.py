@@ -129,9 +129,9 @@ def _design_effect(values: np.ndarray, count: float, gained: float, lost: float)
 def prompts_needed(prompts: int, standard_error: float, difference: float) -> int:
     """How many prompts show a difference with power 90% at a one-sided 5%.
 
-    ``standard_error`` is that of a run of ``prompts``; it falls with their square root. The run that
-    it comes from errs too, so its variance is taken at its upper 80% confidence limit (Browne 1995,
-    Statistics in Medicine 14, 1933). Raises ValueError for a difference of 0.
+    ``standard_error`` is that of a run of ``prompts``; it falls with their square root. The run
+    that it comes from errs too, so its variance is taken at its upper 80% confidence limit (Browne
+    1995, Statistics in Medicine 14, 1933). Raises ValueError for a difference of 0.
     """
     if difference == 0:
         raise ValueError("no number of prompts shows a difference of 0")
