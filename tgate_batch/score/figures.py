@@ -508,8 +508,12 @@ class _Scores:
         """Distances of the arm's pictures from a reference set under one extractor."""
         found: dict[str, Any] = dict.fromkeys(_SET_KEYS)
         own = self.own.sets.get(facts.name)
-        if own is None or reference is None or own.distance is None:
+        if own is None or reference is None:
             return found
+        if own.distance is None:
+            few = own.count < 2 or reference.sample is not None
+            reason = "two pictures are the least" if few else _no_sample(reference)
+            return found | {"withheld": {"distance": reason}}
         count = own.count if facts.kind == "frechet" else own.sample
         notes = [] if facts.note is None else [facts.note]
         if own.rank_deficient:
@@ -575,10 +579,7 @@ class _Scores:
     ) -> None:
         theirs = None if self.baseline is None else self.baseline.sets.get(facts.name)
         if reference.sample is None:
-            reason = (
-                f"reference {reference.name} holds no features of single pictures; make it with "
-                "jobs/reference.py"
-            )
+            reason = _no_sample(reference)
             names = (key, *([change] if theirs else []), "precision", "recall")
             withheld |= dict.fromkeys(names, reason)
             return
@@ -633,6 +634,13 @@ def not_comparable(count: int, dimensions: int) -> str:
     each = count / dimensions
     needed = PICTURES_A_DIMENSION * dimensions
     return f"not comparable: {each:.2f} pictures a dimension, {needed:,} needed"
+
+
+def _no_sample(reference: Reference) -> str:
+    return (
+        f"reference {reference.name} holds no features of single pictures; make it with "
+        "jobs/reference.py"
+    )
 
 
 def _few_prompts(count: int) -> str:
