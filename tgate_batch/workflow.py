@@ -302,12 +302,12 @@ def _conclude(
         by = None
     orders = list(conclude_orders(run, measurements, references, by))
     found = concluded(run, orders, problems, executor)
-    write_scores(run, measurements, references, found)
-    for one in found.values():
+    write_scores(run, measurements, references, found.arms)
+    for one in found.arms.values():
         problems |= dict.fromkeys(one.problems)
-        for name in one.damaged:
-            print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
-    return any(one.damaged for one in found.values())
+    for name in found.damaged:
+        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+    return bool(found.damaged)
 
 
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:

@@ -8,6 +8,8 @@ import pytest
 
 from tgate_batch import config
 from tgate_batch.bench.scale_scoring import Fabricated, fabricate, scored
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.scoring import concluded
 from tgate_batch.metrics import kid
 from tgate_batch.metrics.frechet import FrechetRoot, Statistics, frechet_distance
 from tgate_batch.metrics.jackknife import GROUPS, estimate, groups
@@ -15,6 +17,8 @@ from tgate_batch.output import layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.score import reduce, sums
+from tgate_batch.score.measurements import Measurements
+from tgate_batch.score.scoring import conclude_orders
 from tgate_batch.score.sums import Sample, Summary, chunks
 
 ROWS, DIMENSIONS, SHARD = 640, 8, 64
@@ -281,3 +285,26 @@ def test_figures_are_broken_down_by_a_column_of_the_prompts(tmp_path):
     assert sum(part["prompt_accuracy"] for part in halves) / 2 == found["prompt_accuracy"]
     gained = [part["change"]["prompt_accuracy"]["gained"] for part in found["by"].values()]
     assert sum(gained) == found["change"]["prompt_accuracy"]["gained"] == 4
+
+
+def test_measurement_that_is_damaged_in_a_full_chunk_is_told(settings, small_chunks):
+    folder = folder_of(settings)
+    name = layout.shard_file(layout.measured("prompt_accuracy", "demo", "tgate"), 1)
+    with open(folder.path(name), "r+b") as stream:
+        stream.truncate(100)
+    assert told(settings) == (name,)
+    assert told(settings) == ()
+    assert not folder.exists(
+        layout.sums("demo", "tgate", 0)
+    )  # nothing is kept of what lacks a file
+    assert folder.exists(layout.sums("demo", "tgate", 1))
+
+
+def told(settings) -> tuple[str, ...]:
+    """The measurements that a scoring found damaged."""
+    held = runs.load_run(settings.output)
+    run = runs.Run(settings, held.folder, held.shards, held.ledger)
+    every = Measurements.of(run)
+    known = tuple(pair for pair in every.metrics if pair[0].name == "prompt_accuracy")
+    orders = list(conclude_orders(run, Measurements(every.extractors, known, ()), {}, None))
+    return concluded(run, orders, {}, LocalExecutor(settings, run.folder)).damaged

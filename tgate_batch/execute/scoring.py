@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool
@@ -13,44 +14,36 @@ from tgate_batch.score.scoring import reduce_orders
 
 _SECONDS_BETWEEN_LINES = 5.0
 
-Conclusions = dict[tuple[str, str], Conclusion]  # by model and arm
+
+class Concluded(NamedTuple):
+    """Conclusions by model and arm, and the measurements that could not be read, and are gone."""
+
+    arms: dict[tuple[str, str], Conclusion]
+    damaged: tuple[str, ...] = ()
 
 
 def concluded(
     run: Run, orders: Sequence[ConcludeOrder], problems: dict[str, None], executor: Any
-) -> Conclusions:
+) -> Concluded:
     """The conclusion of each order. Those that the output holds already are read.
 
     A run without a full chunk is added up in this process, unless the executor is open anyway.
     What could not be done joins the problems.
     """
-    found: Conclusions = {}
-    missing = []
-    for order in orders:
-        held = kept(run.folder, order)
-        if held is None:
-            missing.append(order)
-        else:
-            found[order.key] = held
+    held = {order.key: kept(run.folder, order) for order in orders}
+    known = {key: one for key, one in held.items() if one is not None}
+    missing = [order for order in orders if order.key not in known]
+    if not missing:
+        return Concluded(known)
     chunks = [ReduceTask(order) for order in reduce_orders(run, missing)]
-    arms = [ConcludeTask(order) for order in missing]
-    if not arms:
-        return found
-    if chunks or getattr(executor, "is_open", True):
-        return found | _carried_out(executor, chunks, arms, problems)
-    with LocalExecutor(run.config, run.folder) as local:
-        return found | _carried_out(local, chunks, arms, problems)
-
-
-def _carried_out(
-    executor: Any,
-    chunks: list[ReduceTask],
-    arms: list[ConcludeTask],
-    problems: dict[str, None],
-) -> Conclusions:
-    _run(executor, chunks, "parts added up", problems)
-    found = _run(executor, arms, "arms scored", problems)
-    return {(one.model, one.arm): one for one in found if isinstance(one, Conclusion)}
+    with ExitStack() as stack:
+        if not chunks and not getattr(executor, "is_open", True):
+            executor = stack.enter_context(LocalExecutor(run.config, run.folder))
+        lost = _run(executor, chunks, "parts added up", problems)
+        arms = [ConcludeTask(order) for order in missing]
+        found = _run(executor, arms, "arms scored", problems)
+    damaged = [name for names in (*lost, *(one.damaged for one in found)) for name in names]
+    return Concluded(known | {(one.model, one.arm): one for one in found}, tuple(damaged))
 
 
 def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, None]) -> list[Any]:

@@ -123,10 +123,6 @@ def added_up(folder: Folder, source: Source, chunk: Chunk) -> tuple[Summary, boo
     return _Adding(folder, source).chunk(chunk)
 
 
-class _Missing(Exception):
-    """A measurement has no file."""
-
-
 class _Adding:
     """Adds shards of one arm up."""
 
