@@ -101,3 +101,14 @@ def test_distances_without_some_pictures_are_those_of_the_others():
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="not finite"):
         moments_of(np.array([[1.0, np.nan]]))
+
+
+def test_packed_moments_are_as_before_when_they_are_asked_for():
+    found, before = moments_of(features(100, 8)), moments_of(features(100, 8))
+    found.pack()
+    assert found.count == 100
+    np.testing.assert_array_equal(found.save(), before.save())
+    found.pack()
+    found.add(features(50, 8, seed=3), groups(np.arange(50)))
+    before.add(features(50, 8, seed=3), groups(np.arange(50)))
+    np.testing.assert_array_equal(found.total(), before.total())

@@ -25,6 +25,7 @@ class Moments:
         self.dimensions = dimensions
         # Only the upper triangles are filled, until a matrix is asked for.
         self._sums = np.zeros((groups, dimensions + 1, dimensions + 1))
+        self._packed: np.ndarray | None = None
         self._waiting: list[list[np.ndarray]] = [[] for _ in range(groups)]
         self._rows = [0] * groups
 
@@ -33,6 +34,8 @@ class Moments:
 
         Raises UserError for features that are not finite.
         """
+        if self._packed is not None:
+            self.finish()
         if not np.isfinite(features).all():
             raise UserError("features hold values that are not finite; broken pictures?")
         if len(self._sums) == 1:
@@ -57,6 +60,9 @@ class Moments:
 
     def finish(self) -> Moments:
         """Takes what still waits into the sums; returns itself."""
+        if self._packed is not None:
+            self._sums = Moments.load(self._packed, self.dimensions)._sums
+            self._packed = None
         for group in range(len(self._sums)):
             self._multiply(group)
         return self
@@ -85,6 +91,11 @@ class Moments:
     def without(self, total: np.ndarray, group: int) -> np.ndarray:
         """The matrix of all groups but one, given that of all."""
         return total - self._sums[group]
+
+    def pack(self) -> None:
+        """Halves the memory until the sums are asked for again."""
+        self._packed = self.save()
+        self._sums = self._sums[:0]
 
     def save(self) -> np.ndarray:
         """The upper triangles, packed: float64 [groups, (d + 1)(d + 2) / 2]."""

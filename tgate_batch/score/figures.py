@@ -251,6 +251,9 @@ def conclude(
             )
         except UserError as error:
             problems.append(f"{' '.join(order.key)}, {facts.name}: {error}")
+    if order.baseline is None:
+        for features in summary.features.values():
+            features.moments.pack()  # they wait beside another arm's
     named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs")}
     damaged = tuple(summary.damaged)
     model, arm = order.key
