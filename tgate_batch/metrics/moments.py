@@ -95,7 +95,7 @@ class Moments:
     def pack(self) -> None:
         """Halves the memory until the sums are asked for again."""
         self._packed = self.save()
-        self._sums = np.empty(0)  # a view would hold the memory
+        self._sums = np.empty((0, 0, 0))  # a view would hold the memory
 
     def save(self) -> np.ndarray:
         """The upper triangles, packed: float64 [groups, (d + 1)(d + 2) / 2]."""
