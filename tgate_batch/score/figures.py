@@ -20,7 +20,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.entry import PictureMetric
 from tgate_batch.metrics.features import Extractor
-from tgate_batch.metrics.frechet import FrechetRoot, frechet_distance, rank_deficient
+from tgate_batch.metrics.frechet import FrechetRoot, Statistics, frechet_distance, rank_deficient
 from tgate_batch.metrics.jackknife import (
     LEAST_BATCHES,
     LEAST_PROMPTS,
@@ -29,7 +29,7 @@ from tgate_batch.metrics.jackknife import (
     paired_shares,
     ratios,
 )
-from tgate_batch.metrics.moments import Moments, frechet_values, statistics
+from tgate_batch.metrics.moments import frechet_values, statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
 from tgate_batch.metrics.throughput import quantile
 from tgate_batch.output import layout
@@ -48,7 +48,7 @@ class Beside:
 
     def __init__(self, reference: Reference):
         self.reference = reference
-        self._within: dict[str, float] = {}
+        self._within = reference.within
 
     @cached_property
     def root(self) -> FrechetRoot:
@@ -63,13 +63,11 @@ class Beside:
         return radii(sample)
 
     def within(self, kernel: kid.Kernel) -> float:
-        """The kernel's mean over pairs of the reference's pictures."""
-        if self.reference.within is not None:
-            return self.reference.within
-        assert self.reference.sample is not None
-        if kernel.__name__ not in self._within:
-            self._within[kernel.__name__] = kid.mean_of_pairs(self.reference.sample, kernel)
-        return self._within[kernel.__name__]
+        """The mean over pairs of the reference's pictures of its extractor's kernel."""
+        if self._within is None:
+            assert self.reference.sample is not None
+            self._within = kid.mean_of_pairs(self.reference.sample, kernel)
+        return self._within
 
 
 @dataclass(frozen=True)
@@ -245,9 +243,10 @@ def conclude(
                 baselines[model], _ = _merged(folder, order.baseline, order.chunks)
             theirs = baselines[model].features.get(facts.name)
         try:
-            _save_statistics(folder, order, facts, features.moments)
+            own = statistics(features.moments.total())
+            _save_statistics(folder, order, facts, own)
             sets[facts.name] = _set_figures(
-                facts, features, theirs, beside.get(facts.name), order.source
+                facts, features, own, theirs, beside.get(facts.name), order.source
             )
         except UserError as error:
             problems.append(f"{' '.join(order.key)}, {facts.name}: {error}")
@@ -273,16 +272,17 @@ def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> tuple[
     return found, every
 
 
-def _save_statistics(folder: Folder, order: ConcludeOrder, facts: Facts, moments: Moments) -> None:
-    if facts.kind != "frechet" or moments.count < 2:
+def _save_statistics(folder: Folder, order: ConcludeOrder, facts: Facts, own: Statistics) -> None:
+    if facts.kind != "frechet" or (own.count or 0) < 2:
         return
     with folder.create(layout.statistics(facts.name, *order.key)) as file:
-        statistics(moments.total()).save(file)
+        own.save(file)
 
 
 def _set_figures(
     facts: Facts,
     features: FeatureSums,
+    own: Statistics,
     theirs: FeatureSums | None,
     beside: Beside | None,
     source: Source,
@@ -295,7 +295,6 @@ def _set_figures(
         return SetFigures(**found)
     if facts.kind == "cmmd":
         return SetFigures(**found, **_kernel_figures(facts, features, theirs, beside, source))
-    own = statistics(moments.total())
     deficient = {"the arm": own, "the reference": beside.reference.statistics}
     found["distance"] = frechet_distance(own, beside.reference.statistics)
     found["rank_deficient"] = tuple(name for name, s in deficient.items() if rank_deficient(s))
