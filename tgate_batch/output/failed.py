@@ -40,7 +40,7 @@ def _errors(run: Run, model: str, shard: ShardPlan, arm: str) -> int:
 
 
 def forget_measurements(run: Run, failures: Failed) -> None:
-    """Deletes what was measured of these shards: their pictures will be others.
+    """Deletes what was measured of these shards, and what it adds up to: pictures will join.
 
     Where the baseline's are, the other arms' go too, which were compared with it.
     """
@@ -52,6 +52,8 @@ def forget_measurements(run: Run, failures: Failed) -> None:
             held = layout.folder_and_shard(name)
             if held is not None and (*held[0].split("/")[-2:], held[1]) in gone:
                 run.folder.delete(name)
+    for model, arm in {(model, arm) for model, arm, _ in gone}:
+        run.folder.delete_all(layout.sums_of(model, arm))
 
 
 def _measurements(run: Run, failures: Failed) -> Iterator[tuple[str, str, int]]:
