@@ -37,7 +37,7 @@ execute.progress execute.reference execute.rendering execute.scoring execute.aga
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench
+bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench.tail bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

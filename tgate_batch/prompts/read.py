@@ -54,21 +54,23 @@ def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
         yield Shard(index, part)
 
 
-_PARTS = 512  # of what is left, a shard is one part: some hundred workers then end together
-_FEWEST_PARTS = 32  # for sets that only a few workers draw
+_PARTS = 640  # of what is left, a shard is one part: some hundred workers then end together
+_FEWEST_PARTS = 8  # for sets that only a few workers draw
 _SMALLEST = 4  # prompts a shard
 
 
 def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
-    """Sizes that cut ``left`` prompts into shards, ever smaller towards the end, in whole batches.
+    """Sizes that cut ``left`` prompts into shards, ever smaller towards the end.
 
-    The last shards keep many workers busy to the end; their size does not depend on how many there
-    are. ``batch`` is a batch's number of prompts.
+    The last ones keep many workers busy to the end; they do not depend on how many there are.
+    Shards are whole batches of ``batch`` prompts, the very last ones half a batch.
     """
     parts = min(_PARTS, max(_FEWEST_PARTS, left // 16))
+    half, last = max(_SMALLEST, batch // 2), parts * batch // 4
     while left > 0:
-        batches = math.ceil(max(_SMALLEST, left / parts) / batch)
-        size = min(left, largest, batches * batch)
+        unit = batch if left >= last else half
+        units = math.ceil(max(_SMALLEST, left / parts) / unit)
+        size = min(left, largest, units * unit)
         yield size
         left -= size
 
