@@ -99,6 +99,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
                     return MISSING
                 problems = measure_pending(run, measurements, executor)
                 damaged = _conclude(run, measurements, problems, executor)
+        run.folder.clear_temporary()  # of workers that were killed; those that are left have ended
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]

@@ -1,13 +1,13 @@
 """A pipeline that paints at once what a seed says, and does mischief as it is told.
 
-What it is told stands in the environment, so that workers in other processes hear it too. A
-mischief with a number of times counts them by files in a folder that all processes share.
+What it is told stands in a file, so that workers in other processes hear it too. A mischief with a
+number of times counts them by files beside that one.
 """
 
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.metrics.entry import Column, PictureMetric
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import Pixels
 from tgate_batch.records import Prompt
 
-_VARIABLE = "TGATE_BATCH_MISCHIEF"
+VARIABLE = "TGATE_BATCH_MISCHIEF"  # the environment's name for the file
 ALWAYS = 10**9
 
 
@@ -27,7 +28,6 @@ ALWAYS = 10**9
 class Mischief:
     """What goes wrong in the workers. Texts are parts of prompts."""
 
-    flags: str = ""  # a folder
     seconds: float = 0.0  # a batch
     raises: str = ""
     raises_each: int = 0  # at pictures whose seed divides by it
@@ -40,15 +40,19 @@ class Mischief:
     hangs_times: int = ALWAYS
     dies_measuring: int = 0  # times
 
-    def told(self) -> dict[str, str]:
-        """The environment that says it."""
-        return {_VARIABLE: json.dumps(asdict(self))}
+    def tell(self) -> None:
+        """From here on, all workers do this."""
+        file = Path(os.environ[VARIABLE])
+        for flag in file.parent.glob(f"{file.name}-*"):
+            flag.unlink()
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.replace(file)
 
     @classmethod
     def heard(cls) -> "Mischief":
-        """What this process was told."""
-        said = json.loads(os.environ.get(_VARIABLE, "{}"))
-        return cls(**{field.name: said[field.name] for field in fields(cls) if field.name in said})
+        """What the workers were told last."""
+        return cls(**json.loads(Path(os.environ[VARIABLE]).read_text()))
 
     def is_due(self, name: str, times: int) -> bool:
         """Whether something that happens so many times, in all processes together, happens now."""
@@ -56,7 +60,7 @@ class Mischief:
             return True
         for number in range(times):
             try:
-                Path(self.flags, f"{name}-{number}").touch(exist_ok=False)
+                Path(f"{os.environ[VARIABLE]}-{name}-{number}").touch(exist_ok=False)
             except FileExistsError:
                 continue
             return True
@@ -98,3 +102,19 @@ class Painter(StandIn):
         colours = [np.random.default_rng(seed).integers(0, 256, 3) for seed in latents.tolist()]
         pictures = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
         return Pixels(pictures, ~np.array(self._broken))
+
+
+def _load(weights: str | None, device: str) -> Any:
+    def measure(images: list, prompts: list, baselines: Any = None) -> np.ndarray:
+        if Mischief.heard().is_due("dies_measuring", Mischief.heard().dies_measuring):
+            os._exit(1)
+        return np.array([np.asarray(image).mean() for image in images])
+
+    return measure
+
+
+METRIC = PictureMetric(
+    name="brightness",
+    column=Column("brightness", "brightness", "{:.1f}", better="higher", tables=("pictures",)),
+    load=_load,
+)
