@@ -75,7 +75,9 @@ def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
                 found.decoded += row["image"] is not None
                 key = row["prompt_id"], row["image_number"]
                 rows.append(Row(key, row["status"], row["error"]))
-        return reasons or _of_keys([row.key for row in rows], expected.keys())
+        if reasons and not rows:
+            return reasons  # of the footer
+        return reasons + _of_keys([row.key for row in rows], expected.keys())
 
     found.reasons = guarded(check)
     found.rows = None if found.reasons else rows

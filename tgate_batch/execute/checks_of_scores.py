@@ -147,9 +147,7 @@ def report(folder: Folder) -> dict[str, list[str]]:
                 continue
             for key, value in json.loads(folder.read(name)).items():
                 if key != _ADDED_TO and json.dumps(arm.get(key)) != json.dumps(value):
-                    reasons.append(
-                        f"its {key} of {arm['model']} {arm['arm']} is not that of {name}"
-                    )
+                    reasons.append(f"its {key} is not that of {name}")
         return reasons
 
     def text(name: str, end: str) -> list[str]:

@@ -46,10 +46,12 @@ def judged(run: Run, present: Collection[str]) -> Entries:
     for pair in dict.fromkeys([*arms, *sorted(drawn)]):
         _judge_pictures(run, pair, arms.get(pair), present, found)
     for name, place in folders.items():
-        if place is not None and place.kind in ("features", "measured") and name in run.ledger:
-            found.folders[name] = run.ledger[name]
-            if why := _why_not(found, run.ledger[name], place):
-                found.wrong[name] = (why, None)
+        if place is None or place.kind == "images" or name not in run.ledger:
+            continue
+        found.folders[name] = run.ledger[name]
+        beside = (str(place.model), str(place.arm)) in arms  # what left compares with nothing now
+        if why := _why_not(found, run.ledger[name], place, beside):
+            found.wrong[name] = (why, None)
     for pair in arms:
         _judge_sums(run, pair, found)
     return found
@@ -135,10 +137,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:12]}..."
 
 
-def _why_not(found: Entries, entry: Settings, place: layout.Place) -> str | None:
-    """Why an entry of measurements does not belong to the arm's pictures, if it does not."""
+def _why_not(found: Entries, entry: Settings, place: layout.Place, beside: bool) -> str | None:
+    """Why an entry of measurements does not belong to the arm's pictures, if it does not.
+
+    ``beside``: whether the baseline is to be the one that is there.
+    """
     pictures = found.pictures.get((str(place.model), str(place.arm)))
-    if pictures is None:
+    if pictures is None or place.kind not in ("features", "measured"):
         return None  # an arm that left the config, and whose pictures were cleared
     if place.kind == "features":
         like = layout.of_features(pictures, "", 1, "")
@@ -151,7 +156,7 @@ def _why_not(found: Entries, entry: Settings, place: layout.Place) -> str | None
     baselines = [layout.identity(own) for (m, _), own in found.pictures.items() if m == place.model]
     if not _fits(entry, like):
         return "it is not of the arm's pictures"
-    if entry["baseline"] not in (None, *baselines):
+    if beside and entry["baseline"] not in (None, *baselines):
         return "its baseline is of pictures that are not there"
     return None
 
@@ -162,9 +167,9 @@ def _fits(entry: Settings, like: Settings) -> bool:
 
 def _judge_sums(run: Run, pair: Pair, found: Entries) -> None:
     folder = layout.sums_of(*pair)
-    if folder not in run.ledger:
+    if folder not in found.folders:
         return
-    entry = found.folders[folder] = run.ledger[folder]
+    entry = found.folders[folder]
     subsets = list(_subsets(_measurements(found, pair)))
     made = next((own for own in subsets if layout.identity(own) == entry.get("measured")), None)
     if made is None:
@@ -187,8 +192,8 @@ def _measurements(found: Entries, pair: Pair) -> dict[str, Settings]:
     for folder, settings in found.folders.items():
         place = layout.place_of(folder)
         if place is not None and (place.model, place.arm) == pair and place.of is not None:
-            name = features_of(str(settings.get("extractor")))
-            named[name if place.kind == "features" else place.of] = settings
+            extractor = features_of(str(settings.get("extractor")))
+            named[extractor if place.kind == "features" else place.of] = settings
     return named
 
 
