@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tgate_batch.output import layout
 from tgate_batch.output.claim import claimed
 from tgate_batch.storage import Folder
 
+ROOT = Path(__file__).parents[2]
 MODEL, SHARDS, EACH = "sd15", 3, 2
 EXTRACTOR = "efficientnet-lite0"
 
@@ -338,6 +341,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         layout.LEDGER,
         "images/sd15/tgate: it is missing",
     ),
+    "no entry in the ledger but a number": (
+        lambda out: in_json(out / layout.LEDGER, lambda held: held["folders"].update(prompts=7)),
+        layout.LEDGER,
+        "its entry of prompts is none",
+    ),
     "no ledger": (
         lambda out: (out / layout.LEDGER).unlink(),
         layout.LEDGER,
@@ -345,6 +353,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "a ledger cut off": (cut(layout.LEDGER), layout.LEDGER, "restore it from a copy"),
     "a config cut off": (cut(layout.RUN), layout.RUN, "cannot be read"),
+    "a config that cannot be": (
+        lambda out: in_json(out / layout.RUN, lambda r: r["config"]["sampling"].update(steps="x")),
+        layout.RUN,
+        "cannot be used",
+    ),
+    "pictures a prompt in the ledger": (
+        entry(layout.sums_of(MODEL, "tgate"), "images_per_prompt", 2),
+        layout.LEDGER,
+        "images_per_prompt is not that of the pictures",
+    ),
     "another seed in the config": (
         lambda out: in_json(out / layout.RUN, lambda r: r["config"]["sampling"].update(seed=5)),
         layout.RUN,
@@ -495,6 +513,19 @@ def test_an_arm_that_left_the_config_is_no_fault_and_is_checked_all_the_same(out
     flip_in_page(out / shard(), "image.bytes")
     found, _ = verify(str(out))
     assert [fault.name for fault in found.faults] == [shard()]
+
+
+def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
+    flip_in_page(out / shard(), "image.bytes")
+    done = subprocess.run(
+        [sys.executable, "jobs/verify.py", str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["checked", "how", "many", "faults"]
+    assert lines[4].split() == ["files", "of", "pictures", "6", "1"]
+    assert lines[-2].startswith(f"damaged: {shard()}: cannot be read: ")
+    assert lines[-1].startswith("not sound: 1 damaged; --repair removes")
 
 
 def test_checking_changes_nothing(out):

@@ -169,7 +169,10 @@ def _judge_sums(run: Run, pair: Pair, found: Entries) -> None:
     folder = layout.sums_of(*pair)
     if folder not in found.folders:
         return
-    entry = found.folders[folder]
+    entry, pictures = found.folders[folder], found.pictures.get(pair, {})
+    if entry.get("images_per_prompt") != pictures.get("sampling.images_per_prompt"):
+        found.wrong[folder] = ("its images_per_prompt is not that of the pictures", None)
+        return
     subsets = list(_subsets(_measurements(found, pair)))
     made = next((own for own in subsets if layout.identity(own) == entry.get("measured")), None)
     if made is None:

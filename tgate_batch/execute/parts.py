@@ -49,14 +49,14 @@ class Parts:
 
         ``entry`` is the ledger's of the prompts, ``run`` the content of the run's file.
         """
-        held, planned = len(self._indices), int(entry.get("shards") or 0)
+        held, planned = len(self._indices), _count(entry)
         reasons = [f"{self._twice:,} ids stand twice; {ADVICE}"] if self._twice else []
         if not self.lost and (
             held < planned or sorted(self._indices) != list(range(len(self._indices)))
         ):
             self.lost = True
             reasons.append(f"of {planned} shards {held} are here; {ADVICE}")
-        wanted = int(run.get("shards") or 0)
+        wanted = _count(run)
         if not reasons and not self.lost and (held < wanted or not held):
             return [f"of {wanted} shards {held} are frozen"], True
         return reasons, False
@@ -80,6 +80,12 @@ class Parts:
         for prompt in shard.prompts:
             self._twice += prompt.id in self._ids
             self._ids.add(prompt.id)
+
+
+def _count(about: Mapping[str, Any]) -> int:
+    """The number of shards that a file speaks of; 0 where it does not."""
+    found = about.get("shards")
+    return found if isinstance(found, int) else 0
 
 
 def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[str]:

@@ -53,10 +53,12 @@ def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
 def _verdict(found: Findings, removed: int, left: int) -> str:
     if not found.faults:
         return "nothing to repair"
-    told = f"{removed:,} files removed"
+    told = [f"files removed: {removed:,}"]
     if left:
-        told += f", {left:,} faults left to you"
-    return f"{told}; run jobs/render.py with the run's config, which makes what is missing"
+        told.append(f"left to you: {left:,}")
+    if left < len(found.faults):
+        told.append("jobs/render.py with the run's config makes again what is missing")
+    return "; ".join(told)
 
 
 def _corrected(run: Run, folder: str, right: layout.Settings | None) -> str:

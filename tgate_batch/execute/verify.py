@@ -43,7 +43,7 @@ from tgate_batch.execute.parts import ADVICE, Parts
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.output.ledger import Ledger
+from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.output.run import Run
 from tgate_batch.records import Shard
 from tgate_batch.score import reduce
@@ -81,6 +81,12 @@ def _opened(output: str, found: Findings) -> Run | None:
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
             return None
+        check_format(folder, json.loads(folder.read(name)))
+    try:
+        config = runs.held_config(folder, output)
+    except UserError as error:
+        found.add(JSONS, layout.RUN, [str(error)])
+        return None
     shards: list[ShardPlan] = []
     for name in folder.names(layout.PROMPTS, ".parquet"):
         try:
@@ -89,12 +95,17 @@ def _opened(output: str, found: Findings) -> Run | None:
         except Exception:  # told where the part is checked
             continue
     shards.sort(key=lambda shard: shard.index)
-    return Run(runs.held_config(folder, output), folder, shards, Ledger(folder))
+    return Run(config, folder, shards, Ledger(folder))
 
 
 def _lacks(folder: Folder, name: str, key: str) -> list[str]:
-    content = json.loads(folder.read(name))
-    return [] if isinstance(content.get(key), dict) else [f"it has no {key}"]
+    held = json.loads(folder.read(name)).get(key)
+    if not isinstance(held, dict):
+        return [f"it has no {key}"]
+    if name == layout.LEDGER:
+        odd = [one for one, entry in held.items() if not isinstance(entry, dict | None)]
+        return [f"its entry of {one} is none" for one in odd]
+    return []
 
 
 @dataclass(frozen=True)
@@ -244,7 +255,7 @@ class _Checking:
         for pair, folders in self._measured.items():
             if (folder := layout.sums_of(*pair)) in folders:
                 made = self._entries.folders[folder]
-                sizes = int(made["images_per_prompt"] or 1), int(made["batch_size"] or 1)
+                sizes = [int(made.get(key) or 1) for key in ("images_per_prompt", "batch_size")]
                 for chunk in chunks(self._run.shards, *sizes):
                     if chunk.full:
                         yield layout.sums(*pair, chunk.index), reduce.identity(made, chunk)
