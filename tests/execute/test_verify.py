@@ -528,6 +528,25 @@ def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
     assert lines[-1].startswith("not sound: 1 damaged; --repair removes")
 
 
+def test_a_repair_removes_nothing_that_only_the_storage_could_not_give(out, monkeypatch, capsys):
+    whole = Folder.open
+    failures = {shard(): 2, SCORES: 99}  # one is back for the second look, one stays away
+
+    def failing(folder: Folder, name: str):
+        if failures.get(name, 0) > 0:
+            failures[name] -= 1
+            raise OSError("the store does not answer")
+        return whole(folder, name)
+
+    before = names(out)
+    monkeypatch.setattr(Folder, "open", failing)
+    assert workflow.verify(str(out), repair=True) == 1
+    assert names(out) == before
+    said = capsys.readouterr().out
+    assert f"left alone: {shard()}: cannot be read: the store does not answer" in said
+    assert said.splitlines()[-1] == "files removed: 0; left to you: 2"
+
+
 def test_checking_changes_nothing(out):
     flip_in_page(out / shard(), "image.bytes")
     before = {name: (out / name).read_bytes() for name in names(out)}

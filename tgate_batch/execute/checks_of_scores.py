@@ -5,11 +5,14 @@ Each check returns reasons, as those of Parquet files do. Nothing in an archive 
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from tgate_batch.execute.checks import pages
 from tgate_batch.execute.findings import guarded
 from tgate_batch.output import layout
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
@@ -23,6 +26,25 @@ def archive(content: bytes) -> dict[str, np.ndarray]:
     """Every array of an ``.npz``; reading one compares its checksum."""
     with np.load(io.BytesIO(content), allow_pickle=False) as opened:
         return {key: opened[key] for key in opened.files}
+
+
+def readable(folder: Folder, name: str) -> list[str]:
+    """Checks that a file of any kind can be read, whatever it says."""
+    if name.endswith(".parquet"):
+        return pages(folder, name)
+    kinds: dict[str, Callable[[bytes], Any]] = {
+        ".npz": archive,
+        ".json": json.loads,
+        ".md": bytes.decode,
+        ".html": bytes.decode,
+    }
+    read = kinds.get(PurePosixPath(name).suffix, len)
+
+    def check() -> list[str]:
+        read(folder.read(name))
+        return []
+
+    return guarded(check)
 
 
 def statistics(folder: Folder, name: str) -> list[str]:

@@ -8,6 +8,7 @@ from tgate_batch.output.layout import Settings
 
 _SHOWN = 20
 _NAMED = 3  # of a file's reasons
+UNREAD = "cannot be read"  # how such a reason begins
 
 DAMAGED = "damaged"  # can be made again
 STRAY = "stray"  # ours by its name, and of nothing in this run
@@ -104,4 +105,4 @@ def guarded(check: Callable[[], list[str]]) -> list[str]:
     try:
         return check()
     except Exception as error:
-        return [f"cannot be read: {in_words(error)}"]
+        return [f"{UNREAD}: {in_words(error)}"]

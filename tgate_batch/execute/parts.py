@@ -26,8 +26,8 @@ class Parts:
 
     def __init__(self, folder: Folder, present: frozenset[str]):
         self._folder = folder
-        places = {name: layout.place(name) for name in present}
-        self._names = sorted(n for n, place in places.items() if place and place.kind == "prompts")
+        mine = [name for name in present if name.startswith(f"{layout.PROMPTS}/")]
+        self._names = sorted(name for name in mine if layout.place(name) is not None)
         self._ids: set[str] = set()
         self._twice = 0
         self._indices: list[int] = []

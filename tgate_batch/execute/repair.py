@@ -9,7 +9,17 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tgate_batch.execute.findings import DAMAGED, FOREIGN, KEPT, MISSING, STRAY, Fault, Findings
+from tgate_batch.execute.checks_of_scores import readable
+from tgate_batch.execute.findings import (
+    DAMAGED,
+    FOREIGN,
+    KEPT,
+    MISSING,
+    STRAY,
+    UNREAD,
+    Fault,
+    Findings,
+)
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.layout import Place
@@ -17,6 +27,7 @@ from tgate_batch.output.run import Run
 from tgate_batch.storage import Folder
 
 _SHOWN = 20
+_CHUNK = 2**22  # bytes
 _OF_SHARDS = ("images", "features", "measured")
 _OF_ARMS = ("sums", "conclusion", "statistics", "scores")
 _REPORT = (layout.REPORT_JSON, layout.REPORT_MARKDOWN, layout.REPORT_PAGE)
@@ -28,12 +39,14 @@ def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
     ``run`` is None where it cannot be told: then only what is damaged itself goes.
     """
     names: dict[str, None] = {}
+    unread = [fault for fault in found.faults if _is_away(folder, fault)]
+    faults = [fault for fault in found.faults if fault not in unread]
     if run is not None:
-        for fault in found.faults:
+        for fault in faults:
             if fault.entry is not None:
                 yield _corrected(run, *fault.entry)
-        names |= dict.fromkeys(_derived(run, found.faults))
-    for fault in found.faults:
+        names |= dict.fromkeys(_derived(run, faults))
+    for fault in faults:
         if fault.kind in (DAMAGED, STRAY) and fault.entry is None:
             names[fault.name] = None
     if layout.HISTORY in names:
@@ -45,9 +58,27 @@ def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
     yield from (f"removed: {name}" for name in [*names][:_SHOWN])
     if len(names) > _SHOWN:
         yield f"removed: {len(names) - _SHOWN:,} more"
-    left = [fault for fault in found.faults if fault.kind in (FOREIGN, KEPT)]
+    left = [*(fault for fault in faults if fault.kind in (FOREIGN, KEPT)), *unread]
     yield from (f"left alone: {fault.name}: {fault.reason}" for fault in left[:_SHOWN])
     yield _verdict(found, len(names), len(left))
+
+
+def _is_away(folder: Folder, fault: Fault) -> bool:
+    """Whether it was the storage that could not be read, and not a file that is damaged.
+
+    Nothing is removed for an outage: what could not be read is read once more.
+    """
+    if fault.kind != DAMAGED or fault.entry is not None or not fault.reason.startswith(UNREAD):
+        return False
+    try:
+        with folder.open(fault.name) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return not readable(folder, fault.name)
 
 
 def _verdict(found: Findings, removed: int, left: int) -> str:
