@@ -1,17 +1,23 @@
-"""Whether the ledger says what an output's files were made of, and the same as the config."""
+"""What an output says of itself: its config, and whether the ledger agrees with the files."""
 
 import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError
-from tgate_batch.output import layout, parquet
+from tgate_batch.execute.findings import DAMAGED, JSONS, KEPT, Findings, guarded
+from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import run as runs
+from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
+from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.output.run import Run
 from tgate_batch.score.measure import features_of
+from tgate_batch.storage import Folder
 
 _LOOKED_AT = 3  # files of an arm whose footers say whether the ledger's entry is theirs
 _MOST_MEASUREMENTS = 12  # of an arm: more have too many subsets to try
@@ -33,6 +39,49 @@ class Entries:
     wrong: dict[str, tuple[str, Settings | None]] = field(default_factory=dict)
     scored: dict[Pair, list[str]] = field(default_factory=dict)
     config: list[str] = field(default_factory=list)  # where the config is not what was drawn
+
+
+def opened(output: str, found: Findings) -> Run | None:
+    """The run, with the shards whose plans can be read; what cannot be is a fault.
+
+    Raises UserError where the folder holds no run, or one of another format.
+    """
+    folder = Folder(output)
+    if not folder.exists(layout.RUN) and not folder.exists(layout.LEDGER):
+        raise UserError(f"output {folder} holds no run; give the output folder of jobs/render.py")
+    for name, key, kind, advice in (
+        (layout.RUN, "config", DAMAGED, "jobs/render.py --config writes it again"),
+        (layout.LEDGER, "folders", KEPT, "restore it from a copy, or give another output"),
+    ):
+        if reasons := guarded(partial(_lacks, folder, name, key)):
+            why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
+            found.add(JSONS, name, [why], kind)
+            return None
+        check_format(folder, json.loads(folder.read(name)))
+    try:
+        config = runs.held_config(folder, output)
+    except UserError as error:
+        found.add(JSONS, layout.RUN, [str(error)])
+        return None
+    shards: list[ShardPlan] = []
+    for name in folder.names(layout.PROMPTS, ".parquet"):
+        try:
+            with parquet.opened(folder, name) as file:
+                shards += frozen.plans(file)
+        except Exception:  # told where the part is checked
+            continue
+    shards.sort(key=lambda shard: shard.index)
+    return Run(config, folder, shards, Ledger(folder))
+
+
+def _lacks(folder: Folder, name: str, key: str) -> list[str]:
+    held = json.loads(folder.read(name)).get(key)
+    if not isinstance(held, dict):
+        return [f"it has no {key}"]
+    if name == layout.LEDGER:
+        odd = [one for one, entry in held.items() if not isinstance(entry, dict | None)]
+        return [f"its entry of {one} is none" for one in odd]
+    return []
 
 
 def judged(run: Run, present: Collection[str]) -> Entries:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tgate_batch.errors import UserError
 from tgate_batch.execute import checks
 from tgate_batch.execute import checks_of_scores as figures
 from tgate_batch.execute.checks import Expected
 from tgate_batch.execute.checks_of_scores import Counts
-from tgate_batch.execute.entries import Pair, judged
+from tgate_batch.execute.entries import Pair, judged, opened
 from tgate_batch.execute.findings import (
     DAMAGED,
     DECODED,
@@ -40,15 +39,13 @@ from tgate_batch.execute.findings import (
     guarded,
 )
 from tgate_batch.execute.parts import ADVICE, Parts
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.output.run import Run
 from tgate_batch.records import Shard
 from tgate_batch.score import reduce
 from tgate_batch.score.sums import chunks
-from tgate_batch.storage import Folder
 
 THREADS = min(8, (os.cpu_count() or 1) + 2)  # Arrow and Pillow work beside each other
 _AHEAD = 4  # shards a thread that wait
@@ -61,51 +58,11 @@ def verify(output: str) -> tuple[Findings, Run | None]:
     Raises UserError where the folder holds no run, or one of another format.
     """
     found = Findings()
-    run = _opened(output, found)
+    run = opened(output, found)
     if run is not None:
         _Checking(run, found).all()
     found.sort()
     return found, run
-
-
-def _opened(output: str, found: Findings) -> Run | None:
-    """The run, with the shards whose plans can be read; what cannot be is a fault."""
-    folder = Folder(output)
-    if not folder.exists(layout.RUN) and not folder.exists(layout.LEDGER):
-        raise UserError(f"output {folder} holds no run; give the output folder of jobs/render.py")
-    for name, key, kind, advice in (
-        (layout.RUN, "config", DAMAGED, "jobs/render.py --config writes it again"),
-        (layout.LEDGER, "folders", KEPT, "restore it from a copy, or give another output"),
-    ):
-        if reasons := guarded(partial(_lacks, folder, name, key)):
-            why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
-            found.add(JSONS, name, [why], kind)
-            return None
-        check_format(folder, json.loads(folder.read(name)))
-    try:
-        config = runs.held_config(folder, output)
-    except UserError as error:
-        found.add(JSONS, layout.RUN, [str(error)])
-        return None
-    shards: list[ShardPlan] = []
-    for name in folder.names(layout.PROMPTS, ".parquet"):
-        try:
-            with parquet.opened(folder, name) as file:
-                shards += frozen.plans(file)
-        except Exception:  # told where the part is checked
-            continue
-    shards.sort(key=lambda shard: shard.index)
-    return Run(config, folder, shards, Ledger(folder))
-
-
-def _lacks(folder: Folder, name: str, key: str) -> list[str]:
-    held = json.loads(folder.read(name)).get(key)
-    if not isinstance(held, dict):
-        return [f"it has no {key}"]
-    if name == layout.LEDGER:
-        odd = [one for one, entry in held.items() if not isinstance(entry, dict | None)]
-        return [f"its entry of {one} is none" for one in odd]
-    return []
 
 
 @dataclass(frozen=True)
