@@ -192,6 +192,13 @@ class Folder:
         if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
             raise UserError(f"output {self} cannot be written: no right to write in {here}")
 
+    def temporary(self) -> list[str]:
+        """What killed writers left under temporary names, sorted, relative to this folder."""
+        if not self.local:
+            return []
+        base = Path(self._base)
+        return sorted(file.relative_to(base).as_posix() for file in base.rglob(f"{_TEMPORARY}*"))
+
     def clear_temporary(self) -> int:
         """Removes what killed writers left under temporary names; returns how many."""
         if not self.local or not Path(self._base).is_dir():

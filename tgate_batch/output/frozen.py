@@ -25,7 +25,7 @@ from tgate_batch.storage import Folder
 
 SHARDS_A_FILE = 1000
 _PLANS_KEY = "tgate_batch.shards"
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("id", pa.string()),
@@ -132,7 +132,7 @@ def _write_part(
         folder.create(layout.prompts_part(part)) as stream,
         pq.ParquetWriter(
             stream,
-            _SCHEMA.with_metadata(footer),
+            SCHEMA.with_metadata(footer),
             compression={"image": "none"}
             | dict.fromkeys(("shard", "id", "text", "category"), "zstd"),
             write_page_checksum=True,
@@ -155,7 +155,7 @@ def _write_part(
                 }
                 for prompt in shard.prompts
             ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def frozen(folder: Folder) -> list[ShardPlan]:
@@ -164,13 +164,21 @@ def frozen(folder: Folder) -> list[ShardPlan]:
     for name in folder.names(layout.PROMPTS, ".parquet"):
         try:
             with parquet.opened(folder, name) as file:
-                found += [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
+                found += plans(file)
         except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
             ) from None
     return sorted(found, key=lambda shard: shard.index)
+
+
+def plans(file: pq.ParquetFile) -> list[ShardPlan]:
+    """The shards in an open file of frozen prompts.
+
+    Raises KeyError, ValueError or TypeError where its footer does not say them.
+    """
+    return [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
 
 
 def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
