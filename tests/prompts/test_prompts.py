@@ -124,7 +124,7 @@ BAD = [
     (
         "more.csv",
         b"id,caption\n1,a cat, asleep\n",
-        "row 2: the header has 2 columns and this row 3",
+        "row 2: the header has 2 columns and this row",
     ),
     ("fewer.csv", b"id,caption\n1,x\n2\n", "row 3: the header has 2 columns and this row 1"),
     ("twice.csv", b"id,caption,id\n1,x,2\n", "two columns 'id'"),
