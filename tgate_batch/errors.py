@@ -1,6 +1,4 @@
-"""The one exception that a person at the command line is meant to read, and values in its line."""
-
-from typing import Any
+"""The one exception that a person at the command line is meant to read."""
 
 
 class UserError(ValueError):
@@ -24,7 +22,7 @@ def one_line(text: object, limit: int = 300) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def shown(value: Any, limit: int = 60) -> str:
+def shown(value: object, limit: int = 60) -> str:
     """A value for a message: text in quotes, escaped and cut; of what is large only its kind."""
     if isinstance(value, str | bytes):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")

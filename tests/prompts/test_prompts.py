@@ -266,6 +266,11 @@ def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch):
     assert read("~/set.csv", image_column="image") == [prompt]
 
 
+def test_name_that_no_file_can_have_is_told():
+    with pytest.raises(UserError, match=r"prompts file 'a\\x00b\.csv' holds a character"):
+        read("a\0b.csv")
+
+
 def test_missing_uri_is_told_without_its_password():
     with pytest.raises(UserError) as caught:
         read("file://user:secret@/no/such.csv")

@@ -191,13 +191,13 @@ def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:
 
 def _sha256(path: str) -> str | None:
     """Of the source's bytes; None where it cannot be read, which reading it then tells."""
-    source = Source.of(path)
-    if source.fault() is not None:
-        return None
     try:
+        source = Source.of(path)
+        if source.fault() is not None:
+            return None
         with source.open() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, UserError):
         return None
 
 

@@ -16,6 +16,7 @@ from tgate_batch.prompts import formats
 from tgate_batch.prompts.formats import refuse
 from tgate_batch.prompts.source import Source
 from tgate_batch.records import Prompt, Shard
+from tgate_batch.storage import without_credentials
 
 TEXT_COLUMNS = ("caption", "prompt", "text", "captions", "prompts", "TEXT")
 ID_COLUMNS = ("prompt_id", "id", "image_id", "key", "uid")
@@ -36,7 +37,10 @@ def read(spec: Prompts, by: str | None = None) -> Iterator[Prompt]:
     empty, not UTF-8 or has no such column, and for a row whose text or id is missing or cannot be
     one. Duplicate ids are left to :func:`unique`.
     """
-    source = Source.of(spec.path)
+    try:
+        source = Source.of(spec.path)
+    except UserError as error:
+        raise UserError(f"prompts file {error}") from None
     stop = None if spec.limit is None else spec.offset + spec.limit
     rows = itertools.islice(formats.rows(source), spec.offset, stop)
     columns: _Columns | None = None
@@ -175,15 +179,17 @@ class _Columns:
             return value
         if not isinstance(value, str) or not value:
             self._refuse(line, self.image, "no picture", "give its path or its bytes")
-        picture = self.source.beside(value)
-        fault = picture.fault()
         try:
+            picture = self.source.beside(value)
+            fault = picture.fault()
             if fault is None:
                 with picture.open() as file:
                     return file.read()
         except OSError as error:
             fault = f"cannot be read: {one_line(error.strerror or error)}"
-        refuse(self.source, line, f"picture {shown(value)} {fault}")
+        except UserError as error:
+            refuse(self.source, line, f"picture {error}")
+        refuse(self.source, line, f"picture {shown(without_credentials(value), 200)} {fault}")
 
     def _refuse(self, line: int, column: str | None, fault: str, do: str = "") -> NoReturn:
         refuse(self.source, line, f"{fault} in column {shown(column)}" + (f"; {do}" if do else ""))
