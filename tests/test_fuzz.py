@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,18 @@ TOKENS = [
     *(b"x" * 200_000, b"[" * 3000, b"\x1f\x8b", b"PAR1", b"a.b=c", b"\x1b[31m", b"gate_step: "),
 ]
 
+ODD = [  # values as JSON writes them, and some that only YAML has
+    *(b"7", b"-1", b"0", b"1.5", b"1e999", b"true", b"null", b"[1]", b'{"a": 1}', b"[[]]", b'""'),
+    *(b'"b"', b'" "', b'"a\\u0000b"', b'"a\\nb"', b'"\\ud800"', b'"p1"', b'"' + b"x" * 600 + b'"'),
+    *(b"9" * 5000, b"9" * 30, b"[" * 30_000, b'{"a":' * 30_000, b'"' + b"x" * 100_001 + b'"'),
+    *(b".nan", b"2026-01-01", b"2026-99-99", b"*a", b"&a [*a]", b"{no: 1}", b"!!set {a}", b"~"),
+]
+ODD_TEXTS = [
+    *(b"", b" ", b"a\0b", b"a\nb", b"a\x1bb", b"p1", b"\xed\xa0\x80", b"\xe2\x80\xa8"),
+    *(b"x" * 600, b"x" * 100_001, b"x" * 140_000, b"9" * 5000, b'a" "b', b'a","b', b"\xff"),
+]
+ODD_UTF8 = ODD_TEXTS[:6]
+
 Random = random.Random
 
 
@@ -143,17 +156,22 @@ def in_another_encoding(content: bytes, pick: Random) -> bytes:
     return content.decode("latin-1").encode(coding, errors="replace")
 
 
-def with_another_type(content: bytes, pick: Random) -> bytes:
-    """A value of a JSON row, or a number of a config, becomes one of another type."""
-    other = pick.choice(
-        [b"7", b"true", b"null", b"[1]", b'{"a": 1}', b"1.5", b'"b"', b"-3", b"[[]]"]
-    )
-    starts = [place for place in range(len(content)) if content[place : place + 2] == b": "]
-    if not starts:
-        return other + content
-    start = pick.choice(starts) + 2
-    ends = [place for mark in b",}\n" if (place := content.find(mark, start)) > 0]
-    return content[:start] + other + content[min(ends, default=len(content)) :]
+def with_other_values(content: bytes, pick: Random) -> bytes:
+    """Values of JSON rows or of a config become odd ones: most of them are JSON and YAML."""
+    for _ in range(pick.choice([1, 1, 2])):
+        starts = [found.end() for found in re.finditer(rb": |- ", content)] or [0]
+        start = pick.choice(starts)
+        ends = [place for mark in b",}\n" if (place := content.find(mark, start)) > 0]
+        content = content[:start] + pick.choice(ODD) + content[min(ends, default=len(content)) :]
+    return content
+
+
+def with_other_cells(content: bytes, pick: Random) -> bytes:
+    """Cells of a table become odd ones, each rightly quoted."""
+    for _ in range(pick.choice([1, 1, 2])):
+        start, end = pick.choice([found.span() for found in re.finditer(rb'"[^"]*"', content)])
+        content = content[:start] + b'"' + pick.choice(ODD_TEXTS) + b'"' + content[end:]
+    return content
 
 
 def nested(content: bytes, pick: Random) -> bytes:
@@ -178,9 +196,7 @@ def nothing_or_noise(content: bytes, pick: Random) -> bytes:
 
 def of_other_values(content: bytes, pick: Random) -> bytes:
     """Whole again, as its own writer writes it, with odd values in its rows."""
-    odd = pick.choice(
-        [None, True, 7, 1.5, b"abc", ["a"], {"a": 1}, "", " ", "a\0b", "a\nb", "p1", "x" * 100_001]
-    )
+    odd = pick.choice([None, True, 7, 1.5, b"abc", ["a"], {"a": 1}, *map(bytes.decode, ODD_UTF8)])
     stream = io.BytesIO()
     rows = [[row["id"] for row in ROWS], list(CAPTIONS)]
     rows[pick.randrange(2)] = [odd] * len(ROWS) if pick.random() < 0.5 else [None, *["b"] * 4]
@@ -190,11 +206,15 @@ def of_other_values(content: bytes, pick: Random) -> bytes:
 
 
 BYTES = [flipped, cut, without_a_piece, with_a_token, in_another_encoding, spliced]
-WORDS = [with_a_token_in_place_of_a_word, with_lines_again, with_lines_moved, with_another_type]
+WORDS = [with_a_token_in_place_of_a_word, with_lines_again, with_lines_moved]
 WHOLE = [nested, of_another_kind, nothing_or_noise]
-MUTATIONS = dict.fromkeys(VALID, BYTES + WORDS + WHOLE) | {
-    "parquet": [*BYTES, *WHOLE, of_other_values, of_other_values, of_other_values]
+VALUES = {  # three times as often as each of the others
+    **dict.fromkeys(("json", "jsonl", "yaml"), with_other_values),
+    **dict.fromkeys(("csv", "tsv"), with_other_cells),
+    "txt": with_a_token,
+    "parquet": of_other_values,
 }
+MUTATIONS = {kind: [*BYTES, *WORDS, *WHOLE, *[values] * 3] for kind, values in VALUES.items()}
 
 
 def case(seed: int) -> tuple[str, str, bytes]:
