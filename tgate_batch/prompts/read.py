@@ -4,6 +4,7 @@ Everything streams: a prompt set is never held in memory, only its ids (to refus
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,14 +38,9 @@ def read(spec: Prompts, by: str | None = None) -> Iterator[Prompt]:
     empty, not UTF-8 or has no such column, and for a row whose text or id is missing or cannot be
     one. Duplicate ids are left to :func:`unique`.
     """
-    try:
-        source = Source.of(spec.path)
-    except UserError as error:
-        raise UserError(f"prompts file {error}") from None
-    stop = None if spec.limit is None else spec.offset + spec.limit
-    rows = itertools.islice(formats.rows(source), spec.offset, stop)
+    source = _source(spec)
     columns: _Columns | None = None
-    for position, (line, row) in enumerate(rows, start=spec.offset):
+    for position, (line, row) in enumerate(_rows(source, spec), start=spec.offset):
         columns = columns or _Columns.choose(spec, by, source, row)
         yield columns.prompt(line, position, row)
     if columns is None:
@@ -52,6 +48,19 @@ def read(spec: Prompts, by: str | None = None) -> Iterator[Prompt]:
             f"prompts file {source} holds no prompts"
             + (f" after the first {spec.offset}" if spec.offset else "")
         )
+
+
+def _source(spec: Prompts) -> Source:
+    try:
+        return Source.of(spec.path)
+    except UserError as error:
+        raise UserError(f"prompts file {error}") from None
+
+
+def _rows(source: Source, spec: Prompts) -> Iterator[formats.Row]:
+    """The rows of a file that ``spec`` chooses."""
+    stop = None if spec.limit is None else spec.offset + spec.limit
+    return itertools.islice(formats.rows(source), spec.offset, stop)
 
 
 def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
@@ -62,6 +71,32 @@ def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
         if not part:
             return
         yield Shard(index, part)
+
+
+_PARTS = 640  # of what is left, a shard is one part: some hundred workers then end together
+_FEWEST_PARTS = 8  # for sets that only a few workers draw
+_SMALLEST = 4  # prompts a shard
+
+
+def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
+    """Sizes that cut ``left`` prompts into shards, ever smaller towards the end.
+
+    The last ones keep many workers busy to the end; they do not depend on how many there are.
+    Shards are whole batches of ``batch`` prompts, the very last ones half a batch.
+    """
+    parts = min(_PARTS, max(_FEWEST_PARTS, left // 16))
+    half, last = max(_SMALLEST, batch // 2), parts * batch // 4
+    while left > 0:
+        unit = batch if left >= last else half
+        units = math.ceil(max(_SMALLEST, left / parts) / unit)
+        size = min(left, largest, units * unit)
+        yield size
+        left -= size
+
+
+def count(spec: Prompts) -> int:
+    """How many prompts ``spec`` chooses of its file. Raises as ``read`` does for a bad file."""
+    return sum(1 for _ in _rows(_source(spec), spec))
 
 
 def unique(prompts: Iterable[Prompt], path: str) -> Iterator[Prompt]:
