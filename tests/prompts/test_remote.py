@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-from urllib.request import Request, urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from pyarrow import fs
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
@@ -36,11 +36,20 @@ CONTENT = {
 def server():
     made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     made.start()
-    host, port = made.get_host_and_port()
-    for name in ("", *CONTENT):
-        where = f"http://{host}:{port}/bucket/{name}"
-        urlopen(Request(where, data=CONTENT.get(name), method="PUT"))
-    yield f"{host}:{port}"
+    place = f"127.0.0.1:{made.get_host_and_port()[1]}"
+    store = fs.S3FileSystem(
+        endpoint_override=place,
+        scheme="http",
+        region="us-east-1",
+        access_key="key",
+        secret_key="secret",
+        allow_bucket_creation=True,
+    )
+    store.create_dir("bucket")
+    for name, content in CONTENT.items():
+        with store.open_output_stream(f"bucket/{name}") as stream:
+            stream.write(content)
+    yield place
     made.stop()
 
 

@@ -157,7 +157,7 @@ class _Columns:
         image = None if self.image is None else self._picture(line, row.get(self.image))
         if self.id is not None:
             identity = self._id(line, row.get(self.id))
-        elif _IDS.isdisjoint(row):
+        elif len(row) == 1 or _IDS.isdisjoint(row):
             identity = _made_id(position, text)
         else:
             (other, *_) = _IDS.intersection(row)
