@@ -111,6 +111,8 @@ def test_duplicate_ids_are_refused_with_the_first_offenders(tmp_path):
     file.write_text("id,caption\n" + "\n".join(rows), encoding="utf-8")
     with pytest.raises(UserError, match=r"duplicate ids \(0, 1, 2, 3, 4, \.\.\.\)"):
         list(prompts.unique(read(file), str(file)))
+    with pytest.raises(UserError, match=r"prompts file s3://bucket/set\.csv has duplicate ids"):
+        list(prompts.unique(read(file), "s3://key:secret@bucket/set.csv"))
 
 
 BAD = [

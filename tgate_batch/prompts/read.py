@@ -110,7 +110,7 @@ def unique(prompts: Iterable[Prompt], path: str) -> Iterator[Prompt]:
         yield prompt
     if twice:
         raise UserError(
-            f"prompts file {one_line(path)} has duplicate ids "
+            f"prompts file {one_line(without_credentials(path))} has duplicate ids "
             f"({', '.join(one_line(name, 60) for name in twice)}"
             f"{', ...' if len(twice) == _REPEATS_NAMED else ''}); ids name rows and seeds, so each "
             "must be unique: choose another prompts.id_column or remove the repeats"
