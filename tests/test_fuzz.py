@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import settings as tried
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgate_batch import config
@@ -320,9 +319,11 @@ def test_10000_refusals_of_damaged_files_are_one_line_each(tmp_path, capsys):
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"file"}
 
 
+steady = settings(deadline=None, derandomize=True, database=None)  # no test asserts a time
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 
 
+@steady
 @given(st.lists(TEXTS.filter(str.strip), min_size=1, max_size=20))
 def test_jsonl_gives_back_the_captions_that_were_written(tmp_path_factory, texts):
     file = tmp_path_factory.getbasetemp() / "texts.jsonl"
@@ -331,6 +332,7 @@ def test_jsonl_gives_back_the_captions_that_were_written(tmp_path_factory, texts
     assert [prompt.text for prompt in found] == [text.strip() for text in texts]
 
 
+@steady
 @given(st.lists(st.sampled_from("abcde"), max_size=8))
 def test_unique_refuses_a_list_with_repeats_and_no_other(ids):
     prompts = [Prompt(name, "text") for name in ids]
@@ -341,6 +343,7 @@ def test_unique_refuses_a_list_with_repeats_and_no_other(ids):
             list(unique(prompts, "file"))
 
 
+@steady
 @given(st.integers(0, 40), st.lists(st.integers(1, 9), max_size=8))
 def test_shards_hold_the_prompts_in_order_and_are_as_large_as_asked(number, sizes):
     prompts = [Prompt(str(index), "text") for index in range(number)]
@@ -358,7 +361,7 @@ WORDS_OF_SET = (
 PIECES = st.lists(st.sampled_from(WORDS_OF_SET.split(" ")) | st.text(max_size=5), max_size=8)
 
 
-@tried(max_examples=200, deadline=None)
+@steady
 @given(PIECES, PIECES)
 def test_any_set_option_is_taken_or_refused_in_one_line(key, value):
     try:
