@@ -1,4 +1,5 @@
 import copy
+import os
 
 import pytest
 import yaml
@@ -72,6 +73,15 @@ def test_unknown_key_of_an_arm_is_told_with_the_nearest_known_one():
         (lambda data: data.update(models=["demo", "demo"]), "listed twice"),
         (lambda data: data.update(score={"weights": "a.pth"}), "score.weights"),
         (lambda data: data.update(score={"weights": {"clip": 7}}), "score.weights.clip"),
+        (
+            lambda data: data.update(workers={"min": 4, "max": 2}),
+            "workers: min 4 is more than max 2",
+        ),
+        (lambda data: data.update(sampling={"guidance_scale": "nan"}), "finite number"),
+        (lambda data: data.update(plugins=["../plug"]), "plugins.0"),
+        (lambda data: data.update(plugins=["plug.py/"]), "plugins.0"),
+        (lambda data: data.update(plugins=[""]), "plugins.0"),
+        (lambda data: data.update(output="x" * 9, sampling={"seed": "y" * 999}), "yyy'..."),
         (lambda data: data.update(thresholds={"fid": {}}), "a threshold needs a test"),
         (lambda data: data.update(thresholds={"fid": {"mx": 1}}), "did you mean 'max'?"),
     ],
@@ -142,19 +152,112 @@ def test_bad_override_is_told(file, override, said):
         config.load(file, [override])
 
 
-def test_missing_file_and_bad_yaml_are_told(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        config.load(tmp_path / "none.yaml")
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("a: [", encoding="utf-8")
-    with pytest.raises(UserError, match="is not YAML"):
-        config.load(broken)
+LAUGHS = "a: &a [x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}, *{before}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [", "is not YAML: line 1: expected the node content"),
+        (b"a:\n\t- b", "is not YAML: line 2: found character '\\t'"),
+        (b"a: b\n---\nc: d", "is not YAML: line 2: but found another document"),
+        (b"a: \0", "is not YAML: unacceptable character #x0000"),
+        (b"a: \xe9", "is not YAML: not UTF-8"),
+        (b"", "holds no keys"),
+        (b"# nothing\n", "holds no keys"),
+        (b"- models", "holds no keys"),
+        (b"seven", "holds no keys"),
+        (b"output: a\nmodels: [demo]\noutput: b", "line 3: the key 'output' stands twice"),
+        (b"arms: {no: {}}", "line 1: the key no is read as bool by YAML, not as text; write it in"),
+        (b"arms:\n  1: {}", "line 2: the key 1 is read as int by YAML, not as text; write it in"),
+        (b"arms: {~: {}}", "the key ~ is read as null"),
+        (b"? [a]\n: b", "line 1: a list or section stands as a key"),
+        (b"a: !!binary aaaa", "line 1: the tag 'tag:yaml.org,2002:binary' is not read"),
+        (LAUGHS.encode(), "line 6: more than 20,000 values (aliases written out)"),
+        (b"a: &a [*a]", "line 1: the alias *a holds itself"),
+        (b"a: " + b"[" * 100_000, "it is nested too deeply"),
+        (b"a: " + b"[" * 21 + b"]" * 21, "a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0: it is nested"),
+        (b"a: " + b"x" * 300_000, "has 300,003 bytes, and a config has at most 262,144"),
+        (b"a: " + b"9" * 5000, "a number or date cannot be read"),
+        (b"a: 2026-99-99", "a number or date cannot be read: month must be in 1..12"),
+        (b"output: 2026-11-27", "output: a date is no value here; write it in quotes"),
+        (b"sampling: {seed: 99999999999999999999}", "sampling.seed: 99999999999999999999 is no"),
+        (b"sampling: {guidance_scale: .nan}", "sampling.guidance_scale: nan is no number of use"),
+        (b"cost: {usd_per_gpu_hour: .inf}", "cost.usd_per_gpu_hour: inf is no number of use"),
+        (b'output: "a\\0b"', "output: a text with a NUL character"),
+        (b'models: ["a\\ud800"]', "models.0: a text with half of a surrogate pair"),
+        (b'"a\\0": 1', "a text with a NUL character"),
+        (
+            b'{models: [a], prompts: {path: p}, arms: {a: }, output: o, "a\\nb": 1}',
+            "unknown key 'a b'",
+        ),
+    ],
+)
+def test_bad_file_is_told_in_one_line(tmp_path, content, said):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        config.load(file)
+    assert str(caught.value).startswith(f"config {file}")
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_aliases_and_merged_sections_are_read(tmp_path):
+    arms = {"a": {"gate_step": 3, "warm_up": 1}, "b": {"gate_step": 4, "warm_up": 1}}
+    text = yaml.safe_dump({key: value for key, value in RUN.items() if key != "arms"})
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        text + "arms: {a: &one {gate_step: 3, warm_up: 1}, b: {<<: *one, gate_step: 4}}\n"
+    )
+    assert config.load(file).arms == config.parse({**RUN, "arms": arms}).arms
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "nul"])
+def test_what_is_no_regular_file_is_told_and_never_waited_for(tmp_path, kind):
+    file = tmp_path / "run.yaml"
+    if kind == "folder":
+        file.mkdir()
+    if kind == "pipe":
+        os.mkfifo(file)
+    if kind == "device":
+        file.symlink_to("/dev/zero")
+    if kind == "nul":
+        file = tmp_path / "a\0b"
+    with pytest.raises(
+        UserError, match=r"cannot be read|is a folder|is not a regular file"
+    ) as caught:
+        config.load(file)
+    assert str(caught.value).isprintable()
+
+
+def test_what_a_file_has_too_much_of_is_refused_of_an_override_too(file):
+    for override, said in [
+        ("arms={no: {}}", 'write it in quotes, "no"'),
+        ("sampling={seed: 1, seed: 2}", "the key 'seed' stands twice"),
+        ("sampling.seed=" + "9" * 30, "sampling.seed: 9999"),
+        ('output="a\\0b"', "output: a text with a NUL character"),
+        ("output=" + "[" * 3000, "it is nested too deeply"),
+        ("models.²=x", "there is no '²'"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            config.load(file, [override])
+        assert said in str(caught.value)
+        assert str(caught.value).isprintable()
+
+
+def test_override_of_an_empty_entry_fills_it(file):
+    file.write_text(yaml.safe_dump(RUN | {"models": [None]}), encoding="utf-8")
+    assert config.load(file, ["models.0.name=demo"]).models[0].name == "demo"
 
 
 def test_yaml_cannot_make_objects(tmp_path):
     file = tmp_path / "evil.yaml"
     file.write_text("output: !!python/object/apply:os.getcwd []", encoding="utf-8")
-    with pytest.raises(UserError, match="is not YAML"):
+    with pytest.raises(UserError, match=r"line 1: the tag .*os.getcwd' is not read"):
         config.load(file)
 
 

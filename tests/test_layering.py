@@ -25,7 +25,7 @@ demo demo.pictures demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.pixart models.svd
 models.catalogue models.checkpoint models.fingerprint models.engine models.runner
 models.call_macs models.macs models.published models
-prompts.formats prompts.read prompts
+prompts.source prompts.formats prompts.read prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.history output.claim output.parquet output.frozen output.card
 output.run output.failed output

@@ -10,3 +10,26 @@ class UserError(ValueError):
 
 class DeviceLost(RuntimeError):
     """The device is in an error state that only a fresh process leaves."""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Text for a message: of printable characters alone, without line breaks, cut to ``limit``."""
+    text = str(text)
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    if not text.isprintable():
+        text = " ".join(text.split())
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value for a message: text in quotes, escaped and cut; of what is large only its kind."""
+    if isinstance(value, str | bytes):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    if isinstance(value, bool | float) or value is None:
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() <= 128 else "a number of many digits"
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"

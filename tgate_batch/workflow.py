@@ -43,9 +43,9 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
 
 def dry_run(config: Config, replace_stale: bool = False) -> int:
     """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
-    from tgate_batch.models.macs import macs_of_arm
-
     run = prepare(config, replace_stale)
+    from tgate_batch.models.macs import macs_of_arm  # seconds, that bad input need not wait for
+
     finished = runs.finished(run)
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     rate = _ASSUMED_MACS_PER_SECOND[devices.kind]

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +7,9 @@ import pytest
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
+from tgate_batch.output import frozen
 from tgate_batch.prompts import read as prompts
+from tgate_batch.storage import Folder
 
 
 def read(path, **options):
@@ -108,32 +111,172 @@ def test_duplicate_ids_are_refused_with_the_first_offenders(tmp_path):
     file.write_text("id,caption\n" + "\n".join(rows), encoding="utf-8")
     with pytest.raises(UserError, match=r"duplicate ids \(0, 1, 2, 3, 4, \.\.\.\)"):
         list(prompts.unique(read(file), str(file)))
+    with pytest.raises(UserError, match=r"prompts file s3://bucket/set\.csv has duplicate ids"):
+        list(prompts.unique(read(file), "s3://key:secret@bucket/set.csv"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("none.csv", None, "does not exist"),
-        ("empty.csv", b"", "holds no prompts"),
-        ("head.csv", b"id,caption\n", "holds no prompts"),
-        ("wrong.csv", b"a,b\n1,2\n", "no column named like a caption"),
-        ("latin.csv", "id,caption\n1,caf\xe9\n".encode("latin-1"), "not UTF-8 (byte 0xe9)"),
-        ("blank.csv", b"id,caption\n1,x\n2,\n", "row 3: no text in column 'caption'"),
-        ("bad.jsonl", b'{"id": 1, "text": "x"}\n{oops\n', "cannot be read"),
-        ("list.json", b'{"captions": []}', "no list of 'annotations'"),
-        ("fake.parquet", b"not parquet", "cannot be read"),
-        ("set.docx", b"x", "unknown kind '.docx'"),
-    ],
-)
-def test_bad_file_is_told_in_one_line(tmp_path, name, content, said):
+BAD = [
+    ("none.csv", None, "does not exist"),
+    ("empty.csv", b"", "holds no prompts"),
+    ("head.csv", b"id,caption\n", "holds no prompts"),
+    ("wrong.csv", b"a,b\n1,2\n", "no column named like a caption (a, b)"),
+    ("latin.csv", "id,caption\n1,caf\xe9\n".encode("latin-1"), "row 2: not UTF-8 (byte 0xe9)"),
+    ("wide.txt", "a cat".encode("utf-16"), "row 1: not UTF-8 (byte 0xff)"),
+    ("blank.csv", b"id,caption\n1,x\n2,\n", "row 3: no text in column 'caption'"),
+    (
+        "more.csv",
+        b"id,caption\n1,a cat, asleep\n",
+        "row 2: the header has 2 columns and this row",
+    ),
+    ("fewer.csv", b"id,caption\n1,x\n2\n", "row 3: the header has 2 columns and this row 1"),
+    ("twice.csv", b"id,caption,id\n1,x,2\n", "two columns 'id'"),
+    ("quote.csv", b'id,caption\n1,x\n2,"a\n3,b\n', "row 3: cannot be read: unexpected end of data"),
+    ("cell.csv", b'id,caption\n1,"' + b"x" * 140_000, "row 2: cannot be read: a cell of more than"),
+    ("long.csv", b"id,caption\n1," + b"x" * 100_001, "row 2: a text of more than 100,000 char"),
+    ("nul.csv", b"id,caption\n1,a\0b\n", "row 2: a text with a NUL character"),
+    ("nulid.csv", b"id,caption\n1\x002,a\n", r"row 2: an id with the character '\x00'"),
+    ("broken.csv", b'id,caption\n"1\n2",a\n', r"row 3: an id with the character '\n'"),
+    ("longid.csv", b"id,caption\n" + b"1" * 513 + b",a\n", "row 2: an id of more than 512"),
+    ("noid.csv", b"id,caption\n1,a\n,b\n", "row 3: no id in column 'id'; give every row one"),
+    ("packed.csv", b"\x1f\x8b\x08\0", "is compressed by gzip; unpack it"),
+    ("sheet.csv", b"PK\x03\x04", "a workbook; save it as CSV"),
+    ("rows.txt", b"PAR1", "is Parquet; give it the suffix .parquet"),
+    ("set.csv.gz", b"\x1f\x8b\x08\0", "unknown kind '.gz'"),
+    ("set.docx", b"x", "unknown kind '.docx'"),
+    ("nul.txt", b"x\na\0b\n", "row 2: a text with a NUL character"),
+    ("long.txt", b"x\n" + b"y" * 100_001, "row 2: a text of more than 100,000 characters"),
+    ("bad.jsonl", b'{"text": "x"}\n{oops\n', "row 2: cannot be read as JSON: Expecting property"),
+    ("number.jsonl", b'{"text": "x"}\n7\n', "row 2: not a JSON object but 7"),
+    ("half.jsonl", b'{"text": "a\\ud800"}', "row 1: a text with half of a surrogate pair"),
+    (
+        "halfid.jsonl",
+        b'{"id": "\\ud800", "text": "a"}',
+        "row 1: an id with the character '\\ud800'",
+    ),
+    (
+        "deep.jsonl",
+        b'{"text": ' + b"[" * 100_000,
+        "row 1: cannot be read as JSON: it is nested",
+    ),
+    ("digits.jsonl", b'{"id": ' + b"9" * 5000 + b', "text": "a"}', "row 1: cannot be read as JSON"),
+    ("names.jsonl", b'{"id": 1, "text": "a", "text": "b"}', "row 1: a name stands twice"),
+    ("list.jsonl", b'{"text": ["a"]}', "row 1: a list is no text, found in column 'text'"),
+    ("object.jsonl", b'{"text": {"en": "a"}}', "row 1: an object is no text"),
+    ("true.jsonl", b'{"text": true}', "row 1: True is no text"),
+    (
+        "seven.jsonl",
+        b'{"text": 7}',
+        "7 is no text, found in column 'text'; write it in quotes",
+    ),
+    ("null.jsonl", b'{"text": "a"}\n{"text": null}', "row 2: no text in column 'text'"),
+    ("absent.jsonl", b'{"text": "a"}\n{"txt": "b"}', "row 2: no text in column 'text'"),
+    ("idlist.jsonl", b'{"id": [1], "text": "a"}', "row 1: a list is no id"),
+    ("idtrue.jsonl", b'{"id": true, "text": "a"}', "row 1: True is no id"),
+    ("idfloat.jsonl", b'{"id": 1.5, "text": "a"}', "row 1: 1.5 is no id"),
+    ("someids.jsonl", b'{"id": 1, "text": "a"}\n{"text": "b"}', "row 2: no id in column 'id'"),
+    (
+        "lateid.jsonl",
+        b'{"text": "a"}\n{"id": 1, "text": "b"}',
+        "row 2: it has an id ('id'), and",
+    ),
+    ("list.json", b'{"captions": []}', "no list of 'annotations'"),
+    ("seven.json", b"[7]", "row 1: not a JSON object but 7"),
+    ("cut.json", b'{"annotations": [\n{"id": 1,', "line 2: cannot be read as JSON"),
+    ("deep.json", b"[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
+    ("twice.json", b'[{"id": 1, "id": 2, "caption": "a"}]', "row 1: a name stands twice"),
+    ("fake.parquet", b"not parquet", "cannot be read"),
+    ("bytes.parquet", pa.table({"text": [b"abc"]}), "row 1: b'abc' is no text"),
+    ("float.parquet", pa.table({"id": [1.0], "text": ["a"]}), "row 1: 1.0 is no id"),
+    ("bool.parquet", pa.table({"text": [True]}), "row 1: True is no text"),
+    ("null.parquet", pa.table({"id": ["1", None], "text": ["a", "b"]}), "row 2: no id"),
+    (
+        "twice.parquet",
+        pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]),
+        "two columns 'text'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BAD, ids=[name for name, _, _ in BAD])
+def test_bad_file_is_told_in_one_line_with_the_row(tmp_path, name, content, said):
     file = tmp_path / name
-    if content is not None:
+    if isinstance(content, pa.Table):
+        pq.write_table(content, file)
+    elif content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError) as caught:
         read(file)
     assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
     assert name in str(caught.value)
+
+
+def test_what_a_reader_may_stumble_over_is_read(tmp_path):
+    file = tmp_path / "set.csv"
+    file.write_bytes('\ufeffid,caption,,\n a\u200d1 ,"two\nlines: \x1b",,\n'.encode())
+    assert ids_and_texts(file) == [("a\u200d1", "two\nlines: \x1b")]
+    file = tmp_path / "set.jsonl"
+    file.write_text('{"id": 7, "text": "a: b", "more": {"c": [1.5, null]}}')
+    assert ids_and_texts(file) == [("7", "a: b")]
+
+
+def test_damaged_parquet_is_told_with_the_first_row_of_the_damage(tmp_path):
+    file = tmp_path / "set.parquet"
+    rows = [f"caption {number}" for number in range(3000)]
+    pq.write_table(pa.table({"text": rows}), file, row_group_size=2048, write_page_checksum=True)
+    content = bytearray(file.read_bytes())
+    start = pq.ParquetFile(file).metadata.row_group(1).column(0).data_page_offset
+    content[start : start + 40] = bytes(40)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"row 2049: cannot be read \(in or after it\)"):
+        read(file)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind):
+    file = tmp_path / "set.txt"
+    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "device": lambda: None}[kind]()
+    if kind == "device":
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
+        read(file)
+    with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
+        frozen.plan(Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None)
+
+
+def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
+    file = tmp_path / "set.jsonl"
+    for value, said in [
+        ('"no.png"', "picture 'no.png' does not exist"),
+        ('"/dev/zero"', "picture '/dev/zero' is not a regular file"),
+        ('"a\\u0000b"', r"picture 'a\x00b' holds a character"),
+        ("7", "no picture in column 'image'"),
+    ]:
+        file.write_text('{"image": %s, "text": "a"}' % value)  # noqa: UP031
+        with pytest.raises(UserError) as caught:
+            read(file, image_column="image")
+        assert f"row 1: {said}" in str(caught.value)
+
+
+def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch):
+    (tmp_path / "set.csv").write_text("id,caption,image\n1,a cat,pictures/cat.png\n")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.png").write_bytes(b"pixels")
+    (prompt,) = read(f"file://{tmp_path}/set.csv", image_column="image")
+    assert (prompt.text, prompt.image) == ("a cat", b"pixels")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("~/set.csv", image_column="image") == [prompt]
+
+
+def test_name_that_no_file_can_have_is_told():
+    with pytest.raises(UserError, match=r"prompts file a\\x00b\.csv holds a character"):
+        read("a\0b.csv")
+
+
+def test_missing_uri_is_told_without_its_password():
+    with pytest.raises(UserError) as caught:
+        read("file://user:secret@/no/such.csv")
+    assert "secret" not in str(caught.value)
 
 
 def test_unknown_column_is_told_with_those_there(captions):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Column, Measure, PictureMetric
-from tgate_batch.metrics.weights import folder_sha256
+from tgate_batch.metrics.weights import folder_sha256, pickled_only
 
 _PICTURES_AT_ONCE = 32
 _READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loading reads
@@ -28,9 +28,10 @@ class ClipScore:
         """
         from transformers import CLIPModel, CLIPProcessor
 
+        _refuse_pickles(checkpoint)
         try:
             model = CLIPModel.from_pretrained(checkpoint, use_safetensors=True)
-            self._processor = CLIPProcessor.from_pretrained(checkpoint)
+            self._processor = CLIPProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
@@ -73,11 +74,17 @@ def fingerprint(checkpoint: str) -> str:
     A hub id stands for its files in the local hub cache; what is not there is downloaded. Raises
     UserError where there are no such files.
     """
+    _refuse_pickles(checkpoint)
     folder = _folder(checkpoint)
     try:
         return folder_sha256(folder, _READ)
     except UserError as error:
         raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
+
+
+def _refuse_pickles(checkpoint: str) -> None:
+    if refused := pickled_only(Path(checkpoint)):
+        raise UserError(f"CLIP cannot be loaded: {refused}")
 
 
 def _folder(checkpoint: str) -> Path:

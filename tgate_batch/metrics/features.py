@@ -211,7 +211,7 @@ def _kind(name: str) -> Any:
         raise UserError(f"unknown extractor {name!r}; one of {known}, or package.module:Class")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module's name
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # also: no module's name
         raise UserError(f"extractor {name!r} cannot be imported: {error}") from None
 
 

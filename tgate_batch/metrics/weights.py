@@ -18,6 +18,7 @@ from tgate_batch.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # may run code when transformers reads them
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "model-*-of-*.safetensors")
 
 
@@ -65,6 +66,18 @@ def folder_sha256(folder: Path, patterns: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def pickled_only(folder: Path) -> str | None:
+    """Why a checkpoint's folder is refused, whose weights are pickles; None: it has others."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    found = next((name for name in names if name.endswith(_PICKLED)), None)
+    if found is None or any(name.endswith(".safetensors") for name in names):
+        return None
+    return (
+        f"{folder} has its weights in {found}, a pickle, which may run code when it is read; where "
+        "you trust it, save it as safetensors (save_pretrained does), and give that"
+    )
+
+
 def open_checkpoint(
     path: str | Path | None, extractor: str, published: str, model_types: Sequence[str]
 ) -> tuple[Path, dict[str, Any]]:
@@ -90,6 +103,8 @@ def open_checkpoint(
         raise UserError(f"{folder} is a checkpoint of type {kind!r}, not {model_types[0]}; {hint}")
     if "quantization_config" in config:
         raise UserError(f"{folder} is quantised, which changes the features; {hint}")
+    if refused := pickled_only(folder):
+        raise UserError(refused)
     if not _safetensors(folder):
         raise UserError(
             f"{folder} has no model.safetensors, and other formats are not read; save the "

@@ -1,27 +1,73 @@
 """Where a model's checkpoint lies, and loading it: safetensors only, and never remote code."""
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.weights import pickled_only
+from tgate_batch.models.architecture import read_json
 from tgate_batch.models.catalogue import entry
 from tgate_batch.models.family import Entry
+
+_PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
 
 def checkpoint(model: Model) -> str:
     """Where the model is loaded from, a folder or a hub id.
 
-    Raises UserError for a folder that is not there.
+    Raises UserError for a folder that is not there, that names code of its own, and whose weights
+    are pickles.
     """
     path = model.path or entry(model.name).checkpoint
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (Path(path).expanduser() / "model_index.json").is_file():
+    folder = Path(path).expanduser()
+    if looks_local and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"models: {model.name}: {path} is not a diffusers folder (it has no model_index.json)"
+            f"models: {model.name}: "
+            + (
+                pickled_only(folder)
+                or f"{path} is not a diffusers folder (it has no model_index.json)"
+            )
         )
-    return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+    if not folder.exists():
+        return path
+    if refused := _unsafe(folder, model):
+        raise UserError(f"models: {model.name}: {refused}")
+    return str(folder)
+
+
+def _unsafe(folder: Path, model: Model) -> str | None:
+    """Why a local checkpoint is not loaded; None: what it is made of is data alone."""
+    if not (folder / "model_index.json").is_file():
+        return None
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index.get("_class_name", ""), str):
+        return f"{folder} names a pipeline of its own code, which is never run; {_PLAIN}"
+    given = {*entry(model.name).options} | ({"unet"} if replaced_unet(model) else set())
+    for name, kind in index.items():
+        if not isinstance(kind, list) or not all(kind) or name in given:
+            continue
+        library = str(kind[0])
+        if not _is_known(library) or (folder / name / f"{library}.py").exists():
+            return f"{folder} names code of its own for its {name}, which is never run; {_PLAIN}"
+        if refused := pickled_only(folder / name):
+            return refused
+    return None
+
+
+def _is_known(library: str) -> bool:
+    """Whether a checkpoint may name it: diffusers (or a pipeline there), transformers, a plugin."""
+    if library in ("diffusers", "transformers") or library in sys.modules:
+        return True
+    diffusers = find_spec("diffusers")
+    places = [] if diffusers is None else diffusers.submodule_search_locations or []
+    return library.isidentifier() and any(
+        (Path(p) / "pipelines" / library).is_dir() for p in places
+    )
 
 
 def resolved_dtype(model: Model, device: str) -> str:

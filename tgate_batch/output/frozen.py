@@ -10,7 +10,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +19,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.ledger import Ledger
 from tgate_batch.prompts.read import count, read, shard_sizes, shards, unique
+from tgate_batch.prompts.source import Source
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import Folder
 
@@ -206,9 +206,12 @@ def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:
 def _sha256(path: str) -> str | None:
     """Of the source's bytes; None where it cannot be read, which reading it then tells."""
     try:
-        with open(Path(path), "rb") as file:
+        source = Source.of(path)
+        if source.fault() is not None:
+            return None
+        with source.open() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, UserError):
         return None
 
 

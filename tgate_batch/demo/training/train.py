@@ -98,7 +98,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the checkpoint of the output folder."""
-        state = torch.load(self.output / "checkpoint.pt", map_location=self.device)
+        state = torch.load(
+            self.output / "checkpoint.pt", map_location=self.device, weights_only=True
+        )
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
         for name, (step, elapsed) in state["done"].items():

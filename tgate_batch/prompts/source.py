@@ -1,0 +1,79 @@
+"""A file that a user names, on a disk or in an object store, opened for reading."""
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tgate_batch.errors import UserError, one_line, shown
+from tgate_batch.storage import Folder, without_credentials
+
+_READ_AT_ONCE = 4 << 20  # bytes asked of a store in one request
+_NO_NAME = "holds a character that no file's name may have"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, as its folder and its name in it. As text: what the user wrote, without secrets."""
+
+    written: str
+    folder: Folder
+    name: str
+
+    @classmethod
+    def of(cls, path: str) -> "Source":
+        """The file of a path, a ``~`` path or a URI. Raises UserError where it cannot be one."""
+        try:
+            found = Folder.of_file(path if "://" in path else os.path.expanduser(path))
+        except UserError:
+            raise
+        except ValueError:  # NUL, or text that no file system can hold
+            raise UserError(f"{shown(path)} {_NO_NAME}") from None
+        return cls(path, *found)
+
+    def beside(self, path: str) -> "Source":
+        """The file that a path in this one means: a URI, an absolute path, or one beside it."""
+        if "://" in path:
+            return Source.of(path)
+        if self.folder.local:
+            return Source(path, self.folder, os.path.expanduser(path))
+        return Source(path, self.folder, path.lstrip("/"))
+
+    def __str__(self) -> str:
+        return one_line(without_credentials(self.written))
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.name)[1]
+
+    def fault(self) -> str | None:
+        """Why it cannot be read: "does not exist", ...; None: it can be opened."""
+        try:
+            if not self.folder.local:
+                return None if self.name and self.folder.exists(self.name) else "does not exist"
+            mode = os.stat(self.folder.path(self.name)).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "does not exist"
+        except OSError as error:
+            return f"cannot be read: {_reason(error)}"
+        except ValueError:  # NUL, or text that no file system can hold
+            return _NO_NAME
+        if stat.S_ISDIR(mode):
+            return "is a folder, not a file"
+        return None if stat.S_ISREG(mode) else "is not a regular file; copy its content into one"
+
+    def open(self) -> Any:
+        """A binary stream, read from its start. Raises OSError."""
+        if self.folder.local:
+            return open(self.folder.path(self.name), "rb")
+        return pa.BufferedInputStream(self.folder.open(self.name), _READ_AT_ONCE)
+
+    def open_anywhere(self) -> Any:
+        """A binary file for reading at any place. Raises OSError."""
+        return self.open() if self.folder.local else self.folder.open(self.name)
+
+
+def _reason(error: OSError) -> str:
+    return one_line(without_credentials(error.strerror or str(error)))
