@@ -10,10 +10,9 @@ from typing import Any
 from unittest import mock
 
 from painter import Mischief
-from world import WORDS, World, rows, some
+from world import WORDS, World, refused_or_done, rows, some
 
 from tgate_batch import workflow
-from tgate_batch.errors import UserError
 from tgate_batch.output import claim, history
 from tgate_batch.records import image_seed
 from tgate_batch.storage import Folder
@@ -228,17 +227,6 @@ def stopped_after(files: int, then: Callable[[], None] | None = None) -> Iterato
 
     with mock.patch.object(Folder, "create", counting):
         yield
-
-
-def refused_or_done(world: World, run: Any) -> str:
-    """The one line with which a run is refused, or its exit code."""
-    try:
-        code = world.render(run)
-    except UserError as error:
-        line = str(error)
-        assert len(line.splitlines()) == 1, line
-        return line
-    return str(code)
 
 
 def stop(world: World, run: Any) -> None:

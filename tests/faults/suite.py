@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from injected import ROUNDS  # noqa: E402
+import damage  # noqa: E402
+import injected  # noqa: E402
 from world import World  # noqa: E402
 
 Round = Callable[[random.Random], None]
@@ -31,7 +32,7 @@ def rounds(
     """(kind, round, how often). A cluster is started when the first round needs it."""
     from processes import ON_A_SHARED_CLUSTER, ON_ITS_OWN_CLUSTER, Cluster, disturbed
 
-    for kind, (one, times) in ROUNDS.items():
+    for kind, (one, times) in {**injected.ROUNDS, **damage.ROUNDS}.items():
         yield kind, partial(one, world), times
     shared = [kind for kind in ON_A_SHARED_CLUSTER if only in kind]
     if shared:

@@ -14,6 +14,7 @@ from painter import Mischief, Painter
 
 from tgate_batch import config, workflow
 from tgate_batch.config import Config
+from tgate_batch.errors import UserError
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.output import layout
 
@@ -41,9 +42,9 @@ class World:
         Mischief().tell()
         self.prompts = place / "prompts.csv"
         self.write_prompts()
-        whole = self.config()
-        assert self.render(whole) == workflow.DONE
-        self.undisturbed = rows(whole)
+        self.whole = self.config()
+        assert self.render(self.whole) == workflow.DONE
+        self.undisturbed = rows(self.whole)
         assert len(self.undisturbed) == 100
 
     def write_prompts(self, words: Collection[str] = WORDS) -> None:
@@ -120,3 +121,14 @@ def rows(settings: Config) -> Rows:
 
 def some(rng: random.Random) -> str:
     return rng.choice(WORDS)
+
+
+def refused_or_done(world: World, run: Config) -> str:
+    """The one line with which a run is refused, or its exit code."""
+    try:
+        code = world.render(run)
+    except UserError as error:
+        line = str(error)
+        assert len(line.splitlines()) == 1, line
+        return line
+    return str(code)
