@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tgate_batch"
 ORDER = """
 errors
 records
-storage
+storage.credentials storage.trouble storage.remote storage.folder storage
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate
 config
