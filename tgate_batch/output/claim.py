@@ -43,7 +43,7 @@ def claimed(
     try:
         while not folder.write_first(layout.CLAIM, json.dumps(claim)):
             _bury(folder, beat_seconds)
-            folder.hasty.delete(layout.CLAIM)
+            folder.delete(layout.CLAIM)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"output {folder} cannot be written: {reason}") from None

@@ -72,7 +72,7 @@ def told(where: str, done: str, error: OSError) -> StorageError:
         denied = True
     else:
         reason = f"the storage does not answer as it should ({_short(text)})"
-        advice = "look after the endpoint and the network; the same command goes on"
+        advice = "look after endpoint and network, then the same command goes on"
     return StorageError(f"{where} cannot be {done}: {reason}; {advice}", denied)
 
 
@@ -106,6 +106,7 @@ def asked(where: str, done: str, call: Callable[[], Answer], patience: float) ->
         if found.denied or time.monotonic() + pause > until:
             raise found
         if pause == _SAID_AT:
-            print(f"warning: {found}; it is tried again for a while", file=sys.stderr, flush=True)
+            trouble = str(found).rpartition("; ")[0]
+            print(f"warning: {trouble}; waiting for it", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
