@@ -147,6 +147,30 @@ def test_big_file_is_built_on_disk_and_comes_back_whole(folder, monkeypatch):
     assert folder.read("a.bin") == content
 
 
+def test_folder_is_cleared_without_a_request_a_file_and_its_neighbour_stays(store, folder):
+    for name in ("a/1.txt", "a/2.txt", "a/b/3.txt", "ab/4.txt"):
+        folder.write(name, "x")
+    store.requests.clear()
+    folder.delete_all("a")
+    assert len(store.requests) <= 5
+    assert folder.names("") == ["ab/4.txt"]
+    folder.delete_all("nowhere")
+    folder.remove("ab")
+    folder.remove("nowhere")
+    assert folder.names("") == []
+
+
+def test_file_and_folder_are_there_and_their_beginning_is_not(folder):
+    folder.write("a/b.txt", "x")
+    assert [folder.is_there(name) for name in ("a", "a/b.txt", "a/b", "c")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [name for name, _, _ in folder.stamps_of(["a/b.txt", "c"])] == ["a/b.txt"]
+
+
 def test_parquet_file_of_a_store_is_read_in_few_requests(store, folder):
     table = pa.table({f"column{n}": list(range(100)) for n in range(20)})
     parquet.write_table(folder, "a.parquet", table, "identity")

@@ -22,13 +22,10 @@ def connected(uri: str) -> tuple[fs.FileSystem, str]:
     if isinstance(found, fs.S3FileSystem):
         # Not all of its options can be said in a URI. What pickles it has them all.
         rebuilt, (options,) = found.__reduce__()
-        found = rebuilt(
-            options
-            | {
-                "allow_delayed_open": True,  # one request a small file
-                "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=2),
-            }
-        )
+        if "allow_delayed_open" in options:  # a small file is one request; older ones take three
+            options["allow_delayed_open"] = True
+        options["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=2)
+        found = rebuilt(options)
     return found, path
 
 
