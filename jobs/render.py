@@ -19,11 +19,14 @@ def job() -> int:
         action="store_true",
         help="delete pictures of other settings than the config's, and render them again",
     )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="draw the pictures again that failed before"
+    )
     arguments = parser.parse_args()
     config = cli.read_config(arguments)
     if arguments.dry_run:
         return workflow.dry_run(config, arguments.replace_stale)
-    return workflow.render(config, arguments.replace_stale)
+    return workflow.render(config, arguments.replace_stale, arguments.retry_errors)
 
 
 if __name__ == "__main__":

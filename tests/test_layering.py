@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "tgate_batch"
 
 ORDER = """
 errors
-records
 storage.credentials storage.trouble storage.remote storage.folder storage
+records
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate
 config
@@ -26,18 +26,18 @@ models.architecture models.family models.tiny models.sd models.sdxl models.pixar
 models.catalogue models.checkpoint models.fingerprint models.engine models.runner
 models.call_macs models.macs models.published models
 prompts.formats prompts.read prompts
-render.time_sheet render.codec render.shard render
+render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.history output.claim output.parquet output.frozen output.card
-output.run output
+output.run output.failed output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.plan_size report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local execute.ray
-execute.progress execute.reference execute.scoring execute.again execute
+execute.progress execute.reference execute.rendering execute.scoring execute.again execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench
+bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench.tail bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

@@ -120,6 +120,8 @@ class Workers(Section):
     max: int | None = Field(None, ge=1)  # None: as many as the cluster has room for
     gpus_each: float = Field(0, ge=0)
     cpus_each: int = Field(1, ge=1)  # also the number of torch threads on a CPU
+    # seconds without a word after which a worker hangs, unless its batches take as long
+    hang_after: float = Field(900, gt=0)
 
 
 class Engine(Section):
@@ -247,6 +249,8 @@ class Config(Section):
     score: Score = Score()
     cost: Cost = Cost()
     thresholds: Thresholds = Thresholds()  # figure -> its threshold; exit code 3 outside
+    # pictures that may fail before a run stops: a number, or a share of those that it is to draw
+    max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     plugins: tuple[str, ...] = ()  # modules with a FAMILY or a METRIC of one's own
     output: str
 

@@ -1,10 +1,15 @@
 """The nouns of a run: Prompt, Shard, ImageRecord, Receipt, and the one Arrow schema of the rows."""
 
 import json
+import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
+from typing import Any
 
 import pyarrow as pa
+
+from tgate_batch.storage import without_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,26 @@ def image_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a picture has none: the kind (an exception's class), a line, and a traceback if any."""
+
+    kind: str
+    reason: str
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """What an exception says; no credentials, and of long texts the last part."""
+        told = "".join(traceback.format_exception(error))
+        kind = type(error).__name__
+        line = without_credentials(f"{kind}: {' '.join(str(error).split())}"[:500])
+        return cls(kind, line, without_credentials(told[-_TRACEBACK:]))
+
+
+_TRACEBACK = 8000  # characters
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One row: exactly one per (model, arm, prompt id, image number).
 
@@ -59,7 +84,9 @@ class ImageRecord:
     ``batch_seconds`` is the wall time of the whole batch this picture was made in (denoising and
     decoding), ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time
     this one picture took to compress. ``warm_up`` marks a worker's first batch of an arm, which
-    throughput leaves out. ``image`` is None and ``error`` says why where ``status`` is "error".
+    throughput leaves out. ``memory`` says how the batch was cut where the whole one did not fit.
+    ``image`` is None where ``status`` is "error"; ``error`` then says why in a line, and
+    ``error_kind`` and ``error_traceback`` of what kind it was and where it was raised.
     """
 
     prompt_id: str
@@ -80,6 +107,16 @@ class ImageRecord:
     encode_seconds: float | None = None
     warm_up: bool | None = None
     worker: str | None = None
+    memory: str | None = None
+    error_kind: str | None = None
+    error_traceback: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ImageRecord":
+        """The record that ``row`` gave; a row that lacks later columns has None there."""
+        known: dict[str, Any] = {key: row.get(key) for key in cls.__dataclass_fields__}
+        picture = known["image"]
+        return cls(**known | {"image": None if picture is None else picture["bytes"]})
 
     def row(self) -> dict:
         """The record as a row of :data:`SCHEMA`, but for the file's own model and arm."""
@@ -89,8 +126,18 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker says while it works on a shard: so many more pictures are drawn."""
+
+    pictures: int
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver."""
+    """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
+
+    ``why``: of the first error, its line.
+    """
 
     model: str
     arm: str
@@ -99,6 +146,8 @@ class Receipt:
     errors: int
     seconds: float  # device time: the sum of batch_seconds
     device: str
+    host: str = ""
+    why: str | None = None
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [
@@ -122,6 +171,9 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("encode_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
     ("warm_up", pa.bool_(), {"dtype": "bool", "_type": "Value"}),
     ("worker", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("memory", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("error_kind", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("error_traceback", pa.string(), {"dtype": "string", "_type": "Value"}),
 ]
 
 # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.

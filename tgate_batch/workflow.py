@@ -10,14 +10,15 @@ from typing import Any
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.on_demand import OnDemand
-from tgate_batch.execute.pool import GiveUp, Pool
-from tgate_batch.execute.task import MeasureTask, RenderTask, Task
+from tgate_batch.execute.pool import GiveUp, Pool, Stop
+from tgate_batch.execute.rendering import Rendered, rendered
+from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
+from tgate_batch.output.failed import Failed, failed, forget_measurements
 from tgate_batch.output.run import Pending, Prepared, Run
-from tgate_batch.records import Receipt
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
@@ -66,24 +67,39 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     return DONE
 
 
-def render(config: Config, replace_stale: bool = False) -> int:
-    """Renders what is missing, then scores and reports."""
+def render(config: Config, replace_stale: bool = False, retry_errors: bool = False) -> int:
+    """Renders what is missing, and error rows again if asked, then scores and reports."""
     _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
     with _working(run) as entry:
         runs.begin(run)
         pending = runs.pending(run)
+        again = failed(run, runs.finished(run)) if retry_errors else {}
+        forget_measurements(run, again)
         measurements = Measurements.of(run)
-        first = next((m for m in config.models if pending[m.name]), None)
+        first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
             print(f"{images} images were rendered before; nothing is missing")
             problems, damaged = _measured_and_concluded(run, measurements, entry)
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
-                entry["device"] = _render_pending(run, pending, executor, replace_stale)
+                drawn = _render_pending(run, pending, again, executor, replace_stale)
+                entry["device"] = drawn.devices
+                for problem in drawn.problems:
+                    print(f"warning: {problem}", file=sys.stderr, flush=True)
+                if drawn.stopped is not None:
+                    print(
+                        f"error: {drawn.stopped}; what is finished stays: mend the cause, and the "
+                        "same command with --retry-errors goes on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    entry["exit_code"] = MISSING
+                    return MISSING
                 problems = measure_pending(run, measurements, executor)
                 damaged = _conclude(run, measurements, problems, executor)
+        run.folder.clear_temporary()  # of workers that were killed; those that are left have ended
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
@@ -184,61 +200,32 @@ def _check_place_of_job(what: str, where: str, option: str) -> None:
         )
 
 
-def _render_pending(run: Prepared, pending: Pending, executor: Any, replace_stale: bool) -> str:
-    """Renders what is pending; returns the devices that drew."""
-    from tgate_batch.execute.progress import RunProgress
-
+def _render_pending(
+    run: Prepared, pending: Pending, again: Failed, executor: Any, replace_stale: bool
+) -> Rendered:
+    """Renders what is pending, and the error rows that are drawn again."""
     models = [model for model in run.config.models if pending[model.name]]
     if unknown := [model for model in models if run.fingerprints[model.name] is None]:
         for model in unknown:
             runs.settle(run, model, executor.fingerprint(model), replace_stale)
         pending = runs.pending(run)
-    each = run.config.sampling.images_per_prompt
-    totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
-    done = {
-        (model.name, arm): sum(
-            shard.prompts * each
-            for shard in run.shards
-            if arm not in pending[model.name].get(shard.index, ())
-        )
-        for model, arm, _ in run.pairs()
+    errors_alone = {
+        (model, index): frozenset(arms)
+        for model, shards in again.items()
+        for index, arms in shards.items()
     }
-    damaged, devices = runs.damaged(run.folder), set()
-    with RunProgress(totals, done) as progress:
-        for receipt in executor.run(rendering(run, pending, executor.in_flight)):
-            if isinstance(receipt, GiveUp):
-                raise UserError(
-                    f"{receipt.task} failed too often, the last time with {receipt.reason}; what "
-                    "is finished stays, and the same command goes on"
-                )
-            if isinstance(receipt, Receipt):
-                progress.add(receipt)
-                devices.add(receipt.device)
-                damaged.pop(_file_of(receipt), None)
-            else:
-                progress.tick()
-    runs.note_damaged(run.folder, damaged)
-    return ", ".join(sorted(devices))
+    return rendered(run, _together(pending, again), executor, errors_alone)
 
 
-def _file_of(receipt: Receipt) -> str:
-    return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)
-
-
-def rendering(run: Run, pending: Pending, in_flight: int) -> Pool:
-    """A pool of all that is pending, for an executor to run."""
-    return Pool(_render_tasks(run, pending), sum(map(len, pending.values())), in_flight)
-
-
-def _render_tasks(run: Run, pending: Pending) -> Iterator[Task]:
-    for model in run.config.models:
-        for shard in run.shards:
-            if arms := pending[model.name].get(shard.index):
-                identities = {
-                    arm: layout.file_identity(run.made_of(model.name, arm), shard.digest)
-                    for arm in arms
-                }
-                yield RenderTask(model, shard, identities)
+def _together(pending: Pending, again: Failed) -> Pending:
+    """What is missing and what is drawn again, the arms of a shard side by side."""
+    return {
+        model: {
+            index: (*shards.get(index, ()), *again.get(model, {}).get(index, ()))
+            for index in sorted({*shards, *again.get(model, {})})
+        }
+        for model, shards in pending.items()
+    }
 
 
 def _measured_and_concluded(
@@ -263,9 +250,9 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
     problems: dict[str, None] = {}
     print(f"measuring {len(tasks)} shards ...", flush=True)
     damaged = runs.damaged(run.folder)
-    for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
-        if isinstance(found, GiveUp):
-            problems[f"{found.task} cannot be measured: {found.reason}"] = None
+    for found in executor.run(Pool.of(tasks)):
+        if isinstance(found, GiveUp | Stop):
+            problems[f"some cannot be measured: {found}"] = None
         elif found is not None:
             problems |= dict.fromkeys(found.problems)
             damaged |= found.damaged
@@ -318,7 +305,7 @@ def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
     outside = _report(run)
     if problems:
         return UNUSABLE
-    return MISSING if missing else outside
+    return MISSING if missing or outside == MISSING else outside
 
 
 def _say_missing(run: Run) -> bool:
@@ -340,7 +327,8 @@ def _say_missing(run: Run) -> bool:
 
 
 def _report(run: Run) -> int:
-    """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept."""
+    """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept, and ``MISSING``
+    where every picture of an arm failed."""
     from tgate_batch.report import page, table
 
     summary = page.write(run)
@@ -356,9 +344,14 @@ def _report(run: Run) -> int:
     errors = sum(arm["errors"] for arm in arms)
     print(f"{images} images, {errors} errors")
     for arm in arms:
+        for kind in arm["error_kinds"]:
+            print(f"  {arm['model']} {arm['arm']}: {kind['rows']} x {kind['error']}")
+    for arm in arms:
         for judged in arm["thresholds"]:
             print(f"{arm['model']} {arm['arm']}: {judged['verdict']}")
     print(f"report: {run.folder.path(layout.REPORT_PAGE)}")
+    if any(arm["errors"] and not arm["images"] for arm in arms):
+        return MISSING
     return DONE if summary["passed"] else OUTSIDE
 
 

@@ -2,29 +2,35 @@
 
 import itertools
 import random
-from types import SimpleNamespace
 
 import pytest
 
 from tgate_batch.config import Model, Workers
-from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
+from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, MeasureTask, RenderTask
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.records import Beat
 from tgate_batch.score.measure import MeasureOrder
 
 MODEL = Model(name="sd15")
 
 
-def task(index=0, prompts=4, arms=("a",)) -> RenderTask:
-    return RenderTask(MODEL, ShardPlan(index, prompts, "d", 0, 0), dict.fromkeys(arms, "i"))
+def task(index=0, prompts=4, arm="a") -> RenderTask:
+    return RenderTask(MODEL, ShardPlan(index, prompts, "d", 0, 0), arm, "i")
 
 
 def pool_of(count, workers=("w",), **options) -> tuple[Pool, list[RenderTask]]:
     tasks = [task(index) for index in range(count)]
-    pool = Pool(tasks, count, **options)
+    pool = Pool(([one] for one in tasks), count, **options)
     for worker in workers:
         pool.joined(worker)
     return pool, tasks
+
+
+def groups_of(count, arms) -> Pool:
+    """A pool of ``count`` shards, each under these arms."""
+    groups = ([task(index, arm=arm) for arm in arms] for index in range(count))
+    return Pool(groups, count * len(arms))
 
 
 def sent(pool) -> list[tuple[str, int]]:
@@ -32,9 +38,33 @@ def sent(pool) -> list[tuple[str, int]]:
 
 
 def test_workers_are_fed_in_turns_and_hold_two_tasks_at_most():
-    pool, _ = pool_of(5, ("v", "w"))
+    pool, _ = pool_of(9, ("v", "w"))
     assert sent(pool) == [("v", 0), ("w", 1), ("v", 2), ("w", 3)]
     assert sent(pool) == []
+
+
+def test_arms_of_a_shard_go_to_the_worker_that_began_it():
+    pool = groups_of(4, "abc")
+    for worker in ("v", "w"):
+        pool.joined(worker)
+    assert sent(pool) == [("v", 0), ("w", 1), ("v", 0), ("w", 1)]
+    pool.finished("v", pool.held("v")[0])
+    assert sent(pool) == [("v", 0)]
+
+
+def test_idle_worker_takes_over_what_another_has_not_come_to():
+    pool = groups_of(1, "abc")
+    pool.joined("v")
+    assert [d.task.arm for d in pool.decide()] == ["a"]
+    pool.joined("w")
+    assert [(d.worker, d.task.arm) for d in pool.decide()] == [("w", "c")]
+
+
+def test_last_tasks_wait_for_whoever_is_free_first():
+    pool, _ = pool_of(3, ("v", "w"))
+    assert sent(pool) == [("v", 0), ("w", 1)]
+    pool.finished("w", pool.held("w")[0])
+    assert sent(pool) == [("w", 2)]
 
 
 def test_pool_is_done_when_every_task_is_over():
@@ -53,10 +83,10 @@ def test_task_of_a_dead_worker_goes_to_another():
 
 
 def test_two_tasks_of_a_dead_worker_are_both_innocent_and_run_alone():
-    pool, tasks = pool_of(2)
+    pool, tasks = pool_of(5)
     pool.decide()
     pool.died("w")
-    assert [t.deaths for t in tasks] == [0, 0]
+    assert [t.deaths for t in tasks[:2]] == [0, 0]
     pool.joined("x")
     assert sent(pool) == [("x", 0)]
     assert sent(pool) == []
@@ -88,7 +118,7 @@ def test_task_is_given_up_after_three_failures_with_the_last_reason():
 def test_worker_that_fails_at_everything_is_set_aside():
     pool, tasks = pool_of(6, ("bad", "good"), in_flight=1)
     decided = []
-    while SetAside("bad") not in decided:
+    while SetAside("bad", "broken driver") not in decided:
         decided = pool.decide()
         for held in pool.held("bad"):
             pool.failed("bad", held, "broken driver")
@@ -99,6 +129,16 @@ def test_worker_that_fails_at_everything_is_set_aside():
             for held in pool.held(worker):
                 pool.finished(worker, held)
     assert all(t.errors <= 1 for t in tasks)
+
+
+def test_what_a_worker_delivered_before_it_died_is_not_done_again():
+    pool, (one,) = pool_of(1)
+    pool.decide()
+    pool.delivered("w", one, Beat(3))
+    assert not one.done
+    assert pool.delivered("w", one, "a receipt")
+    pool.died("w")
+    assert pool.is_done
 
 
 def test_worker_that_left_on_purpose_blames_nothing():
@@ -112,7 +152,8 @@ def test_worker_that_left_on_purpose_blames_nothing():
 def test_deadly_measurement_is_given_up_and_the_others_go_on():
     orders = [MeasureOrder(ShardPlan(i, 1, "d", 0, 0), {}, None) for i in range(2)]
     tasks = [MeasureTask(MODEL, order) for order in orders]
-    pool = Pool(tasks, 2, in_flight=1)
+    pool = Pool.of(tasks)
+    pool.in_flight = 1
     given_up = []
     for number in itertools.count():
         if pool.is_done:
@@ -140,7 +181,7 @@ def test_prompt_that_kills_its_worker_is_found_and_no_other_is_blamed(count):
             order = one.order()
             on_device = range(count) if order.only is None else order.only
             if any(p in poison and p not in order.quarantined for p in on_device):
-                one.worker_died()
+                one.worker_died("it died")
             elif one.finished():
                 break
         assert set(one.quarantined) == set(poison)
@@ -152,15 +193,117 @@ def test_shard_that_dies_without_a_guilty_prompt_ends_as_error_rows():
         if one.is_trial:
             one.finished()
         else:
-            one.worker_died()
+            one.worker_died("it died")
     assert set(one.order().quarantined) == {0, 1, 2, 3}
 
 
-def test_arm_that_was_delivered_is_not_rendered_again():
-    one = task(arms=("a", "b"))
-    assert one.delivered(SimpleNamespace(arm="a"))
-    one.worker_died()
-    assert list(one.order().identities) == ["b"]
+def test_worker_that_says_nothing_hangs_and_its_task_goes_to_another():
+    pool, (one,) = pool_of(1, ("v", "w"), patience=60.0)
+    assert sent(pool) == [("v", 0)]
+    pool.tick(60.0)
+    assert pool.decide() == []
+    pool.tick(61.0)
+    assert pool.decide() == [
+        SetAside("v", "the worker said nothing for 60 s"),
+        Send("w", one),
+    ]
+
+
+def test_worker_that_says_something_now_and_then_does_not_hang():
+    pool, (one,) = pool_of(1, patience=60.0)
+    pool.decide()
+    for now in range(0, 600, 50):
+        pool.tick(now)
+        pool.delivered("w", one, "a beat")
+    assert pool.held("w") == (one,)
+
+
+def test_slow_pace_lengthens_the_patience():
+    pool, (one,) = pool_of(1, patience=60.0)
+    pool.decide()
+    for now in (10, 20, 30):  # a word each 10 s: 200 s are still no reason
+        pool.tick(now)
+        pool.delivered("w", one, "a beat")
+    pool.tick(30 + 200)
+    assert pool.held("w") == (one,)
+    pool.tick(30 + 201)
+    assert pool.held("w") == ()
+
+
+def test_prompt_that_hangs_each_time_becomes_a_row():
+    pool, (one,) = pool_of(1, (), patience=10.0)
+    now = 0.0
+    for number in range(100):
+        pool.joined(str(number))
+        pool.decide()
+        order = one.order()
+        if 2 in (order.only or (0, 1, 2, 3)) and 2 not in order.quarantined:
+            pool.tick(now := now + 11)
+        else:
+            pool.finished(str(number), one)
+            pool.left_by(str(number))
+        if pool.left == 0:
+            break
+    assert one.quarantined == {2: "the worker said nothing for 10 s, each time on this prompt"}
+
+
+def test_all_wait_twice_as_long_each_time_the_storage_is_away():
+    pool, _ = pool_of(2, in_flight=1)
+    pauses, now = [], 0
+    for _ in range(8):
+        (decision,) = pool.decide()
+        pool.failed("w", decision.task, "OSError: away", storage=True)
+        began = now
+        while not (found := pool.decide()):
+            pool.tick(now := now + 1)
+        pool.left_by("w")  # gives the task back
+        pool.joined("w")
+        assert isinstance(found[0], Send)
+        pauses.append(now - began)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_storage_that_stays_away_stops_the_run():
+    pool, _ = pool_of(4, ("v", "w"), in_flight=1)
+    for now in range(1000):
+        pool.tick(now)
+        decisions = pool.decide()
+        if Stop("OSError: full") in decisions:
+            break
+        for decision in decisions:
+            if isinstance(decision, Send):
+                pool.failed(decision.worker, decision.task, "OSError: full", storage=True)
+    assert now == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60 + 60 + 1  # at the next look after the tenth
+
+
+def test_worker_whose_disk_alone_is_full_is_replaced():
+    pool, _ = pool_of(20, ("bad", "good"), in_flight=1)
+    replaced = []
+    for now in range(200):
+        pool.tick(now)
+        for decision in pool.decide():
+            if isinstance(decision, SetAside):
+                replaced.append(decision.worker)
+            elif isinstance(decision, Send) and decision.worker == "bad":
+                pool.failed("bad", decision.task, "OSError: full", storage=True)
+        for held in pool.held("good"):
+            pool.finished("good", held)
+    assert replaced == ["bad"]
+    assert pool.is_done
+
+
+def test_workers_that_fail_at_everything_one_after_another_stop_the_run():
+    pool, _ = pool_of(100, in_flight=1)
+    for number in itertools.count():
+        decisions = pool.decide()
+        if Stop("broken driver") in decisions:
+            break
+        if any(isinstance(decision, SetAside) for decision in decisions):
+            pool.joined(str(number))
+        for worker in list(pool._seats):
+            for held in pool.held(worker):
+                pool.failed(worker, held, "broken driver")
+    assert number < 20
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -171,8 +314,11 @@ def test_whatever_happens_every_task_is_over_once(seed):
     for _ in range(5000):
         if pool.is_done:
             break
-        over += [d.task for d in pool.decide() if isinstance(d, GiveUp)]
-        workers = [w for w in list(pool._held) if pool.held(w)]
+        decided = pool.decide()
+        over += [d.task for d in decided if isinstance(d, GiveUp)]
+        if any(isinstance(d, SetAside | Stop) for d in decided):
+            pool.joined(str(next(names)))
+        workers = [w for w in list(pool._seats) if pool.held(w)]
         if not workers:
             pool.joined(str(next(names)))
             continue

@@ -10,6 +10,7 @@ import ray
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
+from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import layout
@@ -34,7 +35,7 @@ def begun(settings, **sections):
 
 def rendered_by(executor, run):
     """Receipts of all that is pending, as they come."""
-    pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+    pool = rendering.tasks(run, runs.pending(run))
     for found in executor.run(pool):
         if isinstance(found, Receipt):
             yield found

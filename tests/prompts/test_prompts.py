@@ -150,3 +150,29 @@ def test_reading_streams_and_stops_at_the_limit(tmp_path):
     file = tmp_path / "set.csv"
     file.write_text("id,caption\n1,x\n2,\n", encoding="utf-8")
     assert ids_and_texts(file, limit=1) == [("1", "x")]
+
+
+@pytest.mark.parametrize(("left", "largest", "batch"), [(10_000, 64, 8), (600, 64, 5), (7, 64, 8)])
+def test_shards_are_cut_ever_smaller_and_hold_all(left, largest, batch):
+    sizes = list(prompts.shard_sizes(left, largest, batch))
+    assert sum(sizes) == left
+    assert sizes[:-1] == sorted(sizes[:-1], reverse=True)
+    assert max(sizes) <= largest
+
+
+def test_shards_are_whole_batches_but_for_the_last_ones():
+    sizes = list(prompts.shard_sizes(10_000, 64, 8))
+    assert [size % 8 for size in sizes if size > 4] == [0] * sum(size > 4 for size in sizes)
+    assert sum(size for size in sizes if size <= 4) < 1300  # of 10,000
+
+
+def test_large_sets_begin_with_the_largest_shards():
+    assert next(prompts.shard_sizes(1_000_000, 64, 8)) == 64
+
+
+def test_as_many_prompts_are_counted_as_are_read(tmp_path):
+    file = tmp_path / "ten.txt"
+    file.write_text("".join(f"picture {i}\n" for i in range(10)))
+    for offset, limit in ((0, None), (0, 4), (3, None), (8, 5)):
+        spec = Prompts(path=str(file), offset=offset, limit=limit)
+        assert prompts.count(spec) == len(list(prompts.read(spec)))

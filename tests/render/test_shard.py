@@ -10,7 +10,7 @@ from tgate_batch.errors import DeviceLost
 from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load
 from tgate_batch.models.runner import PipelineRunner
-from tgate_batch.records import Prompt, Shard, image_seed
+from tgate_batch.records import Failure, Prompt, Shard, image_seed
 from tgate_batch.render.shard import Renderer
 
 PROMPTS = tuple(Prompt(f"p{i}", f"a picture of number {i}") for i in range(6))
@@ -117,6 +117,23 @@ def test_batch_that_does_not_fit_is_halved(pipeline):
     found = rows(renderer(pipeline, batch_size=6))
     assert {row.status for row in found} == {"ok"}
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert {row.memory for row in found} == {"batch of 1, not 6"}
+
+
+def test_batch_grows_back_when_memory_is_there_again(pipeline):
+    decode, sizes = pipeline.vae.decode, []
+
+    def short_of_memory_at_first(latents, **options):
+        sizes.append(len(latents))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("does not fit")
+        return decode(latents, **options)
+
+    pipeline.vae.decode = short_of_memory_at_first
+    prompts = tuple(Prompt(f"p{i}", f"picture {i}") for i in range(14))
+    found = rows(renderer(pipeline, batch_size=2), prompts=prompts)
+    assert sizes == [2, *[1] * 8, 2, 2, 2]
+    assert [row.memory for row in found] == ["batch of 1, not 2"] * 8 + [None] * 6
 
 
 def test_picture_that_never_fits_is_an_error_row(pipeline):
@@ -127,6 +144,8 @@ def test_picture_that_never_fits_is_an_error_row(pipeline):
     found = rows(renderer(pipeline, batch_size=2), prompts=PROMPTS[:2])
     assert [row.error for row in found] == ["OutOfMemoryError: does not fit"] * 2
     assert pipeline.vae.use_slicing
+    assert {row.error_kind for row in found} == {"OutOfMemoryError"}
+    assert all("in no_memory" in row.error_traceback for row in found)
 
 
 def test_picture_of_nan_is_an_error_row(pipeline):
@@ -146,7 +165,7 @@ def test_lost_device_is_not_a_row(pipeline):
 
 
 def test_quarantined_prompt_never_reaches_the_device(pipeline):
-    found = rows(renderer(pipeline), quarantined={"p2": "it kills"})
+    found = rows(renderer(pipeline), quarantined={"p2": Failure("WorkerDied", "it kills")})
     assert [row.error for row in found] == [None, None, "it kills", None, None, None]
 
 

@@ -12,11 +12,12 @@ from tgate_batch import config, workflow
 from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
+from tgate_batch.execute import rendering
 from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.models import runner
 from tgate_batch.output import run as runs
 from tgate_batch.prompts.read import read
-from tgate_batch.records import image_seed
+from tgate_batch.records import Receipt, image_seed
 from tgate_batch.render import codec
 
 _BATCH = 8
@@ -113,9 +114,9 @@ def _job_rate(prompts: int, steps: int, workers: int) -> float:
         runs.begin(run)
         finished: list[tuple[float, int]] = []
         with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
-            pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+            pool = rendering.tasks(run, runs.pending(run))
             for receipt in executor.run(pool):
-                if receipt is not None:
+                if isinstance(receipt, Receipt):
                     finished.append((time.perf_counter(), receipt.images))
     start, _ = finished[warm_up - 1]
     end, _ = finished[-1]

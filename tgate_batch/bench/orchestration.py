@@ -11,9 +11,11 @@ from typing import Any
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.execute import rendering
 from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
+from tgate_batch.records import Receipt
 
 _ROOT = Path(__file__).parents[2]
 
@@ -70,8 +72,9 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
     runs.begin(run)
     model = run.config.models[0]
     with RayExecutor(run.config, run.folder, model, open_runner=StandIn) as executor:
-        pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
-        written = sum(receipt.images for receipt in executor.run(pool) if receipt is not None)
+        pool = rendering.tasks(run, runs.pending(run))
+        said = executor.run(pool)
+        written = sum(receipt.images for receipt in said if isinstance(receipt, Receipt))
     seconds = time.perf_counter() - start
     assert written == prompts
     return {

@@ -24,10 +24,6 @@ class OnDemand:
     def is_open(self) -> bool:
         return self._executor is not None
 
-    @property
-    def in_flight(self) -> int:
-        return self._opened().in_flight
-
     def run(self, pool: Pool) -> Iterator[Any]:
         """As every executor's."""
         yield from self._opened().run(pool)

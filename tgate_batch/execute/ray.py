@@ -17,10 +17,10 @@ import ray.exceptions
 
 from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import DeviceLost, UserError
-from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
-from tgate_batch.execute.task import LIVES, Task
+from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
+from tgate_batch.execute.task import LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, for_workers, is_outage
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
@@ -71,8 +71,6 @@ class _Seat:
 
 class RayExecutor:
     """Workers between ``min`` and ``max``, as the cluster offers. A context manager."""
-
-    in_flight = _IN_FLIGHT
 
     def __init__(
         self,
@@ -130,16 +128,19 @@ class RayExecutor:
                 self._start_failed(seat, error)
 
     def run(self, pool: Pool) -> Iterator[Any]:
-        """Works until the pool is done. Yields what workers deliver, tasks given up, and None
-        now and then while it waits.
+        """Works until the pool is done. Yields what workers deliver, tasks given up, the decision
+        to stop, and None now and then while it waits.
 
-        Raises UserError as workers do, and where workers keep failing to start.
+        Raises UserError where workers keep failing to start.
         """
+        pool.in_flight, pool.patience = _IN_FLIGHT, self._limits.hang_after
+        pool.tick(time.monotonic())
         for seat in self._seats.values():
             if seat.starting is None:
                 pool.joined(seat.name)
         while not pool.is_done:
             self._adjust(pool)
+            pool.tick(time.monotonic())
             for decision in pool.decide():
                 if isinstance(decision, Send):
                     self._send(decision)
@@ -147,6 +148,9 @@ class RayExecutor:
                     self._close(decision.worker)
                 elif isinstance(decision, GiveUp):
                     yield decision
+                elif isinstance(decision, Stop):
+                    yield decision
+                    return
             yield from self._collect(pool)
             yield None
 
@@ -239,10 +243,9 @@ class RayExecutor:
             pool.died(seat.name)
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
             del seat.streams[stream]
-            pool.failed(seat.name, task, " ".join(repr(cause).split())[:500])
+            reason = "; ".join(filter(None, (reason_of(cause), for_workers(cause))))
+            pool.failed(seat.name, task, reason, is_outage(cause))
         else:
             if pool.delivered(seat.name, task, piece):
                 yield piece

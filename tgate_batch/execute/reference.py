@@ -9,7 +9,7 @@ from typing import Any
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import PictureProgress
 from tgate_batch.execute.task import ReferenceTask
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
@@ -131,12 +131,9 @@ def _extract(making: Making, missing: list[ReferenceOrder], executor: Any) -> No
     tasks = [ReferenceTask(order) for order in missing]
     total = len(making.source)
     progress = PictureProgress("reference", total, total - sum(len(o.part) for o in missing))
-    for found in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
-        if isinstance(found, GiveUp):
-            raise UserError(
-                f"{found.task} failed too often, the last time with {found.reason}; what is "
-                "finished stays, and the same command goes on"
-            )
+    for found in executor.run(Pool.of(tasks)):
+        if isinstance(found, GiveUp | Stop):
+            raise UserError(f"{found}; what is finished stays, and the same command goes on")
         if found is not None:
             progress.add(found)
     progress.say()

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.pool import GiveUp, Pool
+from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.task import ConcludeTask, ReduceTask, Task
 from tgate_batch.output.run import Run
 from tgate_batch.score.figures import ConcludeOrder, Conclusion, kept
@@ -50,9 +50,9 @@ def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, No
     """What workers say of the tasks; a line now and then says how far they are."""
     found: list[Any] = []
     said = time.monotonic()
-    for piece in executor.run(Pool(tasks, len(tasks), executor.in_flight)):
-        if isinstance(piece, GiveUp):
-            problems[f"{piece.task} cannot be had: {piece.reason}"] = None
+    for piece in executor.run(Pool.of(tasks)):
+        if isinstance(piece, GiveUp | Stop):
+            problems[str(piece)] = None
         elif piece is not None:
             found.append(piece)
         if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:

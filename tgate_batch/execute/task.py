@@ -10,31 +10,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgate_batch.config import Model
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.records import Beat
 from tgate_batch.score.figures import ConcludeOrder
 from tgate_batch.score.measure import MeasureOrder
 from tgate_batch.score.reduce import ReduceOrder
 from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
+STORAGE_LIVES = 10  # with the pool's pauses some six minutes
 
-_KILLER = "the worker's process died each time on this prompt"
+
+def reason_of(error: BaseException) -> str:
+    """Why a task failed, in a line: what a UserError says, or an exception's class and message."""
+    text = " ".join(str(error).split())[:500]
+    return (
+        text if isinstance(error, UserError | StorageError) else f"{type(error).__name__}: {text}"
+    )
 
 
 @dataclass(frozen=True)
 class RenderOrder:
     """What a worker is to render.
 
-    ``identities``: the arms, with what each file's footer is to hold. ``quarantined``: positions of
-    prompts that are not to be tried, with the reason. ``only``: a trial of these positions alone,
-    which writes no file.
+    ``identity`` is what the file's footer is to hold. ``quarantined``: positions of prompts that
+    are not to be tried, with the reason. ``only``: a trial of these positions alone, which writes
+    no file. ``errors_alone``: the file is there, and only its error rows are to be drawn.
     """
 
     model: Model
     shard: ShardPlan
-    identities: Mapping[str, str]
+    arm: str
+    identity: str
     quarantined: Mapping[int, str]
     only: tuple[int, ...] | None = None
+    errors_alone: bool = False
 
 
 @dataclass(eq=False)
@@ -43,6 +54,8 @@ class Task(ABC):
 
     deaths: int = field(default=0, init=False)
     errors: int = field(default=0, init=False)
+    storage_errors: int = field(default=0, init=False)
+    done: bool = field(default=False, init=False)
     alone: bool = field(default=False, init=False)  # under suspicion: shares its worker with none
     avoid: set[str] = field(default_factory=set, init=False)  # workers that it failed on
 
@@ -57,15 +70,16 @@ class Task(ABC):
         """What the worker is told."""
 
     def delivered(self, piece: Any) -> bool:
-        """A part of the work is done; returns whether it counts."""
+        """The worker said something; returns whether it counts. All but a beat says: it is done."""
+        self.done = not isinstance(piece, Beat)
         return True
 
     def finished(self) -> bool:
         """The worker did what it was told; returns whether the task is over."""
         return True
 
-    def worker_died(self) -> bool:
-        """Returns whether the task is to be tried again."""
+    def worker_died(self, reason: str) -> bool:
+        """The worker's process is gone; returns whether the task is to be tried again."""
         self.deaths += 1
         return self.deaths < LIVES
 
@@ -74,42 +88,52 @@ class Task(ABC):
         self.errors += 1
         return self.errors < LIVES
 
+    def storage_failed(self) -> bool:
+        """The storage was away or full; returns whether the task is to be tried again."""
+        self.storage_errors += 1
+        return self.storage_errors < STORAGE_LIVES
+
 
 @dataclass(eq=False)
 class RenderTask(Task):
-    """Renders the arms that lack the shard's file. Finds a prompt that kills its worker.
+    """Renders a shard under one arm. Finds a prompt that kills its worker.
 
     After three deaths the shard is split into trials, ever smaller, until the prompt is found. It
-    becomes a row with its error.
+    becomes a row with its error. The shard's other arms may share ``quarantined`` (by position), so
+    that it kills no worker there.
     """
 
     model: Model
     shard: ShardPlan
-    identities: dict[str, str]  # the arms that are left
-    quarantined: dict[int, str] = field(default_factory=dict, init=False)
+    arm: str
+    identity: str
+    quarantined: dict[int, str] = field(default_factory=dict)
+    errors_alone: bool = False
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
 
     action = "render"
 
     def __str__(self) -> str:
-        return f"shard {self.shard.index} of {self.model.name}"
+        return f"shard {self.shard.index} of {self.model.name} {self.arm}"
 
     @property
     def is_trial(self) -> bool:
         return bool(self.suspects)
 
     def order(self) -> RenderOrder:
-        only = self.suspects[-1] if self.is_trial else None
         return RenderOrder(
-            self.model, self.shard, dict(self.identities), dict(self.quarantined), only
+            self.model,
+            self.shard,
+            self.arm,
+            self.identity,
+            dict(self.quarantined),
+            self.suspects[-1] if self.is_trial else None,
+            self.errors_alone,
         )
 
     def delivered(self, piece: Any) -> bool:
-        if self.is_trial:
-            return False
-        del self.identities[piece.arm]
-        return True
+        return not self.is_trial and super().delivered(piece)
 
     def finished(self) -> bool:
         if not self.is_trial:
@@ -117,23 +141,24 @@ class RenderTask(Task):
         self.suspects.pop()
         return False
 
-    def worker_died(self) -> bool:
+    def worker_died(self, reason: str) -> bool:
         self.deaths += 1
+        why = f"{reason}, each time on this prompt"
         if self.is_trial:
-            self._bisect(self.suspects.pop())
+            self._bisect(self.suspects.pop(), why)
         elif self.deaths >= LIVES:
             self.deaths = 0
             self.splits += 1
             left = tuple(p for p in range(self.shard.prompts) if p not in self.quarantined)
             if self.splits == 1:
-                self._bisect(left)
+                self._bisect(left, why)
             else:  # no single prompt was to blame, and the worker dies all the same
-                self.quarantined |= dict.fromkeys(left, _KILLER)
+                self.quarantined |= dict.fromkeys(left, why)
         return True
 
-    def _bisect(self, positions: tuple[int, ...]) -> None:
+    def _bisect(self, positions: tuple[int, ...], why: str) -> None:
         if len(positions) == 1:
-            self.quarantined[positions[0]] = _KILLER
+            self.quarantined[positions[0]] = why
         elif positions:
             half = len(positions) // 2
             self.suspects += [positions[half:], positions[:half]]

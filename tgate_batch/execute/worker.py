@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.models import catalogue
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
-from tgate_batch.records import ImageRecord, Receipt, Shard
+from tgate_batch.records import Beat, Failure, ImageRecord, Receipt, Shard
 from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
 from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
@@ -31,6 +32,24 @@ from tgate_batch.score.reference import load_reference
 from tgate_batch.score.reference_file import ReferenceOrder, write_part
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
+
+
+class _Beats:
+    """Says a beat for the pictures of some seconds."""
+
+    SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._said, self._drawn = time.monotonic(), 0
+
+    def after_one_more(self) -> Beat | None:
+        """Counts a picture; returns the beat that is due, if one is."""
+        self._drawn += 1
+        if time.monotonic() - self._said < self.SECONDS:
+            return None
+        beat = Beat(self._drawn)
+        self._said, self._drawn = time.monotonic(), 0
+        return beat
 
 
 class Worker:
@@ -76,33 +95,57 @@ class Worker:
         self.load(model)
         return fingerprint(model, resolved_dtype(model, device_of(self._config)))
 
-    def render(self, order: RenderOrder) -> Iterator[Receipt]:
-        """Yields a receipt an arm, after its file is written; a trial writes none.
+    def render(self, order: RenderOrder) -> Iterator[Beat | Receipt]:
+        """Yields a beat now and then, and a receipt after the file is written; a trial has none.
 
         Raises DeviceLost where only a fresh process can go on.
         """
         shard = frozen.load_shard(self._folder, order.shard)
-        quarantined = {shard.prompts[p].id: reason for p, reason in order.quarantined.items()}
+        quarantined = {
+            shard.prompts[p].id: Failure("WorkerDied", reason)
+            for p, reason in order.quarantined.items()
+        }
         if order.only is not None:
             shard = Shard(shard.index, tuple(shard.prompts[p] for p in order.only))
-        for arm, identity in order.identities.items():
-            with self._device:
-                renderer = self._ready(order.model)
-                rows = list(renderer.render(shard, arm, self._config.arms[arm], quarantined))
-                about = self._about(order.model, arm)  # counts MACs: not while a batch is timed
-            records = [row() for row in rows]
-            if order.only is None:
-                self._write(order.model.name, arm, order.shard.index, records, identity, about)
-            good = [record for record in records if record.status == "ok"]
-            yield Receipt(
-                order.model.name,
-                arm,
-                order.shard.index,
-                images=len(good),
-                errors=len(records) - len(good),
-                seconds=sum((r.batch_seconds or 0) / (r.batch_size or 1) for r in good),
-                device=self._device_name,
-            )
+        kept = self._kept(order) if order.errors_alone else []
+        only = {key for key, record in kept if record.status != "ok"} if kept else None
+        rows = []
+        with self._device:
+            renderer = self._ready(order.model)
+            arm = self._config.arms[order.arm]
+            beats = _Beats()
+            for row in renderer.render(shard, order.arm, arm, quarantined, only):
+                rows.append(row)
+                if beat := beats.after_one_more():
+                    yield beat
+            about = self._about(order.model, order.arm)  # counts MACs: not while a batch is timed
+        drawn = {(record.prompt_id, record.image_number): record for record in (r() for r in rows)}
+        if order.only is not None:
+            return
+        records = [drawn.get(key, record) for key, record in kept] or list(drawn.values())
+        self._write(order, records, about)
+        good = [record for record in records if record.status == "ok"]
+        yield Receipt(
+            order.model.name,
+            order.arm,
+            order.shard.index,
+            images=len(good),
+            errors=len(records) - len(good),
+            seconds=sum((r.batch_seconds or 0) / (r.batch_size or 1) for r in good),
+            device=self._device_name,
+            host=socket.gethostname(),
+            why=next((record.error for record in records if record.error), None),
+        )
+
+    def _kept(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:
+        """The rows of the file that is there, by key; none where it is gone or damaged."""
+        name = layout.shard_file(layout.images(order.model.name, order.arm), order.shard.index)
+        try:
+            table = parquet.read_table(self._folder, name, identity=order.identity)
+        except parquet.DAMAGE:
+            return []
+        records = [ImageRecord.of(row) for row in table.to_pylist()]
+        return [((record.prompt_id, record.image_number), record) for record in records]
 
     def measure(self, order: MeasureOrder) -> Iterator[Measured]:
         """Measures one shard of all arms; yields what came of it."""
@@ -174,18 +217,13 @@ class Worker:
             self._extractor = (order.extractor, loaded)
         return self._extractor[1]
 
-    def _write(
-        self,
-        model: str,
-        arm: str,
-        index: int,
-        records: list[ImageRecord],
-        identity: str,
-        about: dict[str, str],
-    ) -> None:
-        name = layout.shard_file(layout.images(model, arm), index)
+    def _write(self, order: RenderOrder, records: list[ImageRecord], about: dict[str, str]) -> None:
+        model, arm = order.model.name, order.arm
+        name = layout.shard_file(layout.images(model, arm), order.shard.index)
+        errors = sum(record.status != "ok" for record in records)
+        about = about | {layout.ERRORS_KEY: str(errors)}
         with self._times.timed("write"):
-            parquet.write_records(self._folder, name, model, arm, records, identity, about)
+            parquet.write_records(self._folder, name, model, arm, records, order.identity, about)
         summary = {
             "device": self._device_name,
             "gpu": self._energy.gpu,

@@ -20,7 +20,7 @@ from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.ledger import Ledger
-from tgate_batch.prompts.read import read, shards, unique
+from tgate_batch.prompts.read import count, read, shard_sizes, shards, unique
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import Folder
 
@@ -62,8 +62,12 @@ class Plan:
     source: layout.Settings
 
 
-def plan(folder: Folder, spec: Prompts, ledger: Ledger | None, by: str | None = None) -> Plan:
+def plan(
+    folder: Folder, spec: Prompts, ledger: Ledger | None, by: str | None = None, batch: int = 1
+) -> Plan:
     """The shards that the folder holds, then those that join. Writes nothing.
+
+    Those that join are cut in whole batches of ``batch`` prompts, as far as their size allows.
 
     An unchanged source is not read again. Without a ledger, what the folder holds does not count.
     Where the folder's prompts have the categories of another column than ``by``, they are to be
@@ -84,7 +88,9 @@ def plan(folder: Folder, spec: Prompts, ledger: Ledger | None, by: str | None = 
         return Plan(held, len(held), known)
     first_part = held[-1].part + 1 if held else 0
     found, pictures = [], False
-    sizes = itertools.chain((shard.prompts for shard in held), itertools.repeat(spec.shard_size))
+    left = count(spec) - sum(shard.prompts for shard in held)
+    joining_sizes = shard_sizes(left, spec.shard_size, batch)
+    sizes = itertools.chain((shard.prompts for shard in held), joining_sizes)
     for shard in shards(unique(read(spec, by), spec.path), sizes):
         joining = shard.index - len(held)
         if joining < 0 and held[shard.index].digest != shard.digest:

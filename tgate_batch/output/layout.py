@@ -46,6 +46,7 @@ IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # as a dataset card names them
 
 ROWS = "rows"  # the measurement that holds each row's status and times
 IDENTITY_KEY = b"tgate_batch.identity"  # in each Parquet file's footer
+ERRORS_KEY = "tgate_batch.errors"  # in a picture file's footer: how many of its rows are errors
 
 Settings = dict[str, str | int | float | bool | None]  # flat, so that a difference has a name
 
@@ -161,7 +162,7 @@ def of_pictures(
 
 def of_rows(pictures: Mapping) -> Settings:
     """What decides the measurement ``rows``: status, times, and whether a picture is broken."""
-    return {"pictures": identity(pictures), "version": 1}
+    return {"pictures": identity(pictures), "version": 2}
 
 
 def of_features(pictures: Mapping, extractor: str, version: int, weights: str) -> Settings:

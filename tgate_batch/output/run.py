@@ -1,6 +1,7 @@
 """One config in one output folder: what may be rendered there, what is finished and pending."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,13 +83,14 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     ledger = Ledger(folder)
     _check_all_entered(folder, ledger)
     stale: list[str] = []
+    batch = math.ceil(config.sampling.batch_size / config.sampling.images_per_prompt)
     try:
-        plan = frozen.plan(folder, config.prompts, ledger, config.score.by)
+        plan = frozen.plan(folder, config.prompts, ledger, config.score.by, batch)
     except StalePrompts:
         if not replace_stale:
             raise
         stale = ledger.names()
-        plan = frozen.plan(folder, config.prompts, None, config.score.by)
+        plan = frozen.plan(folder, config.prompts, None, config.score.by, batch)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }

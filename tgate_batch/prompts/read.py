@@ -4,6 +4,7 @@ Everything streams: a prompt set is never held in memory, only its ids (to refus
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -51,6 +52,33 @@ def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
         if not part:
             return
         yield Shard(index, part)
+
+
+_PARTS = 640  # of what is left, a shard is one part: some hundred workers then end together
+_FEWEST_PARTS = 8  # for sets that only a few workers draw
+_SMALLEST = 4  # prompts a shard
+
+
+def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
+    """Sizes that cut ``left`` prompts into shards, ever smaller towards the end.
+
+    The last ones keep many workers busy to the end; they do not depend on how many there are.
+    Shards are whole batches of ``batch`` prompts, the very last ones half a batch.
+    """
+    parts = min(_PARTS, max(_FEWEST_PARTS, left // 16))
+    half, last = max(_SMALLEST, batch // 2), parts * batch // 4
+    while left > 0:
+        unit = batch if left >= last else half
+        units = math.ceil(max(_SMALLEST, left / parts) / unit)
+        size = min(left, largest, units * unit)
+        yield size
+        left -= size
+
+
+def count(spec: Prompts) -> int:
+    """How many prompts ``spec`` chooses of its file. Raises as ``read`` does for a bad file."""
+    stop = None if spec.limit is None else spec.offset + spec.limit
+    return sum(1 for _ in itertools.islice(formats.rows(Path(spec.path)), spec.offset, stop))
 
 
 def unique(prompts: Iterable[Prompt], path: str) -> Iterator[Prompt]:

@@ -1,12 +1,12 @@
 """One shard, one arm, one pipeline -> records. No Ray.
 
 Every prompt ends as exactly one row per picture, ``status`` ok or error: a batch that fails is
-tried again row by row, a batch that does not fit in memory is halved.
+tried again row by row, a batch that does not fit in memory is halved, and grows back in time.
 """
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,9 +19,12 @@ from tgate_batch.errors import DeviceLost
 from tgate_batch.gate import gated
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import PipelineRunner
-from tgate_batch.records import ImageRecord, Prompt, Shard, image_seed
+from tgate_batch.records import Failure, ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
+from tgate_batch.render.ladder import Ladder
 from tgate_batch.render.time_sheet import TimeSheet
+
+_NOT_FINITE = Failure("NotFinite", "the picture has pixels that are not numbers (NaN or infinite)")
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,22 @@ class _Picture:
     number: int
     seed: int
     condition: Condition | None
-    error: str | None = None
+    failure: Failure | None = None
 
-    def failed(self, error: str) -> ImageRecord:
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt.id, self.number
+
+    def failed(self, failure: Failure) -> ImageRecord:
         return ImageRecord(
-            self.prompt.id, self.number, self.prompt.text, self.seed, "error", error=error
+            self.prompt.id,
+            self.number,
+            self.prompt.text,
+            self.seed,
+            "error",
+            error=failure.reason,
+            error_kind=failure.kind,
+            error_traceback=failure.traceback,
         )
 
 
@@ -56,25 +70,37 @@ class Renderer:
         self._worker = worker
         self._times = times or TimeSheet()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
-        self._batch_size = runner.sampling.batch_size
+        self._ladder = Ladder(runner.sampling.batch_size, runner.pipeline.vae)
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
         self._warm: set[str] = set()
 
     def render(
-        self, shard: Shard, name: str, arm: Arm, quarantined: Mapping[str, str] | None = None
+        self,
+        shard: Shard,
+        name: str,
+        arm: Arm,
+        quarantined: Mapping[str, Failure] | None = None,
+        only: Collection[tuple[str, int]] | None = None,
     ) -> Iterator[Callable[[], ImageRecord]]:
-        """Yields, in the shard's order, calls that return finished rows.
+        """Yields, in the shard's order and as batches are drawn, calls that return finished rows.
 
         The pictures of a batch are compressed on threads while the next batch denoises, so call
-        them when all have been yielded. Prompts in ``quarantined`` (id -> reason) become error
-        rows unseen by the device. Raises DeviceLost.
+        them when all have been yielded. Prompts in ``quarantined``, by id, become error rows unseen
+        by the device. ``only``: these pictures alone, (prompt id, image number). Raises DeviceLost.
         """
-        pictures = self._pictures(shard, quarantined or {})
-        ready = [picture for picture in pictures if picture.error is None]
+        pictures = [
+            picture
+            for picture in self._pictures(shard, quarantined or {})
+            if only is None or picture.key in only
+        ]
+        ready = [picture for picture in pictures if picture.failure is None]
         with self._gated(arm):
-            rows = iter(self._settle(ready, name, shard, largest=self._batch_size))
-        for picture in pictures:
-            yield next(rows) if picture.error is None else _given(picture.failed(picture.error))
+            rows = self._settle(ready, name, shard, largest=len(ready))
+            for picture in pictures:
+                if picture.failure is None:
+                    yield next(rows)
+                else:
+                    yield _given(picture.failed(picture.failure))
 
     def draw(
         self, shard: Shard, keys: Sequence[tuple[str, int]], arm: Arm
@@ -83,14 +109,12 @@ class Renderer:
 
         They get the rows that ``render`` gave them where it batched them so. Raises DeviceLost.
         """
-        known = {
-            (picture.prompt.id, picture.number): picture for picture in self._pictures(shard, {})
-        }
+        known = {picture.key: picture for picture in self._pictures(shard, {})}
         batch = [known[key] for key in keys]
-        failed = [picture.failed(picture.error) for picture in batch if picture.error is not None]
-        ready = [picture for picture in batch if picture.error is None]
+        failed = [p.failed(p.failure) for p in batch if p.failure is not None]
+        ready = [picture for picture in batch if picture.failure is None]
         with self._gated(arm):
-            rows = [row() for row in self._settle(ready, "again", shard, largest=len(batch))]
+            rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
 
     def _gated(self, arm: Arm) -> AbstractContextManager:
@@ -98,7 +122,7 @@ class Renderer:
         guided = self._runner.guided
         return gated(self._runner.pipeline, arm.plan, guided=guided, deepcache=arm.cache)
 
-    def _pictures(self, shard: Shard, quarantined: Mapping[str, str]) -> list[_Picture]:
+    def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
         key = f"{shard.digest}{sorted(quarantined)}"
         if key not in self._encoded:
@@ -108,7 +132,7 @@ class Renderer:
                 self._encoded[key] = list(self._encode(shard, quarantined))
         return self._encoded[key]
 
-    def _encode(self, shard: Shard, quarantined: Mapping[str, str]) -> Iterator[_Picture]:
+    def _encode(self, shard: Shard, quarantined: Mapping[str, Failure]) -> Iterator[_Picture]:
         sampling = self._runner.sampling
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
@@ -116,14 +140,14 @@ class Renderer:
             for prompt, found in zip(prompts, conditions, strict=True):
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number)
-                    if isinstance(found, str):
-                        yield _Picture(prompt, number, seed, None, error=found)
+                    if isinstance(found, Failure):
+                        yield _Picture(prompt, number, seed, None, found)
                     else:
                         yield _Picture(prompt, number, seed, found)
 
     def _conditions(
-        self, prompts: list[Prompt], quarantined: Mapping[str, str]
-    ) -> list[Condition | str]:
+        self, prompts: list[Prompt], quarantined: Mapping[str, Failure]
+    ) -> list[Condition | Failure]:
         """Encoded prompts, or the reason why one has none."""
         wanted = [prompt for prompt in prompts if prompt.id not in quarantined]
         try:
@@ -132,47 +156,46 @@ class Renderer:
         except Exception as error:
             _raise_if_lost(error)
             if len(prompts) == 1:
-                return [_reason(error)]
+                return [Failure.of(error)]
             return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
 
     def _settle(
         self, pictures: list[_Picture], arm: str, shard: Shard, largest: int
-    ) -> list[Callable[[], ImageRecord]]:
+    ) -> Iterator[Callable[[], ImageRecord]]:
         """A row a picture, in batches of at most ``largest``, smaller where memory asks for it."""
-        settled: list[Callable[[], ImageRecord]] = []
-        while len(settled) < len(pictures):
-            size = min(largest, self._batch_size)
-            settled += self._attempt(pictures[len(settled) :][:size], arm, shard)
-        return settled
+        settled = 0
+        while settled < len(pictures):
+            size = min(largest, self._ladder.size)
+            for row in self._attempt(pictures[settled : settled + size], arm, shard):
+                settled += 1
+                yield row
 
     def _attempt(
         self, batch: list[_Picture], arm: str, shard: Shard
-    ) -> list[Callable[[], ImageRecord]]:
+    ) -> Iterator[Callable[[], ImageRecord]]:
         """A row a picture; or none where the batch did not fit and a smaller one is to be tried."""
         try:
-            return self._batch(batch, arm, shard)
+            rows = self._batch(batch, arm, shard)
         except Exception as error:
             _raise_if_lost(error)
-            full, reason = _out_of_memory(error), _reason(error)
+            full, failure = _out_of_memory(error), Failure.of(error)
+        else:
+            self._ladder.fitted()
+            yield from rows
+            return
         # Out of the handler: the traceback no longer holds the failed batch's tensors.
         if full and self._asks_for_less(len(batch)):
-            return []
+            return
         if len(batch) > 1:
-            return self._settle(batch, arm, shard, largest=1)
-        return [_given(batch[0].failed(reason))]
+            yield from self._settle(batch, arm, shard, largest=1)
+        else:
+            yield _given(batch[0].failed(failure))
 
     def _asks_for_less(self, size: int) -> bool:
-        """Halves the batch, then slices the VAE; False where nothing is left to give up."""
+        """Steps down the ladder; False where nothing is left to give up."""
         gc.collect()
         torch.cuda.empty_cache()
-        vae = self._runner.pipeline.vae
-        if size > 1:
-            self._batch_size = size // 2
-        elif not getattr(vae, "use_slicing", True):
-            vae.enable_slicing()
-        else:
-            return False
-        return True
+        return self._ladder.down(size)
 
     def _batch(
         self, batch: list[_Picture], arm: str, shard: Shard
@@ -194,6 +217,7 @@ class Renderer:
             "decode_seconds": end - denoised,
             "warm_up": arm not in self._warm,
             "worker": self._worker,
+            "memory": self._ladder.rung,
         }
         self._warm.add(arm)
         self._times.add("denoise", denoised - start)
@@ -207,11 +231,14 @@ class Renderer:
         self, picture: _Picture, frames: np.ndarray, finite: bool, measured: dict
     ) -> ImageRecord:
         if not finite:
-            return picture.failed("the picture has pixels that are not numbers (NaN or infinite)")
+            return picture.failed(_NOT_FINITE)
         start = time.perf_counter()
-        film = codec.video(frames) if frames.ndim == 4 else None
         first = frames[0] if frames.ndim == 4 else frames
-        content = codec.picture(first, self._images)
+        try:
+            film = codec.video(frames) if frames.ndim == 4 else None
+            content = codec.picture(first, self._images)
+        except Exception as error:
+            return picture.failed(Failure.of(error))
         seconds = time.perf_counter() - start
         self._times.add("encode", seconds)
         return ImageRecord(
@@ -235,10 +262,6 @@ def _given(record: ImageRecord) -> Callable[[], ImageRecord]:
     return future.result
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error)
 
@@ -251,4 +274,4 @@ def _raise_if_lost(error: Exception) -> None:
         and ("CUDA error" in str(error) or "cuBLAS" in str(error) or "CUDNN_STATUS" in str(error))
     )
     if lost:
-        raise DeviceLost(_reason(error)) from error
+        raise DeviceLost(Failure.of(error).reason) from error

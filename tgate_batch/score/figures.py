@@ -419,6 +419,7 @@ class _Scores:
             "images": int(_total(sums, "images")),
             "errors": int(_total(sums, "errors")),
             "error_rows": named["failed"],
+            "error_kinds": self._error_kinds(),
             "broken": int(_total(sums, "broken")),
             "broken_rows": named["broken"],
             "prompts": self._prompts,
@@ -427,6 +428,15 @@ class _Scores:
             "macs_per_image_with_attention": named["macs"].get("macs_per_image_with_attention"),
             "made_by": named["made_by"],
         }
+
+    def _error_kinds(self) -> list[dict[str, Any]]:
+        """Each kind of error, how many rows have it, and what one of them says; most first."""
+        counts = {key[1]: int(n) for key, n in self.own.sums.items() if key[0] == "failed"}
+        says = {row["error_kind"]: row["error"] for row in reversed(self.own.named["failed"])}
+        return [
+            {"kind": kind, "rows": rows, "error": says.get(kind, kind)}
+            for kind, rows in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
 
     def times(self) -> dict[str, Any]:
         """Images a second, by groups of batches; each worker's first batch is left out."""

@@ -34,8 +34,8 @@ TIMES = (
     "encode_seconds",
     "warm_up",
 )
-_READ = ["prompt_id", "image_number", "prompt", "status", "error", "image", *TIMES]
-_KEPT = ["prompt_id", "image_number", "status", "error", *TIMES]
+_READ = ["prompt_id", "image_number", "prompt", "status", "error", "error_kind", "image", *TIMES]
+_KEPT = ["prompt_id", "image_number", "status", "error", "error_kind", *TIMES]
 
 MACS = ("macs_per_image", "macs_per_image_with_attention")  # as a picture file's footer has them
 

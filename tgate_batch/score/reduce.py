@@ -187,12 +187,12 @@ class _Adding:
     def _say(self, rows: _Rows) -> None:
         """Takes down what is said of the rows by name."""
         named = Summary(macs=rows.macs, made_by=rows.made_by)
-        for status, chosen, key in (
-            (named.failed, ~rows.ok, "error"),
-            (named.broken, rows.ok & ~rows.whole, "broken"),
+        for status, chosen, keys in (
+            (named.failed, ~rows.ok, ("error", "error_kind")),
+            (named.broken, rows.ok & ~rows.whole, ("broken",)),
         ):
             if chosen.any():
-                columns = ["prompt_id", "image_number", key]
+                columns = ["prompt_id", "image_number", *keys]
                 status += rows.table.select(columns).filter(pa.array(chosen)).to_pylist()[:20]
         self._found.merge(named)
 
@@ -332,7 +332,9 @@ def _prompts(place: _Place, chosen: np.ndarray) -> np.ndarray:
 
 
 def _counts(rows: _Rows, place: _Place) -> Sums:
+    failed = rows.table.filter(pa.array(~rows.ok))["error_kind"].value_counts().to_pylist()
     return {
+        **{("failed", str(kind["values"])): np.asarray(kind["counts"]) for kind in failed},
         ("images",): np.asarray(rows.ok.sum()),
         ("errors",): np.asarray((~rows.ok).sum()),
         ("broken",): np.asarray((rows.ok & ~rows.whole).sum()),

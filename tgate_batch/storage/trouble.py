@@ -42,14 +42,14 @@ Answer = TypeVar("Answer")
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error is the storage's, and not of the work: later, the same may succeed."""
-    return isinstance(error, StorageError) or (
+    return isinstance(error, StorageError | ConnectionError | TimeoutError) or (
         isinstance(error, OSError) and error.errno in _TROUBLE
     )
 
 
-def for_workers(error: StorageError) -> str:
+def for_workers(error: BaseException) -> str:
     """What to add where a worker meets an error that the driver does not: a sentence, or none."""
-    if not error.denied:
+    if not (isinstance(error, StorageError) and error.denied):
         return ""
     return (
         "credentials of this machine do not reach the workers by themselves: give them to the "

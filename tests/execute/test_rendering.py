@@ -1,0 +1,160 @@
+"""Failures of a run: rows that failed are drawn again when asked, a broken run stops early."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tgate_batch import config, workflow
+from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.errors import UserError
+from tgate_batch.execute import rendering
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.models.runner import Pixels
+from tgate_batch.output import history, layout
+from tgate_batch.records import Receipt
+from tgate_batch.storage import Folder
+
+
+class Painter(StandIn):
+    """Paints a picture that its seed alone decides; refuses prompts that say a forbidden word."""
+
+    forbidden = ""
+
+    def encode(self, prompts):
+        return [{"text": prompt.text} for prompt in prompts]
+
+    def denoise(self, conditions, seeds):
+        if any(self.forbidden and self.forbidden in c["text"] for c in conditions):
+            raise RuntimeError(f"no {self.forbidden}")
+        return torch.tensor(seeds)
+
+    def decode(self, latents):
+        colours = [np.random.default_rng(seed).integers(0, 256, 3) for seed in latents.tolist()]
+        pictures = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
+        return Pixels(pictures, np.ones(len(pictures), bool))
+
+
+@pytest.fixture
+def painter(monkeypatch):
+    class ThisPainter(Painter):
+        pass
+
+    class Executor(LocalExecutor):
+        def __init__(self, settings, folder, first=None, **options):
+            super().__init__(settings, folder, first, open_runner=ThisPainter, **options)
+
+    def opened(settings, folder, first=None, held=print):
+        return Executor(settings, folder, first)
+
+    monkeypatch.setattr(workflow, "open_executor", opened)
+    return ThisPainter
+
+
+@pytest.fixture
+def run(tmp_path) -> config.Config:
+    """20 pictures: 10 prompts in 3 shards under two names of the baseline."""
+    (tmp_path / "prompts.txt").write_text("".join(f"picture {word}\n" for word in WORDS))
+    return config.parse(
+        {
+            "models": ["demo"],
+            "prompts": {"path": str(tmp_path / "prompts.txt"), "shard_size": 4},
+            "sampling": {"batch_size": 2},
+            "arms": {"baseline": {}, "same": {}},
+            "workers": {"executor": "local"},
+            "output": str(tmp_path / "out"),
+        }
+    )
+
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def rows(run, arm="baseline") -> pd.DataFrame:
+    return pd.read_parquet(Path(run.output) / layout.images("demo", arm))
+
+
+def pictures(run, arm="baseline") -> dict[str, bytes]:
+    return {row.prompt: row.image["bytes"] for row in rows(run, arm).itertuples()}
+
+
+def test_prompt_that_fails_is_one_row_that_says_why(painter, run):
+    painter.forbidden = "seven"
+    assert workflow.render(run) == workflow.DONE
+    found = rows(run)
+    assert len(found) == 10
+    (bad,) = found[found.status == "error"].itertuples()
+    assert (bad.prompt, bad.error_kind) == ("picture seven", "RuntimeError")
+    assert bad.error == "RuntimeError: no seven"
+    assert "in denoise" in bad.error_traceback
+
+
+def test_errors_are_counted_by_kind_in_the_report(painter, run, capsys):
+    painter.forbidden = " t"  # two, three, ten
+    workflow.render(run)
+    report = json.loads((Path(run.output) / layout.REPORT_JSON).read_text())
+    kinds = {arm["arm"]: arm["error_kinds"] for arm in report["arms"]}
+    assert kinds["baseline"] == [{"kind": "RuntimeError", "rows": 3, "error": "RuntimeError: no t"}]
+    assert "demo baseline: 3 x RuntimeError: no t" in capsys.readouterr().out
+
+
+def test_error_rows_are_drawn_again_when_asked_and_the_others_stay(painter, run):
+    workflow.render(run)
+    whole = pictures(run)
+    again = run.model_copy(update={"output": run.output + "-again"})
+    painter.forbidden = "seven"
+    workflow.render(again)
+    before = rows(again).set_index("prompt")
+    painter.forbidden = ""
+    assert workflow.render(again) == workflow.DONE  # not asked
+    assert (rows(again).status == "error").sum() == 1
+    assert workflow.render(again, retry_errors=True) == workflow.DONE
+    after = rows(again).set_index("prompt")
+    assert pictures(again) == whole
+    others = before.index != "picture seven"
+    assert (before.batch[others] == after.batch[others]).all()
+    report = json.loads((Path(again.output) / layout.REPORT_JSON).read_text())
+    assert [arm["images"] for arm in report["arms"]] == [10, 10]
+
+
+def test_run_in_which_every_picture_fails_stops_early_and_never_ends_in_0(painter, run, capsys):
+    painter.forbidden = "picture"
+    assert workflow.render(run) == workflow.MISSING
+    assert "12 of 20 pictures failed, more than max_errors allows (10)" in capsys.readouterr().err
+    assert len(rows(run)) == 8  # what was done is kept
+    assert history.read(Folder(run.output))[-1]["exit_code"] == workflow.MISSING
+
+
+def test_run_without_a_limit_whose_every_picture_failed_is_not_done(painter, run):
+    painter.forbidden = "picture"
+    patient = run.model_copy(update={"max_errors": None})
+    assert workflow.render(patient) == workflow.MISSING
+    assert len(rows(patient)) == 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "stops"), [(1, True), (2, False), (0.05, True), (0.1, False), (0, True)]
+)
+def test_limit_is_a_number_or_a_share_of_the_pictures(painter, run, limit, stops):
+    painter.forbidden = "seven"  # one of ten, under two arms: 2 of 20
+    limited = run.model_copy(update={"max_errors": limit})
+    assert workflow.render(limited) == (workflow.MISSING if stops else workflow.DONE)
+
+
+def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run, monkeypatch):
+    monkeypatch.setattr(rendering, "_SECONDS_TO_SEE", 0.1)
+
+    class Elsewhere(LocalExecutor):
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, pool) -> Iterator[Receipt]:
+            yield Receipt("demo", "baseline", 0, 4, 0, 1.0, "CPU", host="node-2")
+
+    monkeypatch.setattr(workflow, "open_executor", Elsewhere)
+    with pytest.raises(UserError, match=r"node-2 wrote images/demo/.* an output that all"):
+        workflow.render(run)

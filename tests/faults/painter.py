@@ -1,0 +1,120 @@
+"""A pipeline that paints at once what a seed says, and does mischief as it is told.
+
+What it is told stands in a file, so that workers in other processes hear it too. A mischief with a
+number of times counts them by files beside that one.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.metrics.entry import Column, PictureMetric
+from tgate_batch.models.family import Condition
+from tgate_batch.models.runner import Pixels
+from tgate_batch.records import Prompt
+
+VARIABLE = "TGATE_BATCH_MISCHIEF"  # the environment's name for the file
+ALWAYS = 10**9
+
+
+@dataclass(frozen=True)
+class Mischief:
+    """What goes wrong in the workers. Texts are parts of prompts."""
+
+    seconds: float = 0.0  # a batch
+    raises: str = ""
+    raises_each: int = 0  # at pictures whose seed divides by it
+    nan: str = ""
+    memory: int = 0  # pictures that fit; 0: all
+    memory_times: int = ALWAYS
+    dies: str = ""
+    dies_times: int = ALWAYS
+    hangs: str = ""
+    hangs_times: int = ALWAYS
+    dies_measuring: int = 0  # times
+
+    def tell(self) -> None:
+        """From here on, all workers do this."""
+        file = Path(os.environ[VARIABLE])
+        for flag in file.parent.glob(f"{file.name}-*"):
+            flag.unlink()
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.replace(file)
+
+    @classmethod
+    def heard(cls) -> "Mischief":
+        """What the workers were told last."""
+        return cls(**json.loads(Path(os.environ[VARIABLE]).read_text()))
+
+    def is_due(self, name: str, times: int) -> bool:
+        """Whether something that happens so many times, in all processes together, happens now."""
+        if times == ALWAYS:
+            return True
+        for number in range(times):
+            try:
+                Path(f"{os.environ[VARIABLE]}-{name}-{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return True
+        return False
+
+
+class Painter(StandIn):
+    """One colour a picture, which its seed alone decides."""
+
+    def encode(self, prompts: list[Prompt]) -> list[Condition]:
+        return [{"text": prompt.text} for prompt in prompts]
+
+    def denoise(self, conditions: list[Condition], seeds: list[int]) -> Any:
+        mischief = Mischief.heard()
+        time.sleep(mischief.seconds)
+        texts = [condition["text"] for condition in conditions]
+
+        def says(part: str) -> bool:
+            return bool(part) and any(part in text for text in texts)
+
+        if says(mischief.dies) and mischief.is_due("dies", mischief.dies_times):
+            os._exit(1)
+        if says(mischief.hangs) and mischief.is_due("hangs", mischief.hangs_times):
+            time.sleep(3600)
+        if (
+            mischief.memory
+            and len(seeds) > mischief.memory
+            and mischief.is_due("memory", mischief.memory_times)
+        ):
+            raise torch.OutOfMemoryError("does not fit")
+        if says(mischief.raises):
+            raise RuntimeError(f"cannot paint {mischief.raises}")
+        if mischief.raises_each and any(seed % mischief.raises_each == 0 for seed in seeds):
+            raise RuntimeError("cannot paint each of them")
+        self._broken = [bool(mischief.nan) and mischief.nan in text for text in texts]
+        return torch.tensor(seeds)
+
+    def decode(self, latents: Any) -> Pixels:
+        colours = [np.random.default_rng(seed).integers(0, 256, 3) for seed in latents.tolist()]
+        pictures = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
+        return Pixels(pictures, ~np.array(self._broken))
+
+
+def _load(weights: str | None, device: str) -> Any:
+    def measure(images: list, prompts: list, baselines: Any = None) -> np.ndarray:
+        if Mischief.heard().is_due("dies_measuring", Mischief.heard().dies_measuring):
+            os._exit(1)
+        return np.array([np.asarray(image).mean() for image in images])
+
+    return measure
+
+
+METRIC = PictureMetric(
+    name="brightness",
+    column=Column("brightness", "brightness", "{:.1f}", better="higher", tables=("pictures",)),
+    load=_load,
+)

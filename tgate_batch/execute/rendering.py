@@ -1,0 +1,158 @@
+"""Renders what is pending on an executor's workers, says how far it is, and stops a broken run."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tgate_batch.errors import UserError
+from tgate_batch.execute.pool import GiveUp, Pool, Stop
+from tgate_batch.execute.progress import RunProgress
+from tgate_batch.execute.task import RenderTask, Task
+from tgate_batch.output import layout
+from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
+from tgate_batch.records import Receipt
+
+_SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
+
+ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
+
+
+class Rendered(NamedTuple):
+    """The devices that drew, and what went wrong beside single pictures: a line each.
+
+    ``stopped`` says why the run ended before its end.
+    """
+
+    devices: str
+    problems: tuple[str, ...] = ()
+    stopped: str | None = None
+
+
+def tasks(run: Run, pending: Pending, again: ErrorsAlone | None = None) -> Pool:
+    """A pool of all that is pending, for an executor to run; ``again``: its error rows alone."""
+    count = sum(len(arms) for shards in pending.values() for arms in shards.values())
+    return Pool(_groups(run, pending, again or {}), count)
+
+
+def _groups(run: Run, pending: Pending, again: ErrorsAlone) -> Iterator[list[RenderTask]]:
+    for model in run.config.models:
+        for shard in run.shards:
+            if arms := pending[model.name].get(shard.index):
+                quarantined: dict[int, str] = {}
+                yield [
+                    RenderTask(
+                        model,
+                        shard,
+                        arm,
+                        run.pictures(model.name, arm, shard)[1],
+                        quarantined,
+                        arm in again.get((model.name, shard.index), ()),
+                    )
+                    for arm in arms
+                ]
+
+
+def rendered(
+    run: Prepared, pending: Pending, executor: Any, again: ErrorsAlone | None = None
+) -> Rendered:
+    """Renders what is pending, until it is done or too much of it fails (``max_errors``).
+
+    Raises UserError where a worker's files do not arrive in the output.
+    """
+    left = damaged(run.folder)
+    devices: set[str] = set()
+    hosts: set[str] = set()
+    problems: dict[str, None] = {}
+    failures = _Failures(run, pending)
+    stopped: str | None = None
+    with RunProgress(*_counts(run, pending)) as progress:
+        for said in executor.run(tasks(run, pending, again)):
+            if isinstance(said, Receipt):
+                if said.host not in hosts:
+                    _check_arrived(run, said)
+                    hosts.add(said.host)
+                progress.add(said)
+                devices.add(said.device)
+                left.pop(_file_of(said), None)
+                failures.add(said.errors, said.why)
+            elif isinstance(said, GiveUp):
+                problems[str(said)] = None
+                failures.add(_pictures(run, said.task), said.reason)
+            elif isinstance(said, Stop):
+                stopped = str(said)
+            else:
+                progress.tick()
+            stopped = stopped or failures.too_many()
+            if stopped:
+                break
+    note_damaged(run.folder, left)
+    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped)
+
+
+class _Failures:
+    """Counts the pictures that have none."""
+
+    def __init__(self, run: Run, pending: Pending):
+        shards = {shard.index: shard.prompts for shard in run.shards}
+        prompts = sum(
+            shards[index] * len(arms) for held in pending.values() for index, arms in held.items()
+        )
+        self._pictures = prompts * run.config.sampling.images_per_prompt
+        limit = run.config.max_errors
+        if isinstance(limit, float):
+            limit = limit * self._pictures
+        self._limit = self._pictures if limit is None else limit
+        self._errors = 0
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, errors: int, why: str | None) -> None:
+        if errors and why:
+            self._errors += errors
+            self._reasons[why] += 1
+
+    def too_many(self) -> str | None:
+        """Why the run is to stop; None where it is not."""
+        if self._errors <= self._limit:
+            return None
+        (why, _), *_ = self._reasons.most_common(1)
+        return (
+            f"{self._errors} of {self._pictures} pictures failed, more than max_errors allows "
+            f"({self._limit:g}); most often: {why}"
+        )
+
+
+def _counts(
+    run: Run, pending: Pending
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+    """By model and arm: its pictures, and those that are there."""
+    each = run.config.sampling.images_per_prompt
+    totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
+    done = dict(totals)
+    for shard in run.shards:
+        for model, missing in pending.items():
+            for arm in missing.get(shard.index, ()):
+                done[model, arm] -= shard.prompts * each
+    return totals, done
+
+
+def _pictures(run: Run, task: Task) -> int:
+    prompts = task.shard.prompts if isinstance(task, RenderTask) else 0
+    return prompts * run.config.sampling.images_per_prompt
+
+
+def _check_arrived(run: Run, receipt: Receipt) -> None:
+    """Raises UserError where a file that a worker wrote is not in the output."""
+    until = time.monotonic() + _SECONDS_TO_SEE
+    while not run.folder.exists(_file_of(receipt)):
+        if time.monotonic() > until:
+            raise UserError(
+                f"output {run.folder}: {receipt.host} wrote {_file_of(receipt)}, and it is not "
+                "there from here: that machine has a folder of its own under this name; give an "
+                "output that all nodes share, or a URI (s3://, gs://)"
+            )
+        time.sleep(0.5)
+
+
+def _file_of(receipt: Receipt) -> str:
+    return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)

@@ -1,0 +1,64 @@
+"""Error rows that a later run draws again: where they are, and what must go before."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from tgate_batch.output import layout, parquet
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.run import Finished, Run
+
+_THREADS = 16  # a footer is a request or two, which are mostly waiting
+
+Failed = dict[str, dict[int, tuple[str, ...]]]  # model -> shard -> the arms with error rows
+
+
+def failed(run: Run, finished: Finished) -> Failed:
+    """The finished shards that hold error rows, as their files' footers say."""
+    files = [
+        (model.name, shard, arm)
+        for model in run.config.models
+        for shard in run.shards
+        for arm in run.config.arms
+        if shard.index in finished[model.name, arm]
+    ]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        errors = threads.map(lambda file: _errors(run, *file), files)
+        found: Failed = {model.name: {} for model in run.config.models}
+        for (model, shard, arm), count in zip(files, errors, strict=True):
+            if count:
+                found[model][shard.index] = (*found[model].get(shard.index, ()), arm)
+    return found
+
+
+def _errors(run: Run, model: str, shard: ShardPlan, arm: str) -> int:
+    """How many rows of a file are errors; 0 where it is damaged, which a reader will tell."""
+    try:
+        with parquet.opened(run.folder, *run.pictures(model, arm, shard)) as file:
+            return int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
+    except parquet.DAMAGE:
+        return 0
+
+
+def forget_measurements(run: Run, failures: Failed) -> None:
+    """Deletes what was measured of these shards, and what it adds up to: pictures will join.
+
+    Where the baseline's are, the other arms' go too, which were compared with it.
+    """
+    gone = set(_measurements(run, failures))
+    if not gone:
+        return
+    for place in (layout.MEASURED, layout.FEATURES):
+        for name in run.folder.names(place, ".parquet"):
+            held = layout.folder_and_shard(name)
+            if held is not None and (*held[0].split("/")[-2:], held[1]) in gone:
+                run.folder.delete(name)
+    for model, arm in {(model, arm) for model, arm, _ in gone}:
+        run.folder.delete_all(layout.sums_of(model, arm))
+
+
+def _measurements(run: Run, failures: Failed) -> Iterator[tuple[str, str, int]]:
+    """(model, arm, shard) of which no measurement holds any more."""
+    for model, shards in failures.items():
+        for index, arms in shards.items():
+            changed = run.config.arms if run.config.baseline in arms else arms
+            yield from ((model, arm, index) for arm in changed)
