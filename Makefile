@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 EXACTLY = $(addprefix --constraint ,$(CONSTRAINTS))
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(EXACTLY) --editable
 
-.PHONY: help setup demo test test-all check format constraints clean
+.PHONY: help setup demo test test-all faults check format constraints clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: setup  ## the fast test suite
 
 test-all: setup  ## every test, the slow ones too
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+faults: setup  ## disturb runs in every way, and compare them with an undisturbed one (25 minutes)
+	$(BIN)/python tests/faults/suite.py
 
 check: setup  ## lint, format, types, layering
 	$(BIN)/ruff check .

@@ -33,7 +33,9 @@ score.metrics score.sources score.reference score.reference_file score.measure s
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.plan_size report.table report.summary report.page report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local execute.ray
-execute.progress execute.reference execute.rendering execute.scoring execute.again execute
+execute.progress execute.reference execute.rendering execute.scoring execute.again
+execute.findings execute.checks execute.checks_of_scores execute.entries execute.parts
+execute.verify execute.repair execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -16,13 +16,14 @@ from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.claim import check_free, claimed
 from tgate_batch.output.failed import Failed, failed, forget_measurements
 from tgate_batch.output.run import Pending, Prepared, Run
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
+from tgate_batch.storage import Folder
 
 DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
@@ -134,11 +135,41 @@ def report(config: Config) -> int:
     return _report(_reopened(config))
 
 
-def verify(output: str, again: int) -> int:
+def verify(output: str, again: int = 0, repair: bool = False) -> int:
+    """Proves an output folder; 1 where something in it is not as it should be.
+
+    ``again``: as many pictures of every arm are drawn again and compared with the stored ones.
+    ``repair``: what is damaged is removed, so that the next run makes it again.
+    """
+    from tgate_batch.execute.repair import repaired
+    from tgate_batch.execute.verify import verify as verified
+
+    folder = Folder(output)
+    if repair:
+        with claimed(folder):
+            found, run = verified(output)
+            _say(found.lines())
+            _say(repaired(folder, run, found))
+    else:
+        check_free(folder)
+        found, _ = verified(output)
+        check_free(folder)
+        _say(found.lines())
+    if again and not found.faults:
+        return _drawn_again(output, again)
+    return 1 if found.faults else 0
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _drawn_again(output: str, count: int) -> int:
     """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
     from tgate_batch.execute.again import draw_again
 
-    found = draw_again(output, again)
+    found = draw_again(output, count)
     for picture in found:
         if picture.levels is None:
             verdict = f"cannot be drawn: {picture.error}"

@@ -4,11 +4,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -37,28 +38,20 @@ class Cluster:
         self.address = f"127.0.0.1:{self._port}"
         self._known: list[psutil.Process] = []
         self.raylets: list[psutil.Process] = []
-        for number in range(nodes):
-            self.add_node(cpus if number == 0 else cpus)
+        for _ in range(nodes):
+            self.add_node(cpus)
 
     def add_node(self, cpus: int) -> None:
         """Starts a node; the first is the head."""
         before = {process.pid for process in psutil.process_iter()}
-        where = (
-            ["--address", self.address]
-            if self.raylets
-            else ["--head", "--port", str(self._port), "--include-dashboard=false"]
-            + ["--temp-dir", str(self._place / "ray")]
-        )
+        head = ["--head", "--port", str(self._port), "--include-dashboard=false"]
+        head += ["--temp-dir", str(self._place / "ray")]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--disable-usage-stats"]
+        command += ["--address", self.address] if self.raylets else head
+        command += ["--num-cpus", str(cpus)]
         environment = surroundings()
         environment.pop("RAY_ADDRESS", None)
-        subprocess.run(
-            [str(Path(sys.executable).with_name("ray")), "start", *where]
-            + ["--num-cpus", str(cpus), "--disable-usage-stats"],
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
         mark = str(self._port)
         fresh = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
         ours = [p for p in fresh if mark in " ".join(p.info["cmdline"] or ())]
@@ -87,12 +80,8 @@ class Cluster:
         psutil.wait_procs(processes, 10)
 
 
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        pass
+def _gone() -> suppress:
+    return suppress(psutil.NoSuchProcess)
 
 
 def _title(process: psutil.Process) -> str:
@@ -102,8 +91,6 @@ def _title(process: psutil.Process) -> str:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -7,7 +7,6 @@ row and picture by picture. ``python tests/faults/suite.py [--only TEXT] [--shar
 import argparse
 import contextlib
 import io
-import os
 import random
 import sys
 import tempfile
@@ -20,8 +19,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from injected import ROUNDS
-from world import World
+from injected import ROUNDS  # noqa: E402
+from world import World  # noqa: E402
 
 Round = Callable[[random.Random], None]
 
@@ -93,7 +92,6 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the rounds of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    os.environ["RAY_worker_niceness"] = "0"
     with tempfile.TemporaryDirectory() as place:
         total = run(Path(place), options.only, options.share, options.seed)
     return 1 if total["failed"] else 0

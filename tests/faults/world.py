@@ -17,33 +17,13 @@ from tgate_batch.config import Config
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.output import layout
 
-WORDS = [
-    "apple",
-    "bread",
-    "cloud",
-    "drum",
-    "eagle",
-    "fork",
-    "grass",
-    "horse",
-    "island",
-    "jacket",
-    "kettle",
-    "lemon",
-    "mirror",
-    "needle",
-    "onion",
-    "pencil",
-    "quilt",
-    "river",
-    "saddle",
-    "table",
-    "umbrella",
-    "violin",
-    "window",
-    "yarn",
-    "zebra",
-]
+# fmt: off
+WORDS = (
+    "apple", "bread", "cloud", "drum", "eagle", "fork", "grass", "horse", "island", "jacket",
+    "kettle", "lemon", "mirror", "needle", "onion", "pencil", "quilt", "river", "saddle",
+    "table", "umbrella", "violin", "window", "yarn", "zebra",
+)
+# fmt: on
 ARMS = ("baseline", "same")
 
 Rows = dict[

@@ -66,6 +66,34 @@ def test_name_of_a_shard_is_read_back():
     assert layout.folder_and_shard("images/m/a/shard-12.parquet") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (layout.prompts_part(3), ("prompts", None, None, None, 3)),
+        (layout.shard_file(layout.images("m", "a"), 12), ("images", None, "m", "a", 12)),
+        (layout.shard_file(layout.images("m", "a"), 123456), ("images", None, "m", "a", 123456)),
+        (layout.shard_file(layout.features("x:Y", "m", "a"), 1), ("features", "x-Y", "m", "a", 1)),
+        (
+            layout.shard_file(layout.measured("psnr", "m", "a"), 1),
+            ("measured", "psnr", "m", "a", 1),
+        ),
+        (layout.statistics("x", "m", "a"), ("statistics", "x", "m", "a", 0)),
+        (layout.sums("m", "a", 2), ("sums", None, "m", "a", 2)),
+        (layout.conclusion("m", "a"), ("conclusion", None, "m", "a", 0)),
+        (layout.scores("m", "a"), ("scores", None, "m", "a", 0)),
+        (layout.reference("x"), ("reference", "x", None, None, 0)),
+        (layout.part(layout.reference("x"), "x", 4), ("part", "x", None, None, 4)),
+        (layout.worker("host-1"), ("worker", "host-1", None, None, 0)),
+        ("images/m/a/shard-12.parquet", None),
+        ("images/m/a/shard-000012.parquet", None),
+        ("images/m/a/b/shard-00012.parquet", None),
+        ("notes.txt", None),
+    ],
+)
+def test_what_a_file_is_can_be_told_by_its_name(name, place):
+    assert layout.place(name) == place
+
+
 # Fields that change no picture, each with its reason.
 NO_PICTURE = {
     "models.path": "the files themselves decide: their fingerprint does",

@@ -126,3 +126,13 @@ def _is_alive(folder: Folder, claim: dict[str, Any], beat_seconds: float) -> boo
         ):
             return now is not None
     return False
+
+
+def check_free(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> None:
+    """Raises UserError where a living driver owns the folder; claims nothing."""
+    claim = _read(folder) if folder.exists(layout.CLAIM) else None
+    if claim is not None and _is_alive(folder, claim, beat_seconds):
+        raise UserError(
+            f"output {folder} is in use: process {claim['pid']} on {claim['host']} has worked "
+            f"there since {claim['since']}; wait for it, or stop it"
+        )

@@ -27,7 +27,7 @@ from tgate_batch.storage import Folder
 SHARDS_A_FILE = 1000
 _READERS = 16  # files whose footers are read at once: a store answers each after a while
 _PLANS_KEY = "tgate_batch.shards"
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("id", pa.string()),
@@ -134,7 +134,7 @@ def _write_part(
         folder.create(layout.prompts_part(part)) as stream,
         pq.ParquetWriter(
             stream,
-            _SCHEMA.with_metadata(footer),
+            SCHEMA.with_metadata(footer),
             compression={"image": "none"}
             | dict.fromkeys(("shard", "id", "text", "category"), "zstd"),
             write_page_checksum=True,
@@ -157,28 +157,35 @@ def _write_part(
                 }
                 for prompt in shard.prompts
             ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def frozen(folder: Folder) -> list[ShardPlan]:
     """The shards that the folder holds. Raises UserError where a file of theirs is damaged."""
     names = folder.names(layout.PROMPTS, ".parquet")
     with ThreadPoolExecutor(_READERS) as readers:
-        parts = readers.map(lambda name: _plans(folder, name), names)
+        parts = readers.map(lambda name: _plans_of(folder, name), names)
         found = [shard for part in parts for shard in part]
     return sorted(found, key=lambda shard: shard.index)
 
 
-def _plans(folder: Folder, name: str) -> list[ShardPlan]:
-    """The shards of one file."""
+def _plans_of(folder: Folder, name: str) -> list[ShardPlan]:
     try:
         with parquet.opened(folder, name) as file:
-            return [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
+            return plans(file)
     except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
         ) from None
+
+
+def plans(file: pq.ParquetFile) -> list[ShardPlan]:
+    """The shards in an open file of frozen prompts.
+
+    Raises KeyError, ValueError or TypeError where its footer does not say them.
+    """
+    return [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
 
 
 def load_shard(folder: Folder, shard: ShardPlan) -> Shard:

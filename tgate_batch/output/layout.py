@@ -19,13 +19,15 @@ end.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import NamedTuple
 
 from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 
-FORMAT = 2  # of the whole folder; 1 had no ledger, and model= and arm= in its folders' names
+FORMAT = 3  # of the whole folder; 1 had no ledger, rows of 2 had no kinds of errors
 
 CARD = "README.md"
 RUN = "run.json"
@@ -132,6 +134,48 @@ def parts(file: str) -> str:
 def part(file: str, extractor: str, number: int) -> str:
     """One part of a reference's pictures, as features."""
     return f"{parts(file)}/{spelled(extractor)}/part-{number:05d}.parquet"
+
+
+class Place(NamedTuple):
+    """What a file is, by its name. ``of``: a metric, an extractor, or a worker."""
+
+    kind: str  # a key of `_PLACES`
+    of: str | None = None
+    model: str | None = None
+    arm: str | None = None
+    number: int = 0  # of a shard, a chunk, or a part
+
+
+_OF, _ARM = r"(?P<of>[^/]+)", r"(?P<model>[^/]+)/(?P<arm>[^/]+)"
+_NUMBER = r"(?P<number>\d{5}|[1-9]\d{5,})"
+_PLACES = {
+    "prompts": rf"{PROMPTS}/part-{_NUMBER}\.parquet",
+    "images": rf"{IMAGES}/{_ARM}/shard-{_NUMBER}\.parquet",
+    "features": rf"{FEATURES}/{_OF}/{_ARM}/shard-{_NUMBER}\.parquet",
+    "measured": rf"{MEASURED}/{_OF}/{_ARM}/shard-{_NUMBER}\.parquet",
+    "statistics": rf"{FEATURES}/{_OF}/{_ARM}\.npz",
+    "sums": rf"{SUMS}/{_ARM}/part-{_NUMBER}\.npz",
+    "conclusion": rf"{SUMS}/{_ARM}/total\.npz",
+    "scores": rf"scores/{_ARM}\.json",
+    "reference": rf"scores/reference/{_OF}\.npz",
+    "part": rf"scores/reference/{_OF}\.npz\.parts/[^/]+/part-{_NUMBER}\.parquet",
+    "worker": rf"{WORKERS}/{_OF}\.json",
+}
+
+
+def place(name: str) -> Place | None:
+    """What a file in a folder of the output is; None for a name that nothing here gives."""
+    for kind, pattern in _PLACES.items():
+        if found := re.fullmatch(pattern, name):
+            said = found.groupdict()
+            number = int(said.pop("number", None) or 0)
+            return Place(kind, **said, number=number)
+    return None
+
+
+def place_of(folder: str) -> Place | None:
+    """What the files of a folder in the ledger are, as ``place`` has it, but for their number."""
+    return place(shard_file(folder, 0)) or place(f"{folder}/total.npz")
 
 
 def of_pictures(

@@ -174,6 +174,11 @@ def load_run(output: str) -> Run:
     Raises UserError where the folder holds none, or one of another format.
     """
     folder = Folder(output)
+    return Run(held_config(folder, output), folder, frozen.frozen(folder), Ledger(folder))
+
+
+def held_config(folder: Folder, output: str) -> Config:
+    """The config that a folder holds, with ``output`` as its output; raises as ``load_run``."""
     try:
         content = json.loads(folder.hasty.read(layout.RUN))
         settings = content["config"]
@@ -184,11 +189,10 @@ def load_run(output: str) -> Run:
         ) from None
     check_format(folder, content)
     try:
-        config = Config.model_validate(settings | {"output": output})
+        return Config.model_validate(settings | {"output": output})
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"output {folder}: {layout.RUN} cannot be used: {reason}") from None
-    return Run(config, folder, frozen.frozen(folder), Ledger(folder))
 
 
 def finished(run: Run) -> Finished:

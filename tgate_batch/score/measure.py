@@ -21,6 +21,7 @@ from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.records import SCHEMA
 from tgate_batch.render.codec import decode
 from tgate_batch.score.metrics import LoadedMetrics
 from tgate_batch.storage import Folder
@@ -36,6 +37,8 @@ TIMES = (
 )
 _READ = ["prompt_id", "image_number", "prompt", "status", "error", "error_kind", "image", *TIMES]
 _KEPT = ["prompt_id", "image_number", "status", "error", "error_kind", *TIMES]
+ROWS_SCHEMA = pa.schema([*map(SCHEMA.field, _KEPT), ("broken", pa.string())])
+FIGURES_SCHEMA = pa.schema([*map(SCHEMA.field, _KEPT[:2]), ("value", pa.float64())])
 
 MACS = ("macs_per_image", "macs_per_image_with_attention")  # as a picture file's footer has them
 

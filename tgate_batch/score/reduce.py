@@ -74,9 +74,13 @@ class Source:
 
     def identity(self, chunk: Chunk) -> str:
         """What a chunk's summary is made of, as one digest."""
-        digests = "".join(shard.digest for shard in chunk.shards)
-        place = f"{chunk.first_prompt} {chunk.first_batch} {digests}"
-        return layout.file_identity(self.settings(), place)
+        return identity(self.settings(), chunk)
+
+
+def identity(settings: Mapping[str, Any], chunk: Chunk) -> str:
+    """What a summary is made of: the settings of an arm's sums, and the chunk."""
+    digests = "".join(shard.digest for shard in chunk.shards)
+    return layout.file_identity(settings, f"{chunk.first_prompt} {chunk.first_batch} {digests}")
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,13 @@ class Folder:
             raise
         self.delete(name)
 
+    def temporary(self) -> list[str]:
+        """What killed writers left under temporary names, sorted, relative to this folder."""
+        if not self.local:
+            return []
+        base = Path(self._base)
+        return sorted(file.relative_to(base).as_posix() for file in base.rglob(f"{_TEMPORARY}*"))
+
     def clear_temporary(self) -> int:
         """Removes what killed writers left under temporary names; returns how many."""
         if not self.local or not Path(self._base).is_dir():

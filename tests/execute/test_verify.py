@@ -1,0 +1,580 @@
+"""Planted damage is found, a sound run has none, and what a repair removes is made again."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tgate_batch import config, workflow
+from tgate_batch.errors import UserError
+from tgate_batch.execute.verify import verify
+from tgate_batch.output import layout
+from tgate_batch.output.claim import claimed
+from tgate_batch.storage import Folder
+
+ROOT = Path(__file__).parents[2]
+MODEL, SHARDS, EACH = "sd15", 3, 2
+EXTRACTOR = "efficientnet-lite0"
+
+
+@pytest.fixture(scope="module")
+def settings(tiny, tmp_path_factory) -> dict:
+    """A run of 6 prompts in 3 shards with two arms, compared with four pictures of noise."""
+    here = tmp_path_factory.mktemp("sound")
+    (here / "captions.txt").write_text("".join(f"picture {i}\n" for i in range(SHARDS * EACH)))
+    (here / "reference").mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(4):
+        pixels = noise.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(here / "reference" / f"{number}.png")
+    return {
+        "models": [{"name": MODEL, "path": tiny}],
+        "prompts": {"path": str(here / "captions.txt"), "shard_size": EACH},
+        "sampling": {"steps": 3, "height": 32, "width": 32, "batch_size": 2},
+        "arms": {"baseline": {}, "tgate": {"gate_step": 1}},
+        "workers": {"executor": "local"},
+        "score": {"reference": str(here / "reference")},
+        "output": str(here / "out"),
+    }
+
+
+@pytest.fixture(scope="module")
+def sound(settings) -> Path:
+    """The output folder of that run, finished."""
+    assert workflow.render(config.parse(settings)) == 0
+    return Path(settings["output"])
+
+
+@pytest.fixture
+def out(sound, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(sound, tmp_path / "out")
+
+
+def shard(arm: str = "tgate", index: int = 1) -> str:
+    return layout.shard_file(layout.images(MODEL, arm), index)
+
+
+def figures(metric: str, arm: str = "tgate", index: int = 1) -> str:
+    return layout.shard_file(layout.measured(metric, MODEL, arm), index)
+
+
+FEATURES = layout.shard_file(layout.features(EXTRACTOR, MODEL, "tgate"), 1)
+PROMPTS = layout.prompts_part(0)
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def flip_in_page(file: Path, column: str) -> None:
+    """Flips a bit of the last byte of a column's data in the first row group."""
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    chunk = next(one for one in columns if one.path_in_schema == column)
+    start = min(o for o in (chunk.dictionary_page_offset, chunk.data_page_offset) if o)
+    flip(file, start + chunk.total_compressed_size - 1)
+
+
+def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Writes other rows under the same footer, with checksums that are right."""
+    table = pq.read_table(file)
+    changed = change(table)
+    footer = table.schema.metadata
+    pq.write_table(changed.replace_schema_metadata(footer), file, write_page_checksum=True)
+
+
+def set_cell(column: str, value: object, row: int = 0) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value
+        place = table.schema.get_field_index(column)
+        return table.set_column(
+            place, table.field(column), pa.array(values, table.field(column).type)
+        )
+
+    return change
+
+
+def cells(**values: object) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        for column, value in values.items():
+            table = set_cell(column, value)(table)
+        return table
+
+    return change
+
+
+def picture(width: int, height: int, kind: str = "webp") -> dict:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(stream, kind)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def swap_rows(table: pa.Table) -> pa.Table:
+    return table.take(list(range(len(table)))[::-1])
+
+
+def in_json(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def entry(folder: str, key: str, value: object) -> Callable[[Path], object]:
+    def change(out: Path) -> None:
+        in_json(out / layout.LEDGER, lambda ledger: ledger["folders"][folder].update({key: value}))
+
+    return change
+
+
+def rows(change: Callable[[pa.Table], pa.Table], name: str = shard()) -> Callable[[Path], object]:
+    return lambda out: rewrite(out / name, change)
+
+
+def written(name: str, content: bytes = b"") -> Callable[[Path], object]:
+    def write(out: Path) -> None:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+
+    return write
+
+
+def copied(source: str, name: str) -> Callable[[Path], object]:
+    def copy(out: Path) -> None:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(out / source, out / name)
+
+    return copy
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda out: os.truncate(out / name, (out / name).stat().st_size // 2)
+
+
+def page(name: str, column: str) -> Callable[[Path], object]:
+    return lambda out: flip_in_page(out / name, column)
+
+
+def middle(name: str) -> Callable[[Path], object]:
+    return lambda out: flip(out / name, (out / name).stat().st_size // 2)
+
+
+TOTAL = layout.conclusion(MODEL, "tgate")
+SCORES = layout.scores(MODEL, "tgate")
+STATISTICS = layout.statistics(EXTRACTOR, MODEL, "tgate")
+REFERENCE = layout.reference(EXTRACTOR)
+OTHER = layout.shard_file(layout.images(MODEL, "other"), 0)
+TEMPORARY = f"{layout.images(MODEL, 'tgate')}/.tmp-shard-00001.parquet-1234"
+
+# What is planted -> how, the file that is named, and words that are said of it.
+DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "a byte of a picture's page": (page(shard(), "image.bytes"), shard(), "CRC"),
+    "a byte of a prompt's page": (page(shard(), "prompt"), shard(), "CRC"),
+    "a byte of a page of times": (page(shard(), "encode_seconds"), shard(), "CRC"),
+    "a file cut off": (cut(shard()), shard(), "cannot be read"),
+    "an empty file": (written(shard()), shard(), "cannot be read"),
+    "a file of text": (written(shard(), b"pictures" * 99), shard(), "cannot be read"),
+    "another shard's file": (copied(shard(index=0), shard()), shard(), "other settings or prompts"),
+    "another arm's file": (copied(shard("baseline"), shard()), shard(), "other settings"),
+    "a row missing": (rows(lambda t: t.slice(1)), shard(), "is missing"),
+    "a row doubled": (rows(lambda t: pa.concat_tables([t, t.slice(1)])), shard(), "stands 2 times"),
+    "rows in another order": (rows(swap_rows), shard(), "not in the prompts' order"),
+    "a row of no prompt": (rows(set_cell("prompt_id", "new")), shard(), "row new/0"),
+    "another picture number": (rows(set_cell("image_number", 7)), shard(), "/7 is of no prompt"),
+    "another seed": (rows(set_cell("seed", 1)), shard(), "another seed"),
+    "another prompt": (rows(set_cell("prompt", "a cat")), shard(), "another prompt"),
+    "another arm in a row": (rows(set_cell("arm", "x")), shard(), "is of model sd15 and arm x"),
+    "bytes that are no picture": (
+        rows(set_cell("image", {"bytes": b"RIFF....WEBP", "path": None})),
+        shard(),
+        "cannot be decoded",
+    ),
+    "a picture cut off": (
+        rows(lambda t: set_cell("image", shortened(t["image"][0].as_py()))(t)),
+        shard(),
+        "cannot be decoded",
+    ),
+    "a picture of another size": (
+        rows(set_cell("image", picture(16, 32))),
+        shard(),
+        "a picture of 16x32 and says 32x32",
+    ),
+    "another picture format": (rows(set_cell("image", picture(32, 32, "png"))), shard(), "in png"),
+    "a row that is ok without a picture": (
+        rows(set_cell("image", None)),
+        shard(),
+        "is ok and has no picture",
+    ),
+    "a failed row without a reason": (
+        rows(cells(status="error", image=None)),
+        shard(),
+        "does not say why",
+    ),
+    "a failed row with a picture": (
+        rows(cells(status="error", error="out of memory")),
+        shard(),
+        "has failed and has a picture",
+    ),
+    "an unknown status": (rows(set_cell("status", "done")), shard(), "status 'done'"),
+    "a column missing": (rows(lambda t: t.drop_columns("worker")), shard(), "no column worker"),
+    "a column too many": (
+        rows(lambda t: t.append_column("more", t["seed"])),
+        shard(),
+        "a column more too many",
+    ),
+    "a column of another type": (
+        rows(lambda t: t.set_column(5, "seed", t["batch_seconds"])),
+        shard(),
+        "column seed is double, not int64",
+    ),
+    "a shard missing": (lambda out: (out / shard()).unlink(), shard(), "missing: "),
+    "a shard beyond the plan": (copied(shard(), shard(index=3)), shard(index=3), "stray: "),
+    "an arm that the ledger lacks": (copied(shard(), OTHER), OTHER, "stray: "),
+    "a temporary file": (
+        written(TEMPORARY, b"PAR1"),
+        TEMPORARY,
+        "a writer that was killed left it",
+    ),
+    "a person's file": (written("images/notes.txt", b"mine"), "images/notes.txt", "foreign: "),
+    "a byte of a figure": (page(figures("psnr"), "value"), figures("psnr"), "CRC"),
+    "a figure missing": (
+        rows(lambda t: t.slice(1), figures("psnr")),
+        figures("psnr"),
+        "is missing",
+    ),
+    "a measurement missing": (
+        lambda out: (out / figures("ssim")).unlink(),
+        figures("ssim"),
+        "missing: ",
+    ),
+    "a measurement of another shard": (
+        copied(figures("rows", index=0), figures("rows")),
+        figures("rows"),
+        "other settings or prompts",
+    ),
+    "rows measured otherwise": (
+        rows(cells(status="error", error="lost"), figures("rows")),
+        figures("rows"),
+        "not those of the pictures",
+    ),
+    "a byte of the features": (page(FEATURES, "features.list.element"), FEATURES, "CRC"),
+    "features that are not finite": (
+        rows(lambda t: set_cell("features", [float("nan")] * len(t["features"][0]))(t), FEATURES),
+        FEATURES,
+        "not finite",
+    ),
+    "features of one row too few": (rows(lambda t: t.slice(1), FEATURES), FEATURES, "is missing"),
+    "a byte of the prompts": (page(PROMPTS, "text"), PROMPTS, "restore it from a copy"),
+    "no prompts": (lambda out: (out / PROMPTS).unlink(), "prompts", "of 3 shards 0 are here"),
+    "a byte of the sums": (middle(TOTAL), TOTAL, "CRC"),
+    "another arm's sums": (
+        copied(layout.conclusion(MODEL, "baseline"), TOTAL),
+        TOTAL,
+        "it is of sd15 baseline",
+    ),
+    "a byte of the statistics": (middle(STATISTICS), STATISTICS, "CRC"),
+    "a byte of the reference": (middle(REFERENCE), REFERENCE, "CRC"),
+    "scores cut off": (cut(SCORES), SCORES, "cannot be read"),
+    "scores that count otherwise": (
+        lambda out: in_json(out / SCORES, lambda held: held.update(images=5)),
+        SCORES,
+        "counts 5 images",
+    ),
+    "a figure of the report": (
+        lambda out: in_json(out / layout.REPORT_JSON, lambda r: r["arms"][1].update(broken=1)),
+        layout.REPORT_JSON,
+        "its broken is not that of scores/sd15/tgate.json",
+    ),
+    "a page cut off": (cut(layout.REPORT_PAGE), layout.REPORT_PAGE, "cut off"),
+    "a torn line of the history": (
+        lambda out: Folder(str(out)).append(layout.HISTORY, '{"event": "sta'),
+        layout.HISTORY,
+        "line 3 is no entry",
+    ),
+    "a worker's notes cut off": (
+        lambda out: cut(Folder(str(out)).names(layout.WORKERS)[0])(out),
+        layout.WORKERS,
+        "cannot be read",
+    ),
+    "a setting in the ledger": (
+        entry(layout.images(MODEL, "tgate"), "gate_step", 2),
+        layout.LEDGER,
+        "gate_step is 2, not 1",
+    ),
+    "a checkpoint in the ledger": (
+        entry(layout.images(MODEL, "tgate"), "checkpoint", "f" * 64),
+        layout.LEDGER,
+        "images/sd15/tgate: checkpoint is",
+    ),
+    "a metric's version in the ledger": (
+        entry(layout.measured("psnr", MODEL, "tgate"), "version", 9),
+        figures("psnr"),
+        "other settings",
+    ),
+    "a measurement's pictures in the ledger": (
+        entry(layout.measured("psnr", MODEL, "tgate"), "pictures", "0" * 64),
+        layout.LEDGER,
+        "not of the arm's pictures",
+    ),
+    "the sums' entry in the ledger": (
+        entry(layout.sums_of(MODEL, "tgate"), "measured", "0" * 64),
+        layout.LEDGER,
+        "not of the arm's measurements",
+    ),
+    "an entry missing in the ledger": (
+        lambda out: in_json(
+            out / layout.LEDGER, lambda held: held["folders"].pop(layout.images(MODEL, "tgate"))
+        ),
+        layout.LEDGER,
+        "images/sd15/tgate: it is missing",
+    ),
+    "no entry in the ledger but a number": (
+        lambda out: in_json(out / layout.LEDGER, lambda held: held["folders"].update(prompts=7)),
+        layout.LEDGER,
+        "its entry of prompts is none",
+    ),
+    "no ledger": (
+        lambda out: (out / layout.LEDGER).unlink(),
+        layout.LEDGER,
+        "restore it from a copy",
+    ),
+    "a ledger cut off": (cut(layout.LEDGER), layout.LEDGER, "restore it from a copy"),
+    "a config cut off": (cut(layout.RUN), layout.RUN, "cannot be read"),
+    "a config that cannot be": (
+        lambda out: in_json(out / layout.RUN, lambda r: r["config"]["sampling"].update(steps="x")),
+        layout.RUN,
+        "cannot be used",
+    ),
+    "pictures a prompt in the ledger": (
+        entry(layout.sums_of(MODEL, "tgate"), "images_per_prompt", 2),
+        layout.LEDGER,
+        "images_per_prompt is not that of the pictures",
+    ),
+    "another seed in the config": (
+        lambda out: in_json(out / layout.RUN, lambda r: r["config"]["sampling"].update(seed=5)),
+        layout.RUN,
+        "sampling.seed is 5, not 0",
+    ),
+}
+
+
+def shortened(image: dict) -> dict:
+    return {"bytes": image["bytes"][: len(image["bytes"]) // 2], "path": None}
+
+
+def lines_of(output: Path) -> list[str]:
+    found, _ = verify(str(output))
+    return list(found.lines())
+
+
+def test_a_sound_run_has_no_faults_and_all_of_it_is_counted(sound):
+    found, _ = verify(str(sound))
+    assert [str(fault) for fault in found.faults] == []
+    files = 2 * SHARDS
+    assert found.checked["files of pictures"] == files
+    assert found.checked["rows"] == found.checked["pictures decoded"] == files * EACH
+    # Of both arms: rows, features, accuracy; of one: PSNR and SSIM.
+    assert found.checked["files of measurements"] == 2 * SHARDS * 3 + SHARDS * 2
+    assert found.checked["sums and statistics"] == 2 * 2 + 1
+    assert found.checked["names in the folder"] == sum(f.is_file() for f in sound.rglob("*"))
+
+
+@pytest.mark.parametrize("planted", DAMAGE)
+def test_planted_damage_is_found_and_named(out, planted):
+    plant, name, words = DAMAGE[planted]
+    plant(out)
+    found, _ = verify(str(out))
+    told = [str(fault) for fault in found.faults if fault.name.startswith(name)]
+    assert any(words in line for line in told), list(found.lines())
+
+
+def pictures(output: Path) -> dict[tuple[str, str, int], bytes]:
+    """Every row's picture."""
+    tables = [pq.read_table(file) for file in (output / layout.IMAGES).rglob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return {(r["arm"], r["prompt_id"], r["image_number"]): r["image"]["bytes"] for r in rows}
+
+
+def names(output: Path) -> set[str]:
+    return {str(file.relative_to(output)) for file in output.rglob("*") if file.is_file()}
+
+
+def rendered(out: Path, settings: dict, **changed: object) -> None:
+    assert workflow.render(config.parse(settings | {"output": str(out)} | changed)) == 0
+
+
+def repaired(out: Path, settings: dict, *planted: str) -> set[str]:
+    """Plants, repairs and renders again; returns the names that were removed meanwhile."""
+    for one in planted:
+        DAMAGE[one][0](out)
+    before = names(out)
+    assert workflow.verify(str(out), repair=True) == 1
+    gone = before - names(out)
+    rendered(out, settings)
+    return gone
+
+
+def test_repair_and_a_run_make_the_undisturbed_pictures_again(out, sound, settings):
+    gone = repaired(
+        out,
+        settings,
+        "a byte of a picture's page",
+        "a shard beyond the plan",
+        "an arm that the ledger lacks",
+        "a temporary file",
+        "a torn line of the history",
+        "a worker's notes cut off",
+        "a byte of the reference",
+        "a figure of the report",
+        "a setting in the ledger",
+    )
+    assert {shard(), shard(index=3), OTHER, TEMPORARY, REFERENCE} <= gone
+    # What was made of that shard's pictures goes too, and what those figures were added up to.
+    assert {figures("psnr"), figures("rows"), FEATURES, TOTAL, SCORES, STATISTICS} <= gone
+    # What is sound stays: the other shards, and the baseline.
+    assert not {shard(index=0), figures("psnr", index=0), shard("baseline")} & gone
+    assert layout.conclusion(MODEL, "baseline") not in gone
+    assert pictures(out) == pictures(sound)
+    assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_a_damaged_baseline_takes_the_other_arms_comparisons_along(out, sound, settings, capsys):
+    written("images/notes.txt", b"mine")(out)
+    flip_in_page(out / shard("baseline"), "image.bytes")
+    gone = repaired(out, settings)
+    assert {shard("baseline"), figures("psnr"), figures("ssim"), TOTAL, SCORES} <= gone
+    assert not {shard(), figures("psnr", index=0), figures("rows"), FEATURES} & gone
+    assert "left alone: images/notes.txt" in capsys.readouterr().out
+    assert pictures(out) == pictures(sound)
+    (out / "images/notes.txt").unlink()
+    assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_wrong_entries_of_the_ledger_cost_no_picture(out, sound, settings):
+    gone = repaired(
+        out,
+        settings,
+        "a checkpoint in the ledger",
+        "a metric's version in the ledger",
+        "the sums' entry in the ledger",
+    )
+    assert not {name for name in gone if name.startswith(layout.IMAGES)}
+    assert pictures(out) == pictures(sound)
+    assert lines_of(out)[-1].startswith("sound: ")
+    DAMAGE["an entry missing in the ledger"][0](out)
+    DAMAGE["a measurement's pictures in the ledger"][0](out)
+    gone = repaired(out, settings)
+    assert not {name for name in gone if name.startswith(layout.IMAGES)}
+    assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_damaged_prompts_stay_and_are_frozen_again_once_they_are_deleted(out, sound, settings):
+    DAMAGE["a byte of the prompts"][0](out)
+    before = names(out)
+    assert workflow.verify(str(out), repair=True) == 1
+    assert names(out) == before
+    shutil.rmtree(out / layout.PROMPTS)
+    rendered(out, settings)
+    assert pictures(out) == pictures(sound)
+    assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_a_missing_shard_is_no_damage_and_the_next_run_makes_it(out, settings):
+    (out / shard()).unlink()
+    assert workflow.verify(str(out)) == 1
+    assert lines_of(out)[-1] == "not sound: 1 missing; jobs/render.py makes what is missing"
+    rendered(out, settings)
+    assert workflow.verify(str(out)) == 0
+
+
+def test_an_arm_that_left_the_config_is_no_fault_and_is_checked_all_the_same(out, settings):
+    rendered(out, settings, arms={"baseline": {}})
+    assert workflow.verify(str(out)) == 0
+    # The baseline that it was compared with may go, too.
+    again = config.parse(
+        settings
+        | {"output": str(out), "arms": {"baseline": {"deepcache": {"interval": 2, "branch": 0}}}}
+    )
+    assert workflow.render(again, replace_stale=True) == 0
+    assert workflow.verify(str(out)) == 0
+    flip_in_page(out / shard(), "image.bytes")
+    found, _ = verify(str(out))
+    assert [fault.name for fault in found.faults] == [shard()]
+
+
+def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
+    flip_in_page(out / shard(), "image.bytes")
+    done = subprocess.run(
+        [sys.executable, "jobs/verify.py", str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["checked", "how", "many", "faults"]
+    assert lines[4].split() == ["files", "of", "pictures", "6", "1"]
+    assert lines[-2].startswith(f"damaged: {shard()}: cannot be read: ")
+    assert lines[-1].startswith("not sound: 1 damaged; --repair removes")
+
+
+def test_a_repair_removes_nothing_that_only_the_storage_could_not_give(out, monkeypatch, capsys):
+    whole = Folder.open
+    failures = {shard(): 2, SCORES: 99}  # one is back for the second look, one stays away
+
+    def failing(folder: Folder, name: str):
+        if failures.get(name, 0) > 0:
+            failures[name] -= 1
+            raise OSError("the store does not answer")
+        return whole(folder, name)
+
+    before = names(out)
+    monkeypatch.setattr(Folder, "open", failing)
+    assert workflow.verify(str(out), repair=True) == 1
+    assert names(out) == before
+    said = capsys.readouterr().out
+    assert f"left alone: {shard()}: cannot be read: the store does not answer" in said
+    assert said.splitlines()[-1] == "files removed: 0; left to you: 2"
+
+
+def test_checking_changes_nothing(out):
+    flip_in_page(out / shard(), "image.bytes")
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    assert workflow.verify(str(out)) == 1
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+
+
+def test_a_run_at_work_is_not_checked(out):
+    with claimed(Folder(str(out))):
+        for repair in (False, True):
+            with pytest.raises(UserError, match=f"is in use: process {os.getpid()} on"):
+                workflow.verify(str(out), repair=repair)
+
+
+def test_the_claim_of_a_dead_run_is_no_fault(out):
+    claim = {"host": os.uname().nodename, "pid": 2**22 + 1, "since": "then"}
+    (out / layout.CLAIM).write_text(json.dumps(claim))
+    assert workflow.verify(str(out)) == 0
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        workflow.verify(str(tmp_path))
+
+
+def test_twenty_faults_are_shown_and_the_others_counted(out):
+    for number in range(25):
+        (out / f"note-{number:02d}.txt").write_text("")
+    lines = lines_of(out)
+    assert sum(line.startswith("foreign: ") for line in lines) == 20
+    assert lines[-2:] == ["and 5 more", "not sound: 25 foreign"]

@@ -1,0 +1,184 @@
+"""Whether sums, statistics, scores and the report are what they should be, and workers' notes.
+
+Each check returns reasons, as those of Parquet files do. Nothing in an archive is unpickled.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from tgate_batch.execute.checks import pages
+from tgate_batch.execute.findings import guarded
+from tgate_batch.output import layout
+from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
+from tgate_batch.score.sums import Summary
+from tgate_batch.storage import Folder
+
+_ADDED_TO = "withheld"  # of an arm's scores: a report has more reasons in it
+
+
+def archive(content: bytes) -> dict[str, np.ndarray]:
+    """Every array of an ``.npz``; reading one compares its checksum."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as opened:
+        return {key: opened[key] for key in opened.files}
+
+
+def readable(folder: Folder, name: str) -> list[str]:
+    """Checks that a file of any kind can be read, whatever it says."""
+    if name.endswith(".parquet"):
+        return pages(folder, name)
+    kinds: dict[str, Callable[[bytes], Any]] = {
+        ".npz": archive,
+        ".json": json.loads,
+        ".md": bytes.decode,
+        ".html": bytes.decode,
+    }
+    read = kinds.get(PurePosixPath(name).suffix, len)
+
+    def check() -> list[str]:
+        read(folder.read(name))
+        return []
+
+    return guarded(check)
+
+
+def statistics(folder: Folder, name: str) -> list[str]:
+    """Checks ``mu`` and ``sigma``, and what a reference's file has beside them."""
+
+    def check() -> list[str]:
+        arrays = archive(folder.read(name))
+        if lacking := [key for key in ("mu", "sigma", "count") if key not in arrays]:
+            return [f"it has no {' and no '.join(lacking)}"]
+        mu, sigma = arrays["mu"], arrays["sigma"]
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            return ["its mu and sigma do not fit together"]
+        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+            return ["it has values that are not finite"]
+        if "about" in arrays:
+            json.loads(str(arrays["about"]))
+        return []
+
+    return guarded(check)
+
+
+def summary(folder: Folder, name: str, identity: str) -> list[str]:
+    """Checks the sums of a chunk."""
+
+    def check() -> list[str]:
+        content = folder.read(name)
+        archive(content)
+        if Summary.load(content, identity) is None:
+            return ["it was added up of other measurements than its name says"]
+        return []
+
+    return guarded(check)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows of an arm are pictures, and how many failed."""
+
+    images: int
+    errors: int
+
+    def differ(self, images: Any, errors: Any) -> list[str]:
+        if (images, errors) == (self.images, self.errors):
+            return []
+        return [
+            f"it counts {images} images and {errors} errors; the rows are {self.images} and "
+            f"{self.errors}"
+        ]
+
+
+def conclusion(folder: Folder, name: str, counts: Counts | None) -> list[str]:
+    """Checks what all sums of an arm came down to; ``counts`` None: not known."""
+
+    def check() -> list[str]:
+        place, arrays = layout.place(name), archive(folder.read(name))
+        assert place is not None
+        about = json.loads(str(arrays["about"]))
+        if about["key"] != [place.model, place.arm]:
+            return [f"it is of {' '.join(about['key'])}"]
+        sums = {tuple(key): arrays[f"sum-{n}"] for n, key in enumerate(about["sums"])}
+        if counts is None:
+            return []
+        return counts.differ(int(sums["images",]), int(sums["errors",]))
+
+    return guarded(check)
+
+
+def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
+    """Checks an arm's scores; ``counts`` None: not known."""
+
+    def check() -> list[str]:
+        place, content = layout.place(name), json.loads(folder.read(name))
+        assert place is not None
+        if (content["model"], content["arm"]) != (place.model, place.arm):
+            return [f"it is of {content['model']} {content['arm']}"]
+        found = content["images"], content["errors"]
+        return [] if counts is None else counts.differ(*found)
+
+    return guarded(check)
+
+
+def worker(folder: Folder, name: str) -> list[str]:
+    """Checks where a worker's time went."""
+
+    def check() -> list[str]:
+        content = json.loads(folder.read(name))
+        seconds = content["seconds"]
+        stages = (*ON_DEVICE, *BESIDE, "wall")
+        lacking = [stage for stage in stages if not isinstance(seconds.get(stage), int | float)]
+        lacking += [key for key in ("device", "gpu", "joules") if key not in content]
+        return [f"it does not say {', '.join(lacking)}"] if lacking else []
+
+    return guarded(check)
+
+
+def history(folder: Folder, name: str) -> list[str]:
+    """Checks that each line is an entry."""
+
+    def check() -> list[str]:
+        lines = folder.read(name).splitlines()
+        torn = [number for number, line in enumerate(lines, 1) if not _is_entry(line)]
+        return [f"line {number} is no entry" for number in torn]
+
+    return guarded(check)
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def report(folder: Folder) -> dict[str, list[str]]:
+    """Checks the report's files, and that its figures are those of the scores: name -> reasons."""
+
+    def figures() -> list[str]:
+        reasons = []
+        for arm in json.loads(folder.read(layout.REPORT_JSON))["arms"]:
+            name = layout.scores(arm["model"], arm["arm"])
+            if not folder.exists(name) or scores(folder, name, None):
+                continue
+            for key, value in json.loads(folder.read(name)).items():
+                if key != _ADDED_TO and json.dumps(arm.get(key)) != json.dumps(value):
+                    reasons.append(f"its {key} is not that of {name}")
+        return reasons
+
+    def text(name: str, end: str) -> list[str]:
+        content = folder.read(name).decode().rstrip()
+        return [] if content and content.endswith(end) else ["it is cut off"]
+
+    checks = {
+        layout.REPORT_JSON: figures,
+        layout.REPORT_MARKDOWN: lambda: text(layout.REPORT_MARKDOWN, ""),
+        layout.REPORT_PAGE: lambda: text(layout.REPORT_PAGE, "</html>"),
+    }
+    return {name: guarded(check) for name, check in checks.items() if folder.exists(name)}

@@ -1,0 +1,185 @@
+"""Removes from an output what is not as it should be, so that the next run makes it again.
+
+With a file goes all that was made of it: a picture file takes its shard's measurements along, and
+a measurement the arm's sums and scores. What the baseline loses, the other arms' comparisons lose.
+The caller owns the folder.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tgate_batch.execute.checks_of_scores import readable
+from tgate_batch.execute.findings import (
+    DAMAGED,
+    FOREIGN,
+    KEPT,
+    MISSING,
+    STRAY,
+    UNREAD,
+    Fault,
+    Findings,
+)
+from tgate_batch.output import layout
+from tgate_batch.output import run as runs
+from tgate_batch.output.layout import Place
+from tgate_batch.output.run import Run
+from tgate_batch.storage import Folder
+
+_SHOWN = 20
+_CHUNK = 2**22  # bytes
+_OF_SHARDS = ("images", "features", "measured")
+_OF_ARMS = ("sums", "conclusion", "statistics", "scores")
+_REPORT = (layout.REPORT_JSON, layout.REPORT_MARKDOWN, layout.REPORT_PAGE)
+
+
+def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
+    """Removes what can be made again; yields lines that say what was done.
+
+    ``run`` is None where it cannot be told: then only what is damaged itself goes.
+    """
+    names: dict[str, None] = {}
+    unread = [fault for fault in found.faults if _is_away(folder, fault)]
+    faults = [fault for fault in found.faults if fault not in unread]
+    if run is not None:
+        for fault in faults:
+            if fault.entry is not None:
+                yield _corrected(run, *fault.entry)
+        names |= dict.fromkeys(_derived(run, faults))
+    for fault in faults:
+        if fault.kind in (DAMAGED, STRAY) and fault.entry is None:
+            names[fault.name] = None
+    if layout.HISTORY in names:
+        names.pop(layout.HISTORY)
+        yield _without_torn_lines(folder)
+    for name in names:
+        folder.delete(name)
+    _forget(folder, set(names))
+    yield from (f"removed: {name}" for name in [*names][:_SHOWN])
+    if len(names) > _SHOWN:
+        yield f"removed: {len(names) - _SHOWN:,} more"
+    left = [*(fault for fault in faults if fault.kind in (FOREIGN, KEPT)), *unread]
+    yield from (f"left alone: {fault.name}: {fault.reason}" for fault in left[:_SHOWN])
+    yield _verdict(found, len(names), len(left))
+
+
+def _is_away(folder: Folder, fault: Fault) -> bool:
+    """Whether it was the storage that could not be read, and not a file that is damaged.
+
+    Nothing is removed for an outage: what could not be read is read once more.
+    """
+    if fault.kind != DAMAGED or fault.entry is not None or not fault.reason.startswith(UNREAD):
+        return False
+    try:
+        with folder.open(fault.name) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return not readable(folder, fault.name)
+
+
+def _verdict(found: Findings, removed: int, left: int) -> str:
+    if not found.faults:
+        return "nothing to repair"
+    told = [f"files removed: {removed:,}"]
+    if left:
+        told.append(f"left to you: {left:,}")
+    if left < len(found.faults):
+        told.append("jobs/render.py with the run's config makes again what is missing")
+    return "; ".join(told)
+
+
+def _corrected(run: Run, folder: str, right: layout.Settings | None) -> str:
+    """Sets an entry of the ledger right; one that nobody knows is cleared with its files."""
+    if right is not None:
+        run.ledger.record(folder, right)
+        return f"corrected: the ledger's entry of {folder}"
+    run.ledger.clear(folder)
+    return f"cleared: {folder}, which is of an entry that nobody knows"
+
+
+def _derived(run: Run, faults: list[Fault]) -> Iterator[str]:
+    """What was made of files that are damaged or missing."""
+    shards: set[tuple[str, str, int]] = set()  # whose pictures are damaged or missing
+    arms: set[tuple[str, str]] = set()  # whose sums are
+    for fault in faults:
+        if fault.kind not in (DAMAGED, MISSING):
+            continue
+        place = _place(fault)
+        if place is None or place.model is None or place.arm is None:
+            continue
+        if place.kind == "images":
+            shards.add((place.model, place.arm, place.number))
+        if place.kind != "scores":
+            arms.add((place.model, place.arm))
+    arms |= {pair for beside in arms for pair in _compared_with(run, *beside)}
+    for folder in (layout.FEATURES, layout.MEASURED):
+        for name in run.folder.names(folder):
+            place = layout.place(name)
+            if place is not None and _is_of(run, place, shards):
+                yield name
+    for folder in (layout.SUMS, layout.FEATURES):
+        for name in run.folder.names(folder):
+            place = layout.place(name)
+            if place is not None and place.kind in _OF_ARMS and _pair(place) in arms:
+                yield name
+    for pair in arms:
+        if run.folder.exists(layout.scores(*pair)):
+            yield layout.scores(*pair)
+    if arms:
+        yield from (name for name in _REPORT if run.folder.exists(name))
+
+
+def _place(fault: Fault) -> Place | None:
+    """What a fault is of; that of a ledger's entry is of its folder, from the first shard on."""
+    if fault.entry is None:
+        return layout.place(fault.name)
+    if fault.entry[1] is not None:
+        return None  # the files are right
+    return layout.place_of(fault.entry[0])
+
+
+def _pair(place: Place) -> tuple[str, str]:
+    return str(place.model), str(place.arm)
+
+
+def _compared_with(run: Run, model: str, arm: str) -> Iterator[tuple[str, str]]:
+    """The other arms of a model, where this one is what they are compared with."""
+    if arm == run.config.baseline:
+        yield from ((model, other) for other in run.config.arms if other != arm)
+
+
+def _is_of(run: Run, place: Place, shards: set[tuple[str, str, int]]) -> bool:
+    """Whether a measurement is of pictures that go, or stands beside a baseline's that go."""
+    if place.kind not in _OF_SHARDS:
+        return False
+    if (*_pair(place), place.number) in shards:
+        return True
+    baseline = run.config.baseline
+    if baseline is None or (str(place.model), baseline, place.number) not in shards:
+        return False
+    folder = layout.measured(str(place.of), *_pair(place))
+    paired = folder in run.ledger and run.ledger[folder].get("baseline") is not None
+    return place.kind == "measured" and paired
+
+
+def _forget(folder: Folder, names: set[str]) -> None:
+    """Takes files that are gone off the list of those to be drawn again: they are missing now."""
+    with suppress(ValueError, OSError):
+        noted = runs.damaged(folder)
+        if names & noted.keys():
+            runs.note_damaged(folder, {n: why for n, why in noted.items() if n not in names})
+
+
+def _without_torn_lines(folder: Folder) -> str:
+    lines = folder.read(layout.HISTORY).splitlines()
+    kept = []
+    for line in lines:
+        with suppress(ValueError):
+            if isinstance(json.loads(line), dict):
+                kept.append(line + b"\n")
+    folder.write(layout.HISTORY, b"".join(kept))
+    return f"corrected: {layout.HISTORY}, {len(lines) - len(kept)} lines less"

@@ -1,0 +1,310 @@
+"""Proves an output folder: that every file in it is what the ledger and the prompts demand.
+
+It reads everything and loads no model. Shards are checked by a few threads, each a row group at a
+time, so memory does not grow with the run.
+"""
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tgate_batch.execute import checks
+from tgate_batch.execute import checks_of_scores as figures
+from tgate_batch.execute.checks import Expected
+from tgate_batch.execute.checks_of_scores import Counts
+from tgate_batch.execute.entries import Pair, judged, opened
+from tgate_batch.execute.findings import (
+    DAMAGED,
+    DECODED,
+    ENTRIES,
+    FOREIGN,
+    JSONS,
+    KEPT,
+    MEASURED,
+    MISSING,
+    NAMES,
+    PICTURES,
+    PROMPTS,
+    ROWS,
+    STRAY,
+    SUMS,
+    Fault,
+    Findings,
+    guarded,
+)
+from tgate_batch.execute.parts import ADVICE, Parts
+from tgate_batch.output import layout
+from tgate_batch.output import run as runs
+from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.run import Run
+from tgate_batch.records import Shard
+from tgate_batch.score import reduce
+from tgate_batch.score.sums import chunks
+
+THREADS = min(8, (os.cpu_count() or 1) + 2)  # Arrow and Pillow work beside each other
+_AHEAD = 4  # shards a thread that wait
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def verify(output: str) -> tuple[Findings, Run | None]:
+    """Checks everything in a folder; the run in it is None where it cannot be told.
+
+    Raises UserError where the folder holds no run, or one of another format.
+    """
+    found = Findings()
+    run = opened(output, found)
+    if run is not None:
+        _Checking(run, found).all()
+    found.sort()
+    return found, run
+
+
+@dataclass(frozen=True)
+class _OfShard:
+    """What came of one shard of one arm; ``rows`` by status, None where some cannot be told."""
+
+    pair: Pair
+    found: Findings
+    rows: Counter[str] | None
+
+
+class _Checking:
+    """One check of a whole run."""
+
+    def __init__(self, run: Run, found: Findings):
+        self._run = run
+        self._folder = run.folder
+        self._found = found
+        self._present = frozenset(run.folder.names(""))
+        self._left = set(self._present)  # what nobody has asked for yet
+        self._entries = judged(run, self._present)
+        self._arms = [(model.name, arm) for model, arm, _ in run.pairs()]
+        self._measured: dict[Pair, list[str]] = defaultdict(list)
+        for folder in self._entries.folders:
+            place = layout.place_of(folder)
+            if place is not None:
+                self._measured[str(place.model), str(place.arm)].append(folder)
+        self._lost = False  # whether the plans of some shards are not known
+        self._rows: dict[Pair, Counter[str]] = defaultdict(Counter)
+        self._unsure: set[Pair] = set()  # arms of which some rows cannot be told
+
+    def all(self) -> None:
+        self._ledger()
+        with ThreadPoolExecutor(THREADS) as pool:
+            progress = _Progress()
+            for done in _windowed(pool, self._shards()):
+                self._found.merge(done.found)
+                if done.rows is None:
+                    self._unsure.add(done.pair)
+                else:
+                    self._rows[done.pair] += done.rows
+                progress.say(self._found.checked[PICTURES])
+            for what, name, reasons in pool.map(lambda check: check(), list(self._sums())):
+                self._found.add(what, name, reasons)
+        self._jsons()
+        self._names()
+
+    def _ledger(self) -> None:
+        self._found.checked[ENTRIES] += len(self._run.ledger.names())
+        for name, (why, right) in self._entries.wrong.items():
+            self._fault(ENTRIES, DAMAGED, layout.LEDGER, f"{name}: {why}", (name, right))
+        for why in self._entries.config:
+            advice = "run jobs/render.py with the config that drew the pictures"
+            self._fault(JSONS, KEPT, layout.RUN, f"{why}; {advice}")
+
+    def _fault(self, *about: Any) -> None:
+        self._found.faults.append(Fault(*about))
+
+    def _shards(self) -> Iterator[Callable[[], _OfShard]]:
+        """A call an arm and shard, once its prompts are checked."""
+        left = [pair for pair in self._entries.pictures if pair not in self._arms]
+        for plan, shard in self._prompts():
+            for pair in (*self._arms, *left):
+                for folder in (layout.images(*pair), *self._measured[pair]):
+                    if folder in self._entries.folders or pair in self._entries.pictures:
+                        self._left.discard(layout.shard_file(folder, plan.index))
+                yield partial(self._shard, pair, plan, shard)
+
+    def _prompts(self) -> Iterator[tuple[ShardPlan, Shard | None]]:
+        """Every shard whose plan is known, with its prompts unless they are damaged."""
+        parts = Parts(self._folder, self._present)
+        yield from parts.shards()
+        for name, reasons in parts.reasons.items():
+            self._left.discard(name)
+            self._found.add(PROMPTS, name, [*reasons, ADVICE] if reasons else [], KEPT)
+        known = layout.PROMPTS in self._run.ledger
+        frozen_as = self._run.ledger[layout.PROMPTS] if known else {}
+        reasons, by_run = parts.faults(frozen_as, json.loads(self._folder.read(layout.RUN)))
+        for reason in reasons:
+            self._fault(PROMPTS, MISSING if by_run else KEPT, layout.PROMPTS, reason)
+        self._lost = parts.lost
+
+    def _shard(self, pair: Pair, plan: ShardPlan, shard: Shard | None) -> _OfShard:
+        """Checks an arm's pictures of a shard, and what was measured of them."""
+        found, settings = Findings(), self._entries.pictures.get(pair)
+        name = layout.shard_file(layout.images(*pair), plan.index)
+        rows = None
+        if name not in self._present:
+            if pair in self._arms:
+                found.faults.append(Fault(PICTURES, MISSING, name, "it is not there"))
+        elif settings is not None and self._is_judged(layout.images(*pair)):
+            identity = layout.file_identity(settings, plan.digest)
+            whose = Expected(*pair, settings, identity, shard)
+            pictures = checks.pictures(self._folder, name, whose)
+            found.add(PICTURES, name, pictures.reasons)
+            found.checked[DECODED] += pictures.decoded
+            rows = pictures.rows
+            found.checked[ROWS] += len(rows or ())
+        broken, lacking = None, False
+        # The rows' own measurement first: it says which pictures have no features.
+        for folder in sorted(self._measured[pair], key=lambda one: one != _rows_of(pair)):
+            file = layout.shard_file(folder, plan.index)
+            if file not in self._present:
+                if name in self._present and folder in self._entries.scored.get(pair, ()):
+                    lacking = True
+                    found.faults.append(Fault(MEASURED, MISSING, file, "it is not there"))
+            elif self._is_judged(folder):
+                identity = layout.file_identity(self._entries.folders[folder], plan.digest)
+                reasons, why = checks.measurement(self._folder, file, identity, rows, broken)
+                found.add(MEASURED, file, reasons)
+                if folder == _rows_of(pair) and not reasons:
+                    broken = why
+        known = None if rows is None or lacking else Counter(row.status for row in rows)
+        return _OfShard(pair, found, known)
+
+    def _is_judged(self, folder: str) -> bool:
+        """Whether a folder's files can be held against its entry."""
+        return self._entries.wrong.get(folder, ("", {}))[1] is not None
+
+    def _sums(self) -> Iterator[Callable[[], tuple[str, str, list[str]]]]:
+        """A call a file of sums, of statistics, of a reference, and a part of one."""
+        folder = self._folder
+        identities = dict(self._identities())
+        for name in sorted(self._left):
+            place = layout.place(name)
+            if place is None:
+                continue
+            pair = (str(place.model), str(place.arm))
+            check: Callable[[], list[str]] | None = None
+            if place.kind == "reference" or (
+                place.kind == "statistics"
+                and layout.features(str(place.of), *pair) in self._measured[pair]
+            ):
+                check = partial(figures.statistics, folder, name)
+            elif place.kind == "part":
+                check = partial(checks.pages, folder, name)
+            elif place.kind == "conclusion" and layout.sums_of(*pair) in self._measured[pair]:
+                check = partial(figures.conclusion, folder, name, self._counts(pair))
+            elif name in identities:
+                check = partial(figures.summary, folder, name, identities[name])
+            if check is not None:
+                self._left.discard(name)
+                yield partial(_told, name, check)
+
+    def _identities(self) -> Iterator[tuple[str, str]]:
+        """The file of every full chunk's sums, and what it is to be made of."""
+        for pair, folders in self._measured.items():
+            if (folder := layout.sums_of(*pair)) in folders:
+                made = self._entries.folders[folder]
+                sizes = [int(made.get(key) or 1) for key in ("images_per_prompt", "batch_size")]
+                for chunk in chunks(self._run.shards, *sizes):
+                    if chunk.full:
+                        yield layout.sums(*pair, chunk.index), reduce.identity(made, chunk)
+
+    def _counts(self, pair: Pair) -> Counts | None:
+        if self._lost or pair in self._unsure or pair not in self._arms:
+            return None
+        return Counts(self._rows[pair]["ok"], self._rows[pair]["error"])
+
+    def _jsons(self) -> None:
+        """Scores, the report, and what workers and invocations left."""
+        known = {*self._arms, *self._entries.pictures}
+        for name in sorted(self._left):
+            place = layout.place(name)
+            if place is not None and place.kind == "worker":
+                self._json(name, figures.worker(self._folder, name))
+        for pair in sorted(known):
+            if (name := layout.scores(*pair)) in self._present:
+                self._json(name, figures.scores(self._folder, name, self._counts(pair)))
+            elif pair in self._arms and pair in self._entries.pictures:
+                self._fault(JSONS, MISSING, name, "it is not there")
+        report = figures.report(self._folder)
+        for name in (layout.REPORT_JSON, layout.REPORT_MARKDOWN, layout.REPORT_PAGE):
+            if name in report:
+                self._json(name, report[name])
+            elif self._entries.pictures:
+                self._fault(JSONS, MISSING, name, "it is not there")
+        if layout.HISTORY in self._present:
+            self._json(layout.HISTORY, figures.history(self._folder, layout.HISTORY))
+        for name in (layout.RUN, layout.LEDGER):
+            self._json(name, [])
+        if layout.DAMAGED in self._present:
+            self._noted()
+
+    def _json(self, name: str, reasons: list[str]) -> None:
+        self._left.discard(name)
+        self._found.add(JSONS, name, reasons)
+
+    def _noted(self) -> None:
+        """Files that a run found damaged, and none has drawn again."""
+        noted: dict[str, str] = {}
+        reasons = guarded(lambda: noted.update(runs.damaged(self._folder)) or [])
+        self._json(layout.DAMAGED, reasons)
+        told = {fault.name for fault in self._found.faults}
+        for name, why in noted.items():
+            if name not in told:
+                self._fault(PICTURES, DAMAGED, name, f"a run noted that it is damaged: {why}")
+
+    def _names(self) -> None:
+        """What is left is of nothing in this run."""
+        self._found.checked[NAMES] += len(self._present)
+        for name in self._folder.temporary():
+            self._fault(NAMES, STRAY, name, "a writer that was killed left it")
+        for name in sorted(self._left - {layout.CARD, layout.CLAIM}):
+            place = layout.place(name)
+            if place is None:
+                reason = "it has no name of a run's; remove it if it is not yours"
+                self._fault(NAMES, FOREIGN, name, reason)
+            elif self._lost:
+                self._fault(NAMES, KEPT, name, "it cannot be judged while prompts are damaged")
+            else:
+                self._fault(NAMES, STRAY, name, "it is of no arm and shard of this run")
+
+
+def _rows_of(pair: Pair) -> str:
+    return layout.measured(layout.ROWS, *pair)
+
+
+def _told(name: str, check: Callable[[], list[str]]) -> tuple[str, str, list[str]]:
+    return SUMS, name, check()
+
+
+def _windowed(
+    pool: ThreadPoolExecutor, calls: Iterable[Callable[[], _OfShard]]
+) -> Iterator[_OfShard]:
+    """What the calls return, as they end; only some of them wait at a time."""
+    waiting: set[Future[_OfShard]] = set()
+    for call in calls:
+        waiting.add(pool.submit(call))
+        if len(waiting) >= THREADS * _AHEAD:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (one.result() for one in done)
+    yield from (one.result() for one in waiting)
+
+
+class _Progress:
+    """A line now and then, of a check that takes long."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def say(self, files: int) -> None:
+        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            print(f"{files:,} files of pictures checked", flush=True)
