@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "tgate_batch"
 
 ORDER = """
 errors
-storage
+storage.credentials storage.trouble storage.remote storage.folder storage
 records
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate

@@ -1,9 +1,10 @@
 import os
 import pickle
+import resource
 
 import pytest
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.storage import Folder, without_credentials
 
 
@@ -32,6 +33,33 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(folder, tmp_path):
         failing()
     assert folder.read("a.txt") == b"old"
     assert os.listdir(tmp_path / "out") == ["a.txt"]
+
+
+def test_full_disk_is_trouble_of_the_storage_and_leaves_the_old_file(folder, tmp_path):
+    folder.write("a.txt", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # bytes a file may have
+    try:
+        with pytest.raises(StorageError, match=r"a\.txt in .* cannot be written: File too large"):
+            folder.write("a.txt", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert folder.read("a.txt") == b"old"
+    assert os.listdir(tmp_path / "out") == ["a.txt"]
+
+
+def test_checking_leaves_nothing_behind(folder, tmp_path):
+    folder.check_writable()
+    assert os.listdir(tmp_path) == []
+    folder.write("a.txt", "x")
+    folder.check_writable()
+    assert os.listdir(tmp_path / "out") == ["a.txt"]
+
+
+def test_missing_file_is_none(folder):
+    assert folder.get("a.txt") is None
+    folder.write("a.txt", "x")
+    assert folder.get("a.txt") == b"x"
 
 
 def test_what_a_killed_writer_left_is_hidden_and_cleared(folder, tmp_path):

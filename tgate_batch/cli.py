@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tgate_batch import config
 from tgate_batch.config import Config
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.execute import plugins
 from tgate_batch.output import history
 from tgate_batch.storage import without_credentials
@@ -52,7 +52,7 @@ def main(job: Callable[[], int | None]) -> None:
     history.whole_process = True
     try:
         code = job()
-    except UserError as error:
+    except (UserError, StorageError) as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

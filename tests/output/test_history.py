@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tgate_batch.config import Workers
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output import history, layout
 from tgate_batch.output.claim import claimed
 from tgate_batch.storage import Folder
@@ -62,11 +62,12 @@ def test_start_and_end_are_lines_of_one_id_and_one_entry(folder):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UserError, 2), (KeyboardInterrupt, 130), (RuntimeError, 1)]
+    ("error", "code"),
+    [(UserError, 2), (StorageError, 2), (KeyboardInterrupt, 130), (RuntimeError, 1)],
 )
 def test_end_is_written_after_an_error_too(folder, error, code):
     with pytest.raises(error), history.recorded(folder, history.Invocation(Workers())):
-        raise error
+        raise error("why")
     assert history.read(folder)[0]["exit_code"] == code
 
 

@@ -101,11 +101,10 @@ def test_what_scoring_would_miss_is_told_in_one_line(score, said):
     [
         {},
         {"reference": "drawn", "extractor": "inception"},
-        {"reference": "s3://bucket/reference.npz"},
         {"weights": {"clip": "openai/clip-vit-base-patch32", "lpips": "s3://bucket/alex.pth"}},
     ],
 )
-def test_what_is_no_local_file_is_not_looked_up(score):
+def test_weights_that_are_no_local_file_are_not_looked_up(score):
     metrics.check(Score(**score))
 
 

@@ -9,7 +9,7 @@ from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import Pool, Send, SetAside, Stop
 from tgate_batch.execute.task import Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, is_outage
 
 _NAME = "this process"
 _POLL_SECONDS = 0.2
@@ -77,6 +77,6 @@ class LocalExecutor:
             raise UserError(" ".join(str(error).split())) from None
         except Exception as error:
             pool.tick(time.monotonic())
-            pool.failed(_NAME, task, reason_of(error), isinstance(error, OSError))
+            pool.failed(_NAME, task, reason_of(error), is_outage(error))
         else:
             pool.finished(_NAME, task)

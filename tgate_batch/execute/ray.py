@@ -20,7 +20,7 @@ from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, for_workers, is_outage
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
@@ -244,7 +244,8 @@ class RayExecutor:
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             del seat.streams[stream]
-            pool.failed(seat.name, task, reason_of(cause), isinstance(cause, OSError))
+            reason = "; ".join(filter(None, (reason_of(cause), for_workers(cause))))
+            pool.failed(seat.name, task, reason, is_outage(cause))
         else:
             if pool.delivered(seat.name, task, piece):
                 yield piece

@@ -115,14 +115,14 @@ def prepared_reference(
 
 def _held(making: Making) -> Reference | None:
     """The file that stands, if it was made of the same."""
-    if not making.folder.exists(making.file):
+    content = making.folder.get(making.file)
+    if content is None:
         return None
     try:
-        content = making.folder.read(making.file)
         held = parsed(
             content, making.source.name, making.extractor, making.folder.within(making.file).uri
         )
-    except (OSError, UserError):
+    except UserError:
         return None
     return held if held.about.get("identity") == making.identity else None
 

@@ -24,7 +24,7 @@ from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.layout import Place
 from tgate_batch.output.run import Run
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, StorageError
 
 _SHOWN = 20
 _CHUNK = 2**22  # bytes
@@ -76,7 +76,7 @@ def _is_away(folder: Folder, fault: Fault) -> bool:
                 pass
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, StorageError):
         return True
     return not readable(folder, fault.name)
 

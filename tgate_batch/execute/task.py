@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgate_batch.config import Model
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.records import Beat
 from tgate_batch.score.figures import ConcludeOrder
@@ -25,7 +25,9 @@ STORAGE_LIVES = 10  # with the pool's pauses some six minutes
 def reason_of(error: BaseException) -> str:
     """Why a task failed, in a line: what a UserError says, or an exception's class and message."""
     text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return (
+        text if isinstance(error, UserError | StorageError) else f"{type(error).__name__}: {text}"
+    )
 
 
 @dataclass(frozen=True)

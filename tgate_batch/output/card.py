@@ -34,7 +34,8 @@ def write(folder: Folder) -> None:
     `datasets` keeps a prepared copy of a data set by its configuration, so the card's version
     follows the files: 0.x.y, where x and y are digits of a hash over their names and sizes.
     """
-    if folder.exists(layout.CARD) and _MARK.encode() not in folder.read(layout.CARD):
+    held = folder.get(layout.CARD)
+    if held is not None and _MARK.encode() not in held:
         return
     files = "\n".join(map(str, folder.sizes(layout.IMAGES))).encode()
     digest = int.from_bytes(hashlib.sha256(files).digest()[:6], "big")

@@ -14,12 +14,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output import history, layout
 from tgate_batch.storage import Folder
 
@@ -47,6 +47,8 @@ def claimed(
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"output {folder} cannot be written: {reason}") from None
+    except StorageError as error:
+        raise UserError(f"output {error}") from None
     ended = threading.Event()
     each = beat_seconds / _ON_A_DISK if folder.local else beat_seconds
     beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, each), daemon=True)
@@ -56,7 +58,8 @@ def claimed(
     finally:
         ended.set()
         beat.join()
-        folder.delete(layout.CLAIM)
+        with suppress(StorageError):  # a claim that stays has a dead holder, and is taken over
+            folder.hasty.delete(layout.CLAIM)
 
 
 def _mine() -> dict[str, Any]:
@@ -80,8 +83,8 @@ def _renew(
     while not ended.wait(beat_seconds):
         claim |= says() | {"beats": claim["beats"] + 1}
         try:
-            folder.write(layout.CLAIM, json.dumps(claim))
-        except OSError:
+            folder.hasty.write(layout.CLAIM, json.dumps(claim))
+        except (OSError, StorageError):
             continue  # a storage that is away for a moment; the next beat tries again
 
 
@@ -101,9 +104,9 @@ def _bury(folder: Folder, beat_seconds: float) -> None:
 
 def _read(folder: Folder) -> dict[str, Any] | None:
     try:
-        claim = json.loads(folder.read(layout.CLAIM))
+        claim = json.loads(folder.get(layout.CLAIM) or b"{}")
         return claim if claim["pid"] and claim["host"] and claim["since"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

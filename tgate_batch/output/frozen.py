@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import Folder
 
 SHARDS_A_FILE = 1000
+_READERS = 16  # files whose footers are read at once: a store answers each after a while
 _PLANS_KEY = "tgate_batch.shards"
 SCHEMA = pa.schema(
     [
@@ -160,17 +162,22 @@ def _write_part(
 
 def frozen(folder: Folder) -> list[ShardPlan]:
     """The shards that the folder holds. Raises UserError where a file of theirs is damaged."""
-    found = []
-    for name in folder.names(layout.PROMPTS, ".parquet"):
-        try:
-            with parquet.opened(folder, name) as file:
-                found += plans(file)
-        except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
-            ) from None
+    names = folder.names(layout.PROMPTS, ".parquet")
+    with ThreadPoolExecutor(_READERS) as readers:
+        parts = readers.map(lambda name: _plans_of(folder, name), names)
+        found = [shard for part in parts for shard in part]
     return sorted(found, key=lambda shard: shard.index)
+
+
+def _plans_of(folder: Folder, name: str) -> list[ShardPlan]:
+    try:
+        with parquet.opened(folder, name) as file:
+            return plans(file)
+    except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
+        ) from None
 
 
 def plans(file: pq.ParquetFile) -> list[ShardPlan]:

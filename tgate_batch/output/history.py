@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from tgate_batch.config import Workers
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output import layout
 from tgate_batch.storage import Folder, without_credentials
 
@@ -102,16 +102,21 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
     _running[invocation["id"]] = invocation
     try:
         yield
-    except UserError:
-        invocation["exit_code"] = 2
+    except BaseException as error:
+        if isinstance(error, UserError | StorageError):
+            invocation["exit_code"] = 2
+        elif isinstance(error, KeyboardInterrupt):
+            invocation["exit_code"] = 130
+        with suppress(StorageError):  # what is wrong is the error; it is said
+            _end(folder.hasty, invocation)
         raise
-    except KeyboardInterrupt:
-        invocation["exit_code"] = 130
-        raise
-    finally:
-        _running.pop(invocation["id"])
-        end = {"event": "end", **invocation, **invocation.so_far(), "killed": False}
-        folder.append(layout.HISTORY, json.dumps(end))
+    _end(folder, invocation)
+
+
+def _end(folder: Folder, invocation: Invocation) -> None:
+    _running.pop(invocation["id"])
+    end = {"event": "end", **invocation, **invocation.so_far(), "killed": False}
+    folder.append(layout.HISTORY, json.dumps(end))
 
 
 def read(folder: Folder) -> list[dict[str, Any]]:
@@ -151,9 +156,7 @@ def process_seconds() -> float:
 
 def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
     """What the file holds, without lines that a broken disk or machine left torn."""
-    if not folder.exists(layout.HISTORY):
-        return
-    for line in folder.read(layout.HISTORY).splitlines():
+    for line in (folder.get(layout.HISTORY) or b"").splitlines():
         try:
             yield dict(json.loads(line))
         except (ValueError, TypeError):
@@ -163,10 +166,10 @@ def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
 def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
     """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
     try:
-        claim = json.loads(folder.read(layout.CLAIM))
+        claim = json.loads(folder.get(layout.CLAIM) or b"{}")
         if claim["id"] == invocation:
             return {"seconds": claim["seconds"], "workers": claim["workers"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         pass
     return {}
 

@@ -26,8 +26,8 @@ class Ledger:
         """
         self._folder = folder
         self._entries: dict[str, Settings | None] = {}
-        if folder.exists(layout.LEDGER):
-            content = read_json(folder, layout.LEDGER)
+        content = read_json(folder, layout.LEDGER)
+        if content is not None:
             check_format(folder, content)
             self._entries = content["folders"]
 
@@ -109,9 +109,13 @@ def check_format(folder: Folder, content: Any) -> None:
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """A JSON file of the output; raises UserError where it cannot be read."""
+    """A JSON file of the output, None where there is none.
+
+    Raises UserError where it cannot be read.
+    """
     try:
-        return json.loads(folder.read(name))
+        content = folder.get(name)
+        return None if content is None else json.loads(content)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from tgate_batch.output.layout import IDENTITY_KEY
 from tgate_batch.records import SCHEMA, ImageRecord
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, StorageError, is_outage
 
 ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
 _INCOMPRESSIBLE = {"image.bytes", "video", "features.list.element"}
 
-DAMAGE = (pa.ArrowException, OSError)  # what a reader raises for a file that is not as written
+# What a reader raises for a file that is not as written. A storage in trouble is a StorageError,
+# which is neither.
+DAMAGE = (pa.ArrowException, OSError)
 
 
 class OtherFile(OSError):
@@ -82,11 +84,17 @@ def opened(folder: Folder, name: str, identity: str | None = None) -> Iterator[p
     OtherFile where its footer names another identity than the given one.
     """
     with folder.open(name) as stream:
-        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        # A store is asked for what lies close together at once.
+        file = pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=not folder.local)
         found = (file.metadata.metadata or {}).get(IDENTITY_KEY)
         if identity is not None and found != identity.encode():
             raise OtherFile(f"{folder.path(name)} was made of other settings or prompts")
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            if is_outage(error):  # a mounted folder that went away
+                raise StorageError(f"{folder.path(name)} cannot be read: {error}") from error
+            raise
 
 
 def footer(file: pq.ParquetFile) -> dict[str, str]:

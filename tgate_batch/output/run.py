@@ -180,7 +180,7 @@ def load_run(output: str) -> Run:
 def held_config(folder: Folder, output: str) -> Config:
     """The config that a folder holds, with ``output`` as its output; raises as ``load_run``."""
     try:
-        content = json.loads(folder.read(layout.RUN))
+        content = json.loads(folder.hasty.read(layout.RUN))
         settings = content["config"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
@@ -222,9 +222,7 @@ def pending(run: Run) -> Pending:
 
 def damaged(folder: Folder) -> dict[str, str]:
     """Files that a reader found damaged and no run has drawn again: name -> what was found."""
-    if not folder.exists(layout.DAMAGED):
-        return {}
-    return json.loads(folder.read(layout.DAMAGED))
+    return read_json(folder, layout.DAMAGED) or {}
 
 
 def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
@@ -246,14 +244,16 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
 
 def _check_run(folder: Folder) -> None:
     """Raises UserError where the folder holds a run that this version does not write."""
-    if folder.exists(layout.RUN):
-        check_format(folder, read_json(folder, layout.RUN))
+    content = read_json(folder, layout.RUN)
+    if content is not None:
+        check_format(folder, content)
 
 
 def _check_all_entered(folder: Folder, ledger: Ledger) -> None:
     """Pictures that the ledger does not know could be of anything."""
+    known = set(ledger.names())
     for name in folder.names(layout.IMAGES, ".parquet"):
-        if name.rpartition("/")[0] not in ledger.names():
+        if name.rpartition("/")[0] not in known:
             raise UserError(
                 f"output {folder} holds {name}, and {layout.LEDGER} does not say what it was made "
                 "of; give another output"

@@ -210,7 +210,8 @@ class Conclusion:
 def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
     """The conclusion that the output holds already, if it is of the same."""
     name = layout.conclusion(*order.key)
-    return Conclusion.load(folder.read(name), order.identity) if folder.exists(name) else None
+    content = folder.get(name)
+    return None if content is None else Conclusion.load(content, order.identity)
 
 
 def conclude(

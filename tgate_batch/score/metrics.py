@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from tgate_batch.config import Score
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.output import layout
+from tgate_batch.storage import Folder, without_credentials
 
 MODULES = (  # each has a METRIC
     "tgate_batch.metrics.psnr",
@@ -88,7 +89,7 @@ def check(score: Score) -> None:
     """Finds what scoring would miss, before anything is rendered; loads no network.
 
     Raises UserError for an unknown extractor, an unknown key of ``score.weights``, and a file that
-    does not exist. URIs and hub ids are not looked up.
+    does not exist. Weights that a URI or a hub id names are not looked up.
     """
     for name in score.extractor:
         check_extractor(name, weights_of(score, name))
@@ -97,7 +98,7 @@ def check(score: Score) -> None:
                 "make it with jobs/reference.py, give a folder of pictures, or leave it out for a "
                 "run without distances"
             )
-            _check_exists("reference", where, hint)
+            _check_reference(where, hint)
     users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
     for key, where in score.weights.items():
         if key == EXTRACTOR or key in score.extractor:
@@ -125,6 +126,19 @@ def weights_of_extractors(score: Score) -> dict[str, str | None]:
 def _check_exists(key: str, where: str, hint: str) -> None:
     if "://" not in where and not Path(where).expanduser().exists():
         raise UserError(f"score.{key}: {where} does not exist; {hint}")
+
+
+def _check_reference(where: str, hint: str) -> None:
+    if "://" not in where:
+        return _check_exists("reference", where, hint)
+    try:
+        folder, name = Folder.of_file(where)
+        found = folder.hasty.is_there(name)
+    except (StorageError, UserError) as error:
+        raise UserError(f"score.reference: {error}") from None
+    if not found:
+        shown = without_credentials(where)
+        raise UserError(f"score.reference: {shown} does not exist; {hint}")
 
 
 @dataclass(frozen=True)

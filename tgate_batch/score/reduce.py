@@ -116,9 +116,8 @@ def summaries(
     Those that are kept are read, the others added up.
     """
     for chunk in chosen:
-        name, kept = kept_name(source, chunk), None
-        if chunk.full and folder.exists(name):
-            kept = Summary.load(folder.read(name), source.identity(chunk))
+        content = folder.get(kept_name(source, chunk)) if chunk.full else None
+        kept = None if content is None else Summary.load(content, source.identity(chunk))
         yield added_up(folder, source, chunk) if kept is None else (kept, True)
 
 

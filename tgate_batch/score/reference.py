@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import StorageError, UserError
 from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.frechet import Statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, radii
@@ -63,7 +63,7 @@ def load_reference(spec: str, extractor: Kind) -> Reference:
     folder, name = Folder.of_file(spec)
     try:
         content = folder.read(name)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"reference {shown} cannot be read: {reason}") from None
     return parsed(content, shown, extractor, spec)

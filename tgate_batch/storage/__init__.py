@@ -1,0 +1,8 @@
+"""Where outputs, prompts and references lie: a disk or an object store, through one ``Folder``."""
+
+from tgate_batch.errors import StorageError
+from tgate_batch.storage.credentials import without_credentials
+from tgate_batch.storage.folder import Folder
+from tgate_batch.storage.trouble import for_workers, is_outage
+
+__all__ = ["Folder", "StorageError", "for_workers", "is_outage", "without_credentials"]
