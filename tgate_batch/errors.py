@@ -1,4 +1,4 @@
-"""The one exception that a person at the command line is meant to read."""
+"""The exceptions that a person at the command line is meant to read, and that say what is lost."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,10 @@ class UserError(ValueError):
 
 class DeviceLost(RuntimeError):
     """The device is in an error state that only a fresh process leaves."""
+
+
+class ClusterLost(RuntimeError):
+    """The Ray cluster is gone, and this driver with it. The message is one line for the user.
+
+    What is finished stays; the jobs exit with code 4.
+    """

@@ -30,6 +30,11 @@ def without_credentials(text: str) -> str:
     return _SECRET_PARAMETER.sub("", _USER_INFO.sub(r"\1", text))
 
 
+def is_temporary(path: str) -> bool:
+    """Whether this is a file that somebody is writing, or was when he was killed."""
+    return PurePosixPath(path).name.startswith(_TEMPORARY)
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it."""
 

@@ -36,6 +36,7 @@ def claimed(
 ) -> Iterator[None]:
     """Owns the folder for the length of the block; each beat carries what ``says`` returns then.
 
+    What killed workers left under temporary names is gone when the block ends.
     Raises UserError, naming host, process and time, where another driver owns it, and where the
     folder cannot be written.
     """
@@ -56,6 +57,7 @@ def claimed(
     finally:
         ended.set()
         beat.join()
+        folder.clear_temporary()
         folder.delete(layout.CLAIM)
 
 

@@ -23,8 +23,7 @@ from typing import Any
 import psutil
 
 from tgate_batch.config import Workers
-from tgate_batch.errors import UserError
-from tgate_batch.output import layout
+from tgate_batch.output import goodbye, layout
 from tgate_batch.storage import Folder, without_credentials
 
 _PACKAGES = (
@@ -102,11 +101,8 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
     _running[invocation["id"]] = invocation
     try:
         yield
-    except UserError:
-        invocation["exit_code"] = 2
-        raise
-    except KeyboardInterrupt:
-        invocation["exit_code"] = 130
+    except BaseException as error:
+        invocation["exit_code"] = goodbye.exit_code(error)
         raise
     finally:
         _running.pop(invocation["id"])
