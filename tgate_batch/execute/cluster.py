@@ -61,11 +61,15 @@ def start() -> bool:
     return True
 
 
-def stop() -> None:
-    """Leaves the cluster; a Ray that this process started is gone then, with all its processes."""
+def stop(at_once: bool = False) -> None:
+    """Leaves the cluster; a Ray that this process started is gone then, with all its processes.
+
+    ``at_once``: Ray is not asked, and this process cannot use it again. Ray's own way takes
+    seconds, a signal in the middle would break it, and a lost cluster does not answer.
+    """
     global _guardian
     left = guardian.family(_started)
-    if goodbye.is_leaving():  # Ray's own way takes seconds, and a second signal would break it
+    if at_once:
         guardian.end(left, 0)
         return
     with _our_signals():
@@ -107,7 +111,7 @@ class Cluster:
         """Raises UserError where no worker could ever start."""
         node: Any = ray._private.worker.global_worker.node
         self.address: str = node.gcs_address
-        self._places = [_place(self.address), node.raylet_socket_name]
+        self._raylet = _raylet(node.raylet_socket_name)
         self._each = {"CPU": workers.cpus_each, "GPU": workers.gpus_each}
         self._nodes: list[dict[str, float]] = []
         self._said = ""
@@ -204,7 +208,9 @@ class Cluster:
             goodbye.leave_now(f"error: {self._loss()}", goodbye.MISSING)
 
     def _answers(self) -> bool:
-        return all(_answers(place) for place in self._places)
+        if self._raylet is not None and not _is_alive(self._raylet):
+            return False
+        return _answers(self.address)
 
     def _loss(self) -> ClusterLost:
         return ClusterLost(
@@ -213,23 +219,30 @@ class Cluster:
         )
 
 
-def _place(address: str) -> tuple[str, int]:
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``."""
     host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _answers(place: tuple[str, int] | str) -> bool:
-    """Whether somebody listens at an address, or at a socket's path."""
     try:
-        if isinstance(place, tuple):
-            socket.create_connection(place, _ANSWER_SECONDS).close()
-        else:
-            with socket.socket(socket.AF_UNIX) as raylet:
-                raylet.settimeout(_ANSWER_SECONDS)
-                raylet.connect(place)
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
     except OSError:
         return False
     return True
+
+
+def _raylet(its_socket: str) -> psutil.Process | None:
+    """The process of Ray's that this driver hangs on, where it can be seen."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = process.info["cmdline"] or ()
+        if process.info["name"] == "raylet" and any(its_socket in word for word in words):
+            return process
+    return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _added_up(nodes: list[dict[str, float]]) -> dict[str, float]:

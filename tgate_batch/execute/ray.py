@@ -18,6 +18,7 @@ import ray.exceptions
 
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, UserError
+from tgate_batch.execute import guardian
 from tgate_batch.execute.cluster import Cluster, start, stop
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, workers_wanted
 from tgate_batch.execute.task import LIVES, Task
@@ -111,11 +112,13 @@ class RayExecutor:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends the workers. Raises ClusterLost where an error comes of that."""
         if lost := self._cluster.lost_by(error):
+            guardian.end(self._workers_here(), 0)
+            stop(at_once=True)
             raise lost from None
         self._end_workers()
         self._cluster.close()
         if self._started_ray:
-            stop()
+            stop(at_once=goodbye.is_leaving())
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads a model in one worker, and returns the fingerprint of its files.
@@ -179,15 +182,15 @@ class RayExecutor:
 
     def _end_workers(self) -> None:
         """Kills them, and waits for those of this machine: they write no more then."""
-        here = ray.get_runtime_context().get_node_id()
-        ours = [
-            psutil.Process(seat.pid)
-            for seat in self._seats.values()
-            if seat.node == here and psutil.pid_exists(seat.pid)
-        ]
+        here = self._workers_here()
         for name in list(self._seats):
             self._close(name)
-        psutil.wait_procs(ours, timeout=_ENDING_SECONDS)
+        guardian.end(here, _ENDING_SECONDS)
+
+    def _workers_here(self) -> list[psutil.Process]:
+        node = ray.get_runtime_context().get_node_id()
+        pids = [seat.pid for seat in self._seats.values() if seat.node == node]
+        return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
     def _adjust(self, pool: Pool) -> None:
         """Grows to what is useful and allowed; lets go of workers that have nothing left to do.
