@@ -4,13 +4,13 @@ import json
 import os
 import secrets
 import signal
-import threading
 import time
 
 import pyarrow.dataset as ds
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
@@ -46,7 +46,7 @@ def cluster(monkeypatch):
 
 
 def begun(settings, **sections):
-    run = workflow.prepare(config.parse({**settings, **sections}))
+    run = workflow.prepare(config.parse({**settings, "arms": {"baseline": {}}, **sections}))
     runs.begin(run)
     return run
 
@@ -63,8 +63,12 @@ def rows(settings):
     return sorted((row["arm"], row["prompt_id"], row["status"]) for row in found)
 
 
-REQUEST = b"autoscaler_resource_request"  # where Ray's autoscaler finds what is asked for
-EVERY_ROW = sorted((arm, f"c{i}", "ok") for arm in ("baseline", "tgate") for i in range(10))
+EVERY_ROW = sorted(("baseline", f"c{i}", "ok") for i in range(10))
+
+
+def requested():
+    """What Ray's autoscaler finds that it is asked for."""
+    return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
 
 
 def raylet_of(node):
@@ -77,36 +81,33 @@ def test_two_nodes_draw_and_one_that_is_killed_costs_nothing_but_time(settings, 
     run = begun(settings, prompts={**settings["prompts"], "shard_size": 1})
     model = run.config.models[0]
     both, drawn = set(), []
-    with RayExecutor(run.config, run.folder, model, slow_runner(0.5)) as executor:
+    with RayExecutor(run.config, run.folder, model, slow_runner(2)) as executor:
         for receipt in drawn_by(executor, run):
             drawn.append(receipt)
             if len(executor.nodes()) == 2 and not both:
                 both = set(executor.nodes())
                 os.kill(raylet_of(second), signal.SIGKILL)
     assert both == {first.node_id, second.node_id}
-    assert len(set(drawn)) == 20
+    assert sorted(drawn) == [("baseline", shard) for shard in range(10)]
     assert rows(settings) == EVERY_ROW
 
 
 @pytest.mark.slow
 def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, cluster, capsys):
     run = begun(settings)
-    wanted = []
-
-    def look_and_join():
-        while not wanted or len(wanted[-1]) < 3:
-            time.sleep(0.5)
-            asked = ray.experimental.internal_kv._internal_kv_get(REQUEST)
-            wanted.append(json.loads(asked or b"[]"))
-        cluster.add_node(num_cpus=1)
-
+    joined = False
     with RayExecutor(run.config, run.folder, open_runner=slow_runner(0)) as executor:
-        threading.Thread(target=look_and_join, daemon=True).start()
-        drawn = list(drawn_by(executor, run))
-    assert wanted[-1] == [{"CPU": 1}] * 3, "a worker for each of the three shards"
-    assert len(drawn) == 6
+        pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+        drawn = []
+        for found in executor.run(pool):
+            if isinstance(found, Receipt):
+                drawn.append((found.arm, found.shard))
+            elif not joined and requested() == [{"CPU": 1}] * 3:  # one for each shard
+                assert not executor.pids()
+                cluster.add_node(num_cpus=1)
+                joined = True
+    assert sorted(drawn) == [("baseline", shard) for shard in range(3)]
     assert rows(settings) == EVERY_ROW
     line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
     assert line in capsys.readouterr().out.splitlines()
-    asked = ray.experimental.internal_kv._internal_kv_get(REQUEST)
-    assert json.loads(asked) == [], "taken back at the end"
+    assert requested() == [], "taken back at the end"
