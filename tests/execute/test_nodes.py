@@ -14,7 +14,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
-from tgate_batch.execute.ray import RayExecutor
+from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
 
@@ -35,11 +35,12 @@ def slow_runner(seconds):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head without a CPU for workers, that this process joins when it starts an executor."""
+    """A head without a CPU for workers, which this process has joined."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    start()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
