@@ -303,12 +303,12 @@ def test_run_on_a_store_that_is_away_is_not_taken_for_none(store, folder, monkey
         runs.load_run(folder.uri)
 
 
-def test_outage_ends_a_job_with_one_line_and_code_2(store, folder, settings, monkeypatch, capsys):
+def test_outage_ends_a_job_with_one_line_and_code_4(store, folder, settings, monkeypatch, capsys):
     store.away = True
     read = config.parse(settings | {"output": folder.uri})
     with pytest.raises(SystemExit) as left:
         cli.main(lambda: workflow.report(read))
-    assert left.value.code == 2
+    assert left.value.code == 4
     said = capsys.readouterr().err
     assert said.startswith(f"error: run.json in {folder} cannot be read: the storage does not")
     assert said.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What the jobs share: the options, and errors as one line with exit code 2."""
+"""What the jobs share: the options, and an end that is one line and an exit code."""
 
 import argparse
 import json
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from tgate_batch import config
 from tgate_batch.config import Config
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import ClusterLost, StorageError, UserError
 from tgate_batch.execute import plugins
-from tgate_batch.output import history
+from tgate_batch.output import goodbye, history
 from tgate_batch.storage import without_credentials
 
 
@@ -47,16 +47,21 @@ def read_config(arguments: argparse.Namespace) -> Config:
 
 
 def main(job: Callable[[], int | None]) -> None:
-    """Runs a job: user errors are one line on stderr and exit code 2, Ctrl-C is 130."""
+    """Runs a job. What a user can do something about is one line on stderr, and an exit code:
+
+    a user error 2, a lost cluster or storage 4, Ctrl-C 130, SIGTERM 143.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     history.whole_process = True
+    goodbye.listen()
     try:
         code = job()
     except (UserError, StorageError) as error:
-        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the missing shards", file=sys.stderr)
-        code = 130
+        print(f"error: {' '.join(without_credentials(str(error)).split())}", file=sys.stderr)
+        code = goodbye.exit_code(error)
+    except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
+        goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
+    except ClusterLost as error:
+        goodbye.leave_now(f"error: {error}", goodbye.exit_code(error))
     sys.stdout.flush()
     sys.exit(code or 0)

@@ -1,4 +1,4 @@
-"""The exceptions that a person at the command line is meant to read."""
+"""The exceptions that a person at the command line is meant to read, and that say what is lost."""
 
 
 class UserError(ValueError):
@@ -45,3 +45,10 @@ def shown(value: object, limit: int = 60) -> str:
     if isinstance(value, dict):
         return "an object"
     return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+class ClusterLost(RuntimeError):
+    """The Ray cluster is gone, and this driver with it. The message is one line for the user.
+
+    What is finished stays; the jobs exit with code 4.
+    """

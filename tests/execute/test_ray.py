@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from tgate_batch import config, workflow
+from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
@@ -153,6 +154,21 @@ def test_model_that_cannot_be_loaded_stops_the_run_with_its_reason(settings, tmp
     (folder / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="sd15 cannot be loaded"):
         render(settings, models=[{"name": "sd15", "path": str(folder)}])
+
+
+def test_worker_that_cannot_start_does_not_end_the_run_of_another(settings, tmp_path):
+    marker = tmp_path / "first"
+
+    def open_runner(model, config):
+        if marker.exists():
+            raise UserError("this machine is out of order")
+        marker.touch()
+        return StandIn(model, config)
+
+    run = begun(settings, arms={"baseline": {}}, workers={"min": 2, "max": 2})
+    first = run.config.models[0]
+    with RayExecutor(run.config, run.folder, first, open_runner) as executor:
+        assert sorted(r.shard for r in rendered_by(executor, run)) == [0, 1, 2]
 
 
 def test_worker_that_fits_no_machine_is_refused(settings):

@@ -286,6 +286,6 @@ class Pool:
         return richest.own.pop() if richest.own else None
 
 
-def workers_wanted(limits: Workers, room: int, left: int) -> int:
-    """How many workers are useful and allowed, where the cluster has room for ``room``."""
-    return min(limits.max or max(limits.min, room), left)
+def workers_wanted(limits: Workers, left: int) -> int:
+    """How many workers are useful for so many tasks, and allowed."""
+    return min(limits.max or left, left)

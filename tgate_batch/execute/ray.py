@@ -1,55 +1,53 @@
-"""Many workers at once, under Ray. The only module that imports ray.
+"""Many workers at once, under Ray.
 
 Actors, placement and the detection of dead workers are Ray's own. What a failure means is the
 pool's to decide; this module tells it what happened, and does what it decides.
 """
 
-import logging
 import os
-import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.exceptions
 
-from tgate_batch.config import Config, Model, Workers
+from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, UserError
+from tgate_batch.execute import guardian
+from tgate_batch.execute.cluster import Cluster, start, stop
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.storage import Folder, for_workers, is_outage
+from tgate_batch.output import goodbye
+from tgate_batch.storage import Folder, for_workers, is_outage, is_temporary
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
-_ROOM_SECONDS = 2.0  # between questions about the cluster's size
-
-
-def start() -> bool:
-    """Joins the cluster that is there (``RAY_ADDRESS``, a job), else starts a local one.
-
-    Returns False where that was done before.
-    """
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_ADDRESS" not in os.environ:
-        # Ray would keep a local cluster's token in the home folder, and every `ray start` after
-        # that would ask for it.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    return True
-
-
-def inside_job() -> bool:
-    """Whether this process is the entry point of ``ray job submit``."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+_LONGEST_PAUSE_SECONDS = 60  # after workers that did not start
+_ENDING_SECONDS = 2.0  # for killed workers to be gone
 
 
 class _RayWorker(Worker):
-    """A worker in an actor: where its device is lost, its process ends, and a fresh one goes on."""
+    """A worker in an actor: where its device is lost, its process ends, and a fresh one goes on.
+
+    On SIGTERM it leaves at once: its tasks go to others.
+    """
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        goodbye.watch([signal.SIGTERM], _leave)
+
+    def begin(self, model: Model | None) -> tuple[str, int]:
+        """Loads the model, if one is given. Returns Ray's id of the node, and the process id.
+
+        Raises UserError where the model cannot be loaded.
+        """
+        return ray.get_runtime_context().get_node_id(), self.load(model)
 
     def render(self, order: Any) -> Iterator[Any]:
         try:
@@ -65,6 +63,7 @@ class _Seat:
     name: str
     actor: Any
     starting: Any  # the reference that resolves when the actor is ready; None once it is
+    node: str = ""
     pid: int = 0
     streams: dict[Any, Task] = field(default_factory=dict)
 
@@ -86,6 +85,7 @@ class RayExecutor:
         Raises UserError where no worker could ever start.
         """
         self._started_ray = start()
+        self._cluster = Cluster(config.workers)
         self._limits = config.workers
         self._first = first
         self._held = held
@@ -93,45 +93,57 @@ class RayExecutor:
         self._seats: dict[str, _Seat] = {}
         self._started = 0
         self._failed_starts = 0
-        self._ask_room_at, self._known_room = 0.0, 0
+        self._open_again_at = 0.0
+        self._ever_ready = False
         self._kind: Any = ray.remote(_RayWorker).options(
             num_cpus=self._limits.cpus_each,
             num_gpus=self._limits.gpus_each,
             max_concurrency=_IN_FLIGHT,
             max_restarts=0,
         )
-        _check_resources(self._limits)
         self._open()
         held(1)
 
     def __enter__(self) -> "RayExecutor":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for name in list(self._seats):
-            self._close(name)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Ends the workers. Raises ClusterLost where an error comes of that."""
+        if lost := self._cluster.lost_by(error):
+            guardian.end(self._workers_here(), 0)
+            stop(at_once=True)
+            raise lost from None
+        self._end_workers()
+        self._cluster.close()
         if self._started_ray:
-            ray.shutdown()
+            stop(at_once=goodbye.is_leaving())
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads a model in one worker, and returns the fingerprint of its files.
 
-        Raises UserError where it cannot be loaded.
+        Raises UserError where it cannot be loaded, and ClusterLost.
         """
         while True:
             if not self._seats:
                 self._open()
             seat = next(iter(self._seats.values()))
+            answer = seat.actor.fingerprint.remote(model)
+            self._cluster.want(1)
+            while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
+                self._cluster.check()
             try:
-                return ray.get(seat.actor.fingerprint.remote(model))
+                found = ray.get(answer)
             except ray.exceptions.RayError as error:
                 self._start_failed(seat, error)
+            else:
+                self._ever_ready = True
+                return found
 
     def run(self, pool: Pool) -> Iterator[Any]:
         """Works until the pool is done. Yields what workers deliver, tasks given up, the decision
         to stop, and None now and then while it waits.
 
-        Raises UserError where workers keep failing to start.
+        Raises UserError where workers keep failing to start, and ClusterLost.
         """
         pool.in_flight, pool.patience = _IN_FLIGHT, self._limits.hang_after
         pool.tick(time.monotonic())
@@ -158,34 +170,49 @@ class RayExecutor:
         """The process ids of the workers that are ready."""
         return [seat.pid for seat in self._seats.values() if seat.starting is None]
 
+    def nodes(self) -> list[str]:
+        """Ray's ids of their nodes, in the same order."""
+        return [seat.node for seat in self._seats.values() if seat.starting is None]
+
     def _open(self) -> None:
         actor = self._kind.remote(*self._arguments)
         self._started += 1
         name = f"worker {self._started}"
-        self._seats[name] = _Seat(name, actor, actor.load.remote(self._first))
+        self._seats[name] = _Seat(name, actor, actor.begin.remote(self._first))
 
     def _close(self, name: str) -> None:
         if seat := self._seats.pop(name, None):
             ray.kill(seat.actor)
 
+    def _end_workers(self) -> None:
+        """Kills them, and waits for those of this machine: they write no more then."""
+        here = self._workers_here()
+        for name in list(self._seats):
+            self._close(name)
+        guardian.end(here, _ENDING_SECONDS)
+
+    def _workers_here(self) -> list[psutil.Process]:
+        node = ray.get_runtime_context().get_node_id()
+        pids = [seat.pid for seat in self._seats.values() if seat.node == node]
+        return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
     def _adjust(self, pool: Pool) -> None:
-        """Grows to what is useful and allowed; lets go of workers that have nothing left to do."""
-        wanted = workers_wanted(self._limits, self._room(), pool.left)
-        while len(self._seats) < wanted:
+        """Grows to what is useful and allowed; lets go of workers that have nothing left to do.
+
+        Workers are opened as there is room for them, one in any case; the autoscaler is asked for
+        the rest.
+        """
+        self._cluster.check()
+        wanted = workers_wanted(self._limits, pool.left)
+        self._cluster.want(wanted)
+        room = max(1, self._cluster.room)
+        while len(self._seats) < min(wanted, room) and time.monotonic() >= self._open_again_at:
             self._open()
-        self._held(min(len(self._seats), max(1, self._room())))
+        self._held(min(len(self._seats), room))
         idle = [name for name, seat in self._seats.items() if not seat.streams]
         for name in idle[: max(0, len(self._seats) - max(wanted, self._limits.min))]:
             pool.left_by(name)
             self._close(name)
-
-    def _room(self) -> int:
-        """How many workers the cluster has room for, asked once in a while."""
-        now = time.monotonic()
-        if now >= self._ask_room_at:
-            self._known_room = _room(self._limits)
-            self._ask_room_at = now + _ROOM_SECONDS
-        return self._known_room
 
     def _send(self, decision: Send) -> None:
         seat, task = self._seats[decision.worker], decision.task
@@ -212,23 +239,29 @@ class RayExecutor:
 
     def _joined(self, pool: Pool, seat: _Seat) -> None:
         try:
-            seat.pid = ray.get(seat.starting)
+            seat.node, seat.pid = ray.get(seat.starting)
         except ray.exceptions.RayError as error:
             self._start_failed(seat, error)
         else:
             seat.starting = None
-            self._failed_starts = 0
+            self._failed_starts, self._open_again_at = 0, 0.0
+            self._ever_ready = True
             pool.joined(seat.name)
 
     def _start_failed(self, seat: _Seat, error: Exception) -> None:
-        """Raises UserError where the reason is the user's, or workers keep failing to start."""
+        """Raises UserError where the reason is the user's, or workers keep failing to start.
+
+        Where a worker has been ready before, the reason is the machine's: another one may do, and
+        while others work, the next one may wait.
+        """
         cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
+        if isinstance(cause, UserError) and not self._ever_ready:
             raise UserError(str(cause)) from None
         self._close(seat.name)
         self._failed_starts += 1
-        if self._failed_starts >= LIVES:
-            reason = " ".join(str(error).split())[-300:]
+        self._open_again_at = time.monotonic() + min(2**self._failed_starts, _LONGEST_PAUSE_SECONDS)
+        if self._failed_starts >= LIVES and not self.pids():
+            reason = " ".join(str(cause or error).split())[-300:]
             raise UserError(f"workers: {LIVES} in a row did not start: {reason}") from None
 
     def _arrived(self, pool: Pool, seat: _Seat, stream: Any) -> Iterator[Any]:
@@ -251,21 +284,9 @@ class RayExecutor:
                 yield piece
 
 
-def _room(workers: Workers) -> int:
-    """How many workers the cluster has room for now."""
-    total = ray.cluster_resources()
-    room = int(total.get("CPU", 0) // workers.cpus_each)
-    if workers.gpus_each:
-        room = min(room, int(total.get("GPU", 0) / workers.gpus_each))
-    return room
-
-
-def _check_resources(workers: Workers) -> None:
-    """A local Ray never grows: what does not fit it will never start."""
-    if not inside_job() and len(ray.nodes()) == 1 and _room(workers) == 0:
-        total = ray.cluster_resources()
-        raise UserError(
-            f"workers: each asks {workers.cpus_each} CPU and {workers.gpus_each:g} GPU, and this "
-            f"machine offers {total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower "
-            "workers.cpus_each or workers.gpus_each (0 renders on the CPU)"
-        )
+def _leave(number: int) -> None:
+    """Ends this worker's process, with the file that it was writing."""
+    for file in psutil.Process().open_files():
+        if is_temporary(file.path):
+            Path(file.path).unlink(missing_ok=True)
+    os._exit(128 + number)

@@ -36,6 +36,7 @@ def claimed(
 ) -> Iterator[None]:
     """Owns the folder for the length of the block; each beat carries what ``says`` returns then.
 
+    What killed workers left under temporary names is gone when the block ends.
     Raises UserError, naming host, process and time, where another driver owns it, and where the
     folder cannot be written.
     """
@@ -59,6 +60,7 @@ def claimed(
         ended.set()
         beat.join()
         with suppress(StorageError):  # a claim that stays has a dead holder, and is taken over
+            folder.clear_temporary()
             folder.hasty.delete(layout.CLAIM)
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from tgate_batch.config import Workers
-from tgate_batch.errors import StorageError, UserError
-from tgate_batch.output import layout
+from tgate_batch.errors import StorageError
+from tgate_batch.output import goodbye, layout
 from tgate_batch.storage import Folder, without_credentials
 
 _PACKAGES = (
@@ -103,10 +103,7 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, UserError | StorageError):
-            invocation["exit_code"] = 2
-        elif isinstance(error, KeyboardInterrupt):
-            invocation["exit_code"] = 130
+        invocation["exit_code"] = goodbye.exit_code(error)
         with suppress(StorageError):  # what is wrong is the error; it is said
             _end(folder.hasty, invocation)
         raise

@@ -2,7 +2,14 @@
 
 from tgate_batch.errors import StorageError
 from tgate_batch.storage.credentials import without_credentials
-from tgate_batch.storage.folder import Folder
+from tgate_batch.storage.folder import Folder, is_temporary
 from tgate_batch.storage.trouble import for_workers, is_outage
 
-__all__ = ["Folder", "StorageError", "for_workers", "is_outage", "without_credentials"]
+__all__ = [
+    "Folder",
+    "StorageError",
+    "for_workers",
+    "is_outage",
+    "is_temporary",
+    "without_credentials",
+]

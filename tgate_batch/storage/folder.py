@@ -24,6 +24,11 @@ _PROBE = f"{_TEMPORARY}probe-"
 Answer = TypeVar("Answer")
 
 
+def is_temporary(path: str) -> bool:
+    """Whether this is a file that somebody is writing, or was when he was killed."""
+    return PurePosixPath(path).name.startswith(_TEMPORARY)
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
 

@@ -1,0 +1,114 @@
+"""Several Ray nodes on this machine, with a stand-in pipeline that takes its time."""
+
+import json
+import os
+import secrets
+import signal
+import time
+
+import pyarrow.dataset as ds
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
+
+from tgate_batch import config, workflow
+from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.execute.ray import RayExecutor, start
+from tgate_batch.output import run as runs
+from tgate_batch.records import Receipt
+
+
+def slow_runner(seconds):
+    """Opens a stand-in that takes so long for a batch."""
+
+    def open_runner(model, config):
+        class Slow(StandIn):
+            def denoise(self, conditions, seeds):
+                time.sleep(seconds)
+                return super().denoise(conditions, seeds)
+
+        return Slow(model, config)
+
+    return open_runner
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head without a CPU for workers, which this process has joined."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    start()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def begun(settings, **sections):
+    run = workflow.prepare(config.parse({**settings, "arms": {"baseline": {}}, **sections}))
+    runs.begin(run)
+    return run
+
+
+def drawn_by(executor, run):
+    """(arm, shard) of each receipt, as they come."""
+    for found in executor.run(workflow.rendering(run, runs.pending(run), executor.in_flight)):
+        if isinstance(found, Receipt):
+            yield found.arm, found.shard
+
+
+def rows(settings):
+    found = ds.dataset(f"{settings['output']}/images", format="parquet").to_table().to_pylist()
+    return sorted((row["arm"], row["prompt_id"], row["status"]) for row in found)
+
+
+EVERY_ROW = sorted(("baseline", f"c{i}", "ok") for i in range(10))
+
+
+def requested():
+    """What Ray's autoscaler finds that it is asked for."""
+    return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
+
+
+def raylet_of(node):
+    return node.all_processes["raylet"][0].process.pid
+
+
+@pytest.mark.slow
+def test_two_nodes_draw_and_one_that_is_killed_costs_nothing_but_time(settings, cluster):
+    first, second = (cluster.add_node(num_cpus=1) for _ in range(2))
+    run = begun(settings, prompts={**settings["prompts"], "shard_size": 1})
+    model = run.config.models[0]
+    both, drawn = set(), []
+    with RayExecutor(run.config, run.folder, model, slow_runner(2)) as executor:
+        for receipt in drawn_by(executor, run):
+            drawn.append(receipt)
+            if len(executor.nodes()) == 2 and not both:
+                both = set(executor.nodes())
+                os.kill(raylet_of(second), signal.SIGKILL)
+    assert both == {first.node_id, second.node_id}
+    assert sorted(drawn) == [("baseline", shard) for shard in range(10)]
+    assert rows(settings) == EVERY_ROW
+
+
+@pytest.mark.slow
+def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, cluster, capsys):
+    run = begun(settings)
+    joined = False
+    with RayExecutor(run.config, run.folder, open_runner=slow_runner(0)) as executor:
+        pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+        drawn = []
+        for found in executor.run(pool):
+            if isinstance(found, Receipt):
+                drawn.append((found.arm, found.shard))
+            elif not joined and requested() == [{"CPU": 1}] * 3:  # one for each shard
+                assert not executor.pids()
+                cluster.add_node(num_cpus=1)
+                joined = True
+    assert sorted(drawn) == [("baseline", shard) for shard in range(3)]
+    assert rows(settings) == EVERY_ROW
+    line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
+    assert line in capsys.readouterr().out.splitlines()
+    assert requested() == [], "taken back at the end"
