@@ -63,7 +63,7 @@ def test_start_and_end_are_lines_of_one_id_and_one_entry(folder):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UserError, 2), (StorageError, 2), (KeyboardInterrupt, 130), (RuntimeError, 1)],
+    [(UserError, 2), (StorageError, 4), (KeyboardInterrupt, 130), (RuntimeError, 1)],
 )
 def test_end_is_written_after_an_error_too(folder, error, code):
     with pytest.raises(error), history.recorded(folder, history.Invocation(Workers())):
