@@ -30,6 +30,7 @@ render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
 output.card output.run output.failed output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
+score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary
 report.page report

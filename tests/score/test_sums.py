@@ -108,7 +108,7 @@ def small_chunks(monkeypatch):
 
 def test_chunks_change_no_figure(settings, small_chunks):
     several = scored(settings)
-    assert len(folder_of(settings).names(layout.SUMS)) == 2 * (3 + 1)  # three full, and the total
+    assert len(folder_of(settings).names(layout.SUMS)) == 2 * (4 + 1)  # four full, and the total
     shutil.rmtree(folder_of(settings).path(layout.SUMS))
     sums.CHUNK = 10**6
     assert_alike(several, scored(settings))

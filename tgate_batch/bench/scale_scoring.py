@@ -125,6 +125,7 @@ def _tables(
             **named,
             "status": pa.array(["ok"] * n),
             "error": pa.nulls(n, pa.string()),
+            "error_kind": pa.nulls(n, pa.string()),
             "batch": pa.array([f"b{number}" for number in batch]),
             "batch_size": pa.array(np.full(n, 8, np.int32)),
             "batch_seconds": seconds,
@@ -132,6 +133,7 @@ def _tables(
             "decode_seconds": 0.1 * seconds,
             "encode_seconds": np.full(n, 0.01),
             "warm_up": np.zeros(n, bool),
+            "worker": pa.array([f"worker-{number % 2}" for number in batch]),
             "broken": pa.nulls(n, pa.string()),
         }
     )

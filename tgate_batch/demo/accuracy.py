@@ -45,6 +45,10 @@ METRIC = PictureMetric(
         better="higher",
         tables=("pictures", "brief"),
         change_heading="accuracy change",
+        explanation=(
+            "The share of pictures that show what their prompt asks for: the right shape, colour "
+            "and place, found by measuring the picture."
+        ),
     ),
     load=_load,
     yes_no=True,

@@ -117,9 +117,14 @@ METRIC = PictureMetric(
         better="higher",
         tables=("pictures", "brief"),
         change_heading="CLIP change",
+        explanation=(
+            "How well a picture fits its prompt, judged by the network CLIP: 100 times the cosine "
+            "of the two, some 20 for a poor fit and 35 for a good one."
+        ),
     ),
     load=_load,
     weights="clip",
+    spread=(-10.0, 10.0),
     weights_are="a CLIPModel (a folder or a hub id)",
     may_be_hub_id=True,
     fingerprint=fingerprint,

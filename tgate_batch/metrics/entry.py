@@ -58,6 +58,7 @@ class Column:
     - ``change`` marks a difference to the baseline, in the figure's own units.
     - ``change_heading`` and ``change_pattern`` are of the mean difference to the baseline's same
       pictures, which has a column of its own. Without a heading tables do not show it.
+    - ``explanation`` tells in a sentence or two what it is, to one who has read no paper.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Column:
     change: bool = False
     change_heading: str | None = None
     change_pattern: str = "{:+.2f}"
+    explanation: str = ""
 
     def value(self, arm: Arm, baseline: Arm | None = None) -> Any:
         """The figure in an arm's entry of report.json; None where it was not measured."""
@@ -132,6 +134,8 @@ class PictureMetric:
       always measured.
     - ``weights_are`` says in words what to give there; ``may_be_hub_id`` that it may be a hub's id,
       so that no file has to exist before the run.
+    - ``spread`` is the range in which the distribution of its changes is shown: of its values where
+      it compares with the baseline, else of their differences. None: none is shown.
     - ``version`` is raised by hand when equal pictures get other figures: what was measured before
       is then measured again.
     - ``fingerprint`` takes the weights' place and returns a hexadecimal sha256 of what is there. It
@@ -146,6 +150,7 @@ class PictureMetric:
     weights: str | None = None
     weights_are: str = "the file of its weights"
     may_be_hub_id: bool = False
+    spread: tuple[float, float] | None = None
     version: int = 1
     fingerprint: Callable[[str], str] = file_sha256
 

@@ -60,9 +60,20 @@ def _load(weights: str | None, device: str) -> Measure:
 
 METRIC = PictureMetric(
     name="lpips",
-    column=Column("lpips", "LPIPS", "{:.3f}", better="lower", tables=("pictures",)),
+    column=Column(
+        "lpips",
+        "LPIPS",
+        "{:.3f}",
+        better="lower",
+        tables=("pictures",),
+        explanation=(
+            "How different a picture and the baseline's look to a network that was fitted to "
+            "people's judgement: 0 for equal pictures, some 0.7 for unrelated ones."
+        ),
+    ),
     load=_load,
     needs_baseline=True,
+    spread=(0.0, 1.0),
     weights="lpips",
     weights_are="AlexNet's weights",
 )

@@ -36,7 +36,19 @@ def _load(weights: str | None, device: str) -> Measure:
 
 METRIC = PictureMetric(
     name="psnr",
-    column=Column("psnr", "PSNR (dB)", "{:.1f}", better="higher", tables=("pictures", "brief")),
+    column=Column(
+        "psnr",
+        "PSNR (dB)",
+        "{:.1f}",
+        better="higher",
+        tables=("pictures", "brief"),
+        explanation=(
+            "How close a picture is to the baseline's of the same prompt and seed, pixel by pixel "
+            "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
+            "another picture of the same thing, which need not be a worse one."
+        ),
+    ),
     load=_load,
     needs_baseline=True,
+    spread=(0.0, 60.0),
 )

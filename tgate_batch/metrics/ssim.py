@@ -33,7 +33,18 @@ def _load(weights: str | None, device: str) -> Measure:
 
 METRIC = PictureMetric(
     name="ssim",
-    column=Column("ssim", "SSIM", "{:.3f}", better="higher", tables=("pictures",)),
+    column=Column(
+        "ssim",
+        "SSIM",
+        "{:.3f}",
+        better="higher",
+        tables=("pictures",),
+        explanation=(
+            "How alike the structures of a picture and the baseline's are (structural similarity): "
+            "1 for equal pictures, near 0 for unrelated ones."
+        ),
+    ),
     load=_load,
     needs_baseline=True,
+    spread=(0.0, 1.0),
 )

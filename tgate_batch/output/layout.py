@@ -206,7 +206,7 @@ def of_pictures(
 
 def of_rows(pictures: Mapping) -> Settings:
     """What decides the measurement ``rows``: status, times, and whether a picture is broken."""
-    return {"pictures": identity(pictures), "version": 2}
+    return {"pictures": identity(pictures), "version": 3}
 
 
 def of_features(pictures: Mapping, extractor: str, version: int, weights: str) -> Settings:

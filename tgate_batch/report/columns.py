@@ -19,8 +19,25 @@ MACS = {  # the two conventions of counting
 def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
     """The report's columns; ``arms``, entries of report.json, say how a distance is called."""
     return (
-        Column("model", "model", "{}", tables=_EVERY, bounded=False),
-        Column("arm", "arm", "{}", tables=_EVERY, bounded=False),
+        Column(
+            "model",
+            "model",
+            "{}",
+            tables=_EVERY,
+            bounded=False,
+            explanation="The model that drew the pictures.",
+        ),
+        Column(
+            "arm",
+            "arm",
+            "{}",
+            tables=_EVERY,
+            bounded=False,
+            explanation=(
+                "One way of drawing: the baseline, or one that leaves work out. All arms draw the "
+                "same prompts with the same seeds."
+            ),
+        ),
         *_SPEED,
         *_sets(arms),
         *(column for metric in metrics.METRICS for column in _of_metric(metric)),
@@ -51,6 +68,9 @@ def _of_metric(metric: PictureMetric) -> Iterator[Column]:
         withheld=("change",),
         of=metric.name,
         change=True,
+        explanation=(
+            f"The arm's {own.heading} less the baseline's, over the prompts that both delivered."
+        ),
     )
 
 
@@ -84,10 +104,37 @@ def _share_of_rows(key: str) -> Callable[[Arm, Arm | None], float | None]:
     return percent
 
 
+_MACS_EXPLAINED = {
+    "macs_per_image_with_attention": (
+        "Multiplications (each with its addition) that the denoiser does for one picture, all of "
+        "them counted."
+    ),
+    "macs_per_image": (
+        "The same, counted as papers do: linear layers and convolutions, without the products "
+        "inside attention."
+    ),
+}
+_SHARES_EXPLAINED = {
+    "precision": "The share of pictures that look like some of the reference set: fidelity.",
+    "recall": "The share of the reference set that looks like some of the pictures: variety.",
+}
 _EVERY: tuple[Table, ...] = ("speed", "pictures", "sets", "brief")
 _SPEED = (
-    Column("images", "images", "{}", tables=("speed", "brief")),
-    Column("errors", "errors", "{}", better="lower", tables=("speed", "brief")),
+    Column(
+        "images",
+        "images",
+        "{}",
+        tables=("speed", "brief"),
+        explanation="Pictures that were drawn.",
+    ),
+    Column(
+        "errors",
+        "errors",
+        "{}",
+        better="lower",
+        tables=("speed", "brief"),
+        explanation="Pictures that could not be drawn; each keeps the reason in its row.",
+    ),
     Column(
         "images_per_second_per_worker",
         "images/s per worker",
@@ -96,6 +143,10 @@ _SPEED = (
         tables=("speed", "brief"),
         interval=("images_per_second_interval",),
         withheld=("images_per_second_interval",),
+        explanation=(
+            "Pictures a second that one worker draws: denoising and decoding, without loading the "
+            "model and without each worker's first batch."
+        ),
     ),
     Column(
         "speedup",
@@ -106,9 +157,17 @@ _SPEED = (
         beside_baseline=True,
         interval=("speedup_interval",),
         withheld=("speedup_interval",),
+        explanation="The arm's images a second over the baseline's: 2.00x is twice as fast.",
     ),
     *(
-        Column(key, heading, _macs, better="lower", tables=("speed",))
+        Column(
+            key,
+            heading,
+            _macs,
+            better="lower",
+            tables=("speed",),
+            explanation=_MACS_EXPLAINED[key],
+        )
         for key, heading in MACS.items()
     ),
     Column(
@@ -118,6 +177,7 @@ _SPEED = (
         better="higher",
         tables=("speed", "brief"),
         beside_baseline=True,
+        explanation="The share of the baseline's arithmetic that the arm leaves out.",
     ),
     Column(
         "usd_per_1000_images_billed",
@@ -125,6 +185,10 @@ _SPEED = (
         "{:.4f}",
         better="lower",
         tables=("speed", "brief"),
+        explanation=(
+            "All that the run held, loading and waiting too, at the config's price; shared among "
+            "the arms by their time on the device."
+        ),
     ),
     Column(
         "usd_per_1000_images",
@@ -132,9 +196,18 @@ _SPEED = (
         "{:.4f}",
         better="lower",
         tables=("speed", "brief"),
+        explanation=(
+            "What 1,000 more pictures would cost: denoising and decoding alone, at the config's "
+            "price."
+        ),
     ),
     Column(
-        "wh_per_1000_images", "Wh per 1,000 images", "{:.2f}", better="lower", tables=("speed",)
+        "wh_per_1000_images",
+        "Wh per 1,000 images",
+        "{:.2f}",
+        better="lower",
+        tables=("speed",),
+        explanation="Energy that the GPUs took, in watt-hours.",
     ),
 )
 _SHARES = (  # of the rows; for thresholds
@@ -166,6 +239,10 @@ def _sets(arms: Sequence[Arm]) -> Iterator[Column]:
         path=("kid", "value"),
         interval=("kid",),
         withheld=("kid",),
+        explanation=(
+            "How far all pictures together are from the reference set, as an average over pairs of "
+            "pictures. Lower is closer. It is fair to few pictures too."
+        ),
     )
     yield Column(
         "kid_change",
@@ -178,9 +255,18 @@ def _sets(arms: Sequence[Arm]) -> Iterator[Column]:
         interval=("kid_change",),
         withheld=("kid_change", "kid"),
         change=True,
+        explanation=f"The arm's {kernel} less the baseline's; below 0 is closer to the reference.",
     )
     for share in ("precision", "recall"):
-        yield Column(share, share, "{:.2f}", better="higher", tables=("sets",), withheld=(share,))
+        yield Column(
+            share,
+            share,
+            "{:.2f}",
+            better="higher",
+            tables=("sets",),
+            withheld=(share,),
+            explanation=_SHARES_EXPLAINED[share],
+        )
 
 
 def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]:
@@ -200,6 +286,11 @@ def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]
         better="lower",
         tables=("sets", "brief"),
         each=not one,
+        explanation=(
+            "How far all pictures together are from the reference set, in what a network sees in "
+            "them (Frechet distance). Lower is closer. It is larger the fewer the pictures, so "
+            "compare arms with equal numbers only."
+        ),
     )
     yield Column(
         f"{key}_corrected",
@@ -211,6 +302,7 @@ def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]
         interval=("distance_corrected",),
         withheld=("distance_corrected",),
         of=key,
+        explanation="The same distance without what comes of the number of pictures alone.",
     )
     yield Column(
         f"{key}_change",
@@ -224,6 +316,7 @@ def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]
         withheld=("distance_change",),
         change=True,
         of=key,
+        explanation="The arm's distance less the baseline's; below 0 is closer to the reference.",
     )
 
 

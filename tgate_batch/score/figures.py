@@ -33,6 +33,7 @@ from tgate_batch.metrics.moments import frechet_values, statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
 from tgate_batch.metrics.throughput import quantile
 from tgate_batch.output import layout
+from tgate_batch.score import drawn
 from tgate_batch.score.reduce import Source, summaries
 from tgate_batch.score.reference import Reference
 from tgate_batch.score.sums import Chunk, FeatureSums, Sample, Summary, Sums
@@ -154,7 +155,7 @@ class Conclusion:
     model: str
     arm: str
     sums: Sums
-    named: Mapping[str, Any]  # failed and broken rows, makers, MACs
+    named: Mapping[str, Any]  # failed, broken and most changed pictures, makers, MACs
     sets: Mapping[str, SetFigures]  # by extractor
     damaged: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -162,7 +163,7 @@ class Conclusion:
     @classmethod
     def of_nothing(cls, model: str, arm: str) -> Conclusion:
         """That of an arm without pictures."""
-        named: dict[str, Any] = {"failed": [], "broken": [], "made_by": [], "macs": {}}
+        named: dict[str, Any] = {"failed": [], "broken": [], "made_by": [], "macs": {}, "worst": {}}
         return cls(model, arm, {}, named, {})
 
     def save(self, stream: Any, identity: str) -> None:
@@ -254,7 +255,7 @@ def conclude(
     if order.baseline is None:
         for features in summary.features.values():
             features.moments.pack()  # they wait beside another arm's
-    named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs")}
+    named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs", "worst")}
     damaged = tuple(summary.damaged)
     model, arm = order.key
     found = Conclusion(model, arm, summary.sums, named, sets, damaged, tuple(problems))
@@ -371,6 +372,7 @@ def scores(
     """
     writing = _Scores(own, baseline)
     found = writing.rows() | writing.times() | writing.pictures(metrics) | writing.by(metrics)
+    found |= drawn.drawn(own.sums, metrics) | writing.worst()
     distances = {
         facts.name: writing.sets(facts, references.get(facts.name)) for facts in extractors
     }
@@ -437,6 +439,17 @@ class _Scores:
             {"kind": kind, "rows": rows, "error": says.get(kind, kind)}
             for kind, rows in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         ]
+
+    def worst(self) -> dict[str, Any]:
+        """By metric: the pictures that changed most beside the baseline's, worst first."""
+        keys = ("prompt_id", "image_number", "shard", "value")
+        named = self.own.named["worst"]
+        return {
+            "most_changed": {
+                metric: [{key: picture[key] for key in keys} for picture in pictures]
+                for metric, pictures in named.items()
+            }
+        }
 
     def times(self) -> dict[str, Any]:
         """Images a second, by groups of batches; each worker's first batch is left out."""

@@ -34,6 +34,7 @@ TIMES = (
     "decode_seconds",
     "encode_seconds",
     "warm_up",
+    "worker",
 )
 _READ = ["prompt_id", "image_number", "prompt", "status", "error", "error_kind", "image", *TIMES]
 _KEPT = ["prompt_id", "image_number", "status", "error", "error_kind", *TIMES]

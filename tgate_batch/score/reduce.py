@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from tgate_batch.metrics.moments import Moments
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
-from tgate_batch.score import metrics
+from tgate_batch.score import drawn, metrics
 from tgate_batch.score.measure import MACS, features_of
 from tgate_batch.score.sums import (
     Chunk,
@@ -28,10 +28,11 @@ from tgate_batch.score.sums import (
     add,
     batches_of,
     by_group,
+    worst_of,
 )
 from tgate_batch.storage import Folder
 
-VERSION = 1  # raised by hand when equal measurements get other sums
+VERSION = 2  # raised by hand when equal measurements get other sums
 
 Folders = Mapping[str, tuple[str, Settings]]  # measurement -> its folder, what decides its content
 
@@ -144,10 +145,14 @@ class _Adding:
 
     def chunk(self, chunk: Chunk) -> tuple[Summary, bool]:
         prompt, batch = chunk.first_prompt, chunk.first_batch
+        images, size = self._source.images_per_prompt, self._source.batch_size
+        self._slices = _Slices(
+            chunk.index, batch, sum(batches_of(shard, images, size) for shard in chunk.shards)
+        )
         for shard in chunk.shards:
             self._shard(shard, prompt, batch)
             prompt += shard.prompts
-            batch += batches_of(shard, self._source.images_per_prompt, self._source.batch_size)
+            batch += batches_of(shard, images, size)
         return self._found, self._whole
 
     def _shard(self, shard: ShardPlan, prompt: int, batch: int) -> None:
@@ -162,7 +167,7 @@ class _Adding:
         place = _Place(prompt + mine.prompt, groups(prompt + mine.prompt), compared)
         self._say(mine)
         add(self._found.sums, _counts(mine, place))
-        add(self._found.sums, _times(mine, batch, source.batch_size))
+        add(self._found.sums, _times(mine, batch, source.batch_size, self._slices))
         categories: list[tuple[tuple[str, ...], Any]] = [((), None)]
         if source.by is not None:
             categories += self._categories(shard, mine)
@@ -177,11 +182,40 @@ class _Adding:
                 kept = values if chosen is None else np.where(chosen, values, np.nan)
                 sums = _figure(metric, kept, others, mine, place)
                 add(self._found.sums, {(*prefix, *key): value for key, value in sums.items()})
+            self._changed(metric, values, others, shard, mine, place)
         for prefix, chosen in categories[1:]:
             key = (*prefix, "prompts")
             add(self._found.sums, {key: _prompts(place, mine.whole & chosen)})
         for name, features in self._found.features.items():
             self._features(name, features, shard, mine, beside, place)
+
+    def _changed(
+        self,
+        metric: PictureMetric,
+        values: np.ndarray,
+        others: np.ndarray | None,
+        shard: ShardPlan,
+        mine: _Rows,
+        place: _Place,
+    ) -> None:
+        """Takes down how the pictures of both arms changed, and which did most."""
+        if not metric.needs_baseline and others is None:
+            return
+        changes = values if metric.needs_baseline or others is None else values - others
+        changes = np.where(place.compared, changes, np.nan)
+        add(self._found.sums, drawn.spread(metric, changes[np.isfinite(changes)]))
+        held = self._found.worst.get(metric.name, [])
+        found = [
+            {
+                "prompt_id": mine.ids[row].as_py(),
+                "image_number": int(mine.number[row]),
+                "shard": shard.index,
+                "value": change,
+                "badness": badness,
+            }
+            for row, change, badness in drawn.worst(metric, changes, held)
+        ]
+        self._found.worst[metric.name] = worst_of(held, found)
 
     def _categories(self, shard: ShardPlan, mine: _Rows) -> list[tuple[tuple[str, ...], Any]]:
         """The values of the column, and which rows have each."""
@@ -303,6 +337,14 @@ class _Place:
     compared: np.ndarray
 
 
+class _Slices(NamedTuple):
+    """A chunk whose course is followed: its number, its first batch, how many it has."""
+
+    chunk: int
+    first_batch: int
+    batches: int
+
+
 class _Rows:
     """A shard's rows of one arm, as columns."""
 
@@ -324,6 +366,10 @@ class _Rows:
     def is_of_same_pictures(self, other: _Rows) -> bool:
         same = len(self.ids) == len(other.ids) and self.ids.equals(other.ids)
         return same and bool((self.number == other.number).all())
+
+    @property
+    def workers(self) -> np.ndarray:
+        return self.table["worker"].to_numpy()
 
     def seconds(self, stage: str) -> np.ndarray:
         return self.table[f"{stage}_seconds"].to_numpy().astype(np.float64)
@@ -347,7 +393,7 @@ def _counts(rows: _Rows, place: _Place) -> Sums:
     }
 
 
-def _times(rows: _Rows, first_batch: int, batch_size: int) -> Sums:
+def _times(rows: _Rows, first_batch: int, batch_size: int, slices: _Slices) -> Sums:
     """Sums over groups of batches. A batch has the same place in every arm, halved or not."""
     number = rows.table["batch"].combine_chunks().dictionary_encode().indices
     batches = throughput.Batches.of(
@@ -358,13 +404,16 @@ def _times(rows: _Rows, first_batch: int, batch_size: int) -> Sums:
         rows.table["warm_up"].fill_null(False).to_numpy(zero_copy_only=False),
     )
     counted = ~batches.warm_up
-    where = groups(first_batch + batches.first_row // batch_size)[counted]
+    places = first_batch + batches.first_row // batch_size
+    where = groups(places)[counted]
     found: Sums = {
         ("device seconds",): np.asarray(batches.seconds.sum()),
         ("time", "images"): by_group(where, batches.images[counted]),
         ("time", "seconds"): by_group(where, batches.seconds[counted]),
         ("time", "batches"): by_group(where),
         ("latency",): throughput.histogram(batches.seconds[counted]),
+        **drawn.course(batches, places - slices.first_batch, slices.chunk, slices.batches),
+        **drawn.by_worker(batches, rows.workers),
     }
     for stage, seconds in (
         ("denoise", batches.denoise_seconds),

@@ -24,6 +24,7 @@ from tgate_batch.output.frozen import ShardPlan
 SAMPLE = 10_000  # pictures whose features are kept for distances that need them one by one
 CHUNK = 2**17  # pictures: at 2,048 dimensions the sums are then a third of the features
 _SHOWN = 20  # rows that are named
+MOST = 12  # pictures of each metric that are named since they changed most
 
 Sums = dict[tuple[str, ...], np.ndarray]
 
@@ -31,6 +32,12 @@ Sums = dict[tuple[str, ...], np.ndarray]
 def by_group(groups: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
     """How many of each group [20], or the sum of their values."""
     return np.bincount(groups, values, GROUPS).astype(np.float64)
+
+
+def worst_of(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pictures of several lists that changed most; of equal ones the earlier."""
+    every = [picture for part in parts for picture in part]
+    return sorted(every, key=lambda picture: -picture["badness"])[:MOST]
 
 
 def add(into: Sums, more: Mapping[tuple[str, ...], np.ndarray]) -> None:
@@ -193,7 +200,8 @@ class FeatureSums:
 class Summary:
     """What shards of one arm add up to.
 
-    ``failed`` and ``broken``: the first such rows. ``damaged``: measurements that could not be
+    ``failed`` and ``broken``: the first such rows. ``worst``: by metric, the pictures that changed
+    most beside the baseline's. ``damaged``: measurements that could not be
     read, and are gone now.
     """
 
@@ -204,6 +212,7 @@ class Summary:
     made_by: list[dict[str, Any]] = field(default_factory=list)
     macs: dict[str, float | None] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    worst: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def merge(self, other: Summary) -> None:
         """Adds another's, in place; the order of merging decides the last bits."""
@@ -218,6 +227,8 @@ class Summary:
         self.made_by = history.added_up([*self.made_by, *other.made_by])
         self.macs = other.macs | self.macs
         self.damaged += other.damaged
+        for metric, pictures in other.worst.items():
+            self.worst[metric] = worst_of(self.worst.get(metric, []), pictures)
 
     def save(self, stream: Any, identity: str) -> None:
         """Writes it as ``.npz``."""
@@ -229,6 +240,7 @@ class Summary:
             "broken": self.broken,
             "made_by": self.made_by,
             "macs": self.macs,
+            "worst": self.worst,
         }
         arrays = {f"sum-{number}": value for number, value in enumerate(self.sums.values())}
         for number, features in enumerate(self.features.values()):
@@ -256,5 +268,5 @@ class Summary:
                     features[name] = FeatureSums.load(arrays, dimensions)
         except Exception:  # zip, format and end-of-file faults have no common parent
             return None
-        known = {key: about[key] for key in ("failed", "broken", "made_by", "macs")}
+        known = {key: about[key] for key in ("failed", "broken", "made_by", "macs", "worst")}
         return cls(sums, features, **known)
