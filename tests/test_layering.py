@@ -15,7 +15,7 @@ storage.credentials storage.trouble storage.remote storage.folder storage
 records
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate
-config
+config.sections config.checking config.reading config
 metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
 metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
 metrics.precision_recall
