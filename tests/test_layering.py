@@ -35,8 +35,8 @@ report.columns report.thresholds report.plan_size report.table report.summary re
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.rendering execute.scoring execute.again
-execute.findings execute.checks execute.checks_of_scores execute.entries execute.parts
-execute.verify execute.repair execute
+execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
+execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
