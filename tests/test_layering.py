@@ -15,7 +15,7 @@ storage.credentials storage.trouble storage.remote storage.folder storage
 records
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
 gate
-config
+config.sections config.checking config.reading config
 metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
 metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
 metrics.precision_recall
@@ -37,8 +37,8 @@ report.page report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.rendering execute.scoring execute.again
-execute.findings execute.checks execute.checks_of_scores execute.entries execute.parts
-execute.verify execute.repair execute
+execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
+execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model

@@ -141,7 +141,7 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
     ``again``: as many pictures of every arm are drawn again and compared with the stored ones.
     ``repair``: what is damaged is removed, so that the next run makes it again.
     """
-    from tgate_batch.execute.repair import repaired
+    from tgate_batch.execute.verify import repaired
     from tgate_batch.execute.verify import verify as verified
 
     folder = Folder(output)

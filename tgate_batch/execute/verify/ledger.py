@@ -9,7 +9,7 @@ from typing import Any
 
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError
-from tgate_batch.execute.findings import DAMAGED, JSONS, KEPT, Findings, guarded
+from tgate_batch.execute.verify.findings import DAMAGED, JSONS, KEPT, Findings, guarded
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan

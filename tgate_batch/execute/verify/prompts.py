@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tgate_batch.execute.findings import guarded, in_words
+from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.records import Prompt, Shard

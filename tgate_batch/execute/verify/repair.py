@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tgate_batch.execute.checks_of_scores import readable
-from tgate_batch.execute.findings import (
+from tgate_batch.execute.verify.figures import readable
+from tgate_batch.execute.verify.findings import (
     DAMAGED,
     FOREIGN,
     KEPT,

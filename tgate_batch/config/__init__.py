@@ -1,0 +1,41 @@
+"""A run, as validated data: YAML in, frozen sections out, unknown keys refused."""
+
+from tgate_batch.config.checking import parse
+from tgate_batch.config.reading import load
+from tgate_batch.config.sections import (
+    OWN_SCHEDULER,
+    Arm,
+    Config,
+    Cost,
+    Engine,
+    Images,
+    Model,
+    Prompts,
+    ResolvedSampling,
+    Sampling,
+    Score,
+    Section,
+    Threshold,
+    Thresholds,
+    Workers,
+)
+
+__all__ = [
+    "OWN_SCHEDULER",
+    "Arm",
+    "Config",
+    "Cost",
+    "Engine",
+    "Images",
+    "Model",
+    "Prompts",
+    "ResolvedSampling",
+    "Sampling",
+    "Score",
+    "Section",
+    "Threshold",
+    "Thresholds",
+    "Workers",
+    "load",
+    "parse",
+]
