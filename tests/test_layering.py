@@ -33,6 +33,7 @@ score.metrics score.sources score.reference score.reference_file score.measure s
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary
+report.parts report.gallery report.drawing report.plots
 report.page report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray

@@ -49,7 +49,7 @@ def judged(decided, passed):
 def test_sentence_says_how_fast_how_well_and_what_it_saves():
     assert said(BASELINE, GATED) == [
         f"{FASTER}, at no resolvable loss of prompt accuracy (+3.5 points [-0.5, +8.0]); "
-        "saves $0.0040 per 1,000 images ($0.0100 for $0.0140)"
+        "saves $0.0040 [0.0032, 0.0043] per 1,000 images ($0.0100 for $0.0140)"
     ]
 
 
@@ -98,9 +98,20 @@ def test_speed_that_may_be_the_same_is_called_so():
 
 
 def test_slower_arm_costs_more():
-    arm = GATED | {"usd_per_1000_images": 0.02}
+    arm = GATED | {
+        "usd_per_1000_images": 0.028,
+        "speedup": 0.5,
+        "speedup_interval": {"value": 0.5, "low": 0.4, "high": 1.25},
+    }
     assert said(BASELINE, arm)[0].endswith(
-        "; costs $0.0060 more per 1,000 images ($0.0200 for $0.0140)"
+        "; costs $0.0140 [-0.0028, 0.0210] more per 1,000 images ($0.0280 for $0.0140)"
+    )
+
+
+def test_saving_without_an_interval_has_none():
+    arm = GATED | {"speedup_interval": None, "usd_per_1000_images": 3.0}
+    assert said(BASELINE | {"usd_per_1000_images": 12.0}, arm)[0].endswith(
+        "; saves $9.00 per 1,000 images ($3.00 for $12.00)"
     )
 
 

@@ -102,13 +102,14 @@ class Column:
         if value is None:
             return UNKNOWN
         if found is None or (brief and not self.change):
-            return self._word(value)
-        return f"{self._word(value)} [{self._word(found['low'])}, {self._word(found['high'])}]"
+            return self.word(value)
+        return f"{self.word(value)} [{self.word(found['low'])}, {self.word(found['high'])}]"
 
     def _held(self, arm: Arm) -> bool:
         return self.of is None or arm.get(self.of) is not None
 
-    def _word(self, value: Any) -> str:
+    def word(self, value: Any) -> str:
+        """A value of the figure as it is shown."""
         return self.pattern(value) if callable(self.pattern) else self.pattern.format(value)
 
 

@@ -115,11 +115,11 @@ def _speed(arm: Arm) -> str:
 def _quality(arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> str:
     if not baseline["images"]:
         return "and the baseline has no picture to compare with"
-    found = [_change(column, arm, arms) for column in _changes(arm, arms)]
+    found = [_change(column, arm, arms) for column in changes(arm, arms)]
     return " and ".join(found) if found else "and no change of quality was measured"
 
 
-def _changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
+def changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
     """The changes that speak for quality.
 
     Those of figures of single pictures, and that of the Frechet distance where it can be compared;
@@ -162,13 +162,19 @@ def _saving(arm: Arm, baseline: Arm) -> str | None:
     mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
     if mine is None or theirs is None:
         return None
-    verb = "saves" if mine <= theirs else "costs"
-    more = "" if mine <= theirs else " more"
+    saved, bounds = theirs - mine, arm.get("speedup_interval")
+    verb, more = ("saves", "") if saved >= 0 else ("costs", " more")
+    sign = 1 if saved >= 0 else -1
+    between = ""
+    if bounds is not None and bounds["low"] > 0:  # money is time: a speed-up's ends are a saving's
+        ends = sorted(sign * theirs * (1 - 1 / bounds[end]) for end in ("low", "high"))
+        between = f" [{', '.join(_places(end, theirs) for end in ends)}]"
     return (
-        f"{verb} {usd(abs(theirs - mine))}{more} per 1,000 images ({usd(mine)} for {usd(theirs)})"
+        f"{verb} ${_places(abs(saved), theirs)}{between}{more} per 1,000 images "
+        f"(${_places(mine, theirs)} for ${_places(theirs, theirs)})"
     )
 
 
-def usd(amount: float) -> str:
-    """An amount of money with as many places as tell it from another."""
-    return f"${amount:,.2f}" if amount >= 10 else f"${amount:.4f}"
+def _places(amount: float, beside: float) -> str:
+    """An amount of money, with as many places as tell amounts like ``beside`` from each other."""
+    return f"{amount:,.2f}" if beside >= 10 else f"{amount:.4f}"

@@ -1,4 +1,4 @@
-from tgate_batch.report import page
+from tgate_batch.report import parts
 
 REFERENCE = {"name": "drawn", "sha256": "ab" * 32, "count": 5000, "sample": 1000}
 
@@ -49,7 +49,7 @@ SUMMARY = {"arms": ARMS, "run": {"config": {"score": {"by": "length"}}}}
 
 
 def part(title):
-    (found,) = (part for part in page.parts(SUMMARY) if part.title == title)
+    (found,) = (part for part in parts.parts(SUMMARY) if part.title == title)
     return found
 
 
@@ -75,13 +75,14 @@ def test_second_extractor_has_a_table_of_its_own():
 
 def test_table_says_how_many_comparisons_it_makes():
     assert part("Quality, picture by picture").note == (
-        "This table makes 1 comparison: expect 0.05 intervals that exclude 0 by chance."
+        "This table makes 1 comparison: expect 0.05 intervals that exclude 0 by chance, "
+        "where nothing changed."
     )
     assert part("Speed and cost").note is None
 
 
 def test_reason_for_what_is_withheld_is_said_once():
-    said = [note for note in page.notes(ARMS) if note.startswith("Not shown")]
+    said = [note for note in parts.notes(ARMS) if note.startswith("Not shown")]
     assert said == [
         "Not shown: bias-corrected distance, change of the distance (demo baseline, demo tgate): "
         "not comparable: few.",
@@ -90,7 +91,7 @@ def test_reason_for_what_is_withheld_is_said_once():
 
 
 def test_notes_name_the_sizes_of_sets_and_what_is_left_out():
-    said = "\n".join(page.notes(ARMS))
+    said = "\n".join(parts.notes(ARMS))
     assert "Reference set: drawn, 5,000 pictures, sha256 abababab" in said
     assert "its own noise is left out" in said
     assert "of 100 pictures of the arm and 1,000 of the reference" in said
@@ -101,6 +102,6 @@ def test_notes_name_the_sizes_of_sets_and_what_is_left_out():
 
 def test_notes_of_arms_that_differ_are_each_told():
     other = GATED | {"distance_label": "FD-net-99", "distance_note": "one is broken"}
-    said = page.notes([BASELINE, other])
+    said = parts.notes([BASELINE, other])
     assert "FD-net-100: the covariance of the arm is rank-deficient. (demo baseline)" in said
     assert "FD-net-99: one is broken. (demo tgate)" in said
