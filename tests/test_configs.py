@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from tgate_batch import config
 from tgate_batch.config import Images
 from tgate_batch.models import catalogue
 from tgate_batch.records import Prompt, Shard
+from tgate_batch.report.summary import schema
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -102,7 +104,9 @@ def test_config_runs_through_the_job_to_a_report(file, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    arms = json.loads((tmp_path / "out" / "report" / "report.json").read_text())["arms"]
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    jsonschema.validate(report, schema())
+    arms = report["arms"]
     assert {arm["arm"]: (arm["images"], arm["errors"]) for arm in arms} == dict.fromkeys(
         run.arms, (2, 0)
     )

@@ -43,7 +43,8 @@ execute.verify.prompts execute.verify.run execute.verify.repair execute.verify e
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench.tail bench
+bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
+bench.tail bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

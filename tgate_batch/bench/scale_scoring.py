@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tgate_batch.score.scoring import conclude_orders, write_scores
 from tgate_batch.storage import Folder
 
 SHARD = 4096  # prompts
+ARMS = {"baseline": {}, "tgate": {"gate_step": 10}}
 _METRIC = "prompt_accuracy"
 
 
@@ -62,10 +63,11 @@ def fabricate(
     reference_rows: int = 10_000,
     prompts: dict[str, Any] | None = None,
     by: str | None = None,
+    arms: Mapping[str, Any] = ARMS,
 ) -> config.Config:
-    """Writes a measured run of ``rows`` prompts and two arms; returns its config.
+    """Writes a measured run of ``rows`` prompts and some arms; returns its config.
 
-    ``prompts`` and ``by`` are as in a config; without them plain prompts are made.
+    ``prompts``, ``by`` and ``arms`` are as in a config; without them plain prompts are made.
     """
     if prompts is None:
         file = folder / "prompts.txt"
@@ -79,7 +81,7 @@ def fabricate(
         "models": ["demo"],
         "prompts": prompts,
         "sampling": {"batch_size": 8},
-        "arms": {"baseline": {}, "tgate": {"gate_step": 10}},
+        "arms": dict(arms),
         "workers": {"executor": "local"},
         "score": {
             "reference": str(reference),

@@ -25,7 +25,7 @@ BYTES = 2_400_000  # of all pictures together, before they are spelled in base64
 _PICTURES = 240  # of all models and arms, roughly
 _PROMPTS = (4, 48)  # at least and at most, of a model
 _CHANGED = 2 / 3  # of the prompts are there since they changed most, where there are so many
-_RANDOM_SHARDS = 8  # that the others are taken from
+_RANDOM_SHARDS = 16  # that the others are taken from
 _LONGEST_SIDE = 512
 _SMALL = 256  # pictures up to this side are kept as they are, where there is room
 _BYTES_A_PIXEL = 0.12  # of WebP at quality 80, to begin with
@@ -146,8 +146,9 @@ def _rows(
         for metric in metrics.METRICS
     }
     prompts = {prompt.id: prompt.text for prompt in frozen.load_shard(run.folder, shard).prompts}
+    places = {name: place for place, name in enumerate(prompts)}
     baseline = next((arm["arm"] for arm in arms if arm["is_baseline"]), None)
-    for key in keys:
+    for key in sorted(keys, key=lambda key: (places[key[0]], key[1])):
         held = {name: found[key] for name, found in pictures.items() if found.get(key)}
         small = dict(zip(held, shrunk(list(held.values()), budget), strict=True))
         cells = []
@@ -158,7 +159,7 @@ def _rows(
                 cell.uri = "data:image/webp;base64," + base64.b64encode(content).decode()
             _measured(cell, key, values, baseline)
             cells.append(cell)
-        text = prompts.get(key[0], "")
+        text = prompts[key[0]]
         if len(text) > _LONGEST_PROMPT:
             text = text[:_LONGEST_PROMPT] + "…"
         yield Row(*key, text, cells)

@@ -1,6 +1,7 @@
 """The content of ``report.json``: each arm's scores, and what they mean beside its baseline's."""
 
 import json
+from importlib import resources
 from typing import Any
 
 from tgate_batch.metrics.cost import Devices, bill, per_1000_images, usd_per_1000_images
@@ -9,6 +10,12 @@ from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
 from tgate_batch.report import thresholds
 from tgate_batch.report.columns import MACS
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of what ``summarize`` returns."""
+    file = resources.files("tgate_batch.report").joinpath("report.schema.json")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def summarize(run: Run) -> dict[str, Any]:
