@@ -314,7 +314,7 @@ def _conclude(
     by = run.config.score.by
     if by is not None and frozen.frozen_by(run.ledger) != by:
         problems[
-            f"score.by: the output's prompts do not hold the column {by!r}; run jobs/render.py "
+            f"score.by: the output's prompts do not hold the column {by!r}; run tgate-batch render "
             "again, which freezes it"
         ] = None
         by = None
@@ -324,7 +324,7 @@ def _conclude(
     for one in found.arms.values():
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
-        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+        print(f"warning: {name} was damaged; tgate-batch score measures it again", flush=True)
     return bool(found.damaged)
 
 
@@ -351,7 +351,7 @@ def _say_missing(run: Run) -> bool:
             found = True
             print(
                 f"warning: {model.name} {arm}: {len(missing)} of {len(run.shards)} shards are "
-                f"missing or damaged (first: {missing[0]}); jobs/render.py renders them again",
+                f"missing or damaged (first: {missing[0]}); tgate-batch render renders them again",
                 flush=True,
             )
     return found
@@ -365,7 +365,7 @@ def _report(run: Run) -> int:
     summary = page.write(run)
     arms = summary["arms"]
     if not arms:
-        raise UserError(f"output {run.folder} holds no scores; run jobs/score.py first")
+        raise UserError(f"output {run.folder} holds no scores; run tgate-batch score first")
     table.show(arms)
     for arm in arms:
         if arm["speedup"] is not None and not arm["is_baseline"]:
