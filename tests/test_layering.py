@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "tgate_batch"
 
 ORDER = """
 errors
+say
 storage.credentials storage.trouble storage.remote storage.folder storage
 records
 gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
@@ -31,7 +32,8 @@ output.layout output.ledger output.goodbye output.history output.claim output.pa
 output.card output.run output.failed output.status output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
-report.columns report.thresholds report.plan_size report.table report.summary report.page report
+report.columns report.thresholds report.plan_size report.table report.summary report.page
+report.terminal report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.rendering execute.scoring execute.again

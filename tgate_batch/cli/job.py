@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from tgate_batch import say
 from tgate_batch.errors import ClusterLost, StorageError, UserError
 from tgate_batch.output import goodbye, history
 from tgate_batch.storage import without_credentials
@@ -21,7 +22,7 @@ def run_as_job(job: Callable[[], int | None]) -> None:
         code = job()
     except (UserError, StorageError) as error:
         line = " ".join(without_credentials(str(error)).split())
-        print(f"error: {line}", file=sys.stderr)
+        say.error(line)
         code = goodbye.exit_code(error)
     except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
         goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from tgate_batch import say
 from tgate_batch.cli.job import run_as_job
 
 COMMANDS = {  # name -> its line in the list; its module has the name, with _ for -
@@ -47,7 +48,10 @@ def run(words: Sequence[str]) -> int | None:
         command = import_module(f"tgate_batch.cli.{name.replace('-', '_')}")
         parser = _parser(f"tgate-batch {name}", command.__doc__ or "")
         command.configure(parser)
-        return command.run(parser.parse_args(rest))
+        parser.add_argument("--log", choices=["text", "json"], default="text", help="form of lines")
+        options = parser.parse_args(rest)
+        say.as_json(options.log == "json")
+        return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(
         "tgate-batch",
