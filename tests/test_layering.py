@@ -32,8 +32,8 @@ output.layout output.ledger output.goodbye output.history output.claim output.pa
 output.card output.run output.failed output.status output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
-report.columns report.thresholds report.plan_size report.table report.summary report.page
-report.terminal report
+report.columns report.thresholds report.plan_size report.verdict report.table report.summary
+report.page report.terminal report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.rendering execute.scoring execute.again
