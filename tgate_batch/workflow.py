@@ -196,6 +196,8 @@ def open_executor(
 
     ``held`` is told how many workers it holds.
     """
+    if config.workers.executor == "ray":
+        say.info("starting Ray ...", event="phase")
     module, executor = EXECUTORS[config.workers.executor]
     return getattr(import_module(module), executor)(config, folder, first, held=held)
 

@@ -92,6 +92,8 @@ class RunProgress:
         """Called now and then, also when nothing has come in; ``waits_for``: what is to come."""
         if waits_for != self._waits_for:
             self._waits_for = waits_for
+            if not waits_for and not self._drawn:
+                self._rate = Rate()  # what was waited for is no part of it
             if waits_for and self._bars is None:
                 say.info(f"{waits_for} ...", event="phase")
                 self._last = time.monotonic()

@@ -41,18 +41,23 @@ def show(summary: Mapping[str, Any]) -> None:
 def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Rows under their heading, in lines of at most ``width`` columns; no cell is ever cut.
 
-    Where a row does not fit, each has a block of its own, a line a figure.
+    Where a row does not fit, a row becomes a column; where that does not fit either, each has a
+    block of its own. The first two cells of a row are its names.
     """
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
-        return [_line(row, widths) for row in (rows[0], ["-" * w for w in widths], *rows[1:])]
     head, *body = rows
+    names = ["", *(" ".join(row[:2]) for row in body)]
+    turned = [names, *map(list, zip(*(row[2:] for row in rows), strict=True))]
+    for cells, left in ((rows, 2), (turned, 1)):
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
+            rule = ["-" * each for each in widths]
+            return [_line(row, widths, left) for row in (cells[0], rule, *cells[1:])]
     longest = max(map(cell_len, head[2:]), default=0)
     return [
         line
         for row in body
         for line in (
-            _GAP.join(row[:2]),
+            " ".join(row[:2]),
             *(
                 f"{_GAP}{heading}{' ' * (longest - cell_len(heading))}{_GAP}{cell}"
                 for heading, cell in zip(head[2:], row[2:], strict=True)
@@ -61,12 +66,12 @@ def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     ]
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right."""
+def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
+    """The first cells to the left, figures to the right."""
     cells = []
     for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
         space = " " * (width - cell_len(cell))
-        cells.append(cell + space if number < 2 else space + cell)
+        cells.append(cell + space if number < left else space + cell)
     return _GAP.join(cells).rstrip()
 
 
