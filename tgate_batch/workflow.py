@@ -15,6 +15,7 @@ from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.rendering import Rendered, rendered
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
+from tgate_batch.models import checkpoint
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
@@ -51,6 +52,11 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     _say_run(run)
+    for model in _unknown(run):
+        try:
+            checkpoint.check_hub(model)
+        except UserError as error:
+            say.warning(str(error))
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
@@ -73,6 +79,8 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
     """Renders what is missing, and error rows again if asked, then scores and reports."""
     _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
+    for model in _unknown(run):
+        checkpoint.check_hub(model)
     _say_run(run)
     with _working(run) as entry:
         runs.begin(run)
@@ -210,6 +218,11 @@ def _working(run: Run) -> Iterator[history.Invocation]:
         yield entry
 
 
+def _unknown(run: Prepared) -> list[Model]:
+    """The models whose checkpoint is not on this machine."""
+    return [model for model in run.config.models if run.fingerprints[model.name] is None]
+
+
 def _say_run(run: Run) -> None:
     """The size of a run, before anything of it is done."""
     images = run.images_per_arm * len(run.pairs())
@@ -231,6 +244,8 @@ def _check_words(config: Config) -> None:
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
+    thresholds.check_measured(config)
+    checkpoint.check_scheduler(config.sampling.scheduler)
 
 
 def _check_executor(config: Config) -> None:

@@ -90,7 +90,9 @@ def plan(
     found, pictures = [], False
     left = count(spec) - sum(shard.prompts for shard in held)
     joining_sizes = shard_sizes(left, spec.shard_size, batch)
-    sizes = itertools.chain((shard.prompts for shard in held), joining_sizes)
+    sizes = itertools.chain(
+        (shard.prompts for shard in held), joining_sizes, itertools.repeat(spec.shard_size)
+    )
     for shard in shards(unique(read(spec, by), spec.path), sizes):
         joining = shard.index - len(held)
         if joining < 0 and held[shard.index].digest != shard.digest:
