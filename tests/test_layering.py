@@ -40,7 +40,8 @@ execute.verify execute.repair execute
 workflow
 cli
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
-bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench.tail bench
+bench.orchestration bench.scale_scoring bench.statistics bench.coverage bench.tail
+bench.slow_store bench.scale_pool bench
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

@@ -104,9 +104,10 @@ def unique(prompts: Iterable[Prompt], path: str) -> Iterator[Prompt]:
     seen: set[str] = set()
     twice: list[str] = []
     for prompt in prompts:
-        if prompt.id in seen and len(twice) < _REPEATS_NAMED and prompt.id not in twice:
-            twice.append(prompt.id)
+        known = len(seen)
         seen.add(prompt.id)
+        if len(seen) == known and len(twice) < _REPEATS_NAMED and prompt.id not in twice:
+            twice.append(prompt.id)
         yield prompt
     if twice:
         raise UserError(
