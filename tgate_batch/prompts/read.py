@@ -255,4 +255,4 @@ def _odd(text: str) -> str:
 
 def _made_id(position: int, text: str) -> str:
     """An id from content and position: stable for the file, and told apart when texts repeat."""
-    return f"{position:08d}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+    return f"{str(position).zfill(8)}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
