@@ -8,6 +8,7 @@ python jobs/bench.py encode          picture formats on threads
 python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
 python jobs/bench.py scale-scoring   scoring fabricated measurements: CPU time, memory, same figures
 python jobs/bench.py scale-pool      resuming and beginning a large run; its tail, simulated
+python jobs/bench.py scale-report    the report of a large run: time, memory, bytes of the page
 python jobs/bench.py coverage        whether intervals and thresholds hold what they say, simulated
 python jobs/bench.py model sdxl      an architecture with random weights on this device
 """
@@ -56,6 +57,9 @@ def parse() -> argparse.Namespace:
     scale.add_argument("--rows", type=int, default=1_000_000)
     scale.add_argument("--dimensions", type=int, default=1280)
     scale.add_argument("--flat-rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    report = kinds.add_parser("scale-report")
+    report.add_argument("--prompts", type=int, default=10_000)
+    report.add_argument("--side", type=int, default=512, help="pixels")
     pool = kinds.add_parser("scale-pool")
     pool.add_argument("--shards", type=int, default=100_000, help="finished, of a run that goes on")
     pool.add_argument("--prompts", type=int, default=10_000_000, help="of a fresh run")
@@ -129,6 +133,13 @@ def _scale_scoring(options: argparse.Namespace) -> dict[str, Any]:
     return bench_scale_scoring(options.rows, options.dimensions, tuple(options.flat_rows))
 
 
+def _scale_report(options: argparse.Namespace) -> dict[str, Any]:
+    """The report of four arms with fabricated pictures: seconds, memory, bytes of the page."""
+    from tgate_batch.bench.scale_report import bench_scale_report
+
+    return bench_scale_report(options.prompts, options.side)
+
+
 def _scale_pool(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds until a large run knows what is missing and sends its first task; its tail."""
     from tgate_batch.bench.scale_pool import bench_scale_pool
@@ -169,6 +180,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "statistics": _statistics,
     "scale-scoring": _scale_scoring,
     "scale-pool": _scale_pool,
+    "scale-report": _scale_report,
     "coverage": _coverage,
     "model": _model,
 }
