@@ -106,14 +106,11 @@ def _places(found: Sequence[Any], arms: Sequence[Arm]) -> list[tuple[int, Any]]:
 
 
 def _grouped(found: Sequence[Plot]) -> list[list[Plot]]:
-    """The plots that share a place: flat bars stand one above the other."""
-    groups: list[list[Plot]] = []
-    for plot in found:
-        if plot.name == "whole" and groups and groups[-1][-1].name == "stages":
-            groups[-1].append(plot)
-        else:
-            groups.append([plot])
-    return groups
+    """The plots by their places: quality in one, the time beside it, then one each."""
+    quality = [plot for plot in found if plot.name.startswith(("frontier-", "changed-"))]
+    time = [plot for plot in found if plot.name in ("stages", "whole")]
+    others = [[plot] for plot in found if plot not in quality and plot not in time]
+    return [group for group in (quality, time, *others) if group]
 
 
 def _without_model(part: Part, arms: Sequence[Arm]) -> Part:

@@ -86,7 +86,7 @@ def _frontier(column: Column, points: list[tuple[int, str, Arm]]) -> Plot:
             if bounds is not None:
                 bounds = {key: scale * bounds[key] for key in ("low", "high")}
             colour = drawing.colour(place)
-            axes.errorbar(
+            point, _, _ = axes.errorbar(
                 arm["speedup"],
                 value,
                 xerr=_around(arm["speedup"], arm.get("speedup_interval")),
@@ -96,8 +96,8 @@ def _frontier(column: Column, points: list[tuple[int, str, Arm]]) -> Plot:
                 markersize=7,
                 capsize=3,
                 linestyle="none",
-                gid=f"point-{place}",
             )
+            point.set_gid(f"point-{place}")
             axes.annotate(
                 name,
                 (arm["speedup"], value),
