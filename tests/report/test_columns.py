@@ -228,3 +228,9 @@ def test_value_lies_where_the_column_says(name, value):
 def test_change_of_an_official_distance_is_not_that_of_another():
     assert column("fid_change").bounds(GATED) is None
     assert column("fd_change").bounds(GATED) == around(3.0, 4)
+
+
+def test_every_column_of_a_table_explains_itself_in_sentences():
+    for column in columns():
+        if column.tables:
+            assert column.explanation.endswith("."), column.name

@@ -152,7 +152,7 @@ def _errors(arms: Sequence[Arm]) -> list[ErrorKind]:
 
 def _times(workers: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Stages in the order they happen, with their share of the workers' wall."""
-    if workers is None:
+    if workers is None or not workers["seconds"]["wall"]:
         return []
     seconds = workers["seconds"]
     return [
