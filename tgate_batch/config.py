@@ -154,6 +154,7 @@ class Images(Section):
 
     format: str = "webp"  # or `png`; both are lossless here. `jpeg` changes FID
     quality: int = Field(95, ge=1, le=100)  # of a format that loses some
+    mark: bool = True  # XMP in every picture: made by a model (IPTC's digital source type)
 
 
 class Score(Section):

@@ -131,6 +131,7 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtAlphaPipeline"),
             tiny=partial(_tiny, "PixArtAlphaPipeline", "DPMSolverMultistepScheduler"),
+            license="openrail++",
         ),
         Entry(
             "pixart_sigma",
@@ -142,6 +143,7 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtSigmaPipeline", use_additional_conditions=False),
             tiny=partial(_tiny, "PixArtSigmaPipeline", "DPMSolverMultistepScheduler"),
+            license="openrail++",
         ),
         Entry(
             "lcm_pixart_alpha",
@@ -153,6 +155,7 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtAlphaPipeline"),
             tiny=partial(_tiny, "PixArtAlphaPipeline", "LCMScheduler"),
+            license="openrail++",
         ),
     ),
     denoiser="transformer",
