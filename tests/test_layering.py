@@ -28,7 +28,7 @@ models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.read prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
-output.card output.run output.failed output
+output.card output.run output.failed output.export output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.plan_size report.table report.summary report.page report

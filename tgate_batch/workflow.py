@@ -135,6 +135,32 @@ def report(config: Config) -> int:
     return _report(_reopened(config))
 
 
+def export(
+    output: str,
+    to: str,
+    model: str | None = None,
+    arm: str | None = None,
+    form: str = "imagefolder",
+) -> int:
+    """Writes stored pictures as files into a folder or URI; ``MISSING`` where some are not there.
+
+    ``form``: the convention of names, ``imagefolder``.
+    """
+    from tgate_batch.output.export import export as exported
+    from tgate_batch.output.export import is_split
+
+    missing = False
+    for found in exported(runs.load_run(output), to, model, arm, form):
+        print(found, flush=True)
+        missing = missing or bool(found.missing)
+        for name in filter(is_split, (found.model, found.arm)):
+            print(
+                f"note: datasets takes a folder {name!r} for a split of that name: open "
+                f"{to}/{found.model}/{found.arm} by itself"
+            )
+    return MISSING if missing else DONE
+
+
 def verify(output: str, again: int = 0, repair: bool = False) -> int:
     """Proves an output folder; 1 where something in it is not as it should be.
 

@@ -143,7 +143,6 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtSigmaPipeline", use_additional_conditions=False),
             tiny=partial(_tiny, "PixArtSigmaPipeline", "DPMSolverMultistepScheduler"),
-            license="openrail++",
         ),
         Entry(
             "lcm_pixart_alpha",
