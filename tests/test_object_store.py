@@ -369,7 +369,7 @@ def test_job_on_a_store_is_killed_resumed_and_equal_to_a_local_one(store, settin
     kill_after_two_files(store, settings, tmp_path)
     folder = Folder(settings["output"])
     before = folder.names(layout.IMAGES)
-    assert 2 <= len(before) < 12
+    assert 1 <= len(before) < 12  # the second may have been under way
     store.requests.clear()
     assert workflow.render(remotely) == 0
     put = [request for request in store.requests if request.startswith("PUT job/out/images/")]
