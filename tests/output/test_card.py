@@ -50,6 +50,14 @@ def test_models_arms_sampling_and_counts_are_told(folder):
     assert "| lcm_sdxl tgate | 0 | 16 |" in said
 
 
+def test_files_are_counted_by_arm_also_of_an_arm_that_left_the_config(folder):
+    for arm, shards in (("tgate", 2), ("older", 1)):
+        for shard in range(shards):
+            folder.write(layout.shard_file(layout.images("sd15", arm), shard), "x")
+    said = written(folder, ["sd15"])
+    assert "| sd15 baseline | 0 | 16 |\n| sd15 tgate | 2 | 16 |\n| sd15 older, which is" in said
+
+
 def test_licences_that_are_known_stand_with_their_source(folder):
     said = written(folder, ["lcm_sdxl", "demo"], demo.PROMPTS)
     assert "Weights of lcm_sdxl: openrail++, says the card of [stabilityai/" in said

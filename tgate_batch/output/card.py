@@ -239,16 +239,18 @@ def _plan(arm: Mapping[str, Any]) -> str:
 
 
 def _there(run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """A line an arm: how many of its files are finished."""
-    counted: Counter[tuple[str | None, str | None]] = Counter()
+    """A line an arm: how many of its files are finished. Arms of earlier configs come last."""
+    counted: Counter[tuple[str, str]] = Counter()
     for name in names:
         place = layout.place(name)
         if place is not None:
-            counted[place.model, place.arm] += 1
+            counted[str(place.model), str(place.arm)] += 1
     for model in run["config"]["models"]:
         for arm in run["config"]["arms"]:
-            done = counted[model["name"], arm]
+            done = counted.pop((model["name"], arm), 0)
             yield f"| {model['name']} {arm} | {done:,} | {run['shards']:,} |"
+    for (name, arm), done in sorted(counted.items()):
+        yield f"| {name} {arm}, which is in the config no more | {done:,} | |"
 
 
 def _commands(folder: Folder) -> Iterator[str]:
