@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tgate_batch import cli
+from tgate_batch.cli.job import run_as_job
 
 
 def parse() -> argparse.Namespace:
@@ -175,4 +175,4 @@ def job() -> int:
 
 
 if __name__ == "__main__":
-    cli.main(job)
+    run_as_job(job)

@@ -270,9 +270,9 @@ def test_bad_input_is_one_clear_line_with_code_2_and_nothing_written(
 def test_missing_config_is_told_with_code_2():
     done = job("render", "--config", "none.yaml")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: config none.yaml cannot be read: No such file or directory"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: config none.yaml does not exist; give a YAML file, or one that")
+    assert "demo" in line
 
 
 def in_process(arguments, monkeypatch, capsys) -> tuple[int, str, str]:

@@ -22,7 +22,8 @@ import yaml
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from tgate_batch import cli, config, workflow
+from tgate_batch import config, workflow
+from tgate_batch.cli.job import run_as_job
 from tgate_batch.config import Workers
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output import frozen, history, layout, parquet
@@ -307,7 +308,7 @@ def test_outage_ends_a_job_with_one_line_and_code_4(store, folder, settings, mon
     store.away = True
     read = config.parse(settings | {"output": folder.uri})
     with pytest.raises(SystemExit) as left:
-        cli.main(lambda: workflow.report(read))
+        run_as_job(lambda: workflow.report(read))
     assert left.value.code == 4
     said = capsys.readouterr().err
     assert said.startswith(f"error: run.json in {folder} cannot be read: the storage does not")

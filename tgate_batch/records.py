@@ -127,8 +127,11 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker says while it works on a shard: so many more pictures are drawn."""
+    """What a worker says while it works on a (model, arm, shard): so many more are drawn."""
 
+    model: str
+    arm: str
+    shard: int
     pictures: int
 
 

@@ -58,8 +58,9 @@ def test_files_are_counted_by_arm_also_of_an_arm_that_left_the_config(folder):
     assert "| sd15 baseline | 0 | 16 |\n| sd15 tgate | 2 | 16 |\n| sd15 older, which is" in said
 
 
-def test_licences_that_are_known_stand_with_their_source(folder):
-    said = written(folder, ["lcm_sdxl", "demo"], demo.PROMPTS)
+@pytest.mark.parametrize("prompts", ["demo", demo.PROMPTS])
+def test_licences_that_are_known_stand_with_their_source(folder, prompts):
+    said = written(folder, ["lcm_sdxl", "demo"], prompts)
     assert "Weights of lcm_sdxl: openrail++, says the card of [stabilityai/" in said
     assert "(https://huggingface.co/latent-consistency/lcm-sdxl)" in said
     assert "Weights of demo: apache-2.0" in said

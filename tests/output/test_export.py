@@ -16,9 +16,10 @@ from PIL import Image
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
+from tgate_batch.output import export as exports
 from tgate_batch.output import layout, parquet
 from tgate_batch.output import run as runs
-from tgate_batch.output.export import METADATA, export
+from tgate_batch.output.export import METADATA, Exported, chosen
 from tgate_batch.records import ImageRecord, Shard
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,10 @@ def run(tmp_path) -> runs.Run:
     return drawn(tmp_path, ("baseline", "test"), prompts)
 
 
+def export(run: runs.Run, to: str, arm=None, model=None, **options) -> list[Exported]:
+    return list(exports.export(run, to, chosen(run, model, arm), **options))
+
+
 def metadata(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
 
@@ -105,7 +110,7 @@ def test_arm_opens_as_an_imagefolder(run, tmp_path, arm):
 
 def test_arms_open_together(tmp_path):
     run = drawn(tmp_path, ("baseline", "tgate"), {"a": "one", "b": "two"})
-    list(export(run, str(tmp_path / "files")))
+    export(run, str(tmp_path / "files"))
     rows = opened(tmp_path / "files", tmp_path)
     assert sorted(zip(rows["arm"], rows["text"], strict=True)) == [
         ("baseline", "one"),
@@ -113,6 +118,12 @@ def test_arms_open_together(tmp_path):
         ("tgate", "one"),
         ("tgate", "two"),
     ]
+
+
+def test_every_shard_of_every_arm_is_told_as_it_is_done(run, tmp_path):
+    done: list[None] = []
+    export(run, str(tmp_path / "files"), shard_done=lambda: done.append(None))
+    assert len(done) == 2 * len(run.shards)
 
 
 def test_arm_that_datasets_takes_for_a_split_is_told(run, tmp_path, capsys):
@@ -131,7 +142,7 @@ def test_pytorch_fid_reads_the_arms_folder(run, tmp_path):
         def forward(self, pictures):
             return [255 * pictures.mean(dim=(1, 2, 3))[:, None, None, None]]
 
-    list(export(run, str(tmp_path / "files")))
+    export(run, str(tmp_path / "files"))
     folder = str(tmp_path / "files" / "demo" / "baseline")
     mean, _ = compute_statistics_of_path(folder, Mean(), 2, 1, "cpu", num_workers=0)
     greys = [
@@ -145,7 +156,7 @@ def test_pytorch_fid_reads_the_arms_folder(run, tmp_path):
 
 def test_files_have_the_stored_bytes_and_no_name_of_an_id(run, tmp_path):
     to = tmp_path / "files"
-    list(export(run, str(to)))
+    export(run, str(to))
     table = [
         row
         for name in run.folder.names(layout.images("demo", "test"))
@@ -164,9 +175,9 @@ def test_files_have_the_stored_bytes_and_no_name_of_an_id(run, tmp_path):
 
 def test_second_export_writes_nothing_and_says_so(run, tmp_path):
     to = tmp_path / "files"
-    list(export(run, str(to)))
+    export(run, str(to))
     before = {path: path.stat().st_mtime_ns for path in to.rglob("*") if path.is_file()}
-    again = list(export(run, str(to)))
+    again = export(run, str(to))
     assert [str(found) for found in again] == [
         f"demo {arm}: 4 pictures, all exported before; 1 error rows left out"
         for arm in ("baseline", "test")
@@ -176,7 +187,7 @@ def test_second_export_writes_nothing_and_says_so(run, tmp_path):
 
 def test_picture_that_was_drawn_again_replaces_the_old_one(run, tmp_path):
     to = tmp_path / "files"
-    list(export(run, str(to), arm="test"))
+    export(run, str(to), arm="test")
     draw(run, runs.frozen.load_shard(run.folder, run.shards[0]), "test", first=100)
     (found,) = export(run, str(to), arm="test")
     new = run.shards[0].prompts
@@ -203,7 +214,7 @@ def test_folder_with_files_of_somebody_else_is_refused(run, tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"x")
     with pytest.raises(UserError, match=r"demo/test/mine\.webp is no file of an export"):
-        list(export(run, str(tmp_path / "files")))
+        export(run, str(tmp_path / "files"))
     assert list((tmp_path / "files").rglob("*.webp")) == [mine]
 
 
@@ -221,7 +232,7 @@ def test_what_cannot_be_exported_is_told_in_a_line(run, tmp_path, changes, said)
     options = {"to": str(tmp_path / "files"), **changes}
     options["to"] = inside if options["to"] == "inside" else options["to"]
     with pytest.raises(UserError, match=said):
-        list(export(run, **options))
+        export(run, **options)
     assert not (tmp_path / "files").exists()
 
 

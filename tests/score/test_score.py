@@ -185,7 +185,7 @@ def test_damaged_measurement_is_measured_again(run, capsys):
     run.folder.delete_all(layout.SUMS)
     damage(run, layout.shard_file(layout.measured("psnr", "demo", "other"), 1))
     scored(run, 4)
-    assert "jobs/score.py measures it again" in capsys.readouterr().out
+    assert "tgate-batch score measures it again" in capsys.readouterr().out
     assert scored(run)["other"]["paired"] == whole["paired"]
 
 

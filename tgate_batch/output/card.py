@@ -300,6 +300,8 @@ _HUB = "https://huggingface.co/"
 
 def _is_demos(path: str) -> bool:
     """Whether these are the prompts of the embedded model."""
+    if path == "demo":
+        return True
     return "://" not in path and Path(path).resolve() == demo.PROMPTS.resolve()
 
 

@@ -10,7 +10,7 @@ written again; ``metadata.jsonl`` is written last, so its existence means that a
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -69,26 +69,33 @@ class Exported:
         return told
 
 
+def chosen(run: Run, model: str | None = None, arm: str | None = None) -> list[tuple[str, str]]:
+    """(model, arm) of the run: all, or of these names. Raises UserError where there is none."""
+    every = [(found.name, name) for found, name, _ in run.pairs()]
+    pairs = [pair for pair in every if model in (None, pair[0]) and arm in (None, pair[1])]
+    if not pairs:
+        asked = " ".join(filter(None, (model, arm)))
+        having = ", ".join(map(" ".join, every))
+        raise UserError(f"output {run.folder} has no pictures of {asked}; it has: {having}")
+    return pairs
+
+
 def export(
-    run: Run, to: str, model: str | None = None, arm: str | None = None, form: str = "imagefolder"
+    run: Run,
+    to: str,
+    pairs: list[tuple[str, str]],
+    form: str = "imagefolder",
+    shard_done: Callable[[], None] = lambda: None,
 ) -> Iterator[Exported]:
-    """Writes the pictures of the chosen models and arms into a folder or URI; yields arm by arm.
+    """Writes the pictures of these models and arms into a folder or URI; yields arm by arm.
 
     What is there of an earlier export is kept, and what is of other content than the run has now is
-    removed. Raises UserError for unknown names, a place that cannot be written or lies in the run's
-    own folder, and a folder with files of somebody else.
+    removed. ``shard_done`` is called after each shard. Raises UserError for an unknown form, for a
+    place that cannot be written or lies in the run's own folder, and for one with files of
+    somebody else.
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: unknown; one of: {', '.join(FORMATS)}")
-    pairs = [
-        (found.name, name)
-        for found, name, _ in run.pairs()
-        if model in (None, found.name) and arm in (None, name)
-    ]
-    if not pairs:
-        having = ", ".join(f"{found.name} {name}" for found, name, _ in run.pairs())
-        asked = " ".join(filter(None, (model, arm)))
-        raise UserError(f"output {run.folder} has no pictures of {asked}; it has: {having}")
     target = Folder(to)
     if f"{target.path('')}/".startswith(f"{run.folder.path('')}/"):
         raise UserError(
@@ -97,7 +104,7 @@ def export(
     target.check_writable()
     held = {pair: set(_names(target, *pair)) for pair in pairs}
     for pair in pairs:
-        yield _export(run, target.within("/".join(pair)), *pair, held[pair])
+        yield _export(run, target.within("/".join(pair)), *pair, held[pair], shard_done)
 
 
 def _names(target: Folder, model: str, arm: str) -> Iterator[str]:
@@ -113,7 +120,14 @@ def _names(target: Folder, model: str, arm: str) -> Iterator[str]:
         yield name
 
 
-def _export(run: Run, target: Folder, model: str, arm: str, there: set[str]) -> Exported:
+def _export(
+    run: Run,
+    target: Folder,
+    model: str,
+    arm: str,
+    there: set[str],
+    shard_done: Callable[[], None],
+) -> Exported:
     """One arm; ``there``: the names of the files that its folder holds."""
     found = Exported(model, arm)
     told: dict[str, str] = {}  # a file's name -> its line
@@ -137,6 +151,7 @@ def _export(run: Run, target: Folder, model: str, arm: str, there: set[str]) -> 
             else:
                 told |= lines
                 found.errors += errors
+            shard_done()
     found.pictures = len(told)
     _conclude(target, "".join(told.values()), sorted(there - told.keys() - {METADATA}))
     return found

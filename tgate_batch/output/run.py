@@ -185,7 +185,7 @@ def held_config(folder: Folder, output: str) -> Config:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"output {folder} holds no run: it has no readable {layout.RUN}; render it first with "
-            "jobs/render.py"
+            "tgate-batch render"
         ) from None
     check_format(folder, content)
     try:

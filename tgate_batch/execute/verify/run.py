@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tgate_batch.execute import checks
-from tgate_batch.execute import checks_of_scores as figures
-from tgate_batch.execute.checks import Expected
-from tgate_batch.execute.checks_of_scores import Counts
-from tgate_batch.execute.entries import Pair, judged, opened
-from tgate_batch.execute.findings import (
+from tgate_batch.execute.verify import figures, tables
+from tgate_batch.execute.verify.figures import Counts
+from tgate_batch.execute.verify.findings import (
     DAMAGED,
     DECODED,
     ENTRIES,
@@ -38,7 +35,9 @@ from tgate_batch.execute.findings import (
     Findings,
     guarded,
 )
-from tgate_batch.execute.parts import ADVICE, Parts
+from tgate_batch.execute.verify.ledger import Pair, judged, opened
+from tgate_batch.execute.verify.prompts import ADVICE, Parts
+from tgate_batch.execute.verify.tables import Expected
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
@@ -115,7 +114,7 @@ class _Checking:
         for name, (why, right) in self._entries.wrong.items():
             self._fault(ENTRIES, DAMAGED, layout.LEDGER, f"{name}: {why}", (name, right))
         for why in self._entries.config:
-            advice = "run jobs/render.py with the config that drew the pictures"
+            advice = "run tgate-batch render with the config that drew the pictures"
             self._fault(JSONS, KEPT, layout.RUN, f"{why}; {advice}")
 
     def _fault(self, *about: Any) -> None:
@@ -156,7 +155,7 @@ class _Checking:
         elif settings is not None and self._is_judged(layout.images(*pair)):
             identity = layout.file_identity(settings, plan.digest)
             whose = Expected(*pair, settings, identity, shard)
-            pictures = checks.pictures(self._folder, name, whose)
+            pictures = tables.pictures(self._folder, name, whose)
             found.add(PICTURES, name, pictures.reasons)
             found.checked[DECODED] += pictures.decoded
             rows = pictures.rows
@@ -171,7 +170,7 @@ class _Checking:
                     found.faults.append(Fault(MEASURED, MISSING, file, "it is not there"))
             elif self._is_judged(folder):
                 identity = layout.file_identity(self._entries.folders[folder], plan.digest)
-                reasons, why = checks.measurement(self._folder, file, identity, rows, broken)
+                reasons, why = tables.measurement(self._folder, file, identity, rows, broken)
                 found.add(MEASURED, file, reasons)
                 if folder == _rows_of(pair) and not reasons:
                     broken = why
@@ -198,7 +197,7 @@ class _Checking:
             ):
                 check = partial(figures.statistics, folder, name)
             elif place.kind == "part":
-                check = partial(checks.pages, folder, name)
+                check = partial(tables.pages, folder, name)
             elif place.kind == "conclusion" and layout.sums_of(*pair) in self._measured[pair]:
                 check = partial(figures.conclusion, folder, name, self._counts(pair))
             elif name in identities:

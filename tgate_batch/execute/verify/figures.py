@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tgate_batch.execute.checks import pages
-from tgate_batch.execute.findings import guarded
+from tgate_batch.execute.verify.findings import guarded
+from tgate_batch.execute.verify.tables import pages
 from tgate_batch.output import layout
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary

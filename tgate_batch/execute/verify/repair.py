@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tgate_batch.execute.checks_of_scores import readable
-from tgate_batch.execute.findings import (
+from tgate_batch.execute.verify.figures import readable
+from tgate_batch.execute.verify.findings import (
     DAMAGED,
     FOREIGN,
     KEPT,
@@ -88,7 +88,7 @@ def _verdict(found: Findings, removed: int, left: int) -> str:
     if left:
         told.append(f"left to you: {left:,}")
     if left < len(found.faults):
-        told.append("jobs/render.py with the run's config makes again what is missing")
+        told.append("tgate-batch render with the run's config makes again what is missing")
     return "; ".join(told)
 
 

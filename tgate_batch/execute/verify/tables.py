@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tgate_batch.execute.findings import guarded, in_words
+from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
 from tgate_batch.records import SCHEMA, Shard, image_seed

@@ -6,15 +6,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tgate_batch.execute.findings import guarded, in_words
+from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import Folder
 
 ADVICE = (
-    "restore it from a copy, or delete all of prompts and run jobs/render.py with the prompt file "
-    "it was begun with"
+    "restore it from a copy, or delete all of prompts and run tgate-batch render with the prompt "
+    "file it was begun with"
 )
 
 

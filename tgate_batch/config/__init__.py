@@ -1,0 +1,45 @@
+"""A run, as validated data: YAML in, frozen sections out, unknown keys refused."""
+
+from tgate_batch.config.checking import parse
+from tgate_batch.config.reading import load, plain
+from tgate_batch.config.sections import (
+    OWN_SCHEDULER,
+    Arm,
+    Config,
+    Cost,
+    Engine,
+    Images,
+    Model,
+    Prompts,
+    ResolvedSampling,
+    Sampling,
+    Score,
+    Section,
+    Threshold,
+    Thresholds,
+    Workers,
+)
+from tgate_batch.config.shipped import find, names
+
+__all__ = [
+    "OWN_SCHEDULER",
+    "Arm",
+    "Config",
+    "Cost",
+    "Engine",
+    "Images",
+    "Model",
+    "Prompts",
+    "ResolvedSampling",
+    "Sampling",
+    "Score",
+    "Section",
+    "Threshold",
+    "Thresholds",
+    "Workers",
+    "find",
+    "load",
+    "names",
+    "parse",
+    "plain",
+]

@@ -1,0 +1,214 @@
+"""A config's file: bounded YAML of plain sections, with ``a.b=value`` overrides laid over it."""
+
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tgate_batch.config.checking import parse
+from tgate_batch.config.sections import Config
+from tgate_batch.config.shipped import names
+from tgate_batch.errors import UserError, one_line, shown
+
+_LARGEST = 256 << 10  # bytes of a config
+_DEEPEST = 20  # levels of sections in a config
+_MOST_VALUES = 20_000  # in a config, with every alias written out
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML config and lays ``a.b=value`` overrides over it.
+
+    Raises UserError, naming the file and the field, for anything that cannot be run.
+    """
+    source = f"config {one_line(path)}"
+    data = plain(path)
+    for override in overrides:
+        _override(data, override)
+    if fault := _not_plain(data):
+        raise UserError(f"{source}: {fault}")
+    return parse(data, source)
+
+
+def plain(path: str | Path) -> dict:
+    """The keys of a config's file, unchecked; raises UserError where it holds none."""
+    source = f"config {one_line(path)}"
+    try:
+        data = _plain(_content(path, source))
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not YAML: {_at_line(error)}") from None
+    except _Refused as error:
+        raise UserError(f"{source}: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{source} holds no keys; tgate-batch init writes an example")
+    return data
+
+
+def _content(path: str | Path, source: str) -> str:
+    """The text of a config's file, which is a small regular one."""
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+            raise UserError(f"{source} is {kind}; give a YAML file")
+        if found.st_size > _LARGEST:
+            raise UserError(
+                f"{source} has {found.st_size:,} bytes, and a config has at most "
+                f"{_LARGEST:,}; is it another file?"
+            )
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"{source} does not exist; give a YAML file, or one that is shipped: "
+            f"{', '.join(names())}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {one_line(error.strerror or error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not YAML: not UTF-8 ({one_line(error)})") from None
+    except UserError:
+        raise
+    except ValueError as error:  # NUL in the name
+        raise UserError(f"{source} cannot be read: {one_line(error)}") from None
+
+
+class _Refused(ValueError):
+    """What YAML may say and a config may not."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain sections: no tags, aliases of few values, each key once and a text."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._values = 0  # so far, with every alias written out
+        self._sizes: dict[str, int] = {}  # anchor -> its values
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if getattr(event, "tag", None) is not None:
+            raise _Refused(f"line {line}: the tag {shown(event.tag)} is not read; leave it out")
+        before = self._values
+        node = super().compose_node(parent, index)
+        if not isinstance(event, yaml.AliasEvent):
+            self._values += 1
+            self._sizes[event.anchor] = self._values - before
+        elif event.anchor in self._sizes:
+            self._values += self._sizes[event.anchor]
+        else:
+            raise _Refused(f"line {line}: the alias *{one_line(event.anchor, 60)} holds itself")
+        if self._values > _MOST_VALUES:
+            raise _Refused(f"line {line}: more than {_MOST_VALUES:,} values (aliases written out)")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            kind = key.tag.rpartition(":")[2]
+            if not isinstance(key, yaml.ScalarNode):
+                raise _Refused(f"{line}: a list or section stands as a key; a key is a word")
+            if kind not in ("str", "merge"):
+                raise _Refused(
+                    f"{line}: the key {one_line(key.value, 60)} is read as {kind} by YAML, not as "
+                    f'text; write it in quotes, "{one_line(key.value, 60)}"'
+                )
+            if key.value in seen:
+                raise _Refused(f"{line}: the key {shown(key.value)} stands twice; keep one")
+            seen.add(key.value)
+        return node
+
+
+def _plain(text: str) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError, and _Refused for what no config needs."""
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError:
+        raise _Refused("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a number or date that Python does not hold
+        if isinstance(error, _Refused):
+            raise
+        raise _Refused(f"a number or date cannot be read: {one_line(error, 60)}") from None
+
+
+def _at_line(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return one_line(error)
+    return f"line {mark.line + 1}: {one_line(problem)}"
+
+
+def _not_plain(value: Any, where: str = "", depth: int = 0) -> str | None:
+    """What stands in a config that no key of it takes, and where; None: nothing."""
+    if depth > _DEEPEST:
+        return f"{one_line(where, 60)}: it is nested too deeply"
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            place = f"{where}.{key}" if where else str(key)
+            if fault := _not_text(str(key), where) or _not_plain(item, place, depth + 1):
+                return fault
+        return None
+    if isinstance(value, str):
+        return _not_text(value, where)
+    if isinstance(value, bool | None):
+        return None
+    if isinstance(value, int | float):
+        usable = math.isfinite(value) and abs(value) < 2**63
+        return None if usable else f"{one_line(where)}: {shown(value)} is no number of use here"
+    return f"{one_line(where)}: a {type(value).__name__} is no value here; write it in quotes"
+
+
+def _not_text(value: str, where: str) -> str | None:
+    if "\0" in value:
+        return f"{one_line(where)}: a text with a NUL character; remove it"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"{one_line(where)}: a text with half of a surrogate pair; remove it"
+    return None
+
+
+def _override(data: dict, override: str) -> None:
+    key, found, text = override.partition("=")
+    given = f"--set {shown(override)}"
+    if not found or not key.strip():
+        raise UserError(f"{given} is not of the form a.b=value")
+    try:
+        value = _plain(text)
+    except yaml.YAMLError:
+        value = text
+    except _Refused as error:
+        raise UserError(f"{given}: {error}") from None
+    *parents, last = key.strip().split(".")
+    here: Any = data
+    for depth, part in enumerate(parents):
+        following = _item(here, part, given)
+        if following is None:
+            following = {}
+            _put(here, part, following)
+        if isinstance(following, str) and parents[:depth] == ["models"]:
+            following = {"name": following}
+            _put(here, part, following)
+        here = following
+    if not isinstance(here, dict | list):
+        where = one_line(".".join(parents))
+        raise UserError(f"{given}: {where} is a single value, not a section")
+    if isinstance(here, list):
+        _item(here, last, given)
+    _put(here, last, value)
+
+
+def _item(here: Any, part: str, given: str) -> Any:
+    if isinstance(here, dict):
+        return here.get(part)
+    if isinstance(here, list) and part.isdecimal() and len(part) < 6 and int(part) < len(here):
+        return here[int(part)]
+    raise UserError(f"{given}: there is no {shown(part)} at that place of the config")
+
+
+def _put(here: Any, part: str, value: Any) -> None:
+    here[int(part) if isinstance(here, list) else part] = value

@@ -1,0 +1,357 @@
+"""A run as validated data: frozen sections, unknown keys refused.
+
+The text below a key is its description, for the reference of configs and for editors.
+"""
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tgate_batch.gate.plan import DeepCache, GatePlan
+
+# A name becomes a folder (`arm=<name>`): no separators, no leading dot, nothing to escape.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+# A module is imported by its name, never found by a path.
+Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Model(Section):
+    """A name of the catalogue, and where its checkpoint lies if not at the documented one."""
+
+    name: Name
+    """A name of the catalogue (docs/models.md); pictures are kept under it."""
+    path: str | None = None
+    """The checkpoint: a folder or a hub id. Left out: the one that the catalogue names."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """The numbers it computes with. `auto`: float16 (PixArt bfloat16) on a GPU, else float32."""
+
+
+class Prompts(Section):
+    """The prompt set and how it is cut."""
+
+    path: str
+    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json; a path or a URI. `demo`:
+    the embedded model's captions."""
+    id_column: str | None = None
+    """The column of ids. Left out: one named like an id, else ids are made of the content."""
+    text_column: str | None = None
+    """The column of captions. Left out: one named like a caption."""
+    image_column: str | None = None
+    """The column of conditioning pictures (bytes or paths), for image-to-video models."""
+    limit: int | None = Field(None, ge=1)
+    """Prompts to draw, of those after `offset`. A larger one later joins further prompts."""
+    offset: int = Field(0, ge=0)
+    """Prompts to pass over at the beginning."""
+    shard_size: int = Field(64, ge=1, le=100_000)
+    """The most prompts in a shard: in one file, and lost at most where a worker dies."""
+
+
+class Sampling(Section):
+    """How every arm samples; None: the model's documented setting."""
+
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Denoising steps. Left out: the model's documented number."""
+    guidance_scale: float | None = Field(None, ge=0)
+    """The weight of classifier-free guidance. Left out: the model's documented one."""
+    height: int | None = Field(None, ge=8, multiple_of=8)
+    """Pixels. Left out: the model's documented height."""
+    width: int | None = Field(None, ge=8, multiple_of=8)
+    """Pixels. Left out: the model's documented width."""
+    scheduler: str | None = None
+    """A scheduler class of diffusers. Left out: the model's documented one."""
+    negative_prompt: str = ""
+    """What guidance leads away from, the same for every prompt."""
+    batch_size: int = Field(8, ge=1)
+    """Pictures a batch, at most; halved where they do not fit in memory."""
+    seed: int = 0
+    """The run's seed. A picture's own is made of it, the prompt's id and the picture's number."""
+    images_per_prompt: int = Field(1, ge=1, le=10_000)
+    """Pictures of each prompt."""
+
+
+OWN_SCHEDULER = "the checkpoint's own"
+
+
+class ResolvedSampling(Section):
+    """How one model samples, with nothing left open."""
+
+    steps: int
+    guidance_scale: float
+    height: int  # pixels
+    width: int  # pixels
+    scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
+    negative_prompt: str
+    batch_size: int  # pictures a batch
+    seed: int
+    images_per_prompt: int
+
+
+class Arm(Section):
+    """One condition under comparison; without a plan or DeepCache it is a baseline."""
+
+    gate_step: int | None = None
+    """T-GATE: from this step on (the first is 0) cross-attention is reused, guidance dropped."""
+    sp_interval: int = 1
+    """Before the gate, self-attention is computed every so many steps and reused between."""
+    fi_interval: int = 1
+    """After the gate, self-attention is computed every so many steps; 1: at each."""
+    warm_up: int = 0
+    """Steps at the beginning in which self-attention is always computed."""
+    deepcache: dict[Literal["interval", "branch"], int] | None = None
+    """DeepCache beside or in place of a plan: the interval, and the branch that is cached."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> "Arm":
+        if self.gate_step is None and (self.sp_interval, self.fi_interval, self.warm_up) != (
+            1,
+            1,
+            0,
+        ):
+            raise ValueError("a plan needs its gate_step (the first fidelity-improving step)")
+        self.plan, self.cache  # noqa: B018  building them validates their values
+        return self
+
+    @property
+    def plan(self) -> GatePlan | None:
+        if self.gate_step is None:
+            return None
+        return GatePlan(self.gate_step, self.sp_interval, self.fi_interval, self.warm_up)
+
+    @property
+    def cache(self) -> DeepCache | None:
+        return None if self.deepcache is None else DeepCache(**self.deepcache)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self == Arm()
+
+    @property
+    def settings(self) -> dict[str, int | None]:
+        """Every setting of the arm, flat: what decides its pictures."""
+        cache = None if self.cache is None else asdict(self.cache)
+        flat = self.model_dump(exclude={"deepcache"})
+        return flat | {f"deepcache.{key}": cache and cache[key] for key in ("interval", "branch")}
+
+
+class Workers(Section):
+    """Who renders and measures: between ``min`` and ``max`` workers, as the cluster offers."""
+
+    executor: str = "ray"
+    """`ray`, or `local`: one worker in this process, without Ray."""
+    min: int = Field(1, ge=1)
+    """Workers that are kept while there is work."""
+    max: int | None = Field(None, ge=1)
+    """The most workers. Left out: as many as there is room and work for."""
+    gpus_each: float = Field(0, ge=0)
+    """GPUs of a worker; a share puts several on one. 0 renders on the CPU."""
+    cpus_each: int = Field(1, ge=1)
+    """CPUs of a worker, and its number of threads where it computes on them."""
+    hang_after: float = Field(900, gt=0)
+    """Seconds without a word after which a worker is replaced, or 20 usual batches if longer."""
+
+    @model_validator(mode="after")
+    def _at_most_max(self) -> "Workers":
+        if self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"min {self.min} is more than max {self.max}; give a max of at least {self.min}"
+            )
+        return self
+
+
+class Engine(Section):
+    """How the pipeline computes; what is drawn changes in the last bits at most."""
+
+    compile: bool = False
+    """torch.compile of the denoiser: minutes at first, then faster."""
+    channels_last: bool = True
+    """The memory layout in which convolutions are fastest."""
+    fused_qkv: bool = False
+    """One matrix for query, key and value."""
+    attention: Literal["flash", "efficient", "cudnn", "math"] | None = None
+    """The kernel of attention. Left out: torch chooses."""
+    decode_batch_size: int | None = Field(None, ge=1)
+    """Pictures that the VAE decodes at a time. Left out: the whole batch."""
+    offload_text_encoder: bool = False
+    """Keep text encoders in main memory while pictures are denoised."""
+
+
+class Images(Section):
+    """How pictures are stored."""
+
+    format: str = "webp"
+    """`webp` or `png`, both lossless here, or `jpeg`, which changes FID."""
+    quality: int = Field(95, ge=1, le=100)
+    """Of a format that loses some."""
+    mark: bool = True
+    """Every picture says in its XMP that a model made it (IPTC's digital source type)."""
+
+
+class Score(Section):
+    """What the pictures are compared with; owners of the names in it refuse unknown ones."""
+
+    reference: str | None = None
+    """What pictures are compared with: an .npz of tgate-batch reference or pytorch-fid, a folder,
+    `drawn` (the baseline's prompts as drawn pictures of the demo), or nothing: no distance.
+    `{extractor}` in it stands for each extractor's name."""
+    extractor: tuple[str, ...] = Field(("efficientnet-lite0",), min_length=1)
+    """What takes the features; one or several. `inception` alone makes the distance FID."""
+    by: str | None = None
+    """A column of the prompt set: figures of pictures are broken down by its values."""
+    weights: dict[str, str] = {}
+    """Where weights are, by metric (clip, lpips, ...) or `extractor`. A metric that needs some is
+    measured where they are given."""
+
+    @field_validator("extractor", mode="before")
+    @classmethod
+    def _one_or_several(cls, extractor: Any) -> Any:
+        return (extractor,) if isinstance(extractor, str) else extractor
+
+    @field_validator("extractor")
+    @classmethod
+    def _extractors_differ(cls, extractor: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(extractor)) < len(extractor):
+            raise ValueError("an extractor is listed twice")
+        return extractor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_for_weights(cls, data: Any) -> Any:
+        """Moves the older keys `clip`, `lpips` and `extractor_path` into `weights`."""
+        if not isinstance(data, dict) or not isinstance(data.get("weights") or {}, dict):
+            return data
+        data = {key: data[key] for key in data if key != "bootstrap"}  # older outputs have it
+        weights = dict(data.get("weights") or {})
+        for old, name in _OLD_WEIGHTS.items():
+            if old not in data:
+                continue
+            if name in weights and weights[name] != data[old]:
+                raise ValueError(
+                    f"{old!r} and 'weights.{name}' are one setting and differ "
+                    f"({data[old]!r}, {weights[name]!r}); give 'weights.{name}' alone"
+                )
+            weights[name] = data[old]
+        given = {name: where for name, where in weights.items() if where is not None}
+        return {key: data[key] for key in data if key not in _OLD_WEIGHTS} | {"weights": given}
+
+
+_OLD_WEIGHTS = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
+
+
+class Threshold(Section):
+    """What one figure of the report has to keep; an arm that does not fails the run.
+
+    A test judges the figure's interval, so that noise alone does not pass a harm; ``min`` and
+    ``max`` are a window on the value itself, for rules that are written so (MLPerf's).
+    """
+
+    no_worse_than: float | None = None
+    """Of a change: the interval's bound; signed, so that a fall is negative."""
+    at_least: float | None = None
+    """The interval's lower bound."""
+    at_most: float | None = None
+    """The interval's upper bound."""
+    min: float | None = None
+    """The value itself."""
+    max: float | None = None
+    """The value itself."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Threshold":
+        given = [key for key, value in self if value is not None]
+        if not given:
+            raise ValueError(
+                "a threshold needs a test (no_worse_than, at_least, at_most) or a window (min, max)"
+            )
+        if len(given) > 1 and not set(given) <= {"min", "max"}:
+            raise ValueError(f"{given[0]} and {given[1]} cannot be one threshold; give one of them")
+        return self
+
+
+class Thresholds(Section):
+    """A threshold by the figure's name; and what a figure counts that a run is too small for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Threshold] = Field(init=False)
+
+    undecided: Literal["pass", "fail"] = "fail"
+    """What a figure counts whose run is too small for a verdict."""
+
+    @property
+    def figures(self) -> dict[str, Threshold]:
+        """Figure -> its threshold."""
+        return self.__pydantic_extra__ or {}
+
+
+class Cost(Section):
+    """What devices cost; a worker costs its GPUs (``workers.gpus_each``), or its CPUs without."""
+
+    usd_per_gpu_hour: float | None = Field(None, ge=0)
+    """The price of a GPU an hour."""
+    usd_per_cpu_hour: float | None = Field(None, ge=0)
+    """The price of a CPU an hour, for workers without a GPU."""
+
+
+class Config(Section):
+    """One run into one output folder."""
+
+    models: tuple[Model, ...] = Field(min_length=1)
+    """Names of the catalogue, or sections with a `name`; drawn one after another."""
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    arms: dict[Name, Arm] = Field(min_length=1)
+    """A name -> a condition. The first without a plan is the baseline that others stand beside."""
+    workers: Workers = Workers()
+    engine: Engine = Engine()
+    images: Images = Images()
+    score: Score = Score()
+    cost: Cost = Cost()
+    thresholds: Thresholds = Thresholds()
+    """A figure of report.json -> what it has to keep; exit code 3 where it does not."""
+    max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    """Pictures that may fail before a run stops: a number, or a share of those it is to draw."""
+    plugins: tuple[Module, ...] = ()
+    """Modules with a FAMILY or a METRIC of your own."""
+    output: str
+    """The output folder, or a URI (s3://, gs://). The same command there goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gates_have_a_new_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "gates" in data:
+            raise ValueError("the key 'gates' has a new name; rename it to 'thresholds'")
+        return data
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _short_names(cls, models: Any) -> Any:
+        if not isinstance(models, list | tuple):
+            return models
+        return [{"name": model} if isinstance(model, str) else model for model in models]
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _empty_arms(cls, arms: Any) -> Any:
+        if not isinstance(arms, dict):
+            return arms
+        return {str(name): {} if arm is None else arm for name, arm in arms.items()}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Config":
+        names = [model.name for model in self.models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"model {twice[0]!r} is listed twice; rows are kept by model name")
+        return self
+
+    @property
+    def baseline(self) -> str | None:
+        """The first ungated arm, which the others are compared with."""
+        return next((name for name, arm in self.arms.items() if arm.is_baseline), None)
