@@ -16,11 +16,12 @@ from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.rendering import Rendered, rendered
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
+from tgate_batch.models import checkpoint
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
 from tgate_batch.output.failed import Failed, failed, forget_measurements
-from tgate_batch.output.run import Pending, Prepared, Run
+from tgate_batch.output.run import Finished, Pending, Prepared, Run
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
@@ -52,6 +53,11 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     _say_run(run)
+    for model in _unknown(run):
+        try:
+            checkpoint.check_hub(model)
+        except UserError as error:
+            say.warning(str(error))
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
@@ -74,18 +80,21 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
     """Renders what is missing, and error rows again if asked, then scores and reports."""
     _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
+    for model in _unknown(run):
+        checkpoint.check_hub(model)
     _say_run(run)
     with _working(run) as entry:
         runs.begin(run)
-        pending = runs.pending(run)
-        again = failed(run, runs.finished(run)) if retry_errors else {}
+        held = runs.finished(run)
+        pending = runs.pending(run, held)
+        again = failed(run, held) if retry_errors else {}
         forget_measurements(run, again)
         measurements = Measurements.of(run)
         first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
             say.info(f"{images:,} images were rendered before; nothing is missing")
-            problems, damaged = _measured_and_concluded(run, measurements, entry)
+            problems, damaged = _measured_and_concluded(run, measurements, entry, held)
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
@@ -240,6 +249,11 @@ def _working(run: Run) -> Iterator[history.Invocation]:
         yield entry
 
 
+def _unknown(run: Prepared) -> list[Model]:
+    """The models whose checkpoint is not on this machine."""
+    return [model for model in run.config.models if run.fingerprints[model.name] is None]
+
+
 def _say_run(run: Run) -> None:
     """The size of a run, before anything of it is done."""
     images = run.images_per_arm * len(run.pairs())
@@ -261,6 +275,8 @@ def _check_words(config: Config) -> None:
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
+    thresholds.check_measured(config)
+    checkpoint.check_scheduler(config.sampling.scheduler)
 
 
 def _check_executor(config: Config) -> None:
@@ -309,19 +325,26 @@ def _together(pending: Pending, again: Failed) -> Pending:
 
 
 def _measured_and_concluded(
-    run: Run, measurements: Measurements, entry: history.Invocation
+    run: Run,
+    measurements: Measurements,
+    entry: history.Invocation,
+    held: Finished | None = None,
 ) -> tuple[dict[str, None], bool]:
     """Measures and adds up what is missing; opens an executor if it takes one."""
     with OnDemand(lambda: open_executor(run.config, run.folder, held=entry.held)) as executor:
-        problems = measure_pending(run, measurements, executor)
+        problems = measure_pending(run, measurements, executor, held)
         return problems, _conclude(run, measurements, problems, executor)
 
 
-def measure_pending(run: Run, measurements: Measurements, executor: Any) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once."""
-    tasks = [
-        MeasureTask(model, order) for model, order in orders(run, measurements, runs.finished(run))
-    ]
+def measure_pending(
+    run: Run, measurements: Measurements, executor: Any, held: Finished | None = None
+) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once.
+
+    ``held``: what ``runs.finished`` said, where nothing was rendered since.
+    """
+    held = runs.finished(run) if held is None else held
+    tasks = [MeasureTask(model, order) for model, order in orders(run, measurements, held)]
     problems = dict.fromkeys(measurements.problems)
     return problems | _measure(run, tasks, executor) if tasks else problems
 

@@ -11,7 +11,7 @@ from tgate_batch import demo
 from tgate_batch.errors import UserError, one_line, shown
 from tgate_batch.storage import Folder, without_credentials
 
-_READ_AT_ONCE = 4 << 20  # bytes asked of a store in one request
+_READ_AT_ONCE = 16 << 20  # bytes asked of a store in one request
 _NO_NAME = "holds a character that no file's name may have"
 
 
