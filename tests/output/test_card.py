@@ -84,9 +84,19 @@ def test_no_credential_is_in_it(folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["jobs/render.py", "--set", f"prompts.path={place}"])
     with history.recorded(folder, history.Invocation(config.Workers())):
         said = written(folder, ["sd15"], place)
-    assert "jobs/render.py --set" in said
+    assert "    python jobs/render.py --set" in said
     assert "s3://bucket/captions.csv" in said
     assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "program", ["/home/me/.venv/bin/tgate-batch", "/home/me/tgate_batch/__main__.py"]
+)
+def test_command_is_told_as_it_is_typed(folder, monkeypatch, program):
+    monkeypatch.setattr("sys.argv", [program, "render", "--config", "my demo"])
+    with history.recorded(folder, history.Invocation(config.Workers())):
+        said = written(folder, ["sd15"])
+    assert "\n    tgate-batch render --config 'my demo'  # tgate-batch " in said
 
 
 def test_text_of_a_user_breaks_no_markdown(folder):

@@ -1,6 +1,6 @@
 """The dataset card: it makes an output folder a data set that others open, and can cite and keep.
 
-It is written from the folder's own files alone (``run.json``, ``made_of.json``, ``history.jsonl``),
+`card.md` is its text. It is written from the folder's own files alone (``run.json``, ``made_of.json``, ``history.jsonl``),
 none of which holds a credential. Whoever takes out the line with the mark has a card of his own.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_batch import demo
-from tgate_batch.config import Arm, Sampling
+from tgate_batch.config import OWN_SCHEDULER, Arm, Sampling
 from tgate_batch.errors import one_line
 from tgate_batch.models import catalogue
 from tgate_batch.output import history, layout
@@ -25,6 +25,8 @@ from tgate_batch.storage import Folder
 _MARK = "<!-- written by tgate_batch; without this line the file is yours, and stays as it is -->"
 _OLDER_MARK = "<!-- written by tgate_batch"
 _COMMANDS = 10  # that are shown
+_SHOWN = ("tgate-batch", "torch", "diffusers")  # versions of a command
+_HUB = "https://huggingface.co/"
 
 COLUMNS = {
     "model": "name of the model",
@@ -52,92 +54,6 @@ COLUMNS = {
     "error_traceback": "where it was raised",
 }
 
-_CARD = """---
-configs:
-- config_name: default
-  data_files: {files}
-  version: {version}
----
-{mark}
-
-# Pictures of {models}, drawn by tgate_batch
-
-**Every picture here was made by a generative model**, none by a camera or a person. {marked}
-
-{counts}
-
-## How it was made
-
-{made}
-
-The prompts are those of `{source}`; `{prompts}/` holds them as they were drawn.
-
-| arm | plan |
-| --- | --- |
-{arms}
-
-A plan with a `gate_step` is T-GATE's: from that step on, cross-attention is reused. The arms differ
-in nothing else: a prompt's picture begins with the same noise in all of them.
-
-| pictures | files that are there | of |
-| --- | --- | --- |
-{there}
-
-Commands that worked here, oldest first, with their versions:
-
-{commands}
-
-`{run}` has all settings, `{ledger}` what each folder's files are made of, and `{history}` every
-invocation with its versions.
-
-## Licences
-
-{licences}
-
-## How to open it
-
-In the folder where this file stands:
-
-```python
-import os
-
-import datasets
-
-rows = datasets.load_dataset(os.path.abspath("."), split="train")
-rows[0]["image"]  # a picture of Pillow
-```
-
-```python
-import io
-
-import pandas
-from PIL import Image
-
-rows = pandas.read_parquet("{images}")
-picture = Image.open(io.BytesIO(rows[rows.status == "ok"].image.iloc[0]["bytes"]))
-```
-
-```python
-import duckdb
-
-rows = duckdb.sql("select model, arm, status, count(*) from '{files}' group by all")
-```
-
-```python
-import polars
-
-rows = polars.scan_parquet("{files}").drop("image", "video").collect()
-```
-
-## Columns
-
-One row is one picture: of every model and arm, each prompt's pictures.
-
-| column | what |
-| --- | --- |
-{columns}
-"""
-
 
 def write(folder: Folder) -> None:
     """Writes the card, unless the folder has a README of somebody else.
@@ -157,25 +73,30 @@ def _card(folder: Folder) -> str:
     settings = run["config"]
     ledger = Ledger(folder)
     files = folder.sizes(layout.IMAGES)
-    return _CARD.format(
-        mark=_MARK,
-        files=layout.IMAGE_FILES,
-        version=_version(files, ledger),
-        models=", ".join(model["name"] for model in settings["models"]),
-        marked=_marked(settings["images"]),
-        counts=_counts(run),
-        made="\n".join(_made(settings, ledger)),
-        source=_plain(settings["prompts"]["path"]),
-        arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
-        there="\n".join(_there(run, (name for name, _ in files))),
-        commands="\n".join(_commands(folder)),
-        licences="\n".join(_licences(settings)),
-        columns="\n".join(f"| `{name}` | {COLUMNS[name]} |" for name in SCHEMA.names),
-        images=layout.IMAGES,
-        prompts=layout.PROMPTS,
-        run=layout.RUN,
-        ledger=layout.LEDGER,
-        history=layout.HISTORY,
+    return (
+        Path(__file__)
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+        .format(
+            mark=_MARK,
+            files=layout.IMAGE_FILES,
+            version=_version(files, ledger),
+            models=", ".join(model["name"] for model in settings["models"]),
+            marked=_marked(settings["images"]),
+            counts=_counts(run),
+            made="\n".join(_made(settings, ledger)),
+            source=_plain(settings["prompts"]["path"]),
+            arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
+            there="\n".join(_there(run, (name for name, _ in files))),
+            commands="\n".join(_commands(folder)),
+            licences="\n".join(_licences(settings)),
+            columns="\n".join(f"| `{name}` | {COLUMNS[name]} |" for name in SCHEMA.names),
+            images=layout.IMAGES,
+            prompts=layout.PROMPTS,
+            run=layout.RUN,
+            ledger=layout.LEDGER,
+            history=layout.HISTORY,
+        )
     )
 
 
@@ -216,10 +137,14 @@ def _made(settings: Mapping[str, Any], ledger: Ledger) -> Iterator[str]:
             f"- **{name}**: `{_plain(_checkpoint(model))}`"
             + (f" (sha256 `{made_of['checkpoint']}`)" if made_of.get("checkpoint") else "")
             + (f", in {made_of['dtype']}" if made_of.get("dtype") else "")
-            + f"; {used.steps} steps of {_plain(used.scheduler)}, guidance "
+            + f"; {used.steps} steps of {_scheduler(used.scheduler)}, guidance "
             f"{used.guidance_scale:g}, {used.width} x {used.height} pixels, seed {used.seed}"
             + (f", negative prompt `{_plain(negative)}`" if negative else "")
         )
+
+
+def _scheduler(name: str) -> str:
+    return f"{name} scheduler" if name == OWN_SCHEDULER else _plain(name)
 
 
 def _checkpoint(model: Mapping[str, Any]) -> str:
@@ -259,12 +184,17 @@ def _commands(folder: Folder) -> Iterator[str]:
     for entry in history.read(folder):
         versions = entry.get("versions") or {}
         by = ", ".join(f"{key} {versions[key]}" for key in _SHOWN if key in versions)
-        command = shlex.join(str(word) for word in entry.get("command") or ["unknown"])
+        command = shlex.join(_words(entry.get("command") or ["unknown"]))
         lines[f"    {one_line(command, 1000)}  # {by}"] = None
     yield from list(lines)[-_COMMANDS:] or ["    unknown"]
 
 
-_SHOWN = ("tgate-batch", "torch", "diffusers")
+def _words(command: list[str]) -> list[str]:
+    """A command as a person types it, without the place where the program is installed."""
+    program = Path(command[0]).name
+    if program in ("tgate-batch", "__main__.py"):
+        return ["tgate-batch", *command[1:]]
+    return ["python", *command] if program.endswith(".py") else command
 
 
 def _licences(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -293,9 +223,6 @@ def _card_of(entry: Any) -> str:
         return "the model that comes with tgate_batch"
     second = "" if entry.unet is None else f" and of [{entry.unet}]({_HUB}{entry.unet})"
     return f"[{entry.checkpoint}]({_HUB}{entry.checkpoint}){second}"
-
-
-_HUB = "https://huggingface.co/"
 
 
 def _is_demos(path: str) -> bool:
