@@ -1,7 +1,8 @@
 """The dataset card: it makes an output folder a data set that others open, and can cite and keep.
 
-`card.md` is its text. It is written from the folder's own files alone (``run.json``, ``made_of.json``, ``history.jsonl``),
-none of which holds a credential. Whoever takes out the line with the mark has a card of his own.
+Its text is `card.md`. What that says comes from the folder's own files alone (``run.json``,
+``made_of.json``, ``history.jsonl``), none of which holds a credential. Whoever takes out the line
+with the mark has a card of his own.
 """
 
 import hashlib
