@@ -29,7 +29,7 @@ models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.read prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
-output.card output.run output.failed output.status output
+output.card output.run output.failed output.status output.export output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
@@ -41,11 +41,11 @@ execute.progress execute.reference execute.rendering execute.scoring execute.aga
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
-cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.reference
-cli.plan_size cli.macs cli.image cli.init cli.main cli __main__
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
 bench.tail bench.slow_store bench.scale_pool bench
+cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
+cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

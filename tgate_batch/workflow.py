@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
@@ -25,7 +26,7 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
-from tgate_batch.storage import Folder
+from tgate_batch.storage import Folder, without_credentials
 
 DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
 
@@ -142,6 +143,35 @@ def reference(config: Config, source: str, to: str | None = None) -> int:
 def report(config: Config) -> int:
     """Writes the report from the scores on disk."""
     return _report(_reopened(config))
+
+
+def export(
+    output: str,
+    to: str,
+    model: str | None = None,
+    arm: str | None = None,
+    form: str = "imagefolder",
+) -> int:
+    """Writes stored pictures as files into a folder or URI; ``MISSING`` where some are not there.
+
+    ``form``: the convention of names, ``imagefolder``.
+    """
+    from tgate_batch.output.export import chosen, is_split
+    from tgate_batch.output.export import export as exported
+
+    run = runs.load_run(output)
+    pairs = chosen(run, model, arm)
+    progress = Counter("exporting", "shards", len(run.shards) * len(pairs))
+    missing = False
+    for found in exported(run, to, pairs, form, progress.add):
+        say.info(str(found), "exported", **asdict(found))
+        missing = missing or bool(found.missing)
+        for name in filter(is_split, (found.model, found.arm)):
+            say.info(
+                f"note: datasets takes a folder {name!r} for a split of that name: open "
+                f"{without_credentials(to)}/{found.model}/{found.arm} by itself"
+            )
+    return MISSING if missing else DONE
 
 
 def verify(output: str, again: int = 0, repair: bool = False) -> int:

@@ -48,6 +48,7 @@ def test_a_prompt_becomes_test_png(run, sd15, tmp_path, more):
     assert printed.out.strip().endswith("test.png")
     assert "3/3" in printed.err  # the progress bar
     with Image.open(tmp_path / "test.png") as picture:
+        assert "trainedAlgorithmicMedia" in str(picture.info["xmp"])
         assert picture.size == (64, 64)
 
 

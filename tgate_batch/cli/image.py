@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tgate_batch.config import Model, Sampling
+from tgate_batch.config import Images, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate.plan import DeepCache, GatePlan
 from tgate_batch.models import catalogue
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         file.write_bytes(_film(drawn))
     else:
         file = folder / "test.png"
-        drawn.save(file)
+        file.write_bytes(_png(drawn))
     print(file)
 
 
@@ -121,6 +121,14 @@ def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[st
         **call,
     )
     return output[0][0]
+
+
+def _png(picture: Any) -> bytes:
+    import numpy as np
+
+    from tgate_batch.render import codec
+
+    return codec.picture(np.asarray(picture), Images(format="png"))
 
 
 def _film(frames: list) -> bytes:

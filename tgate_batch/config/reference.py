@@ -24,10 +24,10 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     models = schema["properties"]["models"]
     models["items"] = {"anyOf": [models["items"], {"type": "string"}]}
-    for pattern, arm in schema["properties"]["arms"]["patternProperties"].items():
-        schema["properties"]["arms"]["patternProperties"][pattern] = {
-            "anyOf": [arm, {"type": "null"}]
-        }
+    arms = schema["properties"]["arms"]
+    arms["additionalProperties"] = False
+    for pattern, arm in arms["patternProperties"].items():
+        arms["patternProperties"][pattern] = {"anyOf": [arm, {"type": "null"}]}
     extractor = schema["$defs"]["Score"]["properties"]["extractor"]
     schema["$defs"]["Score"]["properties"]["extractor"] = {
         "anyOf": [{"type": "string"}, extractor],

@@ -191,6 +191,8 @@ class Images(Section):
     """`webp` or `png`, both lossless here, or `jpeg`, which changes FID."""
     quality: int = Field(95, ge=1, le=100)
     """Of a format that loses some."""
+    mark: bool = True
+    """Every picture says in its XMP that a model made it (IPTC's digital source type)."""
 
 
 class Score(Section):

@@ -26,7 +26,8 @@ class Entry:
     """One row of the catalogue: a checkpoint and its documented settings.
 
     ``architecture`` is what it is built of, None: read from the checkpoint's folder. ``tiny`` makes
-    its tiny model; None: there is none.
+    its tiny model; None: there is none. ``license`` is that of the checkpoint's weights, and of
+    ``unet`` where there is one, as their cards name it; None: not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)  # further from_pretrained arguments
     architecture: Architecture | None = None
     tiny: Callable[[], Any] | None = None
+    license: str | None = None
 
 
 def empty(*shape: int) -> torch.Tensor:

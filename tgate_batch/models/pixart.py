@@ -131,6 +131,7 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtAlphaPipeline"),
             tiny=partial(_tiny, "PixArtAlphaPipeline", "DPMSolverMultistepScheduler"),
+            license="openrail++",
         ),
         Entry(
             "pixart_sigma",
@@ -153,6 +154,7 @@ FAMILY = Family(
             width=1024,
             architecture=_architecture("PixArtAlphaPipeline"),
             tiny=partial(_tiny, "PixArtAlphaPipeline", "LCMScheduler"),
+            license="openrail++",
         ),
     ),
     denoiser="transformer",

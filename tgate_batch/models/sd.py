@@ -132,6 +132,7 @@ FAMILY = Family(
             height=64,
             width=64,
             options=_NO_CHECKER,
+            license="apache-2.0",
         ),
         Entry(
             "sd15",
@@ -146,6 +147,7 @@ FAMILY = Family(
             options=_NO_CHECKER,
             architecture=_SD15,
             tiny=_tiny_sd15,
+            license="creativeml-openrail-m",
         ),
         Entry(
             "sd21",
@@ -159,6 +161,7 @@ FAMILY = Family(
             variant="fp16",
             architecture=_SD21,
             tiny=_tiny_sd21,
+            license="openrail++",
         ),
     ),
     denoiser="unet",

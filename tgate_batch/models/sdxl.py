@@ -120,6 +120,7 @@ FAMILY = Family(
             options=_NO_WATERMARK,
             architecture=_architecture(),
             tiny=partial(_tiny, distilled=False),
+            license="openrail++",
         ),
         Entry(
             "lcm_sdxl",
@@ -135,6 +136,7 @@ FAMILY = Family(
             options=_NO_WATERMARK,
             architecture=_architecture(time_cond_proj_dim=256),
             tiny=partial(_tiny, distilled=True),
+            license="openrail++",
         ),
     ),
     denoiser="unet",

@@ -165,6 +165,7 @@ FAMILY = Family(
             variant="fp16",
             architecture=Architecture(_UNET, {"image_encoder": _CLIP_H_VISION}, _VAE, tokens=1),
             tiny=_tiny,
+            license="other: Stability AI's community licence for Stable Video Diffusion",
         ),
     ),
     denoiser="unet",

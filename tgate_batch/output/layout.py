@@ -199,6 +199,7 @@ def of_pictures(
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format
+    settings["images.mark"] = config.images.mark
     if not FORMATS[config.images.format].lossless:
         settings["images.quality"] = config.images.quality
     return settings | arm.settings

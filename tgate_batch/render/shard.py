@@ -235,7 +235,7 @@ class Renderer:
         start = time.perf_counter()
         first = frames[0] if frames.ndim == 4 else frames
         try:
-            film = codec.video(frames) if frames.ndim == 4 else None
+            film = codec.video(frames, self._images.mark) if frames.ndim == 4 else None
             content = codec.picture(first, self._images)
         except Exception as error:
             return picture.failed(Failure.of(error))

@@ -1,0 +1,112 @@
+"""Submits a RayJob for one night and waits for its end: what the pod of k8s/nightly.yaml runs.
+
+python docker/nightly.py MANIFEST
+
+MANIFEST is a RayJob, as k8s/rayjob.yaml. Its name and its --output get the night's date. The date
+is that of the CronJob's plan: a CronJob calls its Job NAME-<minutes since 1970>, and $JOB_NAME has
+that. So a pod that is tried again, also after midnight, finds the RayJob of the first try and waits
+for it. Exit code 0: the RayJob succeeded; 1: it did not.
+"""
+
+import json
+import os
+import re
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ENDED = ("Complete", "Failed", "ValidationFailed")  # the states in which KubeRay leaves a RayJob
+SECONDS_BETWEEN_LOOKS = 30.0
+MOST_FAILURES = 20  # looks in a row without an answer
+_OUTPUT = re.compile(r"(--output[ =])(\S+?)/?(?=\s|$)")
+
+
+class Api:
+    """The RayJobs of this pod's namespace, over the cluster's API."""
+
+    def __init__(self, server: str, account: Path = ACCOUNT):
+        namespace = (account / "namespace").read_text().strip()
+        self._url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
+        self._account = account
+        self._trusted = None
+        if server.startswith("https:"):
+            self._trusted = ssl.create_default_context(cafile=str(account / "ca.crt"))
+
+    def create(self, manifest: dict[str, Any]) -> bool:
+        """Whether this call made it; False where it was there."""
+        try:
+            self._ask("", json.dumps(manifest).encode())
+        except urllib.error.HTTPError as error:
+            if error.code != 409:
+                raise
+            return False
+        return True
+
+    def status(self, name: str) -> dict[str, Any]:
+        return self._ask(f"/{name}").get("status") or {}
+
+    def _ask(self, path: str, content: bytes | None = None) -> dict[str, Any]:
+        token = (self._account / "token").read_text().strip()  # it is renewed now and then
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self._url + path, content, headers)
+        with urllib.request.urlopen(request, timeout=30, context=self._trusted) as answer:
+            return json.load(answer)
+
+
+def night_of(job: str, now: datetime) -> str:
+    """The UTC date for which a CronJob planned the Job of this name; else, by hand, today's."""
+    minutes = job.rpartition("-")[2]
+    planned = minutes.isdecimal() and len(minutes) == 8
+    return (datetime.fromtimestamp(int(minutes) * 60, UTC) if planned else now).date().isoformat()
+
+
+def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
+    """The RayJob under the night's name, with the night's output. Raises ValueError without one."""
+    entrypoint, found = _OUTPUT.subn(rf"\g<1>\g<2>/{night}", manifest["spec"]["entrypoint"])
+    if found != 1:
+        raise ValueError("the RayJob's entrypoint needs one --output, which gets the night's date")
+    metadata = manifest["metadata"] | {"name": f"{manifest['metadata']['name']}-{night}"}
+    return manifest | {
+        "metadata": metadata,
+        "spec": manifest["spec"] | {"entrypoint": entrypoint},
+    }
+
+
+def ended(api: Api, name: str, pause: float = SECONDS_BETWEEN_LOOKS) -> dict[str, Any]:
+    """The status of a RayJob once it has ended. Raises OSError where the API is away for long."""
+    failures = 0
+    while True:
+        try:
+            status = api.status(name)
+            failures = 0
+        except OSError as error:
+            gone = isinstance(error, urllib.error.HTTPError) and error.code == 404
+            failures += 1
+            if gone or failures == MOST_FAILURES:
+                raise
+            status = {}
+        if status.get("jobDeploymentStatus") in ENDED:
+            return status
+        time.sleep(pause)
+
+
+def main(manifest: str, api: Api, job: str, pause: float = SECONDS_BETWEEN_LOOKS) -> int:
+    wanted = of_night(yaml.safe_load(Path(manifest).read_text()), night_of(job, datetime.now(UTC)))
+    name = wanted["metadata"]["name"]
+    print(f"{name}: {'submitted' if api.create(wanted) else 'was submitted before'}", flush=True)
+    status = ended(api, name, pause)
+    print(f"{name}: {status.get('jobStatus')} {status.get('message', '')}".rstrip(), flush=True)
+    return 0 if status.get("jobStatus") == "SUCCEEDED" else 1
+
+
+if __name__ == "__main__":
+    server = "https://{KUBERNETES_SERVICE_HOST}:{KUBERNETES_SERVICE_PORT}".format(**os.environ)
+    sys.exit(main(sys.argv[1], Api(server), os.environ.get("JOB_NAME", "")))
