@@ -34,7 +34,8 @@ score.metrics score.sources score.reference score.reference_file score.measure s
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary
-report.parts report.gallery report.drawing report.plots report.page report.terminal report
+report.parts report.gallery report.drawing report.plot report.plots_of_time report.plots_of_quality
+report.plots report.page report.terminal report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.rendering execute.scoring execute.again

@@ -19,7 +19,8 @@ from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.report import table
 from tgate_batch.report.gallery import galleries
 from tgate_batch.report.parts import Part, cost_notes, notes, parts
-from tgate_batch.report.plots import Plot, name_of, plots
+from tgate_batch.report.plot import Plot, name_of
+from tgate_batch.report.plots import plots
 from tgate_batch.report.summary import summarize
 from tgate_batch.report.verdict import judged, standing, verdicts
 
