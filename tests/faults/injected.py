@@ -36,7 +36,7 @@ def each_seventh_raises(world: World, rng: random.Random) -> None:
         for word, number in itertools.product(WORDS, (0, 1))
         if image_seed(0, word, number) % 7 == 0
     }
-    failed = {key[1:] for key, (status, _) in rows(run).items() if status == "error"}
+    failed = {key[1:] for key, row in rows(run).items() if row.status == "error"}
     assert failed == seventh
     assert world.render(run, retry_errors=True) == workflow.DONE
     world.check(run)

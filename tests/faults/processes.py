@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +20,14 @@ from world import World
 
 from tgate_batch import workflow
 from tgate_batch.config import Config
-from tgate_batch.output import history, layout
+from tgate_batch.output import layout
 from tgate_batch.storage import Folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PATIENCE = 90.0  # seconds within which every driver is to end
+
+ON_RAY = {"executor": "ray", "max": 2}
 
 Act = Callable[["Driver", random.Random], None]
 
@@ -32,14 +35,14 @@ Act = Callable[["Driver", random.Random], None]
 class Cluster:
     """A Ray of our own, of one or more nodes on this machine; ended with all that it started."""
 
-    def __init__(self, place: Path, nodes: int = 1, cpus: int = 2):
+    def __init__(self, place: Path, nodes: int = 1):
         self._place = place
         self._port = _free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._known: list[psutil.Process] = []
         self.raylets: list[psutil.Process] = []
         for _ in range(nodes):
-            self.add_node(cpus)
+            self.add_node(2 // nodes)
 
     def add_node(self, cpus: int) -> None:
         """Starts a node; the first is the head."""
@@ -68,6 +71,9 @@ class Cluster:
                 continue
             found += [p for p in children if _title(p).startswith("ray::_RayWorker")]
         return found
+
+    def is_lost(self) -> bool:
+        return not self.raylets[0].is_running()
 
     def end(self) -> None:
         processes = [*self._known]
@@ -110,39 +116,45 @@ def surroundings(**more: str) -> dict[str, str]:
 class Driver:
     """A run as a process."""
 
-    def __init__(self, settings: Config, cluster: Cluster | None):
+    def __init__(self, world: World, settings: Config, cluster: Cluster | None = None):
+        self.world = world
         self.settings = settings
         self.cluster = cluster
-        file = Path(settings.output).with_suffix(".yaml")
+        file = world.place / f"driver-{uuid.uuid4().hex}.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-        self._log = open(file.with_suffix(".log"), "w+")  # noqa: SIM115  closed in `ended`
+        self._log = file.with_suffix(".log")
         where = {} if cluster is None else {"RAY_ADDRESS": cluster.address}
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "driver.py"), str(file)],
-            env=surroundings(**where),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "driver.py"), str(file)],
+                env=surroundings(**where),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait_for_files(self, count: int = 1) -> None:
         """Until so many picture files are there."""
         until = time.monotonic() + PATIENCE
-        while len(list(Path(self.settings.output).glob(layout.IMAGE_FILES))) < count:
+        while len(Folder(self.settings.output).names(layout.IMAGES)) < count:
             if self.process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"it drew nothing: {self.said()[-1500:]}")
+                raise AssertionError(f"it drew nothing: {self.said()}")
             time.sleep(0.05)
 
     def ended(self) -> int:
-        """Its exit code; a driver that hangs fails the round."""
+        """Its exit code; a driver that hangs, or ends with a traceback, fails the round."""
         try:
-            return self.process.wait(PATIENCE)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
+            raise AssertionError(f"it hangs: {self.said()}") from None
+        finally:
             self.process.kill()
-            raise AssertionError(f"it hangs: {self.said()[-1500:]}") from None
+        assert "Traceback" not in self.said(), self.said()
+        assert "SIGTERM received" not in self.said(), f"Ray's own words: {self.said()}"
+        return self.world.judged(self.settings, code)
 
     def said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        """The end of what it said."""
+        return self._log.read_text()[-1500:]
 
 
 def disturbed(
@@ -152,26 +164,27 @@ def disturbed(
     act: Act,
     codes: Collection[int],
     **changes: object,
-) -> Driver:
+) -> None:
     """A run that something happens to at a random moment; it is run again until it is done.
 
     The first run has to end with one of ``codes``, and without a traceback.
     """
     Mischief(seconds=0.1).tell()
-    settings = world.config(workers={"executor": "ray", "max": 2}, **changes)
-    driver = Driver(settings, cluster)
-    driver.wait_for_files()
-    time.sleep(rng.uniform(0, 1.5))
-    act(driver, rng)
-    code = driver.ended()
-    assert code in codes, f"exit code {code}: {driver.said()[-1500:]}"
-    assert "Traceback" not in driver.said(), driver.said()[-1500:]
+    settings = world.config(**{"workers": ON_RAY, **changes})
+    driver = Driver(world, settings, cluster)
+    try:
+        driver.wait_for_files()
+        time.sleep(rng.uniform(0, 1.5))
+        act(driver, rng)
+        code = driver.ended()
+    finally:
+        driver.process.kill()
+    assert code in codes, f"exit code {code}: {driver.said()}"
     Mischief().tell()
     if code != workflow.DONE:
-        again = Driver(settings, cluster)
-        assert again.ended() == workflow.DONE, again.said()[-1500:]
+        again = Driver(world, settings, None if cluster and cluster.is_lost() else cluster)
+        assert again.ended() == workflow.DONE, again.said()
     world.check(settings)
-    return driver
 
 
 def kill_a_worker(driver: Driver, rng: random.Random, how: int = signal.SIGKILL) -> None:
@@ -206,8 +219,8 @@ def signal_the_driver_twice(driver: Driver, rng: random.Random) -> None:
 
 
 def second_driver(driver: Driver, rng: random.Random) -> None:
-    second = Driver(driver.settings, driver.cluster)
-    assert second.ended() == workflow.UNUSABLE, second.said()[-1500:]
+    second = Driver(driver.world, driver.settings, driver.cluster)
+    assert second.ended() == workflow.UNUSABLE, second.said()
     assert "is in use" in second.said()
 
 
@@ -227,11 +240,6 @@ def kill_the_head(driver: Driver, rng: random.Random) -> None:
         with _gone():
             if "gcs_server" in _title(process):
                 process.kill()
-
-
-def exit_code_is_kept(driver: Driver, code: int) -> None:
-    last = history.read(Folder(driver.settings.output))[0]
-    assert last["exit_code"] == code, last
 
 
 ON_A_SHARED_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int]] = {

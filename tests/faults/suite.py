@@ -8,45 +8,87 @@ import argparse
 import contextlib
 import io
 import random
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import damage  # noqa: E402
 import injected  # noqa: E402
+import model  # noqa: E402
+import processes  # noqa: E402
+import store  # noqa: E402
+import workers  # noqa: E402
 from world import World  # noqa: E402
+
+from tgate_batch.execute import ray  # noqa: E402
 
 Round = Callable[[random.Random], None]
 
 
-def rounds(
-    world: World, only: str, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, Round, int]]:
-    """(kind, round, how often). A cluster is started when the first round needs it."""
-    from processes import ON_A_SHARED_CLUSTER, ON_ITS_OWN_CLUSTER, Cluster, disturbed
+class Places:
+    """What rounds take place in, each made when the first round asks for it."""
 
-    for kind, (one, times) in {**injected.ROUNDS, **damage.ROUNDS}.items():
-        yield kind, partial(one, world), times
-    shared = [kind for kind in ON_A_SHARED_CLUSTER if only in kind]
-    if shared:
-        cluster = Cluster(world.place)
-        stack.callback(cluster.end)
-    for kind, (act, codes, times) in ON_A_SHARED_CLUSTER.items():
-        if kind in shared:
-            yield kind, lambda rng, a=act, c=codes: disturbed(world, rng, cluster, a, c), times
-    for kind, (act, codes, nodes, times) in ON_ITS_OWN_CLUSTER.items():
+    def __init__(self, place: Path, stack: contextlib.ExitStack):
+        self._place, self._stack = place, stack
+
+    @cached_property
+    def world(self) -> World:
+        return World(self._place / "world")
+
+    @cached_property
+    def of_a_model(self) -> World:
+        return model.world_of_a_model(self._place / "model")
+
+    @cached_property
+    def on_a_store(self) -> World:
+        return store.WorldOnAStore(self._place / "store")
+
+    @cached_property
+    def cluster(self) -> processes.Cluster:
+        made = processes.Cluster(self._place)
+        self._stack.callback(made.end)
+        return made
+
+    @cached_property
+    def workers(self) -> World:
+        """With workers of their own for runs in this process."""
+        workers.join(self.cluster)
+        self._stack.callback(ray.stop)
+        return self.world
+
+
+def rounds(places: Places) -> Iterator[tuple[str, Round, int]]:
+    """(kind, round, how often)."""
+    for where, held in (
+        (lambda: places.world, injected.ROUNDS),
+        (lambda: places.world, damage.ROUNDS),
+        (lambda: places.of_a_model, model.ROUNDS),
+        (lambda: places.on_a_store, store.ROUNDS),
+        (lambda: places.workers, workers.ROUNDS),
+    ):
+        for kind, (one, times) in held.items():
+            yield kind, lambda rng, one=one, where=where: one(where(), rng), times
+    for kind, (act, codes, times) in processes.ON_A_SHARED_CLUSTER.items():
+
+        def shared(rng: random.Random, act=act, codes=codes) -> None:
+            processes.disturbed(places.world, rng, places.cluster, act, codes)
+
+        yield kind, shared, times
+    for kind, (act, codes, nodes, times) in processes.ON_ITS_OWN_CLUSTER.items():
 
         def alone(rng: random.Random, act=act, codes=codes, nodes=nodes) -> None:
-            own = Cluster(world.place / f"nodes-{rng.randrange(10**9)}", nodes, 2 // nodes)
+            own = processes.Cluster(places.world.place / f"nodes-{rng.randrange(10**9)}", nodes)
             try:
-                disturbed(world, rng, own, act, codes)
+                processes.disturbed(places.world, rng, own, act, codes)
             finally:
                 own.end()
 
@@ -55,11 +97,10 @@ def rounds(
 
 def run(place: Path, only: str = "", share: float = 1.0, seed: int = 0) -> Counter[str]:
     """Runs the rounds and prints the table; ``{"faults": n, "failed": n}``."""
-    world = quietly(World, place)
     total: Counter[str] = Counter()
     print(f"{'kind':36} {'faults':>7} {'held':>6} {'seconds':>8}", flush=True)
     with contextlib.ExitStack() as stack:
-        for kind, one, times in rounds(world, only, stack):
+        for kind, one, times in rounds(Places(place, stack)):
             if only not in kind:
                 continue
             times, start, failed = max(1, round(times * share)), time.monotonic(), 0
@@ -93,6 +134,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the rounds of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as place:
         total = run(Path(place), options.only, options.share, options.seed)
     return 1 if total["failed"] else 0
