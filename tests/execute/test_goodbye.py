@@ -159,27 +159,39 @@ def test_signal_is_told_at_once_though_the_main_thread_is_in_a_library():
 OWNER = """
 import subprocess, sys
 from tgate_batch.execute import guardian
+before = subprocess.Popen(["sleep", "600"])
+watching = guardian.watching()
 child = subprocess.Popen([sys.executable, "-c", "import subprocess, time, sys;"
     "subprocess.Popen(['sleep', '600']); time.sleep(600)"])
-watching = guardian.watched_over([child.pid])
-print(child.pid, watching.pid, flush=True)
+other = subprocess.Popen(["sleep", "600"])
+if sys.argv[1] == "said":
+    guardian.watch_only(watching, [child.pid])
+print(child.pid, watching.pid, before.pid, other.pid, flush=True)
 sys.stdin.read()
 """
 
 
-def test_guardian_ends_the_processes_of_a_killed_parent_and_then_itself():
+@pytest.mark.parametrize("which", ["said", "all that started since"])
+def test_guardian_ends_the_processes_of_a_killed_parent_and_then_itself(which):
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", OWNER, which],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
     )
-    child, guard = map(int, owner.stdout.readline().split())
+    child, guard, before, other = map(int, owner.stdout.readline().split())
     assert eventually(lambda: len(psutil.Process(child).children()) == 1)
     assert eventually(lambda: guardian.__file__ in psutil.Process(guard).cmdline())
     sleeper = psutil.Process(child).children()[0]
+    time.sleep(1)  # some looks
     os.kill(guard, signal.SIGTERM)  # what ends a whole group does not end it
     owner.kill()
     owner.wait()
-    for pid in (child, sleeper.pid, guard):
+    for pid in (child, sleeper.pid, guard, *([] if which == "said" else [other])):
         assert eventually(lambda pid=pid: gone(pid))
+    for pid in (before, *([other] if which == "said" else [])):
+        assert not gone(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 def gone(pid):

@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 from painter import Mischief
-from world import World
+from world import ARMS, World
 
 from tgate_batch import workflow
 from tgate_batch.config import Config
@@ -29,7 +30,11 @@ PATIENCE = 90.0  # seconds within which every driver is to end
 
 ON_RAY = {"executor": "ray", "max": 2}
 
+MARK = "TGATE_BATCH_DRIVER"  # the environment's name for a driver's mark on all that it starts
+LEFT_SECONDS = 20.0  # for which something of a driver that ended may be there
+
 Act = Callable[["Driver", random.Random], None]
+When = Callable[["Driver"], None]
 
 
 class Cluster:
@@ -71,9 +76,6 @@ class Cluster:
                 continue
             found += [p for p in children if _title(p).startswith("ray::_RayWorker")]
         return found
-
-    def is_lost(self) -> bool:
-        return not self.raylets[0].is_running()
 
     def end(self) -> None:
         processes = [*self._known]
@@ -123,7 +125,8 @@ class Driver:
         file = world.place / f"driver-{uuid.uuid4().hex}.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
         self._log = file.with_suffix(".log")
-        where = {} if cluster is None else {"RAY_ADDRESS": cluster.address}
+        self._mark = file.stem
+        where = {MARK: self._mark} | ({"RAY_ADDRESS": cluster.address} if cluster else {})
         with open(self._log, "w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "driver.py"), str(file)],
@@ -132,13 +135,13 @@ class Driver:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait_for_files(self, count: int = 1) -> None:
-        """Until so many picture files are there."""
+    def wait_for(self, sign: Callable[[], Any]) -> None:
+        """Until there is a sign of it."""
         until = time.monotonic() + PATIENCE
-        while len(Folder(self.settings.output).names(layout.IMAGES)) < count:
+        while not sign():
             if self.process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"it drew nothing: {self.said()}")
-            time.sleep(0.05)
+                raise AssertionError(f"it did not come so far: {self.said()}")
+            time.sleep(0.02)
 
     def ended(self) -> int:
         """Its exit code; a driver that hangs, or ends with a traceback, fails the round."""
@@ -152,9 +155,36 @@ class Driver:
         assert "SIGTERM received" not in self.said(), f"Ray's own words: {self.said()}"
         return self.world.judged(self.settings, code)
 
+    def check_nothing_left(self) -> None:
+        """No process that it started, a Ray of its own included, outlives it for long."""
+        until = time.monotonic() + LEFT_SECONDS
+        while left := [p for p in psutil.process_iter(["environ"]) if self._is_of(p)]:
+            assert time.monotonic() < until, f"{len(left)} left, as {_title(left[0])}"
+            time.sleep(0.2)
+
+    def _is_of(self, process: psutil.Process) -> bool:
+        with _gone():
+            environment = process.info["environ"] or {}
+            return environment.get(MARK) == self._mark and process.status() != "zombie"
+        return False
+
     def said(self) -> str:
         """The end of what it said."""
         return self._log.read_text()[-1500:]
+
+
+def first_files(driver: Driver) -> None:
+    """Until it has drawn something."""
+    driver.wait_for(lambda: Folder(driver.settings.output).names(layout.IMAGES))
+
+
+def its_ray_starts(driver: Driver) -> None:
+    driver.wait_for(psutil.Process(driver.process.pid).children)
+
+
+def its_last_scores(driver: Driver) -> None:
+    scores = layout.scores("demo", ARMS[-1])
+    driver.wait_for(lambda: Folder(driver.settings.output).exists(scores))
 
 
 def disturbed(
@@ -163,6 +193,7 @@ def disturbed(
     cluster: Cluster | None,
     act: Act,
     codes: Collection[int],
+    when: When = first_files,
     **changes: object,
 ) -> None:
     """A run that something happens to at a random moment; it is run again until it is done.
@@ -173,17 +204,16 @@ def disturbed(
     settings = world.config(**{"workers": ON_RAY, **changes})
     driver = Driver(world, settings, cluster)
     try:
-        driver.wait_for_files()
+        when(driver)
         time.sleep(rng.uniform(0, 1.5))
         act(driver, rng)
         code = driver.ended()
+        driver.check_nothing_left()
     finally:
         driver.process.kill()
     assert code in codes, f"exit code {code}: {driver.said()}"
-    Mischief().tell()
     if code != workflow.DONE:
-        again = Driver(world, settings, None if cluster and cluster.is_lost() else cluster)
-        assert again.ended() == workflow.DONE, again.said()
+        world.resume(settings)
     world.check(settings)
 
 
@@ -256,4 +286,9 @@ ON_A_SHARED_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int]] = {
 ON_ITS_OWN_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int, int]] = {  # and nodes, times
     "kill -9 of one of two nodes": (kill_a_node, (0,), 2, 3),
     "kill -9 of Ray's head": (kill_the_head, (4,), 1, 3),
+}
+WITH_A_RAY_THAT_IT_STARTS: dict[str, tuple[Act, tuple[int, ...], When, int]] = {
+    "SIGTERM while Ray starts": (signal_the_driver(signal.SIGTERM), (143,), its_ray_starts, 3),
+    "SIGTERM while Ray ends": (signal_the_driver(signal.SIGTERM), (143, 0), its_last_scores, 3),
+    "kill -9 while Ray starts": (signal_the_driver(signal.SIGKILL), (-9,), its_ray_starts, 2),
 }

@@ -7,6 +7,7 @@ row and picture by picture. ``python tests/faults/suite.py [--only TEXT] [--shar
 import argparse
 import contextlib
 import io
+import os
 import random
 import signal
 import sys
@@ -35,14 +36,11 @@ Round = Callable[[random.Random], None]
 
 
 class Places:
-    """What rounds take place in, each made when the first round asks for it."""
+    """What rounds take place in; most is made when the first round asks for it."""
 
     def __init__(self, place: Path, stack: contextlib.ExitStack):
         self._place, self._stack = place, stack
-
-    @cached_property
-    def world(self) -> World:
-        return World(self._place / "world")
+        self.world = World(place / "world")
 
     @cached_property
     def of_a_model(self) -> World:
@@ -93,14 +91,21 @@ def rounds(places: Places) -> Iterator[tuple[str, Round, int]]:
                 own.end()
 
         yield kind, alone, times
+    for kind, (act, codes, when, times) in processes.WITH_A_RAY_THAT_IT_STARTS.items():
+
+        def by_itself(rng: random.Random, act=act, codes=codes, when=when) -> None:
+            processes.disturbed(places.world, rng, None, act, codes, when)
+
+        yield kind, by_itself, times
 
 
 def run(place: Path, only: str = "", share: float = 1.0, seed: int = 0) -> Counter[str]:
     """Runs the rounds and prints the table; ``{"faults": n, "failed": n}``."""
     total: Counter[str] = Counter()
+    begun, used = time.monotonic(), _cpu_seconds()
     print(f"{'kind':36} {'faults':>7} {'held':>6} {'seconds':>8}", flush=True)
     with contextlib.ExitStack() as stack:
-        for kind, one, times in rounds(Places(place, stack)):
+        for kind, one, times in rounds(quietly(Places, place, stack)):
             if only not in kind:
                 continue
             times, start, failed = max(1, round(times * share)), time.monotonic(), 0
@@ -113,8 +118,17 @@ def run(place: Path, only: str = "", share: float = 1.0, seed: int = 0) -> Count
             seconds = time.monotonic() - start
             print(f"{kind:36} {times:7} {times - failed:6} {seconds:8.1f}", flush=True)
             total += Counter(kinds=1, faults=times, failed=failed)
-    print(f"{total['faults']} faults of {total['kinds']} kinds, {total['failed']} did harm")
+    took, used = time.monotonic() - begun, _cpu_seconds() - used
+    print(
+        f"{total['faults']} faults of {total['kinds']} kinds, {total['failed']} did harm; "
+        f"{took / 60:.1f} minutes, {used / 60:.1f} of a CPU"
+    )
     return total
+
+
+def _cpu_seconds() -> float:
+    """What this process and its children that have ended used."""
+    return sum(os.times()[:4])
 
 
 def quietly(call: Callable, *rest):

@@ -15,7 +15,7 @@ from painter import Mischief, Painter
 from PIL import Image
 
 from tgate_batch import config, workflow
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, Workers
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.local import LocalExecutor
@@ -101,6 +101,12 @@ class World:
         (mischief or Mischief()).tell()
         with drawing(self._artist):
             return self.judged(settings, workflow.render(settings, **options))
+
+    def resume(self, settings: Config, **options: Any) -> None:
+        """The same run again, undisturbed: it does what is missing, and then holds everything."""
+        here = settings.model_copy(update={"workers": Workers(executor="local")})
+        assert self.render(here, **options) == workflow.DONE
+        self.check(settings)
 
     def judged(self, settings: Config, code: int) -> int:
         """The exit code of a run, which is not 0 where anything is missing."""
