@@ -16,6 +16,7 @@ class Store:
         self.requests: list[str] = []
         self.refused: tuple[str, ...] = ()  # methods; LIST is a GET of the bucket
         self.away = False
+        self.allowed: int | None = None  # requests before it goes away
         self.breaks_off = 0  # uploads to come
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
@@ -28,6 +29,9 @@ class Store:
         if "list-type" in environ.get("QUERY_STRING", ""):
             method = "LIST"
         self.requests.append(f"{method} {environ['PATH_INFO'].removeprefix(f'/{BUCKET}/')}")
+        if self.allowed is not None:
+            self.allowed -= 1
+            self.away = self.allowed < 0
         if self.away or method in self.refused:
             status, code = ("503", "SlowDown") if self.away else ("403", "AccessDenied")
             start(f"{status} No", [("Content-Type", "application/xml")])

@@ -22,6 +22,7 @@ from object_store import BUCKET, Store
 from tgate_batch import cli, config, workflow
 from tgate_batch.config import Workers
 from tgate_batch.errors import StorageError, UserError
+from tgate_batch.execute.verify import verify
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
@@ -48,7 +49,7 @@ def server():
 def store(server):
     server.requests.clear()
     yield server
-    server.refused, server.away = (), False
+    server.refused, server.away, server.allowed = (), False, None
 
 
 @pytest.fixture
@@ -345,6 +346,19 @@ def test_job_on_a_store_is_killed_resumed_and_equal_to_a_local_one(store, settin
     assert [arm["images"] for arm in report["arms"]] == [6, 6]
     assert len(frozen.frozen(run.folder)) == 6
     assert_no_secret_in(folder)
+
+
+def test_outage_ends_a_check_and_is_no_fault_of_the_files(store, settings, monkeypatch):
+    settings["workers"] = {"executor": "local"}
+    settings["score"] = {"reference": None}
+    settings["output"] = store.uri("checked", f"{KEY}:{SECRET}@")
+    assert workflow.render(config.parse(settings)) == 0
+    found, _ = verify(settings["output"])
+    assert found.faults == []
+    monkeypatch.setattr(Folder, "patience", 0.0)
+    store.allowed = 30  # of the more than 100 that it takes
+    with pytest.raises(StorageError, match="does not answer as it should"):
+        verify(settings["output"])
 
 
 def kill_after_two_files(store, settings, tmp_path) -> None:

@@ -26,7 +26,7 @@ from tgate_batch.storage import Folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PATIENCE = 90.0  # seconds within which every driver is to end
+PATIENCE = 180.0  # seconds within which every driver is to end
 
 ON_RAY = {"executor": "ray", "max": 2}
 
@@ -155,6 +155,11 @@ class Driver:
         assert "SIGTERM received" not in self.said(), f"Ray's own words: {self.said()}"
         return self.world.judged(self.settings, code)
 
+    def children(self) -> list[str]:
+        with _gone():
+            return [_title(child) for child in psutil.Process(self.process.pid).children()]
+        return []
+
     def check_nothing_left(self) -> None:
         """No process that it started, a Ray of its own included, outlives it for long."""
         until = time.monotonic() + LEFT_SECONDS
@@ -179,7 +184,7 @@ def first_files(driver: Driver) -> None:
 
 
 def its_ray_starts(driver: Driver) -> None:
-    driver.wait_for(psutil.Process(driver.process.pid).children)
+    driver.wait_for(lambda: any("gcs_server" in name for name in driver.children()))
 
 
 def its_last_scores(driver: Driver) -> None:

@@ -9,7 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -33,6 +35,8 @@ _AHEAD = (
 _HANDLER_SECONDS = 0.02  # for which a handler may be another's
 _OPTIONS: Any = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
 
+_THREAD = "ray"
+_calls: SimpleQueue[tuple[Callable[[], Any], Future]] = SimpleQueue()
 _started: set[psutil.Process] = set()  # the local Ray of this process
 _guardian: Any = None
 
@@ -103,21 +107,24 @@ def _aside(call: Callable[[], Any]) -> None:
         call()
         return
     ours = signal.getsignal(signal.SIGTERM)
-    raised: list[BaseException] = []
-
-    def calling() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=calling, name="ray", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_HANDLER_SECONDS)
+    done: Future[None] = Future()
+    _calls.put((call, done))
+    if not any(thread.name == _THREAD for thread in threading.enumerate()):
+        threading.Thread(target=_calling, name=_THREAD, daemon=True).start()
+    while not done.done():
+        wait([done], _HANDLER_SECONDS)
         signal.signal(signal.SIGTERM, ours)
-    if raised:
-        raise raised[0]
+    done.result()
+
+
+def _calling() -> None:
+    """Never ends: Ray's processes end with the thread that started them."""
+    while True:
+        call, done = _calls.get()
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
 
 
 class Cluster:
