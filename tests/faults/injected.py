@@ -13,6 +13,7 @@ from painter import Mischief
 from world import WORDS, World, refused_or_done, rows, some
 
 from tgate_batch import workflow
+from tgate_batch.execute import pool
 from tgate_batch.output import claim, history
 from tgate_batch.records import image_seed
 from tgate_batch.storage import Folder
@@ -67,7 +68,8 @@ def out_of_memory_above_a_size(world: World, rng: random.Random) -> None:
 def full_disk(world: World, rng: random.Random) -> None:
     """Writing fails some times in a row, as where a disk is full until someone clears it."""
     run = world.config()
-    with failing("create", OSError(errno.ENOSPC, "No space left on device"), rng, times=2):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with failing("create", full, rng, times=2), quick():
         world.render(run)
     world.render(run)
     world.check(run)
@@ -79,6 +81,7 @@ def storage_outage(world: World, rng: random.Random) -> None:
     with (
         failing("create", ConnectionError("storage is away"), rng, times=2),
         failing("open", ConnectionError("storage is away"), rng, times=1),
+        quick(),
     ):
         refused_or_done(world, run)
     world.render(run)
@@ -240,8 +243,6 @@ def stop(world: World, run: Any) -> None:
 @contextmanager
 def quick() -> Iterator[None]:
     """The pool's pauses take no time."""
-    from tgate_batch.execute import pool
-
     with mock.patch.object(pool, "_LONGEST_PAUSE", 0.01):
         yield
 
