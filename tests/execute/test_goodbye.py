@@ -137,6 +137,42 @@ def test_worker_that_is_told_to_leave_leaves_and_the_others_do_its_work(job, set
     assert process.poll() is None
 
 
+STARTS_AND_ENDS_RAY = """
+from tgate_batch import cli
+from tgate_batch.execute import cluster
+
+def job():
+    print("starts", flush=True)
+    cluster.start()
+    print("ends", flush=True)
+    cluster.stop()
+
+cli.main(job)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["starts", "ends"])
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2])
+def test_signal_while_ray_starts_or_ends_is_heard_by_the_job(when, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS_AND_ENDS_RAY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    while process.stdout.readline() != f"{when}\n":
+        assert process.poll() is None
+    time.sleep(seconds)
+    before = family(process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    well = [(143, SIGNALS[0][2]), *([(0, "")] if when == "ends" else [])]
+    assert (process.returncode, said) in well
+    assert eventually(lambda: all(gone(p.pid) for p in before))
+
+
 LEAVES = """
 import hashlib, os, signal
 from tgate_batch.output import goodbye
