@@ -7,6 +7,7 @@ python jobs/bench.py engine          each engine setting beside the defaults
 python jobs/bench.py encode          picture formats on threads
 python jobs/bench.py statistics      distances beside pytorch-fid's: memory and time
 python jobs/bench.py scale-scoring   scoring fabricated measurements: CPU time, memory, same figures
+python jobs/bench.py scale-pool      resuming and beginning a large run; its tail, simulated
 python jobs/bench.py coverage        whether intervals and thresholds hold what they say, simulated
 python jobs/bench.py model sdxl      an architecture with random weights on this device
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tgate_batch import cli
+from tgate_batch.cli.job import run_as_job
 
 
 def parse() -> argparse.Namespace:
@@ -55,6 +56,10 @@ def parse() -> argparse.Namespace:
     scale.add_argument("--rows", type=int, default=1_000_000)
     scale.add_argument("--dimensions", type=int, default=1280)
     scale.add_argument("--flat-rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    pool = kinds.add_parser("scale-pool")
+    pool.add_argument("--shards", type=int, default=100_000, help="finished, of a run that goes on")
+    pool.add_argument("--prompts", type=int, default=10_000_000, help="of a fresh run")
+    pool.add_argument("--milliseconds", type=float, default=30, help="a request to the store")
     coverage = kinds.add_parser("coverage")
     coverage.add_argument("--runs", type=int, default=300, help="a cell")
     coverage.add_argument("--nights", type=int, default=1000, help="a threshold")
@@ -124,6 +129,13 @@ def _scale_scoring(options: argparse.Namespace) -> dict[str, Any]:
     return bench_scale_scoring(options.rows, options.dimensions, tuple(options.flat_rows))
 
 
+def _scale_pool(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds until a large run knows what is missing and sends its first task; its tail."""
+    from tgate_batch.bench.scale_pool import bench_scale_pool
+
+    return bench_scale_pool(options.shards, options.prompts, options.milliseconds)
+
+
 def _coverage(options: argparse.Namespace) -> dict[str, Any]:
     """Simulated runs: how often a 95% interval covers the truth, how often a threshold errs."""
     from tgate_batch.bench.coverage import bench_coverage
@@ -156,6 +168,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "encode": _encode,
     "statistics": _statistics,
     "scale-scoring": _scale_scoring,
+    "scale-pool": _scale_pool,
     "coverage": _coverage,
     "model": _model,
 }
@@ -175,4 +188,4 @@ def job() -> int:
 
 
 if __name__ == "__main__":
-    cli.main(job)
+    run_as_job(job)

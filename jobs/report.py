@@ -1,20 +1,11 @@
-"""Writes an output folder's report again from the scores in it.
-
-python jobs/report.py --config configs/demo.yaml
-"""
+"""``tgate-batch report``, for ``ray job submit`` and for a checkout."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the submitted version, not another
 
-from tgate_batch import cli, workflow
-
-
-def job() -> int:
-    arguments = cli.parser(__doc__).parse_args()
-    return workflow.report(cli.read_config(arguments))
-
+from tgate_batch.cli import main
 
 if __name__ == "__main__":
-    cli.main(job)
+    main("report", *sys.argv[1:])

@@ -1,20 +1,11 @@
-"""Scores what an output folder holds, and writes its report again.
-
-python jobs/score.py --config configs/demo.yaml
-"""
+"""``tgate-batch score``, for ``ray job submit`` and for a checkout."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the submitted version, not another
 
-from tgate_batch import cli, workflow
-
-
-def job() -> int:
-    arguments = cli.parser(__doc__).parse_args()
-    return workflow.score(cli.read_config(arguments))
-
+from tgate_batch.cli import main
 
 if __name__ == "__main__":
-    cli.main(job)
+    main("score", *sys.argv[1:])

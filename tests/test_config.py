@@ -228,7 +228,7 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(tmp_path, kind):
     if kind == "nul":
         file = tmp_path / "a\0b"
     with pytest.raises(
-        UserError, match=r"cannot be read|is a folder|is not a regular file"
+        UserError, match=r"cannot be read|does not exist|is a folder|is not a regular file"
     ) as caught:
         config.load(file)
     assert str(caught.value).isprintable()

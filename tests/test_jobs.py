@@ -75,8 +75,8 @@ def test_last_lines_show_what_was_saved_and_where_the_report_is(finished):
     lines = said.strip().splitlines()
     assert lines[-1] == f"report: {folder / 'report' / 'index.html'}"
     assert lines[-2] == "12 images, 0 errors"
-    assert "x baseline" in lines[-3]
-    assert "MACs saved" in lines[-3]
+    assert lines[-3].startswith("tgate draws ")
+    assert any(line.startswith("MACs saved") for line in lines)
 
 
 def test_report_has_an_entry_an_arm_with_stable_keys(finished):
@@ -270,9 +270,9 @@ def test_bad_input_is_one_clear_line_with_code_2_and_nothing_written(
 def test_missing_config_is_told_with_code_2():
     done = job("render", "--config", "none.yaml")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: config none.yaml cannot be read: No such file or directory"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: config none.yaml does not exist; give a YAML file, or one that")
+    assert "demo" in line
 
 
 def in_process(arguments, monkeypatch, capsys) -> tuple[int, str, str]:

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from object_store import BUCKET, Store
 
-from tgate_batch import cli, config, workflow
+from tgate_batch import config, workflow
+from tgate_batch.cli.job import run_as_job
 from tgate_batch.config import Workers
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.execute.verify import verify
@@ -267,7 +268,7 @@ def test_outage_ends_a_job_with_one_line_and_code_4(store, folder, settings, mon
     store.away = True
     read = config.parse(settings | {"output": folder.uri})
     with pytest.raises(SystemExit) as left:
-        cli.main(lambda: workflow.report(read))
+        run_as_job(lambda: workflow.report(read))
     assert left.value.code == 4
     said = capsys.readouterr().err
     assert said.startswith(f"error: run.json in {folder} cannot be read: the storage does not")

@@ -62,6 +62,13 @@ def test_missing_file_is_none(folder):
     assert folder.get("a.txt") == b"x"
 
 
+def test_many_files_are_read_in_the_order_asked_for(folder):
+    names = [f"{number}.txt" for number in range(40)]
+    for name in names:
+        folder.write(name, name)
+    assert folder.read_all(names[::-1]) == [name.encode() for name in names[::-1]]
+
+
 def test_what_a_killed_writer_left_is_hidden_and_cleared(folder, tmp_path):
     folder.write("images/a.parquet", "x")
     left = tmp_path / "out" / "images" / ".tmp-b.parquet-0123"

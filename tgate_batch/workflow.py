@@ -1,24 +1,26 @@
 """The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from tgate_batch import say
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute.on_demand import OnDemand
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
+from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.rendering import Rendered, rendered
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
+from tgate_batch.models import checkpoint
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
 from tgate_batch.output.failed import Failed, failed, forget_measurements
-from tgate_batch.output.run import Pending, Prepared, Run
+from tgate_batch.output.run import Finished, Pending, Prepared, Run
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
@@ -49,19 +51,24 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     finished = runs.finished(run)
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
-    print(f"{run.prompts} prompts in {len(run.shards)} shards -> {run.folder}")
+    _say_run(run)
+    for model in _unknown(run):
+        try:
+            checkpoint.check_hub(model)
+        except UserError as error:
+            say.warning(str(error))
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
         each = macs_of_arm(model, arm, run.sampling(model.name)).per_image_with_attention
         total += each * run.images_per_arm
-        print(
-            f"  {model.name} {name}: {run.images_per_arm} images, "
-            f"{each / 1e9:,.1f} G MACs an image, {done} of {len(run.shards)} shards done"
+        say.info(
+            f"  {model.name} {name}: {run.images_per_arm:,} images, "
+            f"{each / 1e9:,.1f} G MACs an image, {done:,} of {len(run.shards):,} shards done"
         )
     usd = devices.usd(total / rate)
     cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
-    print(
+    say.info(
         f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
         f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
     )
@@ -72,29 +79,31 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
     """Renders what is missing, and error rows again if asked, then scores and reports."""
     _check_place_of_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
+    for model in _unknown(run):
+        checkpoint.check_hub(model)
+    _say_run(run)
     with _working(run) as entry:
         runs.begin(run)
-        pending = runs.pending(run)
-        again = failed(run, runs.finished(run)) if retry_errors else {}
+        held = runs.finished(run)
+        pending = runs.pending(run, held)
+        again = failed(run, held) if retry_errors else {}
         forget_measurements(run, again)
         measurements = Measurements.of(run)
         first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
-            print(f"{images} images were rendered before; nothing is missing")
-            problems, damaged = _measured_and_concluded(run, measurements, entry)
+            say.info(f"{images:,} images were rendered before; nothing is missing")
+            problems, damaged = _measured_and_concluded(run, measurements, entry, held)
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
                 entry["device"] = drawn.devices
                 for problem in drawn.problems:
-                    print(f"warning: {problem}", file=sys.stderr, flush=True)
+                    say.warning(problem)
                 if drawn.stopped is not None:
-                    print(
-                        f"error: {drawn.stopped}; what is finished stays: mend the cause, and the "
-                        "same command with --retry-errors goes on",
-                        file=sys.stderr,
-                        flush=True,
+                    say.error(
+                        f"{drawn.stopped}; what is finished stays: mend the cause, and the same "
+                        "command with --retry-errors goes on"
                     )
                     entry["exit_code"] = MISSING
                     return MISSING
@@ -162,7 +171,7 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line, flush=True)
+        say.info(line)
 
 
 def _drawn_again(output: str, count: int) -> int:
@@ -178,9 +187,11 @@ def _drawn_again(output: str, count: int) -> int:
         else:
             verdict = f"equal within {picture.levels} of 255 levels"
         name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
-        print(f"{name}: {verdict}")
+        say.info(f"{name}: {verdict}")
     alike = [picture for picture in found if picture.levels is not None and picture.levels <= 1]
-    print(f"{len(found)} pictures drawn again, {len(alike)} alike (at most 1 level of 255 apart)")
+    say.info(
+        f"{len(found)} pictures drawn again, {len(alike)} alike (at most 1 level of 255 apart)"
+    )
     return 0 if found and len(alike) == len(found) else 1
 
 
@@ -194,6 +205,8 @@ def open_executor(
 
     ``held`` is told how many workers it holds.
     """
+    if config.workers.executor == "ray":
+        say.info("starting Ray ...", event="phase")
     module, executor = EXECUTORS[config.workers.executor]
     return getattr(import_module(module), executor)(config, folder, first, held=held)
 
@@ -206,12 +219,34 @@ def _working(run: Run) -> Iterator[history.Invocation]:
         yield entry
 
 
+def _unknown(run: Prepared) -> list[Model]:
+    """The models whose checkpoint is not on this machine."""
+    return [model for model in run.config.models if run.fingerprints[model.name] is None]
+
+
+def _say_run(run: Run) -> None:
+    """The size of a run, before anything of it is done."""
+    images = run.images_per_arm * len(run.pairs())
+    arms = " and ".join(
+        f"{len(names):,} {what}{'s' if len(names) != 1 else ''}"
+        for what, names in (("arm", run.config.arms), ("model", run.config.models))
+    )
+    say.info(
+        f"{run.prompts:,} prompts in {len(run.shards):,} shards, {arms}: {images:,} images -> "
+        f"{run.folder}",
+        event="run",
+        images=images,
+    )
+
+
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
     _check_executor(config)
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
+    thresholds.check_measured(config)
+    checkpoint.check_scheduler(config.sampling.scheduler)
 
 
 def _check_executor(config: Config) -> None:
@@ -260,33 +295,44 @@ def _together(pending: Pending, again: Failed) -> Pending:
 
 
 def _measured_and_concluded(
-    run: Run, measurements: Measurements, entry: history.Invocation
+    run: Run,
+    measurements: Measurements,
+    entry: history.Invocation,
+    held: Finished | None = None,
 ) -> tuple[dict[str, None], bool]:
     """Measures and adds up what is missing; opens an executor if it takes one."""
     with OnDemand(lambda: open_executor(run.config, run.folder, held=entry.held)) as executor:
-        problems = measure_pending(run, measurements, executor)
+        problems = measure_pending(run, measurements, executor, held)
         return problems, _conclude(run, measurements, problems, executor)
 
 
-def measure_pending(run: Run, measurements: Measurements, executor: Any) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once."""
-    tasks = [
-        MeasureTask(model, order) for model, order in orders(run, measurements, runs.finished(run))
-    ]
+def measure_pending(
+    run: Run, measurements: Measurements, executor: Any, held: Finished | None = None
+) -> dict[str, None]:
+    """Measures what is missing; returns why some of it could not be, each reason once.
+
+    ``held``: what ``runs.finished`` said, where nothing was rendered since.
+    """
+    held = runs.finished(run) if held is None else held
+    tasks = [MeasureTask(model, order) for model, order in orders(run, measurements, held)]
     problems = dict.fromkeys(measurements.problems)
     return problems | _measure(run, tasks, executor) if tasks else problems
 
 
 def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
     problems: dict[str, None] = {}
-    print(f"measuring {len(tasks)} shards ...", flush=True)
+    progress = Counter("measuring", "shards", len(tasks))
     damaged = runs.damaged(run.folder)
     for found in executor.run(Pool.of(tasks)):
         if isinstance(found, GiveUp | Stop):
             problems[f"some cannot be measured: {found}"] = None
-        elif found is not None:
+        elif found is None:
+            progress.tick()
+        else:
+            progress.add()
             problems |= dict.fromkeys(found.problems)
             damaged |= found.damaged
+    progress.say()
     runs.note_damaged(run.folder, damaged)
     return problems
 
@@ -314,7 +360,7 @@ def _conclude(
     by = run.config.score.by
     if by is not None and frozen.frozen_by(run.ledger) != by:
         problems[
-            f"score.by: the output's prompts do not hold the column {by!r}; run jobs/render.py "
+            f"score.by: the output's prompts do not hold the column {by!r}; run tgate-batch render "
             "again, which freezes it"
         ] = None
         by = None
@@ -324,14 +370,14 @@ def _conclude(
     for one in found.arms.values():
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
-        print(f"warning: {name} was damaged; jobs/score.py measures it again", flush=True)
+        say.warning(f"{name} was damaged; tgate-batch score measures it again")
     return bool(found.damaged)
 
 
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
     """Says what is wrong and reports; returns the exit code."""
     for problem in problems:
-        print(f"error: {problem}; the other scores follow", file=sys.stderr, flush=True)
+        say.error(f"{problem}; the other scores follow")
     missing = _say_missing(run) or damaged
     outside = _report(run)
     if problems:
@@ -343,16 +389,15 @@ def _say_missing(run: Run) -> bool:
     """Prints which shards have no whole file; returns whether there are any."""
     finished, damaged = runs.finished(run), runs.damaged(run.folder)
     for name, reason in damaged.items():
-        print(f"warning: {name} is damaged ({reason})", flush=True)
+        say.warning(f"{name} is damaged ({reason})")
     found = False
     for model, arm, _ in run.pairs():
         missing = [s.index for s in run.shards if s.index not in finished[model.name, arm]]
         if missing:
             found = True
-            print(
-                f"warning: {model.name} {arm}: {len(missing)} of {len(run.shards)} shards are "
-                f"missing or damaged (first: {missing[0]}); jobs/render.py renders them again",
-                flush=True,
+            say.warning(
+                f"{model.name} {arm}: {len(missing):,} of {len(run.shards):,} shards are missing "
+                f"or damaged (first: {missing[0]}); tgate-batch render renders them again"
             )
     return found
 
@@ -360,27 +405,15 @@ def _say_missing(run: Run) -> bool:
 def _report(run: Run) -> int:
     """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept, and ``MISSING``
     where every picture of an arm failed."""
-    from tgate_batch.report import page, table
+    from tgate_batch.report import page, terminal
 
     summary = page.write(run)
     arms = summary["arms"]
     if not arms:
-        raise UserError(f"output {run.folder} holds no scores; run jobs/score.py first")
-    table.show(arms)
-    for arm in arms:
-        if arm["speedup"] is not None and not arm["is_baseline"]:
-            saved = "" if arm["macs_saved"] is None else f", {arm['macs_saved']:.1%} MACs saved"
-            print(f"{arm['model']} {arm['arm']}: {arm['speedup']:.2f}x baseline{saved}")
-    images = sum(arm["images"] for arm in arms)
-    errors = sum(arm["errors"] for arm in arms)
-    print(f"{images} images, {errors} errors")
-    for arm in arms:
-        for kind in arm["error_kinds"]:
-            print(f"  {arm['model']} {arm['arm']}: {kind['rows']} x {kind['error']}")
-    for arm in arms:
-        for judged in arm["thresholds"]:
-            print(f"{arm['model']} {arm['arm']}: {judged['verdict']}")
-    print(f"report: {run.folder.path(layout.REPORT_PAGE)}")
+        raise UserError(f"output {run.folder} holds no scores; run tgate-batch score first")
+    terminal.show(summary)
+    where = f"{run.folder}/{layout.REPORT_PAGE}"
+    say.info(f"report: {where}", event="report", page=where)
     if any(arm["errors"] and not arm["images"] for arm in arms):
         return MISSING
     return DONE if summary["passed"] else OUTSIDE

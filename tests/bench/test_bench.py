@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from tgate_batch.bench.engine import bench_engine
 from tgate_batch.bench.gate import bench_gate
 from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
+from tgate_batch.bench.scale_pool import bench_scale_pool
+from tgate_batch.bench.slow_store import SCHEME, slow_store
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.errors import UserError
+from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"what", "command", "date", "hardware", "versions", "git", "results"}
@@ -74,6 +78,33 @@ def test_engine_settings_stand_beside_the_defaults():
         assert set(found[label]) == {"default", "channels first", "recompiled"}
         assert found[label]["default"]["median"] == 1
         assert found[label]["recompiled"] == 0  # nothing is compiled at all
+
+
+def test_large_run_is_timed_until_it_knows_what_is_missing_and_until_its_first_task():
+    found = bench_scale_pool(shards=100, prompts=1000, milliseconds=0)
+    parts = ("resume_on_a_disk", "resume_on_the_store", "fresh_on_the_store")
+    for part in (found[name] for name in parts):
+        steps = [seconds for key, seconds in part.items() if key.startswith("seconds_")]
+        assert part["seconds"] == pytest.approx(sum(steps))
+        assert part["peak_mib"] > 0
+    assert set(found["fresh_on_the_store"]) >= {"seconds_begin", "seconds_decide"}
+    assert max(found["tail_over_ideal"][of] for of in ("256 workers", "100 of mixed speed")) < 1.05
+
+
+def test_slow_store_asks_once_a_file_and_a_page_of_a_listing(tmp_path, monkeypatch):
+    slept = []
+    for number in range(1500):
+        (tmp_path / f"{number}.txt").touch()
+    with slow_store(milliseconds=30):
+        folder = Folder(f"{SCHEME}://{tmp_path}")
+        monkeypatch.setattr(time, "sleep", slept.append)
+        assert len(folder.names("")) == 1500
+        assert slept == [0.06]
+        folder.write("a.txt", "x")
+        assert slept == [0.06, 0.03]
+        assert folder.read("a.txt") == b"x"
+        assert slept == [0.06, 0.03, 0.03, 0.03]  # to open it, to read it
+        assert folder.get("b.txt") is None
 
 
 def test_model_without_an_architecture_is_refused():

@@ -134,7 +134,7 @@ def test_worker_that_fails_at_everything_is_set_aside():
 def test_what_a_worker_delivered_before_it_died_is_not_done_again():
     pool, (one,) = pool_of(1)
     pool.decide()
-    pool.delivered("w", one, Beat(3))
+    pool.delivered("w", one, Beat("sd15", "a", 0, 3))
     assert not one.done
     assert pool.delivered("w", one, "a receipt")
     pool.died("w")

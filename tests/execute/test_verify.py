@@ -495,7 +495,7 @@ def test_damaged_prompts_stay_and_are_frozen_again_once_they_are_deleted(out, so
 def test_a_missing_shard_is_no_damage_and_the_next_run_makes_it(out, settings):
     (out / shard()).unlink()
     assert workflow.verify(str(out)) == 1
-    assert lines_of(out)[-1] == "not sound: 1 missing; jobs/render.py makes what is missing"
+    assert lines_of(out)[-1] == "not sound: 1 missing; tgate-batch render makes what is missing"
     rendered(out, settings)
     assert workflow.verify(str(out)) == 0
 

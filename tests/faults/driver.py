@@ -4,7 +4,8 @@ import sys
 
 from world import drawing
 
-from tgate_batch import cli, config, workflow
+from tgate_batch import config, workflow
+from tgate_batch.cli.job import run_as_job
 from tgate_batch.execute import plugins
 
 
@@ -16,4 +17,4 @@ def job() -> int:
 
 
 if __name__ == "__main__":
-    cli.main(job)
+    run_as_job(job)

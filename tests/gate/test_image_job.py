@@ -1,5 +1,6 @@
 """jobs/image.py: one picture, or one line that says why not."""
 
+import argparse
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import tgate as reference
 import torch
 from PIL import Image
 
+from tgate_batch.cli import image
 from tgate_batch.models import catalogue
 from tgate_batch.models.catalogue import save_tiny
 
@@ -77,10 +79,11 @@ def test_a_folder_that_cannot_be_written_is_named(run, tmp_path):
     assert printed.err.startswith("error: --saved_path ")
 
 
-def test_options_and_defaults_are_the_references(monkeypatch):
+def test_options_and_defaults_are_the_references():
     """Those of its main.py; what ours adds is left out by default."""
-    monkeypatch.setattr(sys, "argv", ["image.py", "--saved_path", "out"])
-    options = vars(runpy.run_path(str(JOB))["parse"]())
+    parser = argparse.ArgumentParser()
+    image.configure(parser)
+    options = vars(parser.parse_args(["--saved_path", "out"]))
     ours_alone = {options.pop(name) for name in ("path", "height", "width")} | {options.pop("seed")}
     assert ours_alone == {None, 0}
     assert options == {
@@ -98,11 +101,10 @@ def test_options_and_defaults_are_the_references(monkeypatch):
 
 
 def test_every_model_of_the_reference_is_known():
-    also = runpy.run_path(str(JOB))["_ALSO"]
     names = "pixart sd_xl sd_2.1 sd_1.5 lcm_sdxl lcm_pixart"  # the help of version 0.1
     names += " pixart_alpha pixart_sigma sdxl lcm_sdxl lcm_pixart_alpha svd"  # of version 1.0
     for name in names.split():
-        assert catalogue.entry(also.get(name, name))
+        assert catalogue.entry(image.ALSO.get(name, name))
 
 
 # model: its tiny one, the reference's pipeline and loader, and what its main.py passes on.

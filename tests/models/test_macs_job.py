@@ -1,15 +1,12 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
+from tgate_batch.cli.main import run
 from tgate_batch.errors import UserError
 from tgate_batch.models.catalogue import save_tiny
 
-ROOT = Path(__file__).parents[2]
 KEYS = {
     "model",
     "arm",
@@ -21,14 +18,6 @@ KEYS = {
     "published_macs_t",
     "relative_error",
 }
-
-
-@pytest.fixture(scope="module")
-def job():
-    spec = importlib.util.spec_from_file_location("macs_job", ROOT / "jobs" / "macs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -50,13 +39,12 @@ def config(tmp_path):
     return file
 
 
-def run(job, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["macs.py", *map(str, arguments)])
-    job.job()
+def macs(*arguments):
+    run(["macs", *map(str, arguments)])
 
 
-def test_the_arms_of_a_config_are_counted_with_the_given_folder(job, config, monkeypatch, capsys):
-    run(job, monkeypatch, config, "--json", "--parts")
+def test_the_arms_of_a_config_are_counted_with_the_given_folder(config, capsys):
+    macs(config, "--json", "--parts")
     baseline, gated, cached = json.loads(capsys.readouterr().out)
     assert set(baseline) >= KEYS
     assert [row["arm"] for row in (baseline, gated, cached)] == ["baseline", "tgate", "cached"]
@@ -69,12 +57,12 @@ def test_the_arms_of_a_config_are_counted_with_the_given_folder(job, config, mon
     assert set(baseline["parts"]) == {"text_encoder", "vae"}
 
 
-def test_the_table_names_every_arm(job, config, monkeypatch, capsys):
-    run(job, monkeypatch, config)
+def test_the_table_names_every_arm(config, capsys):
+    macs(config)
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("baseline", "gate 2", "DeepCache interval 2"))
 
 
-def test_a_config_that_cannot_be_read_says_so(job, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="cannot be read"):
-        run(job, monkeypatch, tmp_path / "none.yaml")
+def test_a_config_that_cannot_be_read_says_so(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        macs(tmp_path / "none.yaml")

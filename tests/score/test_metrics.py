@@ -84,7 +84,7 @@ def test_run_without_a_baseline_compares_with_none():
         ({"weights": {"extractor": "no.pth"}}, "weights.extractor: no.pth does not exist"),
         (
             {"reference": "no.npz"},
-            "score.reference: no.npz does not exist; make it with jobs/reference.py",
+            "score.reference: no.npz does not exist; make it with tgate-batch reference",
         ),
         ({"extractor": "incepton"}, "unknown extractor 'incepton'"),
     ],

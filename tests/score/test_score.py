@@ -156,7 +156,7 @@ def test_damaged_shard_is_told_the_others_are_scored_and_the_next_run_draws_it(r
     found = scored(run, 4)["other"]
     assert found["images"] == 8
     assert found["distance_label"] == "FD-efficientnet-lite0-6"
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"{PICTURES} is damaged" in said
     assert "demo other: 1 of 3 shards are missing or damaged (first: 1)" in said
     assert runs.pending(run) == {"demo": {1: ("other",)}}
@@ -168,7 +168,7 @@ def test_pictures_of_other_settings_are_not_scored(run, capsys):
     rows = [ImageRecord(str(i), 0, "x", 0, "ok", image=b"") for i in range(EACH)]
     parquet.write_records(run.folder, PICTURES, "demo", "other", rows, f"not {plan.digest}")
     assert scored(run, 4)["other"]["images"] == 8
-    assert "was made of other settings or prompts" in capsys.readouterr().out
+    assert "was made of other settings or prompts" in capsys.readouterr().err
 
 
 def test_damaged_baseline_leaves_paired_figures_of_its_shard_for_the_next_run(run):
@@ -185,7 +185,7 @@ def test_damaged_measurement_is_measured_again(run, capsys):
     run.folder.delete_all(layout.SUMS)
     damage(run, layout.shard_file(layout.measured("psnr", "demo", "other"), 1))
     scored(run, 4)
-    assert "jobs/score.py measures it again" in capsys.readouterr().out
+    assert "tgate-batch score measures it again" in capsys.readouterr().err
     assert scored(run)["other"]["paired"] == whole["paired"]
 
 

@@ -1,7 +1,7 @@
 """A run, as validated data: YAML in, frozen sections out, unknown keys refused."""
 
 from tgate_batch.config.checking import parse
-from tgate_batch.config.reading import load
+from tgate_batch.config.reading import load, plain
 from tgate_batch.config.sections import (
     OWN_SCHEDULER,
     Arm,
@@ -19,6 +19,7 @@ from tgate_batch.config.sections import (
     Thresholds,
     Workers,
 )
+from tgate_batch.config.shipped import find, names
 
 __all__ = [
     "OWN_SCHEDULER",
@@ -36,6 +37,9 @@ __all__ = [
     "Threshold",
     "Thresholds",
     "Workers",
+    "find",
     "load",
+    "names",
     "parse",
+    "plain",
 ]

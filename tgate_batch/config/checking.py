@@ -27,7 +27,10 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {where!r}; {hint}"
     if fault["type"] == "missing":
         return f"{where!r} is missing"
-    if "[key]" in fault["loc"]:
+    if "[key]" in fault["loc"] or (
+        fault["type"] == "string_pattern_mismatch" and fault["loc"][-1] == "name"
+    ):
+        where = where if "[key]" in fault["loc"] else f"{where}: {one_line(fault['input'])}"
         return (
             f"{where!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"

@@ -9,6 +9,7 @@ import yaml
 
 from tgate_batch.config.checking import parse
 from tgate_batch.config.sections import Config
+from tgate_batch.config.shipped import names
 from tgate_batch.errors import UserError, one_line, shown
 
 _LARGEST = 256 << 10  # bytes of a config
@@ -22,6 +23,17 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     Raises UserError, naming the file and the field, for anything that cannot be run.
     """
     source = f"config {one_line(path)}"
+    data = plain(path)
+    for override in overrides:
+        _override(data, override)
+    if fault := _not_plain(data):
+        raise UserError(f"{source}: {fault}")
+    return parse(data, source)
+
+
+def plain(path: str | Path) -> dict:
+    """The keys of a config's file, unchecked; raises UserError where it holds none."""
+    source = f"config {one_line(path)}"
     try:
         data = _plain(_content(path, source))
     except yaml.YAMLError as error:
@@ -29,12 +41,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     except _Refused as error:
         raise UserError(f"{source}: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{source} holds no keys; see configs/demo.yaml for an example")
-    for override in overrides:
-        _override(data, override)
-    if fault := _not_plain(data):
-        raise UserError(f"{source}: {fault}")
-    return parse(data, source)
+        raise UserError(f"{source} holds no keys; tgate-batch init writes an example")
+    return data
 
 
 def _content(path: str | Path, source: str) -> str:
@@ -50,6 +58,11 @@ def _content(path: str | Path, source: str) -> str:
                 f"{_LARGEST:,}; is it another file?"
             )
         return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"{source} does not exist; give a YAML file, or one that is shipped: "
+            f"{', '.join(names())}"
+        ) from None
     except OSError as error:
         raise UserError(f"{source} cannot be read: {one_line(error.strerror or error)}") from None
     except UnicodeDecodeError as error:

@@ -28,7 +28,7 @@ class Model(Section):
     """A name of the catalogue, and where its checkpoint lies if not at the documented one."""
 
     name: Name
-    """A name of the catalogue (`jobs/macs.py` lists them); pictures are kept under it."""
+    """A name of the catalogue (docs/models.md); pictures are kept under it."""
     path: str | None = None
     """The checkpoint: a folder or a hub id. Left out: the one that the catalogue names."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -39,7 +39,8 @@ class Prompts(Section):
     """The prompt set and how it is cut."""
 
     path: str
-    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json; a path or URI."""
+    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json; a path or a URI. `demo`:
+    the embedded model's captions."""
     id_column: str | None = None
     """The column of ids. Left out: one named like an id, else ids are made of the content."""
     text_column: str | None = None
@@ -196,7 +197,7 @@ class Score(Section):
     """What the pictures are compared with; owners of the names in it refuse unknown ones."""
 
     reference: str | None = None
-    """What pictures are compared with: an .npz of jobs/reference.py or pytorch-fid, a folder,
+    """What pictures are compared with: an .npz of tgate-batch reference or pytorch-fid, a folder,
     `drawn` (the baseline's prompts as drawn pictures of the demo), or nothing: no distance.
     `{extractor}` in it stands for each extractor's name."""
     extractor: tuple[str, ...] = Field(("efficientnet-lite0",), min_length=1)

@@ -18,6 +18,7 @@ import psutil
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from tgate_batch import say
 from tgate_batch.config import Workers
 from tgate_batch.errors import ClusterLost, UserError
 from tgate_batch.execute import guardian
@@ -173,7 +174,7 @@ class Cluster:
             raise self._loss()
         line = "" if self.room else self._waiting()
         if line and line != self._said:
-            print(line, flush=True)
+            say.info(line, event="phase")
         self._said = line
 
     def lost_by(self, error: BaseException | None) -> ClusterLost | None:

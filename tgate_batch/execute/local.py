@@ -30,6 +30,7 @@ class LocalExecutor:
 
         ``held`` is told how many workers the executor holds.
         """
+        self.waits_for = ""  # all is done before it yields
         self._worker = Worker(config, folder, open_runner)
         held(1)
 

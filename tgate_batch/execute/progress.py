@@ -1,120 +1,182 @@
-"""Says how far a run is: a live bar in a terminal, a plain line every few seconds elsewhere."""
+"""Says how far a run is: live lines in a terminal, a plain one every few seconds elsewhere."""
 
-import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from tgate_batch.records import Receipt
+from tgate_batch import say
+from tgate_batch.records import Beat, Receipt
 
 _SECONDS_BETWEEN_LINES = 5.0
+_WINDOW = 60.0  # seconds over which a rate is taken
+
+Key = tuple[str, str]  # model, arm
+
+
+class Rate:
+    """Pictures a second over the last minute."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def add(self, pictures: int) -> None:
+        self._counts.append((time.monotonic(), pictures))
+
+    def now(self) -> float:
+        """0 before the first picture."""
+        now = time.monotonic()
+        while self._counts and now - self._counts[0][0] > _WINDOW:
+            self._counts.popleft()
+        seconds = min(_WINDOW, now - self._since)
+        return sum(pictures for _, pictures in self._counts) / max(seconds, 1e-9)
 
 
 class RunProgress:
-    """Counts receipts per (model, arm). A context manager; prints to standard output."""
+    """Counts pictures per (model, arm), as they are drawn. A context manager."""
 
-    def __init__(self, totals: Mapping[tuple[str, str], int], done: Mapping[tuple[str, str], int]):
+    def __init__(self, totals: Mapping[Key, int], done: Mapping[Key, int]):
         """``totals`` pictures an arm, of which ``done`` stood finished before this run."""
         self._totals = dict(totals)
         self._done = dict(done)
+        self._drawing: dict[tuple[str, str, int], int] = {}  # of shards whose file is not there yet
         self._errors = 0
-        self._rendered = 0
-        self._start = time.monotonic()
-        self._last = self._start
+        self._rate = Rate()
+        self._drawn = False
+        self._last = time.monotonic()
+        self._waits_for = ""
         self._bars: Progress | None = None
-        self._rows: dict = {}
+        self._rows: dict[Key, TaskID] = {}
 
     def __enter__(self) -> "RunProgress":
-        if Console().is_terminal:
+        if Console().is_terminal and not say.is_json():
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} images"),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:,}/{task.total:,}"),
+                TextColumn("{task.fields[note]}"),
             )
+            everything = sum(self._totals.values())
+            self._whole = self._bars.add_task("all", total=everything, note="")
             for key, total in self._totals.items():
-                self._rows[key] = self._bars.add_task(
-                    " ".join(key), total=total, completed=self._done.get(key, 0), rate=""
-                )
+                self._rows[key] = self._bars.add_task(" ".join(key), total=total, note="")
             self._bars.start()
+            self._draw()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bars is not None:
+            self._draw()
             self._bars.stop()
-        elif self._rendered:
+        elif self._drawn:
             self._print_line()
+
+    def drawn(self, beat: Beat) -> None:
+        """Takes pictures of a shard into account whose file is still to come."""
+        place = (beat.model, beat.arm, beat.shard)
+        self._drawing[place] = self._drawing.get(place, 0) + beat.pictures
+        self._count(beat.pictures)
 
     def add(self, receipt: Receipt) -> None:
         """Takes one finished (model, arm, shard) into account."""
-        key = (receipt.model, receipt.arm)
-        self._done[key] = self._done.get(key, 0) + receipt.images + receipt.errors
-        self._rendered += receipt.images + receipt.errors
+        key, pictures = (receipt.model, receipt.arm), receipt.images + receipt.errors
+        before = self._drawing.pop((*key, receipt.shard), 0)
+        self._done[key] = self._done.get(key, 0) + pictures
         self._errors += receipt.errors
+        self._count(max(0, pictures - before))
+
+    def tick(self, waits_for: str = "") -> None:
+        """Called now and then, also when nothing has come in; ``waits_for``: what is to come."""
+        if waits_for != self._waits_for:
+            self._waits_for = waits_for
+            if not waits_for and not self._drawn:
+                self._rate = Rate()  # what was waited for is no part of it
+            if waits_for and self._bars is None:
+                say.info(f"{waits_for} ...", event="phase")
+                self._last = time.monotonic()
+        if self._bars is not None:
+            self._draw()
+        elif self._drawn and time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _count(self, pictures: int) -> None:
+        self._rate.add(pictures)
+        self._drawn = True
+        self.tick()
+
+    def _of(self, key: Key) -> int:
+        being_drawn = (n for (*arm, _), n in self._drawing.items() if tuple(arm) == key)
+        return min(self._totals[key], self._done.get(key, 0) + sum(being_drawn))
+
+    def _draw(self) -> None:
+        assert self._bars is not None
+        counts = {key: self._of(key) for key in self._rows}
+        for key, row in self._rows.items():
+            self._bars.update(row, completed=counts[key])
+        done = sum(counts.values())
+        note = self._note(done) if self._drawn else self._waits_for
+        self._bars.update(self._whole, completed=done, note=note)
+
+    def _note(self, done: int) -> str:
+        rate, errors = self._rate.now(), f", {self._errors:,} errors" if self._errors else ""
+        left = duration((sum(self._totals.values()) - done) / rate) + " left" if rate else "stalled"
+        return f"{rate:.2f} images/s, {left}{errors}"
+
+    def _print_line(self) -> None:
+        self._last = time.monotonic()
+        counts = {key: self._of(key) for key in self._totals}
+        done, total = sum(counts.values()), sum(self._totals.values())
+        arms = ", ".join(f"{arm} {n:,}/{self._totals[_, arm]:,}" for (_, arm), n in counts.items())
+        say.info(
+            f"{done:,}/{total:,} images, {self._note(done)} ({arms})",
+            event="progress",
+            done=done,
+            total=total,
+            errors=self._errors,
+            images_per_second=round(self._rate.now(), 3),
+            arms={" ".join(key): n for key, n in counts.items()},
+        )
+
+
+class Counter:
+    """Counts pieces of work that have no bar; a line every few seconds, and one at the end."""
+
+    def __init__(self, what: str, of: str, total: int, done: int = 0):
+        """``of`` names the pieces; ``done`` of them stood finished before."""
+        self._what, self._of, self._total, self._done = what, of, total, done
+        self._last, self._said = time.monotonic(), -1
+
+    def add(self, pieces: int = 1) -> None:
+        """Takes some more into account."""
+        self._done += pieces
         self.tick()
 
     def tick(self) -> None:
         """Called now and then, also when nothing has come in."""
-        if self._bars is not None:
-            for key, row in self._rows.items():
-                self._bars.update(
-                    row, completed=self._done.get(key, 0), rate=f"{self._rate():.2f} images/s"
-                )
-        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
-            self._print_line()
-
-    def note(self, text: str) -> None:
-        """A line of its own, above the bars where there are bars."""
-        if self._bars is not None:
-            self._bars.console.print(text, markup=False)
-        else:
-            print(text, flush=True)
-
-    def _rate(self) -> float:
-        return self._rendered / max(time.monotonic() - self._start, 1e-9)
-
-    def _print_line(self) -> None:
-        self._last = time.monotonic()
-        done, total = sum(self._done.values()), sum(self._totals.values())
-        rate = self._rate()
-        left = _duration((total - done) / rate) if rate else "unknown"
-        arms = ", ".join(
-            f"{arm} {self._done.get((model, arm), 0)}/{count}"
-            for (model, arm), count in self._totals.items()
-        )
-        errors = f", {self._errors} errors" if self._errors else ""
-        print(f"{done}/{total} images, {rate:.2f} images/s, {left} left{errors} ({arms})")
-        sys.stdout.flush()
-
-
-class PictureProgress:
-    """Counts pictures; prints a line every few seconds, and one at the end."""
-
-    def __init__(self, what: str, total: int, done: int):
-        """``done`` pictures stood finished before."""
-        self._what, self._total, self._done = what, total, done
-        self._last, self._said = time.monotonic(), -1
-
-    def add(self, pictures: int) -> None:
-        """Takes some more pictures into account."""
-        self._done += pictures
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self.say()
 
     def say(self) -> None:
-        """Prints the line now, unless the last one said the same."""
+        """Says the line now, unless the last one said the same."""
         if self._done == self._said:
             return
         self._last, self._said = time.monotonic(), self._done
-        print(f"{self._what}: {self._done:,} of {self._total:,} pictures", flush=True)
+        say.info(
+            f"{self._what}: {self._done:,} of {self._total:,} {self._of}",
+            event="progress",
+            what=self._what,
+            done=self._done,
+            total=self._total,
+        )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that they have."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes:02d} min"
+        return f"{hours:,} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

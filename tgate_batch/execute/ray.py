@@ -167,6 +167,15 @@ class RayExecutor:
             yield from self._collect(pool)
             yield None
 
+    @property
+    def waits_for(self) -> str:
+        """What there is to wait for before the first picture; empty once a worker is ready."""
+        if any(seat.starting is None for seat in self._seats.values()):
+            return ""
+        what = "starting" if self._first is None else f"loading {self._first.name} on"
+        count = len(self._seats)
+        return f"{what} {count} worker{'s' if count != 1 else ''}"
+
     def pids(self) -> list[int]:
         """The process ids of the workers that are ready."""
         return [seat.pid for seat in self._seats.values() if seat.starting is None]

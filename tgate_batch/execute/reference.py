@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tgate_batch import say
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
-from tgate_batch.execute.progress import PictureProgress
+from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.task import ReferenceTask
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.output import layout
@@ -75,10 +76,9 @@ def made(
         for making in makings:
             about = making.finish()
             left_out = f", {about['broken']:,} left out as broken" if about["broken"] else ""
-            print(
+            say.info(
                 f"{making.folder.path(making.file)}: {making.extractor.name} features of "
-                f"{about['pictures']:,} pictures{left_out}",
-                flush=True,
+                f"{about['pictures']:,} pictures{left_out}"
             )
     for making in makings:
         making.clear()
@@ -130,10 +130,13 @@ def _held(making: Making) -> Reference | None:
 def _extract(making: Making, missing: list[ReferenceOrder], executor: Any) -> None:
     tasks = [ReferenceTask(order) for order in missing]
     total = len(making.source)
-    progress = PictureProgress("reference", total, total - sum(len(o.part) for o in missing))
+    done = total - sum(len(order.part) for order in missing)
+    progress = Counter("reference", "pictures", total, done)
     for found in executor.run(Pool.of(tasks)):
         if isinstance(found, GiveUp | Stop):
             raise UserError(f"{found}; what is finished stays, and the same command goes on")
-        if found is not None:
+        if found is None:
+            progress.tick()
+        else:
             progress.add(found)
     progress.say()

@@ -11,7 +11,7 @@ from tgate_batch.execute.progress import RunProgress
 from tgate_batch.execute.task import RenderTask, Task
 from tgate_batch.output import layout
 from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
-from tgate_batch.records import Receipt
+from tgate_batch.records import Beat, Receipt
 
 _SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
 
@@ -81,8 +81,10 @@ def rendered(
                 failures.add(_pictures(run, said.task), said.reason)
             elif isinstance(said, Stop):
                 stopped = str(said)
+            elif isinstance(said, Beat):
+                progress.drawn(said)
             else:
-                progress.tick()
+                progress.tick(executor.waits_for)
             stopped = stopped or failures.too_many()
             if stopped:
                 break

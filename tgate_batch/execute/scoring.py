@@ -1,18 +1,16 @@
 """Adds a run's measurements up on an executor's workers: chunks first, then each arm."""
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
+from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.task import ConcludeTask, ReduceTask, Task
 from tgate_batch.output.run import Run
 from tgate_batch.score.figures import ConcludeOrder, Conclusion, kept
 from tgate_batch.score.scoring import reduce_orders
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 class Concluded(NamedTuple):
@@ -39,23 +37,23 @@ def concluded(
     with ExitStack() as stack:
         if not chunks and not getattr(executor, "is_open", True):
             executor = stack.enter_context(LocalExecutor(run.config, run.folder))
-        lost = _run(executor, chunks, "parts added up", problems)
+        lost = _run(executor, chunks, "parts are added up", problems)
         arms = [ConcludeTask(order) for order in missing]
-        found = _run(executor, arms, "arms scored", problems)
+        found = _run(executor, arms, "arms are concluded", problems)
     damaged = [name for names in (*lost, *(one.damaged for one in found)) for name in names]
     return Concluded(known | {(one.model, one.arm): one for one in found}, tuple(damaged))
 
 
 def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, None]) -> list[Any]:
-    """What workers say of the tasks; a line now and then says how far they are."""
+    """What workers say of the tasks; lines tell how far they are."""
     found: list[Any] = []
-    said = time.monotonic()
+    progress = Counter("scoring", what, len(tasks))
     for piece in executor.run(Pool.of(tasks)):
         if isinstance(piece, GiveUp | Stop):
             problems[str(piece)] = None
-        elif piece is not None:
+        elif piece is None:
+            progress.tick()
+        else:
             found.append(piece)
-        if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            print(f"{len(found)}/{len(tasks)} {what}", flush=True)
+            progress.add()
     return found

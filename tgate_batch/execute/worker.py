@@ -39,7 +39,8 @@ class _Beats:
 
     SECONDS = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, order: RenderOrder) -> None:
+        self._of = (order.model.name, order.arm, order.shard.index)
         self._said, self._drawn = time.monotonic(), 0
 
     def after_one_more(self) -> Beat | None:
@@ -47,7 +48,7 @@ class _Beats:
         self._drawn += 1
         if time.monotonic() - self._said < self.SECONDS:
             return None
-        beat = Beat(self._drawn)
+        beat = Beat(*self._of, self._drawn)
         self._said, self._drawn = time.monotonic(), 0
         return beat
 
@@ -113,10 +114,10 @@ class Worker:
         with self._device:
             renderer = self._ready(order.model)
             arm = self._config.arms[order.arm]
-            beats = _Beats()
+            beats = _Beats(order)
             for row in renderer.render(shard, order.arm, arm, quarantined, only):
                 rows.append(row)
-                if beat := beats.after_one_more():
+                if (beat := beats.after_one_more()) and order.only is None:
                     yield beat
             about = self._about(order.model, order.arm)  # counts MACs: not while a batch is timed
         drawn = {(record.prompt_id, record.image_number): record for record in (r() for r in rows)}

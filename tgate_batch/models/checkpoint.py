@@ -1,5 +1,7 @@
 """Where a model's checkpoint lies, and loading it: safetensors only, and never remote code."""
 
+import difflib
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +15,7 @@ from tgate_batch.models.architecture import read_json
 from tgate_batch.models.catalogue import entry
 from tgate_batch.models.family import Entry
 
+_HUB_SECONDS = 5.0  # to answer
 _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
 
@@ -118,6 +121,50 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
         pipeline.scheduler = _scheduler(sampling.scheduler, pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def check_scheduler(name: str | None) -> None:
+    """Raises UserError unless diffusers has such a scheduler; imports nothing of it."""
+    if name is None:
+        return
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    listing = (Path(spec.origin).parent / "schedulers" / "__init__.py").read_text(encoding="utf-8")
+    known = sorted(set(re.findall(r'"(\w*Scheduler)"', listing)))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"
+        raise UserError(f"sampling.scheduler: diffusers has no scheduler {name!r}; {hint}")
+
+
+def check_hub(model: Model) -> None:
+    """Raises UserError where a hub's checkpoint is neither on this machine nor at the hub.
+
+    The hub is asked for a few seconds at most.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    where = checkpoint(model)
+    known = Path(where).exists() or isinstance(
+        try_to_load_from_cache(where, "model_index.json"), str
+    )
+    if known:
+        return
+    told = f"models: {model.name}: {where} is not on this machine, and the hub"
+    advice = "give models.path a folder, or fetch it where there is a network"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{told} is switched off (HF_HUB_OFFLINE); {advice}")
+    try:
+        HfApi().model_info(where, timeout=_HUB_SECONDS)
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no status"
+        raise UserError(
+            f"{told} does not give it (status {status}); check the id, or log in for a gated model"
+        ) from None
+    except Exception as error:  # of the HTTP library that the hub's client has
+        raise UserError(f"{told} cannot be reached ({type(error).__name__}); {advice}") from None
 
 
 def _scheduler(name: str, current: Any) -> Any:

@@ -136,6 +136,17 @@ def _is_alive(folder: Folder, claim: dict[str, Any], beat_seconds: float) -> boo
     return False
 
 
+def holder(folder: Folder) -> dict[str, Any] | None:
+    """Who has the folder claimed; None where nobody has, or the process is dead on this machine.
+
+    Whether one on another machine is alive would take half a minute to tell.
+    """
+    claim = _read(folder)
+    if claim is None or (claim["host"] == socket.gethostname() and not _is_alive(folder, claim, 0)):
+        return None
+    return claim
+
+
 def check_free(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> None:
     """Raises UserError where a living driver owns the folder; claims nothing."""
     claim = _read(folder) if folder.exists(layout.CLAIM) else None

@@ -1,6 +1,6 @@
 """Error rows that a later run draws again: where they are, and what must go before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tgate_batch.output import layout, parquet
@@ -21,13 +21,21 @@ def failed(run: Run, finished: Finished) -> Failed:
         for arm in run.config.arms
         if shard.index in finished[model.name, arm]
     ]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        errors = threads.map(lambda file: _errors(run, *file), files)
-        found: Failed = {model.name: {} for model in run.config.models}
-        for (model, shard, arm), count in zip(files, errors, strict=True):
-            if count:
-                found[model][shard.index] = (*found[model].get(shard.index, ()), arm)
+    found: Failed = {model.name: {} for model in run.config.models}
+    for (model, shard, arm), count in zip(files, _counted(run, files), strict=True):
+        if count:
+            found[model][shard.index] = (*found[model].get(shard.index, ()), arm)
     return found
+
+
+def count_errors(run: Run, files: Sequence[tuple[str, ShardPlan, str]]) -> int:
+    """How many error rows these files, (model, shard, arm), hold together."""
+    return sum(_counted(run, files))
+
+
+def _counted(run: Run, files: Sequence[tuple[str, ShardPlan, str]]) -> list[int]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda file: _errors(run, *file), files))
 
 
 def _errors(run: Run, model: str, shard: ShardPlan, arm: str) -> int:

@@ -185,7 +185,7 @@ def held_config(folder: Folder, output: str) -> Config:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"output {folder} holds no run: it has no readable {layout.RUN}; render it first with "
-            "jobs/render.py"
+            "tgate-batch render"
         ) from None
     check_format(folder, content)
     try:
@@ -207,9 +207,9 @@ def finished(run: Run) -> Finished:
     return held
 
 
-def pending(run: Run) -> Pending:
-    """What has no file yet: model -> shard's index -> arms."""
-    held = finished(run)
+def pending(run: Run, held: Finished | None = None) -> Pending:
+    """What has no file yet: model -> shard's index -> arms. ``held``: what ``finished`` said."""
+    held = finished(run) if held is None else held
     found: Pending = {}
     for model in run.config.models:
         found[model.name] = {}

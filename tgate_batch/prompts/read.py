@@ -104,9 +104,10 @@ def unique(prompts: Iterable[Prompt], path: str) -> Iterator[Prompt]:
     seen: set[str] = set()
     twice: list[str] = []
     for prompt in prompts:
-        if prompt.id in seen and len(twice) < _REPEATS_NAMED and prompt.id not in twice:
-            twice.append(prompt.id)
+        known = len(seen)
         seen.add(prompt.id)
+        if len(seen) == known and len(twice) < _REPEATS_NAMED and prompt.id not in twice:
+            twice.append(prompt.id)
         yield prompt
     if twice:
         raise UserError(
@@ -254,4 +255,4 @@ def _odd(text: str) -> str:
 
 def _made_id(position: int, text: str) -> str:
     """An id from content and position: stable for the file, and told apart when texts repeat."""
-    return f"{position:08d}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+    return f"{str(position).zfill(8)}-{blake2b(text.encode(), digest_size=6).hexdigest()}"

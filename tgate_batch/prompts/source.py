@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from tgate_batch import demo
 from tgate_batch.errors import UserError, one_line, shown
 from tgate_batch.storage import Folder, without_credentials
 
-_READ_AT_ONCE = 4 << 20  # bytes asked of a store in one request
+_READ_AT_ONCE = 16 << 20  # bytes asked of a store in one request
 _NO_NAME = "holds a character that no file's name may have"
 
 
@@ -24,7 +25,12 @@ class Source:
 
     @classmethod
     def of(cls, path: str) -> "Source":
-        """The file of a path, a ``~`` path or a URI. Raises UserError where it cannot be one."""
+        """The file of a path, a ``~`` path or a URI; ``demo``: the embedded model's captions.
+
+        Raises UserError where it cannot be one.
+        """
+        if path == "demo":
+            return cls(path, *Folder.of_file(str(demo.PROMPTS)))
         try:
             found = Folder.of_file(path if "://" in path else os.path.expanduser(path))
         except UserError:

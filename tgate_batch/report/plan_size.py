@@ -18,7 +18,7 @@ def plan_size(arms: Sequence[Arm], see: str) -> list[str]:
     """
     column, difference = _parse(see)
     if not arms:
-        raise UserError("there are no scores of such an arm; run jobs/score.py first")
+        raise UserError("there are no scores of such an arm; run tgate-batch score first")
     judged = [arm for arm in arms if not (column.beside_baseline and arm.get("is_baseline"))]
     lines = [_line(arm, column, difference) for arm in judged if column.bounds(arm) is not None]
     if not lines:

@@ -23,9 +23,8 @@ def summarize(run: Run) -> dict[str, Any]:
         for model, name, arm in run.pairs()
         if run.folder.exists(layout.scores(model.name, name))
     ]
-    workers = together(
-        [json.loads(run.folder.read(name)) for name in run.folder.names(layout.WORKERS, ".json")]
-    )
+    sheets = run.folder.read_all(run.folder.names(layout.WORKERS, ".json"))
+    workers = together([json.loads(sheet) for sheet in sheets])
     billed = bill(history.read(run.folder), run.config.cost, run.config.workers)
     joules = None if workers is None else workers["joules"]
     _share(arms, "usd_per_1000_images_billed", billed["usd"], billed["withheld"])

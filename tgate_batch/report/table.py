@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from tgate_batch.metrics.entry import UNKNOWN, Arm, Column
 from tgate_batch.metrics.entry import Table as TableName
 from tgate_batch.report.columns import columns
@@ -52,15 +49,3 @@ def markdown(rows: list[list[str]]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def show(arms: Sequence[Arm]) -> None:
-    """Prints the brief table to the terminal, or plainly into a log."""
-    head, *body = rows(arms, "brief")
-    table = Table(show_edge=False, pad_edge=False)
-    for name in head:
-        table.add_column(name, justify="left" if name in ("model", "arm") else "right")
-    for line in body:
-        table.add_row(*line)
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)

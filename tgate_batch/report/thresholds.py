@@ -9,11 +9,13 @@ measuring less.
 from collections.abc import Mapping
 from typing import Any
 
-from tgate_batch.config import Threshold, Thresholds
+from tgate_batch.config import Config, Threshold, Thresholds
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.cost import Devices
 from tgate_batch.metrics.entry import Arm, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
+from tgate_batch.score.metrics import METRICS
 
 _TESTS = ("no_worse_than", "at_least", "at_most")
 
@@ -47,6 +49,33 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
                 f"thresholds: no_worse_than judges changes, and {name} is none; give at_least or "
                 f"at_most, or judge one of: {changes}"
             )
+
+
+def check_measured(config: Config) -> None:
+    """Raises UserError for a threshold on a figure that this config never measures."""
+    for name in config.thresholds.figures:
+        if lacking := _lacking(name, _bounded()[name], config):
+            raise UserError(f"thresholds: {name} is never measured here: {lacking}")
+
+
+def _lacking(name: str, column: Column, config: Config) -> str | None:
+    """What a figure needs and the config does not have, and how to give it."""
+    metric = next((m for m in METRICS if m.name in (name, column.of)), None)
+    weights = metric and metric.weights
+    if column.beside_baseline and config.baseline is None:
+        return "no arm is a baseline; add one without a plan, e.g. baseline: {}"
+    if weights is not None and weights not in config.score.weights:
+        return f"its weights are not given; name them in score.weights.{weights}"
+    if "sets" in column.tables and config.score.reference is None:
+        return "there is no reference; give score.reference"
+    if "fid" in (name, column.of) and "inception" not in config.score.extractor:
+        return "only extractor inception makes FID; add it to score.extractor, or bound fd"
+    if "fd" in (name, column.of) and set(config.score.extractor) == {"inception"}:
+        return "with extractor inception the distance is FID; bound fid"
+    devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
+    if name.startswith("usd_") and devices.unpriced:
+        return f"{devices.unpriced}; give cost.{devices.key}"
+    return None
 
 
 def judge(arm: Arm, baseline: Arm | None, thresholds: Thresholds) -> list[dict[str, Any]]:

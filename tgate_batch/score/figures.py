@@ -652,7 +652,7 @@ def not_comparable(count: int, dimensions: int) -> str:
 def _no_sample(reference: Reference) -> str:
     return (
         f"reference {reference.name} holds no features of single pictures; make it with "
-        "jobs/reference.py"
+        "tgate-batch reference"
     )
 
 

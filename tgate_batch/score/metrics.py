@@ -95,8 +95,8 @@ def check(score: Score) -> None:
         check_extractor(name, weights_of(score, name))
         if (where := reference_of(score, name)) not in (None, "drawn"):
             hint = (
-                "make it with jobs/reference.py, give a folder of pictures, or leave it out for a "
-                "run without distances"
+                "make it with tgate-batch reference, give a folder of pictures, or leave it out "
+                "for a run without distances"
             )
             _check_reference(where, hint)
     users = {metric.weights: metric for metric in METRICS if metric.weights is not None}

@@ -55,7 +55,7 @@ def is_file(spec: str) -> bool:
 
 
 def load_reference(spec: str, extractor: Kind) -> Reference:
-    """Reads a reference's file, a path or URI, of jobs/reference.py or of pytorch-fid.
+    """Reads a reference's file, a path or URI, of tgate-batch reference or of pytorch-fid.
 
     Raises UserError where it cannot be read, or was made with another extractor.
     """

@@ -2,11 +2,11 @@
 
 import errno
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tgate_batch import say
 from tgate_batch.errors import StorageError
 from tgate_batch.storage.credentials import without_credentials
 
@@ -108,6 +108,6 @@ def asked(where: str, done: str, call: Callable[[], Answer], patience: float) ->
             raise found
         if pause == _SAID_AT:
             trouble = str(found).rpartition("; ")[0]
-            print(f"warning: {trouble}; waiting for it", file=sys.stderr, flush=True)
+            say.warning(f"{trouble}; waiting for it")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -81,9 +81,9 @@ class Findings:
         told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in kinds)
         advice = []
         if kinds[MISSING]:
-            advice.append("jobs/render.py makes what is missing")
+            advice.append("tgate-batch render makes what is missing")
         if kinds[DAMAGED] or kinds[STRAY]:
-            advice.append("--repair removes what is damaged or stray, and jobs/render.py then")
+            advice.append("--repair removes what is damaged or stray, and tgate-batch render then")
             advice[-1] += " makes it again"
         return "; ".join([f"not sound: {told}", *advice])
 

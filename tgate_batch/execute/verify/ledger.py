@@ -48,9 +48,11 @@ def opened(output: str, found: Findings) -> Run | None:
     """
     folder = Folder(output)
     if not folder.exists(layout.RUN) and not folder.exists(layout.LEDGER):
-        raise UserError(f"output {folder} holds no run; give the output folder of jobs/render.py")
+        raise UserError(
+            f"output {folder} holds no run; give the output folder of tgate-batch render"
+        )
     for name, key, kind, advice in (
-        (layout.RUN, "config", DAMAGED, "jobs/render.py --config writes it again"),
+        (layout.RUN, "config", DAMAGED, "tgate-batch render --config writes it again"),
         (layout.LEDGER, "folders", KEPT, "restore it from a copy, or give another output"),
     ):
         if reasons := guarded(partial(_lacks, folder, name, key)):

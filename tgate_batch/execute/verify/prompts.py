@@ -13,8 +13,8 @@ from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import Folder
 
 ADVICE = (
-    "restore it from a copy, or delete all of prompts and run jobs/render.py with the prompt file "
-    "it was begun with"
+    "restore it from a copy, or delete all of prompts and run tgate-batch render with the prompt "
+    "file it was begun with"
 )
 
 

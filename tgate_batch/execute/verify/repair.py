@@ -88,7 +88,7 @@ def _verdict(found: Findings, removed: int, left: int) -> str:
     if left:
         told.append(f"left to you: {left:,}")
     if left < len(found.faults):
-        told.append("jobs/render.py with the run's config makes again what is missing")
+        told.append("tgate-batch render with the run's config makes again what is missing")
     return "; ".join(told)
 
 

@@ -120,7 +120,7 @@ class _Checking:
         for name, (why, right) in self._entries.wrong.items():
             self._fault(ENTRIES, DAMAGED, layout.LEDGER, f"{name}: {why}", (name, right))
         for why in self._entries.config:
-            advice = "run jobs/render.py with the config that drew the pictures"
+            advice = "run tgate-batch render with the config that drew the pictures"
             self._fault(JSONS, KEPT, layout.RUN, f"{why}; {advice}")
 
     def _fault(self, *about: Any) -> None:

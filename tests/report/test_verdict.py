@@ -1,0 +1,155 @@
+"""One sentence an arm, from entries of report.json that are written by hand."""
+
+import pytest
+
+from tgate_batch.report.verdict import verdicts
+
+BASELINE = {
+    "model": "demo",
+    "arm": "baseline",
+    "is_baseline": True,
+    "images": 200,
+    "errors": 0,
+    "images_per_second_per_worker": 2.0,
+    "images_per_second_interval": {"value": 2.0, "low": 1.9, "high": 2.1},
+    "speedup": 1.0,
+    "usd_per_1000_images": 0.014,
+    "prompt_accuracy": 0.9,
+    "thresholds": [],
+}
+GATED = BASELINE | {
+    "arm": "tgate",
+    "is_baseline": False,
+    "speedup": 1.37,
+    "speedup_interval": {"value": 1.37, "low": 1.3, "high": 1.44},
+    "usd_per_1000_images": 0.01,
+    "change": {
+        "prompt_accuracy": {"value": 0.035, "low": -0.005, "high": 0.08, "gained": 9, "lost": 2}
+    },
+}
+FASTER = "tgate draws 1.37 [1.30, 1.44] times as many images a second"
+
+
+def said(*arms):
+    return verdicts({"arms": list(arms)})
+
+
+def around(value, half):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def of_accuracy(**change):
+    return GATED | {"change": {"prompt_accuracy": change}}
+
+
+def judged(decided, passed):
+    return {"decided": decided, "passed": passed}
+
+
+def test_sentence_says_how_fast_how_well_and_what_it_saves():
+    assert said(BASELINE, GATED) == [
+        f"{FASTER}, at no resolvable loss of prompt accuracy (+3.5 points [-0.5, +8.0]); "
+        "saves $0.0040 per 1,000 images ($0.0100 for $0.0140)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words"),
+    [
+        (-0.05, -0.08, -0.02, "at a loss of prompt accuracy (-5.0 points [-8.0, -2.0])"),
+        (0.05, 0.02, 0.08, "at a gain of prompt accuracy (+5.0 points [+2.0, +8.0])"),
+        (
+            0.05,
+            None,
+            None,
+            "with a change of prompt accuracy of +5.0 points (too few prompts for an interval)",
+        ),
+    ],
+)
+def test_interval_decides_what_a_change_is_called(value, low, high, words):
+    arm = of_accuracy(value=value, low=low, high=high)
+    assert said(BASELINE, arm)[0].startswith(f"{FASTER}, {words};")
+
+
+def test_distance_that_falls_is_better_and_stands_beside_the_pictures_own_figure():
+    arm = GATED | {
+        "fid": 20.0,
+        "distance_label": "FID-10000",
+        "distance_change": around(-2, 1),
+        "kid_change": around(1, 0.5),
+    }
+    assert (
+        "(+3.5 points [-0.5, +8.0]) and at a fall of FID (-2.00 [-3.00, -1.00]);"
+        in (said(BASELINE, arm)[0])
+    )
+
+
+def test_kernel_distance_speaks_where_there_is_nothing_else():
+    arm = GATED | {"fd": 20.0, "change": {}, "kid_change": around(0.01, 0.002)}
+    assert "at a rise of kernel distance (+0.0100 [+0.0080, +0.0120])" in said(BASELINE, arm)[0]
+
+
+def test_speed_that_may_be_the_same_is_called_so():
+    arm = GATED | {"speedup": 1.01, "speedup_interval": around(1.01, 0.02)}
+    assert (
+        "1.01 [0.99, 1.03] times as many images a second (no resolvable change of speed)"
+        in (said(BASELINE, arm)[0])
+    )
+
+
+def test_slower_arm_costs_more():
+    arm = GATED | {"usd_per_1000_images": 0.02}
+    assert said(BASELINE, arm)[0].endswith(
+        "; costs $0.0060 more per 1,000 images ($0.0200 for $0.0140)"
+    )
+
+
+def test_what_is_not_known_is_said():
+    arm = GATED | {
+        "speedup": None,
+        "speedup_interval": None,
+        "change": None,
+        "usd_per_1000_images": None,
+    }
+    assert said(BASELINE, arm) == [
+        "tgate was not timed beside the baseline, and no change of quality was measured"
+    ]
+    few = GATED | {"speedup_interval": None}
+    assert (
+        "draws 1.37 times as many images a second (too few batches for an interval)"
+        in (said(BASELINE, few)[0])
+    )
+
+
+def test_pictures_that_failed_are_counted():
+    assert "; 3 of 203 pictures failed;" in said(BASELINE, GATED | {"errors": 3})[0]
+    kinds = [{"kind": "ValueError", "rows": 200, "error": "ValueError: no"}]
+    nothing = GATED | {
+        "images": 0,
+        "errors": 200,
+        "error_kinds": kinds,
+        "usd_per_1000_images": None,
+    }
+    assert said(BASELINE, nothing) == ["tgate has no picture: all 200 failed (ValueError: no)"]
+    none = BASELINE | {"images": 0}
+    assert "and the baseline has no picture to compare with" in said(none, GATED)[0]
+
+
+def test_thresholds_are_counted_by_how_they_stand():
+    thresholds = [judged(True, True), judged(True, False), judged(False, True), judged(True, True)]
+    assert said(BASELINE, GATED | {"thresholds": thresholds})[0].endswith(
+        "; thresholds: 2 passed, 1 failed, 1 undecided"
+    )
+
+
+def test_baseline_speaks_only_where_it_stands_alone():
+    assert said(BASELINE) == [
+        "baseline draws 2.00 [1.90, 2.10] images a second with each worker "
+        "(it is the baseline: compared with none)"
+    ]
+
+
+def test_models_are_named_where_there_are_several():
+    other = {"model": "sdxl"}
+    found = said(BASELINE, GATED, BASELINE | other, GATED | other)
+    assert [line.split(" draws")[0] for line in found] == ["demo tgate", "sdxl tgate"]

@@ -1,0 +1,41 @@
+"""The options of the commands that take a config."""
+
+import argparse
+import json
+
+from tgate_batch import config
+from tgate_batch.config import Config
+from tgate_batch.execute import plugins
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config``, ``--output`` and ``--set``."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a run: a YAML file, or the name of one that is shipped (demo, sdxl, ...)",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="output folder or URI, in place of the config's"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=value",
+        help="one setting of the config, e.g. --set prompts.limit=100 (repeatable)",
+    )
+
+
+def read(options: argparse.Namespace) -> Config:
+    """The config with ``--set`` and ``--output`` laid over it, its plugins registered.
+
+    Raises UserError.
+    """
+    overrides = list(options.set)
+    if options.output is not None:
+        overrides.append(f"output={json.dumps(options.output)}")
+    found = config.load(config.find(options.config), overrides)
+    plugins.register(found.plugins)
+    return found

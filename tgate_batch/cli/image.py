@@ -1,0 +1,131 @@
+"""One picture (or video) with T-GATE, with the options and defaults of the reference's main.py.
+
+Examples:
+  tgate-batch image --model sdxl --prompt "an astronaut riding a horse" --saved_path out/one
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tgate_batch.config import Model, Sampling
+from tgate_batch.errors import UserError
+from tgate_batch.gate.plan import DeepCache, GatePlan
+from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import load
+from tgate_batch.models.family import Entry
+
+# Names of the reference's versions -> names of the catalogue.
+ALSO = {
+    "pixart": "pixart_alpha",
+    "lcm_pixart": "lcm_pixart_alpha",
+    "sd_xl": "sdxl",
+    "sd_1.5": "sd15",
+    "sd_2.1": "sd21",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--prompt", help="what to draw")
+    add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
+    add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
+    add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALSO])}")
+    add("--gate_step", type=int, default=10, help="first step without guidance and cross-attention")
+    add("--sp_interval", type=int, default=5, help="steps between self-attention before the gate")
+    add("--fi_interval", type=int, default=1, help="steps between self-attention after the gate")
+    add("--warm_up", type=int, default=2, help="first steps, which compute everything")
+    add("--inference_step", type=int, default=25, help="denoising steps")
+    add("--deepcache", action="store_true", help="DeepCache as well (U-Nets only)")
+    add("--path", metavar="FOLDER", help="the checkpoint, in place of the documented one")
+    add("--height", type=int, help="pixels; the model's own by default")
+    add("--width", type=int, help="pixels; the model's own by default")
+    add("--seed", type=int, default=0, help="of the noise")
+
+
+def run(options: argparse.Namespace) -> None:
+    row = catalogue.entry(ALSO.get(options.model, options.model))
+    try:
+        # The documents gate cross-attention alone under DeepCache and in distilled models.
+        alone = options.deepcache or row.name.startswith("lcm_")
+        sp_interval, warm_up = (1, 0) if alone else (options.sp_interval, options.warm_up)
+        plan = GatePlan(options.gate_step, sp_interval, options.fi_interval, warm_up)
+        plan.check(options.inference_step)
+        call = _call(row, options)
+        folder = _writable(options.saved_path)
+        drawn = _draw(row, options, plan, call)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if catalogue.family_of(row.name).draws == "video":
+        file = folder / "test.mp4"
+        file.write_bytes(_film(drawn))
+    else:
+        file = folder / "test.png"
+        drawn.save(file)
+    print(file)
+
+
+def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
+    size = {"height": options.height, "width": options.width}
+    call = {name: pixels for name, pixels in size.items() if pixels is not None}
+    if catalogue.family_of(row.name).draws == "video":
+        if options.image is None:
+            raise UserError(f"--model {row.name} begins with a picture; give one with --image")
+        return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
+    if options.prompt is None:
+        raise UserError(f"--model {row.name} draws a text; give one with --prompt")
+    if row.guidance_scale <= 1:
+        call["guidance_scale"] = row.guidance_scale
+    return call | {"prompt": options.prompt}
+
+
+def _picture(path: str) -> Any:
+    """The picture of a file or a URL, upright, in RGB; raises UserError."""
+    from diffusers.utils import load_image
+    from PIL import UnidentifiedImageError
+
+    try:
+        return load_image(path)
+    except UnidentifiedImageError:
+        raise UserError(f"--image {path} is not a picture; use PNG, JPEG or WebP") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--image {path} cannot be read: {reason}") from None
+
+
+def _writable(path: str) -> Path:
+    try:
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"--saved_path {path} cannot be written: {error.strerror}") from None
+    return folder
+
+
+def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]) -> Any:
+    import torch
+
+    from tgate_batch.gate.loaders import with_tgate
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampling = catalogue.resolve(row.name, Sampling())
+    pipe = load(Model(name=row.name, path=options.path), sampling, device)
+    pipe.set_progress_bar_config(disable=False)
+    with_tgate(pipe, plan, DeepCache(3, 0) if options.deepcache else None)
+    output = pipe.tgate(
+        num_inference_steps=options.inference_step,
+        generator=torch.Generator("cpu").manual_seed(options.seed),
+        **call,
+    )
+    return output[0][0]
+
+
+def _film(frames: list) -> bytes:
+    import numpy as np
+
+    from tgate_batch.render import codec
+
+    return codec.video(np.stack([np.asarray(frame) for frame in frames]))

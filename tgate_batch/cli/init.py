@@ -1,0 +1,41 @@
+"""Writes a config to start from: every key, what it means, and a model's documented settings.
+
+Examples:
+  tgate-batch init sdxl > run.yaml
+  tgate-batch init demo --to run.yaml
+"""
+
+import argparse
+from pathlib import Path
+
+from tgate_batch import config
+from tgate_batch.config import reference
+from tgate_batch.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=f"one of: {', '.join(config.names())}")
+    parser.add_argument("--to", metavar="FILE", type=Path, help="in place of standard output")
+
+
+def run(options: argparse.Namespace) -> None:
+    file = config.find(options.model)
+    if options.model not in config.names():
+        raise UserError(
+            f"MODEL: there is no shipped config {options.model!r}; one of: "
+            f"{', '.join(config.names())}"
+        )
+    text = reference.commented(config.plain(file))
+    if options.to is None:
+        print(text, end="")
+        return
+    try:
+        with options.to.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"--to {options.to} exists; give another file, or remove it") from None
+    except OSError as error:
+        raise UserError(f"--to {options.to} cannot be written: {error.strerror}") from None
+    print(
+        f"{options.to}: next, its prompts and output; then tgate-batch render --config {options.to}"
+    )

@@ -1,0 +1,32 @@
+"""A command as a process: what a user can do something about is one line, and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from tgate_batch import say
+from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch.output import goodbye, history
+from tgate_batch.storage import without_credentials
+
+
+def run_as_job(job: Callable[[], int | None]) -> None:
+    """Runs a job and exits with its code.
+
+    A user error is 2, a lost cluster or storage 4, Ctrl-C 130, SIGTERM 143.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    history.whole_process = True
+    goodbye.listen()
+    try:
+        code = job()
+    except (UserError, StorageError) as error:
+        line = " ".join(without_credentials(str(error)).split())
+        say.error(line)
+        code = goodbye.exit_code(error)
+    except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
+        goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
+    except ClusterLost as error:
+        goodbye.leave_now(f"error: {error}", goodbye.exit_code(error))
+    sys.stdout.flush()
+    sys.exit(code or 0)

@@ -1,0 +1,37 @@
+"""The whole way: draws a config's prompts, scores the pictures, writes the report.
+
+The same command goes on where a run was stopped.
+
+Examples:
+  tgate-batch render --config demo
+  tgate-batch render --config run.yaml --output s3://bucket/run --set prompts.limit=1000
+"""
+
+import argparse
+
+from tgate_batch import say
+from tgate_batch.cli import configured
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    configured.configure(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and leave")
+    parser.add_argument(
+        "--replace-stale",
+        action="store_true",
+        help="delete pictures of other settings than the config's, and render them again",
+    )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="draw the pictures again that failed before"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = configured.read(options)
+    say.info(f"{options.config}: checking config, prompts and output ...", event="phase")
+
+    from tgate_batch import workflow
+
+    if options.dry_run:
+        return workflow.dry_run(settings, options.replace_stale)
+    return workflow.render(settings, options.replace_stale, options.retry_errors)

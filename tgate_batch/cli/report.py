@@ -1,0 +1,20 @@
+"""Writes an output folder's report again from the scores in it.
+
+Examples:
+  tgate-batch report --config demo
+"""
+
+import argparse
+
+from tgate_batch.cli import configured
+from tgate_batch.cli.configured import configure
+
+__all__ = ["configure", "run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = configured.read(options)
+
+    from tgate_batch import workflow
+
+    return workflow.report(settings)

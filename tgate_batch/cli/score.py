@@ -1,0 +1,20 @@
+"""Scores what an output folder holds, and writes its report again.
+
+Examples:
+  tgate-batch score --config demo
+"""
+
+import argparse
+
+from tgate_batch.cli import configured
+from tgate_batch.cli.configured import configure
+
+__all__ = ["configure", "run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = configured.read(options)
+
+    from tgate_batch import workflow
+
+    return workflow.score(settings)

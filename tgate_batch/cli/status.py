@@ -1,0 +1,43 @@
+"""Says how far a run is: what is done and pending by arm, and who works on it.
+
+It reads a listing of the output, so it runs on any machine, also while the run goes on.
+
+Examples:
+  tgate-batch status out/demo
+  tgate-batch status s3://bucket/run --errors       counts error rows too: opens every file
+"""
+
+import argparse
+import json
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
+    parser.add_argument("--errors", action="store_true", help="count error rows, file by file")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    from tgate_batch.output.status import status
+
+    found = status(options.output, options.errors)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: dict) -> None:
+    print(f"{found['output']}: {found['done']:,} of {found['images']:,} pictures are done")
+    for arm in found["arms"]:
+        errors = "" if arm["errors"] is None else f", {arm['errors']:,} errors"
+        damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
+        print(
+            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} pictures, "
+            f"{arm['files']:,} of {arm['shards']:,} files{errors}{damaged}"
+        )
+    if (worker := found["worked_on_by"]) is not None:
+        print(f"process {worker['pid']} on {worker['host']} works there since {worker['since']}")
+    elif found["done"] < found["images"]:
+        print("nobody works there; tgate-batch render with its config goes on")

@@ -1,0 +1,79 @@
+"""The end of a run in a terminal or a log: its table, and what it comes to, in sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+
+from tgate_batch import say
+from tgate_batch.metrics.entry import Arm
+from tgate_batch.report.table import rows
+from tgate_batch.report.verdict import verdicts
+
+_LOG_WIDTH = 160  # columns, where there is no terminal
+_GAP = "  "
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """Says the brief table, each arm's verdict, its thresholds and its errors."""
+    arms = summary["arms"]
+    console = Console()
+    width = console.width if console.is_terminal else _LOG_WIDTH
+    if say.is_json():
+        for arm in arms:
+            say.info(f"{arm['model']} {arm['arm']}", event="scores", **arm)
+    else:
+        for line in table(rows(arms, "brief"), width):
+            say.info(line)
+    for line in verdicts(summary):
+        say.info(line, event="verdict")
+    for arm in arms:
+        for judged in arm["thresholds"]:
+            say.info(f"{_name(arm)}: {judged['verdict']}", event="threshold")
+    images, errors = (sum(arm[key] for arm in arms) for key in ("images", "errors"))
+    say.info(f"{images:,} images, {errors:,} errors")
+    for arm in arms:
+        for kind in arm["error_kinds"]:
+            say.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
+
+
+def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Rows under their heading, in lines of at most ``width`` columns; no cell is ever cut.
+
+    Where a row does not fit, a row becomes a column; where that does not fit either, each has a
+    block of its own. The first two cells of a row are its names.
+    """
+    head, *body = rows
+    names = ["", *(" ".join(row[:2]) for row in body)]
+    turned = [names, *map(list, zip(*(row[2:] for row in rows), strict=True))]
+    for cells, left in ((rows, 2), (turned, 1)):
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
+            rule = ["-" * each for each in widths]
+            return [_line(row, widths, left) for row in (cells[0], rule, *cells[1:])]
+    longest = max(map(cell_len, head[2:]), default=0)
+    return [
+        line
+        for row in body
+        for line in (
+            " ".join(row[:2]),
+            *(
+                f"{_GAP}{heading}{' ' * (longest - cell_len(heading))}{_GAP}{cell}"
+                for heading, cell in zip(head[2:], row[2:], strict=True)
+            ),
+        )
+    ]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
+    """The first cells to the left, figures to the right."""
+    cells = []
+    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        space = " " * (width - cell_len(cell))
+        cells.append(cell + space if number < left else space + cell)
+    return _GAP.join(cells).rstrip()
+
+
+def _name(arm: Arm) -> str:
+    return f"{arm['model']} {arm['arm']}"

@@ -1,0 +1,174 @@
+"""What a run comes to, in one sentence an arm: entries of report.json in, plain text out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.report.columns import columns
+
+Standing = Literal["passed", "failed", "undecided"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of one arm.
+
+    ``sentence`` is of speed and quality, without a full stop; ``saving`` is of money, None where
+    no price is known; ``thresholds`` counts them by how they stand, without zeros.
+    """
+
+    model: str
+    arm: str
+    sentence: str
+    saving: str | None
+    thresholds: Mapping[Standing, int]
+
+    def __str__(self) -> str:
+        """All of it in one line, for a terminal."""
+        parts = [self.sentence, *([self.saving] if self.saving else [])]
+        if self.thresholds:
+            counts = ", ".join(f"{n} {standing}" for standing, n in self.thresholds.items())
+            parts.append(f"thresholds: {counts}")
+        return "; ".join(parts)
+
+
+def verdicts(summary: Mapping[str, Any]) -> list[str]:
+    """One line an arm, for the content of report.json."""
+    return [str(found) for found in judged(summary)]
+
+
+def judged(summary: Mapping[str, Any]) -> list[Verdict]:
+    """One verdict an arm. A baseline that others stand beside has none: it is their measure."""
+    arms = summary["arms"]
+    several = len({arm["model"] for arm in arms}) > 1
+    baselines = {arm["model"]: arm for arm in arms if arm["is_baseline"]}
+    compared = {arm["model"] for arm in arms if not arm["is_baseline"]}
+    return [
+        _verdict(arm, baselines.get(arm["model"]), arms, several)
+        for arm in arms
+        if not (arm["is_baseline"] and arm["model"] in compared)
+    ]
+
+
+def standing(threshold: Mapping[str, Any]) -> Standing:
+    """How a judged threshold stands."""
+    if not threshold["decided"]:
+        return "undecided"
+    return "passed" if threshold["passed"] else "failed"
+
+
+def _verdict(arm: Arm, baseline: Arm | None, arms: Sequence[Arm], several: bool) -> Verdict:
+    name = f"{arm['model']} {arm['arm']}" if several else arm["arm"]
+    beside = None if arm["is_baseline"] else baseline
+    counts: dict[Standing, int] = {}
+    for threshold in arm.get("thresholds") or ():
+        stands = standing(threshold)
+        counts[stands] = counts.get(stands, 0) + 1
+    return Verdict(
+        arm["model"],
+        arm["arm"],
+        f"{name} {_done(arm, beside, arms)}",
+        None if beside is None else _saving(arm, beside),
+        {key: counts[key] for key in ("passed", "failed", "undecided") if key in counts},
+    )
+
+
+def _done(arm: Arm, baseline: Arm | None, arms: Sequence[Arm]) -> str:
+    """What the arm did: how fast, how well, and what failed."""
+    if not arm["images"]:
+        return f"has no picture: {_all_failed(arm)}"
+    said = _alone(arm) if baseline is None else f"{_speed(arm)}, {_quality(arm, baseline, arms)}"
+    if arm["errors"]:
+        said += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} pictures failed"
+    return said
+
+
+def _all_failed(arm: Arm) -> str:
+    if not arm["errors"]:
+        return "nothing was drawn"
+    kinds = arm.get("error_kinds") or []
+    return f"all {arm['errors']:,} failed" + (f" ({kinds[0]['error']})" if kinds else "")
+
+
+def _alone(arm: Arm) -> str:
+    rate = _column("images_per_second_per_worker", [arm]).show(arm)
+    if arm["images_per_second_per_worker"] is None:
+        return f"drew {arm['images']:,} pictures, and its speed was not measured"
+    why = "it is the baseline" if arm["is_baseline"] else "no baseline"
+    return f"draws {rate} images a second with each worker ({why}: compared with none)"
+
+
+def _speed(arm: Arm) -> str:
+    value, bounds = arm["speedup"], arm.get("speedup_interval")
+    if value is None:
+        return "was not timed beside the baseline"
+    times = f"draws {value:.2f}"
+    if bounds is None:
+        return f"{times} times as many images a second (too few batches for an interval)"
+    said = f"{times} [{bounds['low']:.2f}, {bounds['high']:.2f}] times as many images a second"
+    if bounds["low"] <= 1 <= bounds["high"]:
+        return f"{said} (no resolvable change of speed)"
+    return said
+
+
+def _quality(arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> str:
+    if not baseline["images"]:
+        return "and the baseline has no picture to compare with"
+    found = [_change(column, arm, arms) for column in _changes(arm, arms)]
+    return " and ".join(found) if found else "and no change of quality was measured"
+
+
+def _changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
+    """The changes that speak for quality.
+
+    Those of figures of single pictures, and that of the Frechet distance where it can be compared;
+    the kernel distance's only where there is nothing else.
+    """
+    known = [c for c in columns(arms) if c.change and c.tables and c.value(arm) is not None]
+    pictures = [column for column in known if "pictures" in column.tables]
+    distances = [column for column in known if column.of in ("fid", "fd")]
+    yield from [*pictures, *distances] or known
+
+
+def _change(column: Column, arm: Arm, arms: Sequence[Arm]) -> str:
+    higher = column.better == "higher"
+    worse, better = ("loss", "gain") if higher else ("rise", "fall")
+    word, shown, bounds = _word(column, arms), column.show(arm, brief=True), column.bounds(arm)
+    sign = 1 if higher else -1
+    if bounds is None:
+        return f"with a change of {word} of {shown} (too few prompts for an interval)"
+    low, high = sorted((sign * bounds["low"], sign * bounds["high"]))
+    if high < 0:
+        return f"at a {worse} of {word} ({shown})"
+    if low > 0:
+        return f"at a {better} of {word} ({shown})"
+    return f"at no resolvable {worse} of {word} ({shown})"
+
+
+def _word(column: Column, arms: Sequence[Arm]) -> str:
+    """What it is a change of: the figure's own heading, if it is one of single pictures."""
+    if "pictures" in column.tables and column.of is not None:
+        return _column(column.of, arms).heading
+    return column.heading.removesuffix(" change")
+
+
+def _column(name: str, arms: Sequence[Arm]) -> Column:
+    return next(column for column in columns(arms) if column.name == name)
+
+
+def _saving(arm: Arm, baseline: Arm) -> str | None:
+    """What 1,000 images cost less: denoising and decoding, as in the speed-up."""
+    mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
+    if mine is None or theirs is None:
+        return None
+    verb = "saves" if mine <= theirs else "costs"
+    more = "" if mine <= theirs else " more"
+    return (
+        f"{verb} {usd(abs(theirs - mine))}{more} per 1,000 images ({usd(mine)} for {usd(theirs)})"
+    )
+
+
+def usd(amount: float) -> str:
+    """An amount of money with as many places as tell it from another."""
+    return f"${amount:,.2f}" if amount >= 10 else f"${amount:.4f}"
