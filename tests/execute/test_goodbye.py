@@ -138,7 +138,7 @@ def test_worker_that_is_told_to_leave_leaves_and_the_others_do_its_work(job, set
 
 
 STARTS_AND_ENDS_RAY = """
-from tgate_batch import cli
+from tgate_batch.cli.job import run_as_job
 from tgate_batch.execute import cluster
 
 def job():
@@ -147,7 +147,7 @@ def job():
     print("ends", flush=True)
     cluster.stop()
 
-cli.main(job)
+run_as_job(job)
 """
 
 

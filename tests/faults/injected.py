@@ -13,6 +13,7 @@ from painter import Mischief
 from world import WORDS, World, refused_or_done, rows, some
 
 from tgate_batch import workflow
+from tgate_batch.errors import StorageError
 from tgate_batch.execute import pool
 from tgate_batch.output import claim, history
 from tgate_batch.records import image_seed
@@ -69,8 +70,8 @@ def full_disk(world: World, rng: random.Random) -> None:
     """Writing fails some times in a row, as where a disk is full until someone clears it."""
     run = world.config()
     full = OSError(errno.ENOSPC, "No space left on device")
-    with failing("create", full, rng, times=2), quick():
-        world.render(run)
+    with failing("_create_local", full, rng, times=2), quick():
+        refused_or_done(world, run)
     world.render(run)
     world.check(run)
 
@@ -79,8 +80,8 @@ def storage_outage(world: World, rng: random.Random) -> None:
     """Reading, listing and writing all fail, some times in a row."""
     run = world.config()
     with (
-        failing("create", ConnectionError("storage is away"), rng, times=2),
-        failing("open", ConnectionError("storage is away"), rng, times=1),
+        failing("_create_local", ConnectionError("storage is away"), rng, times=2),
+        failing("open", StorageError("storage is away"), rng, times=1),
         quick(),
     ):
         refused_or_done(world, run)
@@ -153,7 +154,7 @@ def output_is_read_only(world: World, rng: random.Random) -> None:
     """From some file on, nothing can be written: one line, and the next run goes on."""
     run = world.config()
     refused = OSError(errno.EROFS, "Read-only file system")
-    with failing("create", refused, rng, times=10**9), quick():
+    with failing("_create_local", refused, rng, times=10**9), quick():
         assert refused_or_done(world, run) != "0"
     assert world.render(run) == workflow.DONE
     world.check(run)
