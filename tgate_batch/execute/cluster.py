@@ -51,7 +51,7 @@ def start() -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What a worker said that was set aside meanwhile is nobody's to hear; Ray would print its trace.
+    # What a worker said that was set aside meanwhile is for nobody; Ray would print a trace.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     joins = os.environ.get("RAY_ADDRESS", "local") != "local"
     if not joins:
