@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
@@ -19,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from object_store import BUCKET, Store
 
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import run_as_job
 from tgate_batch.config import Workers
 from tgate_batch.errors import StorageError, UserError
+from tgate_batch.execute.verify import verify
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import claimed
@@ -33,45 +31,7 @@ from tgate_batch.score.reference import load_reference
 from tgate_batch.storage import Folder, for_workers, is_outage, remote
 
 ROOT = Path(__file__).parents[1]
-BUCKET = "bucket"
 KEY, SECRET, SECRET_OF_ENVIRONMENT = "PLANTEDKEY", "PLANTEDSECRET", "SECRETOFENVIRONMENT"
-
-
-class Store:
-    """The server, behind a door that counts, refuses, or lets nobody in."""
-
-    def __init__(self) -> None:
-        self.requests: list[str] = []
-        self.refused: tuple[str, ...] = ()  # methods; LIST is a GET of the bucket
-        self.away = False
-        self._app = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self, threaded=True)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        urlopen(Request(f"http://127.0.0.1:{self.port}/{BUCKET}", method="PUT"))
-
-    def __call__(self, environ, start):
-        method = environ["REQUEST_METHOD"]
-        if "list-type" in environ.get("QUERY_STRING", ""):
-            method = "LIST"
-        self.requests.append(f"{method} {environ['PATH_INFO'].removeprefix(f'/{BUCKET}/')}")
-        if self.away or method in self.refused:
-            status, code = ("503", "SlowDown") if self.away else ("403", "AccessDenied")
-            start(f"{status} No", [("Content-Type", "application/xml")])
-            said = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-            return [b"" if method == "HEAD" else said]
-        return self._app(environ, start)
-
-    def uri(self, path: str, secrets: str = "", bucket: str = BUCKET) -> str:
-        return f"s3://{secrets}{bucket}/{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
-
-    def returns_after(self, seconds: float) -> None:
-        """Goes away at once, for so long."""
-        self.away = True
-        threading.Timer(seconds, lambda: setattr(self, "away", False)).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +50,7 @@ def server():
 def store(server):
     server.requests.clear()
     yield server
-    server.refused, server.away = (), False
+    server.refused, server.away, server.allowed = (), False, None
 
 
 @pytest.fixture
@@ -402,6 +362,19 @@ def assert_exported(folder, output, to, store) -> None:
     store.requests.clear()
     assert workflow.export(output, to, arm="tgate") == 0
     assert [request for request in store.requests if "webp" in request] == []
+
+
+def test_outage_ends_a_check_and_is_no_fault_of_the_files(store, settings, monkeypatch):
+    settings["workers"] = {"executor": "local"}
+    settings["score"] = {"reference": None}
+    settings["output"] = store.uri("checked", f"{KEY}:{SECRET}@")
+    assert workflow.render(config.parse(settings)) == 0
+    found, _ = verify(settings["output"])
+    assert found.faults == []
+    monkeypatch.setattr(Folder, "patience", 0.0)
+    store.allowed = 30  # of the more than 100 that it takes
+    with pytest.raises(StorageError, match="does not answer as it should"):
+        verify(settings["output"])
 
 
 def kill_after_two_files(store, settings, tmp_path) -> None:

@@ -13,11 +13,13 @@ class StorageError(Exception):
 
     One line, which the jobs print without a traceback. It is no ``OSError``, so nobody takes an
     outage for a damaged or a missing file. ``denied``: the storage answered, and said no.
+    ``store``: it is an object store, so that all files on it are concerned.
     """
 
-    def __init__(self, message: str, denied: bool = False):
+    def __init__(self, message: str, denied: bool = False, store: bool = False):
         super().__init__(message)
         self.denied = denied
+        self.store = store
 
 
 class DeviceLost(RuntimeError):

@@ -137,6 +137,42 @@ def test_worker_that_is_told_to_leave_leaves_and_the_others_do_its_work(job, set
     assert process.poll() is None
 
 
+STARTS_AND_ENDS_RAY = """
+from tgate_batch.cli.job import run_as_job
+from tgate_batch.execute import cluster
+
+def job():
+    print("starts", flush=True)
+    cluster.start()
+    print("ends", flush=True)
+    cluster.stop()
+
+run_as_job(job)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["starts", "ends"])
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2])
+def test_signal_while_ray_starts_or_ends_is_heard_by_the_job(when, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS_AND_ENDS_RAY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    while process.stdout.readline() != f"{when}\n":
+        assert process.poll() is None
+    time.sleep(seconds)
+    before = family(process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    well = [(143, SIGNALS[0][2]), *([(0, "")] if when == "ends" else [])]
+    assert (process.returncode, said) in well
+    assert eventually(lambda: all(gone(p.pid) for p in before))
+
+
 LEAVES = """
 import hashlib, os, signal
 from tgate_batch.output import goodbye
@@ -159,27 +195,39 @@ def test_signal_is_told_at_once_though_the_main_thread_is_in_a_library():
 OWNER = """
 import subprocess, sys
 from tgate_batch.execute import guardian
+before = subprocess.Popen(["sleep", "600"])
+watching = guardian.watching()
 child = subprocess.Popen([sys.executable, "-c", "import subprocess, time, sys;"
     "subprocess.Popen(['sleep', '600']); time.sleep(600)"])
-watching = guardian.watched_over([child.pid])
-print(child.pid, watching.pid, flush=True)
+other = subprocess.Popen(["sleep", "600"])
+if sys.argv[1] == "said":
+    guardian.watch_only(watching, [child.pid])
+print(child.pid, watching.pid, before.pid, other.pid, flush=True)
 sys.stdin.read()
 """
 
 
-def test_guardian_ends_the_processes_of_a_killed_parent_and_then_itself():
+@pytest.mark.parametrize("which", ["said", "all that started since"])
+def test_guardian_ends_the_processes_of_a_killed_parent_and_then_itself(which):
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", OWNER, which],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
     )
-    child, guard = map(int, owner.stdout.readline().split())
+    child, guard, before, other = map(int, owner.stdout.readline().split())
     assert eventually(lambda: len(psutil.Process(child).children()) == 1)
     assert eventually(lambda: guardian.__file__ in psutil.Process(guard).cmdline())
     sleeper = psutil.Process(child).children()[0]
+    time.sleep(1)  # some looks
     os.kill(guard, signal.SIGTERM)  # what ends a whole group does not end it
     owner.kill()
     owner.wait()
-    for pid in (child, sleeper.pid, guard):
+    for pid in (child, sleeper.pid, guard, *([] if which == "said" else [other])):
         assert eventually(lambda pid=pid: gone(pid))
+    for pid in (before, *([other] if which == "said" else [])):
+        assert not gone(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 def gone(pid):

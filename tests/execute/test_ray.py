@@ -13,7 +13,7 @@ from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.ray import RayExecutor, start
+from tgate_batch.execute.ray import RayExecutor, start, why_not_started
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
@@ -174,3 +174,18 @@ def test_worker_that_cannot_start_does_not_end_the_run_of_another(settings, tmp_
 def test_worker_that_fits_no_machine_is_refused(settings):
     with pytest.raises(UserError, match="each asks 4096 CPU"):
         render(settings, workers={"cpus_each": 4096})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "AttributeError: Can't get attribute '_RayWorker' on <module 'tgate_batch.execute.ray'>",
+        "ModuleNotFoundError: No module named 'tgate_batch'",
+        "AttributeError: module 'tgate_batch.execute.ray' has no attribute 'x'",
+    ],
+)
+def test_other_package_on_the_clusters_machines_is_told(said):
+    told = why_not_started(RuntimeError(f"ray::begin() (pid=1)\n  File a.py, line 1\n{said}"))
+    assert told.startswith(said)
+    assert "another tgate_batch" in told
+    assert "another tgate_batch" not in why_not_started(RuntimeError("AttributeError: 'cuda'"))

@@ -1,8 +1,8 @@
-"""A run as a process of its own, with the painter in place of a model: ``driver.py CONFIG``."""
+"""``driver.py CONFIG [--retry-errors]``: a run as a process, the painter in place of a model."""
 
 import sys
 
-from world import painting
+from world import drawing
 
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import run_as_job
@@ -12,8 +12,8 @@ from tgate_batch.execute import plugins
 def job() -> int:
     settings = config.load(sys.argv[1])
     plugins.register(settings.plugins)
-    with painting():
-        return workflow.render(settings)
+    with drawing():
+        return workflow.render(settings, retry_errors="--retry-errors" in sys.argv)
 
 
 if __name__ == "__main__":

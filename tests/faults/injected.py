@@ -13,6 +13,8 @@ from painter import Mischief
 from world import WORDS, World, refused_or_done, rows, some
 
 from tgate_batch import workflow
+from tgate_batch.errors import StorageError
+from tgate_batch.execute import pool
 from tgate_batch.output import claim, history
 from tgate_batch.records import image_seed
 from tgate_batch.storage import Folder
@@ -36,7 +38,7 @@ def each_seventh_raises(world: World, rng: random.Random) -> None:
         for word, number in itertools.product(WORDS, (0, 1))
         if image_seed(0, word, number) % 7 == 0
     }
-    failed = {key[1:] for key, (status, _) in rows(run).items() if status == "error"}
+    failed = {key[1:] for key, row in rows(run).items() if row.status == "error"}
     assert failed == seventh
     assert world.render(run, retry_errors=True) == workflow.DONE
     world.check(run)
@@ -67,8 +69,9 @@ def out_of_memory_above_a_size(world: World, rng: random.Random) -> None:
 def full_disk(world: World, rng: random.Random) -> None:
     """Writing fails some times in a row, as where a disk is full until someone clears it."""
     run = world.config()
-    with failing("create", OSError(errno.ENOSPC, "No space left on device"), rng, times=2):
-        world.render(run)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with failing("_create_local", full, rng, times=2), quick():
+        refused_or_done(world, run)
     world.render(run)
     world.check(run)
 
@@ -77,8 +80,9 @@ def storage_outage(world: World, rng: random.Random) -> None:
     """Reading, listing and writing all fail, some times in a row."""
     run = world.config()
     with (
-        failing("create", ConnectionError("storage is away"), rng, times=2),
-        failing("open", ConnectionError("storage is away"), rng, times=1),
+        failing("_create_local", ConnectionError("storage is away"), rng, times=2),
+        failing("open", StorageError("storage is away"), rng, times=1),
+        quick(),
     ):
         refused_or_done(world, run)
     world.render(run)
@@ -150,7 +154,7 @@ def output_is_read_only(world: World, rng: random.Random) -> None:
     """From some file on, nothing can be written: one line, and the next run goes on."""
     run = world.config()
     refused = OSError(errno.EROFS, "Read-only file system")
-    with failing("create", refused, rng, times=10**9), quick():
+    with failing("_create_local", refused, rng, times=10**9), quick():
         assert refused_or_done(world, run) != "0"
     assert world.render(run) == workflow.DONE
     world.check(run)
@@ -240,8 +244,6 @@ def stop(world: World, run: Any) -> None:
 @contextmanager
 def quick() -> Iterator[None]:
     """The pool's pauses take no time."""
-    from tgate_batch.execute import pool
-
     with mock.patch.object(pool, "_LONGEST_PAUSE", 0.01):
         yield
 

@@ -1,4 +1,4 @@
-"""A pipeline that paints at once what a seed says, and does mischief as it is told.
+"""Pipelines that draw in place of a run's own, and do mischief as they are told.
 
 What it is told stands in a file, so that workers in other processes hear it too. A mischief with a
 number of times counts them by files beside that one.
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.config import Config, Model
 from tgate_batch.metrics.entry import Column, PictureMetric
 from tgate_batch.models.family import Condition
-from tgate_batch.models.runner import Pixels
+from tgate_batch.models.runner import PipelineRunner, Pixels, open_runner
 from tgate_batch.records import Prompt
 
 VARIABLE = "TGATE_BATCH_MISCHIEF"  # the environment's name for the file
@@ -39,6 +40,8 @@ class Mischief:
     hangs: str = ""
     hangs_times: int = ALWAYS
     dies_measuring: int = 0  # times
+    starts_not: int = 0  # times
+    bad: int = 0  # workers that fail at everything
 
     def tell(self) -> None:
         """From here on, all workers do this."""
@@ -70,38 +73,69 @@ class Mischief:
 class Painter(StandIn):
     """One colour a picture, which its seed alone decides."""
 
+    def __init__(self, model: Model, config: Config) -> None:
+        super().__init__(model, config)
+        heard = Mischief.heard()
+        if heard.is_due("starts-not", heard.starts_not):
+            raise RuntimeError("this worker does not start")
+        self._bad = heard.is_due("bad", heard.bad)
+
+    @property
+    def guided(self) -> bool:  # asked for before any picture is
+        if self._bad:
+            raise RuntimeError("this worker is bad")
+        return False
+
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{"text": prompt.text} for prompt in prompts]
 
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> Any:
-        mischief = Mischief.heard()
-        time.sleep(mischief.seconds)
         texts = [condition["text"] for condition in conditions]
-
-        def says(part: str) -> bool:
-            return bool(part) and any(part in text for text in texts)
-
-        if says(mischief.dies) and mischief.is_due("dies", mischief.dies_times):
-            os._exit(1)
-        if says(mischief.hangs) and mischief.is_due("hangs", mischief.hangs_times):
-            time.sleep(3600)
-        if (
-            mischief.memory
-            and len(seeds) > mischief.memory
-            and mischief.is_due("memory", mischief.memory_times)
-        ):
-            raise torch.OutOfMemoryError("does not fit")
-        if says(mischief.raises):
-            raise RuntimeError(f"cannot paint {mischief.raises}")
-        if mischief.raises_each and any(seed % mischief.raises_each == 0 for seed in seeds):
-            raise RuntimeError("cannot paint each of them")
-        self._broken = [bool(mischief.nan) and mischief.nan in text for text in texts]
+        self._broken = misbehave(texts, seeds)
         return torch.tensor(seeds)
 
     def decode(self, latents: Any) -> Pixels:
         colours = [np.random.default_rng(seed).integers(0, 256, 3) for seed in latents.tolist()]
         pictures = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
         return Pixels(pictures, ~np.array(self._broken))
+
+
+class OwnModel(PipelineRunner):
+    """The config's own model."""
+
+    @classmethod
+    def opened(cls, model: Model, config: Config) -> "OwnModel":
+        own = open_runner(model, config)
+        return cls(own.pipeline, own.family, own.sampling, own.engine)
+
+    def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
+        misbehave([], seeds)
+        return super().denoise(conditions, seeds)
+
+
+def misbehave(texts: list[str], seeds: list[int]) -> list[bool]:
+    """Does to a batch what was told; returns which of its pictures are of NaN."""
+    mischief = Mischief.heard()
+    time.sleep(mischief.seconds)
+
+    def says(part: str) -> bool:
+        return bool(part) and any(part in text for text in texts)
+
+    if says(mischief.dies) and mischief.is_due("dies", mischief.dies_times):
+        os._exit(1)
+    if says(mischief.hangs) and mischief.is_due("hangs", mischief.hangs_times):
+        time.sleep(3600)
+    if (
+        mischief.memory
+        and len(seeds) > mischief.memory
+        and mischief.is_due("memory", mischief.memory_times)
+    ):
+        raise torch.OutOfMemoryError("does not fit")
+    if says(mischief.raises):
+        raise RuntimeError(f"cannot paint {mischief.raises}")
+    if mischief.raises_each and any(seed % mischief.raises_each == 0 for seed in seeds):
+        raise RuntimeError("cannot paint each of them")
+    return [bool(mischief.nan) and mischief.nan in text for text in texts]
 
 
 def _load(weights: str | None, device: str) -> Any:

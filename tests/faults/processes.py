@@ -8,38 +8,46 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 from painter import Mischief
-from world import World
+from world import ARMS, World
 
 from tgate_batch import workflow
 from tgate_batch.config import Config
-from tgate_batch.output import history, layout
+from tgate_batch.output import layout
 from tgate_batch.storage import Folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PATIENCE = 90.0  # seconds within which every driver is to end
+PATIENCE = 180.0  # seconds within which every driver is to end
+
+ON_RAY = {"executor": "ray", "max": 2}
+
+MARK = "TGATE_BATCH_DRIVER"  # the environment's name for a driver's mark on all that it starts
+LEFT_SECONDS = 20.0  # for which something of a driver that ended may be there
 
 Act = Callable[["Driver", random.Random], None]
+When = Callable[["Driver"], None]
 
 
 class Cluster:
     """A Ray of our own, of one or more nodes on this machine; ended with all that it started."""
 
-    def __init__(self, place: Path, nodes: int = 1, cpus: int = 2):
+    def __init__(self, place: Path, nodes: int = 1):
         self._place = place
         self._port = _free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._known: list[psutil.Process] = []
         self.raylets: list[psutil.Process] = []
         for _ in range(nodes):
-            self.add_node(cpus)
+            self.add_node(2 // nodes)
 
     def add_node(self, cpus: int) -> None:
         """Starts a node; the first is the head."""
@@ -110,39 +118,78 @@ def surroundings(**more: str) -> dict[str, str]:
 class Driver:
     """A run as a process."""
 
-    def __init__(self, settings: Config, cluster: Cluster | None):
+    def __init__(self, world: World, settings: Config, cluster: Cluster | None = None):
+        self.world = world
         self.settings = settings
         self.cluster = cluster
-        file = Path(settings.output).with_suffix(".yaml")
+        file = world.place / f"driver-{uuid.uuid4().hex}.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-        self._log = open(file.with_suffix(".log"), "w+")  # noqa: SIM115  closed in `ended`
-        where = {} if cluster is None else {"RAY_ADDRESS": cluster.address}
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "driver.py"), str(file)],
-            env=surroundings(**where),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+        self._log = file.with_suffix(".log")
+        self._mark = file.stem
+        where = {MARK: self._mark} | ({"RAY_ADDRESS": cluster.address} if cluster else {})
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "driver.py"), str(file)],
+                env=surroundings(**where),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
-    def wait_for_files(self, count: int = 1) -> None:
-        """Until so many picture files are there."""
+    def wait_for(self, sign: Callable[[], Any]) -> None:
+        """Until there is a sign of it."""
         until = time.monotonic() + PATIENCE
-        while len(list(Path(self.settings.output).glob(layout.IMAGE_FILES))) < count:
+        while not sign():
             if self.process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"it drew nothing: {self.said()[-1500:]}")
-            time.sleep(0.05)
+                raise AssertionError(f"it did not come so far: {self.said()}")
+            time.sleep(0.02)
 
     def ended(self) -> int:
-        """Its exit code; a driver that hangs fails the round."""
+        """Its exit code; a driver that hangs, or ends with a traceback, fails the round."""
         try:
-            return self.process.wait(PATIENCE)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
+            raise AssertionError(f"it hangs: {self.said()}") from None
+        finally:
             self.process.kill()
-            raise AssertionError(f"it hangs: {self.said()[-1500:]}") from None
+        assert "Traceback" not in self.said(), self.said()
+        assert "SIGTERM received" not in self.said(), f"Ray's own words: {self.said()}"
+        return self.world.judged(self.settings, code)
+
+    def children(self) -> list[str]:
+        with _gone():
+            return [_title(child) for child in psutil.Process(self.process.pid).children()]
+        return []
+
+    def check_nothing_left(self) -> None:
+        """No process that it started, a Ray of its own included, outlives it for long."""
+        until = time.monotonic() + LEFT_SECONDS
+        while left := [p for p in psutil.process_iter(["environ"]) if self._is_of(p)]:
+            assert time.monotonic() < until, f"{len(left)} left, as {_title(left[0])}"
+            time.sleep(0.2)
+
+    def _is_of(self, process: psutil.Process) -> bool:
+        with _gone():
+            environment = process.info["environ"] or {}
+            return environment.get(MARK) == self._mark and process.status() != "zombie"
+        return False
 
     def said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        """The end of what it said."""
+        return self._log.read_text()[-1500:]
+
+
+def first_files(driver: Driver) -> None:
+    """Until it has drawn something."""
+    driver.wait_for(lambda: Folder(driver.settings.output).names(layout.IMAGES))
+
+
+def its_ray_starts(driver: Driver) -> None:
+    driver.wait_for(lambda: any("gcs_server" in name for name in driver.children()))
+
+
+def its_last_scores(driver: Driver) -> None:
+    scores = layout.scores("demo", ARMS[-1])
+    driver.wait_for(lambda: Folder(driver.settings.output).exists(scores))
 
 
 def disturbed(
@@ -151,27 +198,28 @@ def disturbed(
     cluster: Cluster | None,
     act: Act,
     codes: Collection[int],
+    when: When = first_files,
     **changes: object,
-) -> Driver:
+) -> None:
     """A run that something happens to at a random moment; it is run again until it is done.
 
     The first run has to end with one of ``codes``, and without a traceback.
     """
     Mischief(seconds=0.1).tell()
-    settings = world.config(workers={"executor": "ray", "max": 2}, **changes)
-    driver = Driver(settings, cluster)
-    driver.wait_for_files()
-    time.sleep(rng.uniform(0, 1.5))
-    act(driver, rng)
-    code = driver.ended()
-    assert code in codes, f"exit code {code}: {driver.said()[-1500:]}"
-    assert "Traceback" not in driver.said(), driver.said()[-1500:]
-    Mischief().tell()
+    settings = world.config(**{"workers": ON_RAY, **changes})
+    driver = Driver(world, settings, cluster)
+    try:
+        when(driver)
+        time.sleep(rng.uniform(0, 1.5))
+        act(driver, rng)
+        code = driver.ended()
+        driver.check_nothing_left()
+    finally:
+        driver.process.kill()
+    assert code in codes, f"exit code {code}: {driver.said()}"
     if code != workflow.DONE:
-        again = Driver(settings, cluster)
-        assert again.ended() == workflow.DONE, again.said()[-1500:]
+        world.resume(settings)
     world.check(settings)
-    return driver
 
 
 def kill_a_worker(driver: Driver, rng: random.Random, how: int = signal.SIGKILL) -> None:
@@ -206,8 +254,8 @@ def signal_the_driver_twice(driver: Driver, rng: random.Random) -> None:
 
 
 def second_driver(driver: Driver, rng: random.Random) -> None:
-    second = Driver(driver.settings, driver.cluster)
-    assert second.ended() == workflow.UNUSABLE, second.said()[-1500:]
+    second = Driver(driver.world, driver.settings, driver.cluster)
+    assert second.ended() == workflow.UNUSABLE, second.said()
     assert "is in use" in second.said()
 
 
@@ -229,17 +277,12 @@ def kill_the_head(driver: Driver, rng: random.Random) -> None:
                 process.kill()
 
 
-def exit_code_is_kept(driver: Driver, code: int) -> None:
-    last = history.read(Folder(driver.settings.output))[0]
-    assert last["exit_code"] == code, last
-
-
 ON_A_SHARED_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int]] = {
-    "kill -9 of a worker": (kill_a_worker, (0,), 6),
+    "kill -9 of a worker": (kill_a_worker, (0,), 4),
     "SIGTERM to a worker": (end_a_worker, (0,), 4),
     "kill -9 of all workers": (kill_all_workers, (0,), 4),
-    "kill -9 of the driver": (signal_the_driver(signal.SIGKILL), (-9,), 5),
-    "SIGTERM to the driver": (signal_the_driver(signal.SIGTERM), (143, 0), 5),
+    "kill -9 of the driver": (signal_the_driver(signal.SIGKILL), (-9, 0), 4),
+    "SIGTERM to the driver": (signal_the_driver(signal.SIGTERM), (143, 0), 4),
     "SIGINT to the driver": (signal_the_driver(signal.SIGINT), (130, 0), 4),
     "two signals to the driver": (signal_the_driver_twice, (143, 130, 0), 2),
     "a second driver": (second_driver, (0,), 2),
@@ -247,5 +290,10 @@ ON_A_SHARED_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int]] = {
 }
 ON_ITS_OWN_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int, int]] = {  # and nodes, times
     "kill -9 of one of two nodes": (kill_a_node, (0,), 2, 3),
-    "kill -9 of Ray's head": (kill_the_head, (4,), 1, 3),
+    "kill -9 of Ray's head": (kill_the_head, (4, 0), 1, 3),
+}
+WITH_A_RAY_THAT_IT_STARTS: dict[str, tuple[Act, tuple[int, ...], When, int]] = {
+    "SIGTERM while Ray starts": (signal_the_driver(signal.SIGTERM), (143,), its_ray_starts, 3),
+    "SIGTERM while Ray ends": (signal_the_driver(signal.SIGTERM), (143, 0), its_last_scores, 3),
+    "kill -9 while Ray starts": (signal_the_driver(signal.SIGKILL), (-9,), its_ray_starts, 2),
 }

@@ -7,73 +7,146 @@ row and picture by picture. ``python tests/faults/suite.py [--only TEXT] [--shar
 import argparse
 import contextlib
 import io
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import damage  # noqa: E402
 import injected  # noqa: E402
+import model  # noqa: E402
+import processes  # noqa: E402
+import store  # noqa: E402
+import workers  # noqa: E402
 from world import World  # noqa: E402
+
+from tgate_batch.execute import ray  # noqa: E402
+
+LONGEST_ROUND = 600  # seconds, for the slowest kind on a busy machine
 
 Round = Callable[[random.Random], None]
 
 
-def rounds(
-    world: World, only: str, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, Round, int]]:
-    """(kind, round, how often). A cluster is started when the first round needs it."""
-    from processes import ON_A_SHARED_CLUSTER, ON_ITS_OWN_CLUSTER, Cluster, disturbed
+class Places:
+    """What rounds take place in; most is made when the first round asks for it."""
 
-    for kind, (one, times) in {**injected.ROUNDS, **damage.ROUNDS}.items():
-        yield kind, partial(one, world), times
-    shared = [kind for kind in ON_A_SHARED_CLUSTER if only in kind]
-    if shared:
-        cluster = Cluster(world.place)
-        stack.callback(cluster.end)
-    for kind, (act, codes, times) in ON_A_SHARED_CLUSTER.items():
-        if kind in shared:
-            yield kind, lambda rng, a=act, c=codes: disturbed(world, rng, cluster, a, c), times
-    for kind, (act, codes, nodes, times) in ON_ITS_OWN_CLUSTER.items():
+    def __init__(self, place: Path, stack: contextlib.ExitStack):
+        self._place, self._stack = place, stack
+        self.world = World(place / "world")
+
+    @cached_property
+    def of_a_model(self) -> World:
+        return model.world_of_a_model(self._place / "model")
+
+    @cached_property
+    def on_a_store(self) -> World:
+        return store.WorldOnAStore(self._place / "store")
+
+    @cached_property
+    def cluster(self) -> processes.Cluster:
+        made = processes.Cluster(self._place)
+        self._stack.callback(made.end)
+        return made
+
+    @cached_property
+    def workers(self) -> World:
+        """With workers of their own for runs in this process."""
+        workers.join(self.cluster)
+        self._stack.callback(ray.stop)
+        return self.world
+
+
+def rounds(places: Places) -> Iterator[tuple[str, Round, int]]:
+    """(kind, round, how often)."""
+    for where, held in (
+        (lambda: places.world, injected.ROUNDS),
+        (lambda: places.world, damage.ROUNDS),
+        (lambda: places.of_a_model, model.ROUNDS),
+        (lambda: places.on_a_store, store.ROUNDS),
+        (lambda: places.workers, workers.ROUNDS),
+    ):
+        for kind, (one, times) in held.items():
+            yield kind, lambda rng, one=one, where=where: one(where(), rng), times
+    for kind, (act, codes, times) in processes.ON_A_SHARED_CLUSTER.items():
+
+        def shared(rng: random.Random, act=act, codes=codes) -> None:
+            processes.disturbed(places.world, rng, places.cluster, act, codes)
+
+        yield kind, shared, times
+    for kind, (act, codes, nodes, times) in processes.ON_ITS_OWN_CLUSTER.items():
 
         def alone(rng: random.Random, act=act, codes=codes, nodes=nodes) -> None:
-            own = Cluster(world.place / f"nodes-{rng.randrange(10**9)}", nodes, 2 // nodes)
+            own = processes.Cluster(places.world.place / f"nodes-{rng.randrange(10**9)}", nodes)
             try:
-                disturbed(world, rng, own, act, codes)
+                processes.disturbed(places.world, rng, own, act, codes)
             finally:
                 own.end()
 
         yield kind, alone, times
+    for kind, (act, codes, when, times) in processes.WITH_A_RAY_THAT_IT_STARTS.items():
+
+        def by_itself(rng: random.Random, act=act, codes=codes, when=when) -> None:
+            processes.disturbed(places.world, rng, None, act, codes, when)
+
+        yield kind, by_itself, times
 
 
-def run(place: Path, only: str = "", share: float = 1.0, seed: int = 0) -> Counter[str]:
+def run(place: Path, only: Collection[str], share: float = 1.0, seed: int = 0) -> Counter[str]:
     """Runs the rounds and prints the table; ``{"faults": n, "failed": n}``."""
-    world = quietly(World, place)
     total: Counter[str] = Counter()
+    begun, used = time.monotonic(), _cpu_seconds()
     print(f"{'kind':36} {'faults':>7} {'held':>6} {'seconds':>8}", flush=True)
     with contextlib.ExitStack() as stack:
-        for kind, one, times in rounds(world, only, stack):
-            if only not in kind:
+        for kind, one, times in rounds(quietly(Places, place, stack)):
+            if not any(text in kind for text in only):
                 continue
             times, start, failed = max(1, round(times * share)), time.monotonic(), 0
             for number in range(times):
                 try:
-                    quietly(one, random.Random(f"{seed} {kind} {number}"))
+                    with in_time():
+                        quietly(one, random.Random(f"{seed} {kind} {number}"))
                 except Exception:
                     failed += 1
                     print(f"{kind}, round {number}:", traceback.format_exc(limit=-5), sep="\n")
             seconds = time.monotonic() - start
             print(f"{kind:36} {times:7} {times - failed:6} {seconds:8.1f}", flush=True)
             total += Counter(kinds=1, faults=times, failed=failed)
-    print(f"{total['faults']} faults of {total['kinds']} kinds, {total['failed']} did harm")
+    took, used = time.monotonic() - begun, _cpu_seconds() - used
+    print(
+        f"{total['faults']} faults of {total['kinds']} kinds, {total['failed']} did harm; "
+        f"{took / 60:.1f} minutes, {used / 60:.1f} of a CPU"
+    )
     return total
+
+
+def _cpu_seconds() -> float:
+    """What this process and its children that have ended used."""
+    return sum(os.times()[:4])
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """A round that hangs fails."""
+
+    def hangs(number: int, frame: object) -> None:
+        raise AssertionError(f"it hangs: nothing after {LONGEST_ROUND} s")
+
+    signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(LONGEST_ROUND)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def quietly(call: Callable, *rest):
@@ -89,12 +162,15 @@ def quietly(call: Callable, *rest):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="kinds whose name has it")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="kinds whose name has it (repeatable)"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the rounds of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as place:
-        total = run(Path(place), options.only, options.share, options.seed)
+        total = run(Path(place), options.only or [""], options.share, options.seed)
     return 1 if total["failed"] else 0
 
 

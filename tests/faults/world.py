@@ -1,22 +1,27 @@
 """A small run, what it makes undisturbed, and whether another output holds just that."""
 
+import io
 import os
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import painter
-import pyarrow.parquet as pq
 from painter import Mischief, Painter
+from PIL import Image
 
 from tgate_batch import config, workflow
-from tgate_batch.config import Config
-from tgate_batch.errors import UserError
+from tgate_batch.config import Config, Model, Workers
+from tgate_batch.errors import StorageError, UserError
+from tgate_batch.execute import plugins
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.output import layout
+from tgate_batch.execute.verify import verify
+from tgate_batch.output import layout, parquet
+from tgate_batch.storage import Folder
 
 # fmt: off
 WORDS = (
@@ -27,25 +32,44 @@ WORDS = (
 # fmt: on
 ARMS = ("baseline", "same")
 
-Rows = dict[
-    tuple[str, str, int], tuple[str, bytes | None]
-]  # (arm, prompt, number) -> status, bytes
+Artist = Callable[[Model, Config], Any]
+
+
+class Row(NamedTuple):
+    """What there is of one picture."""
+
+    status: str
+    picture: bytes | None
+    error_kind: str | None
+
+    def __repr__(self) -> str:
+        return self.error_kind or self.status
+
+
+Rows = dict[tuple[str, str, int], Row]  # by arm, prompt, number
 
 
 class World:
-    """A place for the rounds: 25 prompts, two pictures each, under two arms; 100 pictures."""
+    """A place for the rounds: 25 prompts, two pictures each, under two arms; 100 pictures.
 
-    def __init__(self, place: Path):
+    ``artist`` opens what draws; ``levels`` of 255 lie between equal pictures.
+    """
+
+    def __init__(self, place: Path, artist: Artist = Painter, levels: int = 0, **changes: Any):
         self.place = place
+        self._artist, self._levels, self._changes = artist, levels, changes
+        place.mkdir(exist_ok=True)
+        plugins.register(["painter"])
         self._outputs = 0
-        os.environ[painter.VARIABLE] = str(place / "mischief.json")
+        os.environ.setdefault(painter.VARIABLE, str(place / "mischief.json"))
         Mischief().tell()
         self.prompts = place / "prompts.csv"
         self.write_prompts()
+        self.undisturbed: Rows = {}
         self.whole = self.config()
         assert self.render(self.whole) == workflow.DONE
         self.undisturbed = rows(self.whole)
-        assert len(self.undisturbed) == 100
+        assert len({row.picture for row in self.undisturbed.values()}) >= 50  # none is an error
 
     def write_prompts(self, words: Collection[str] = WORDS) -> None:
         lines = "".join(f"{word},the picture of a {word}\n" for word in words)
@@ -62,42 +86,70 @@ class World:
             "workers": {"executor": "local"},
             "score": {"reference": None},
             "plugins": ["painter"],
-            "output": str(self.place / f"out-{self._outputs}"),
+            "output": self.output(f"out-{self._outputs}"),
         }
-        for key, value in changes.items():
+        for key, value in {**self._changes, **changes}.items():
             data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
         return config.parse(data)
 
+    def output(self, name: str) -> str:
+        """Where an output of this name is."""
+        return str(self.place / name)
+
     def render(self, settings: Config, mischief: Mischief | None = None, **options: Any) -> int:
-        """A run whose pipeline is the painter; the exit code. Raises as ``workflow.render``."""
+        """A run in this process; the exit code. Raises as ``workflow.render``."""
         (mischief or Mischief()).tell()
-        with painting():
-            return workflow.render(settings, **options)
+        with drawing(self._artist):
+            return self.judged(settings, workflow.render(settings, **options))
+
+    def resume(self, settings: Config, **options: Any) -> None:
+        """The same run again, undisturbed: it does what is missing, and then holds everything."""
+        here = settings.model_copy(update={"workers": Workers(executor="local")})
+        assert self.render(here, **options) == workflow.DONE
+        self.check(settings)
+
+    def judged(self, settings: Config, code: int) -> int:
+        """The exit code of a run, which is not 0 where anything is missing."""
+        if code == workflow.DONE and self.undisturbed:
+            assert rows(settings).keys() == self.undisturbed.keys(), "exit code 0, and rows missing"
+        return code
 
     def check(self, settings: Config, failed: Collection[str] = ()) -> None:
-        """Every row is there once and equals the undisturbed run's; these prompts' are errors."""
+        """Every row is there once and equals the undisturbed run's; these prompts' are errors.
+
+        Everything else in the output is as it should be, too.
+        """
         found = rows(settings)
         assert found.keys() == self.undisturbed.keys(), "rows are missing"
-        for key, (status, picture) in found.items():
+        for key, row in found.items():
             if key[1] in failed:
-                assert status == "error", f"{key} is {status}"
+                assert row.status == "error", f"{key} is {row.status}"
             else:
-                assert (status, picture) == self.undisturbed[key], f"{key} is another ({status})"
-        left = [file.name for file in Path(settings.output).rglob("*tmp-*")]
-        assert not left, f"temporary files are left: {left}"
+                assert self._is_alike(row, self.undisturbed[key]), f"{key} is another ({row})"
+        assert Folder(settings.output).temporary() == []
+        faults = verify(settings.output)[0].faults
+        assert not faults, "; ".join(map(str, faults))
+
+    def _is_alike(self, one: Row, other: Row) -> bool:
+        if one == other or not self._levels or None in (one.picture, other.picture):
+            return one == other
+        apart = np.subtract(
+            *(np.int16(Image.open(io.BytesIO(row.picture))) for row in (one, other))
+        )
+        return bool(abs(apart).max() <= self._levels)
 
 
 @contextmanager
-def painting() -> Iterator[None]:
-    """Within it, executors open the painter in place of any model."""
+def drawing(artist: Artist = Painter) -> Iterator[None]:
+    """Within it, executors open the artist in place of any model."""
 
     def local(settings: Config, folder: Any, first: Any = None, held: Any = print) -> LocalExecutor:
-        return LocalExecutor(settings, folder, first, open_runner=Painter, held=held)
+        return LocalExecutor(settings, folder, first, open_runner=artist, held=held)
 
     def ray(settings: Config, folder: Any, first: Any = None, held: Any = print) -> Any:
         from tgate_batch.execute.ray import RayExecutor
 
-        return RayExecutor(settings, folder, first, open_runner=Painter, held=held)
+        return RayExecutor(settings, folder, first, open_runner=artist, held=held)
 
     def opened(settings: Config, *rest: Any, **options: Any) -> Any:
         return {"local": local, "ray": ray}[settings.workers.executor](settings, *rest, **options)
@@ -109,13 +161,14 @@ def painting() -> Iterator[None]:
 def rows(settings: Config) -> Rows:
     """What an output holds; no row twice."""
     found: Rows = {}
-    for arm in ARMS:
-        folder = Path(settings.output) / layout.images("demo", arm)
-        for file in sorted(folder.glob("*.parquet")):
-            for row in pq.read_table(file, page_checksum_verification=True).to_pylist():
+    folder = Folder(settings.output)
+    for arm in settings.arms:
+        for name in folder.names(layout.images("demo", arm), ".parquet"):
+            for row in parquet.read_table(folder, name).to_pylist():
                 key = (arm, row["prompt_id"], row["image_number"])
                 assert key not in found, f"{key} is there twice"
-                found[key] = (row["status"], row["image"] and row["image"]["bytes"])
+                picture = row["image"] and row["image"]["bytes"]
+                found[key] = Row(row["status"], picture, row["error_kind"])
     return found
 
 
@@ -123,11 +176,11 @@ def some(rng: random.Random) -> str:
     return rng.choice(WORDS)
 
 
-def refused_or_done(world: World, run: Config) -> str:
+def refused_or_done(world: World, run: Config, mischief: Mischief | None = None) -> str:
     """The one line with which a run is refused, or its exit code."""
     try:
-        code = world.render(run)
-    except UserError as error:
+        code = world.render(run, mischief)
+    except (UserError, StorageError) as error:
         line = str(error)
         assert len(line.splitlines()) == 1, line
         return line

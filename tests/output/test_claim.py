@@ -46,12 +46,24 @@ def test_claim_is_given_back_after_an_error(folder):
 
 
 def test_second_driver_is_told_host_process_and_time(folder):
-    folder.write(layout.CLAIM, claim())
+    other = psutil.Process(os.getppid())
+    folder.write(layout.CLAIM, claim(pid=other.pid, process_started=other.create_time()))
     with pytest.raises(UserError) as caught, claimed(folder):
         pass
-    for word in (socket.gethostname(), str(os.getpid()), "2026-01-01 10:00:00"):
+    for word in (socket.gethostname(), str(other.pid), "2026-01-01 10:00:00"):
         assert word in str(caught.value)
     assert folder.exists(layout.CLAIM)
+
+
+def test_claim_that_this_process_holds_is_refused_and_one_that_it_left_is_taken_over(folder):
+    with claimed(folder):
+        left = folder.read(layout.CLAIM)
+        with pytest.raises(UserError, match="is in use"), claimed(folder):
+            pass
+    folder.write(layout.CLAIM, left)  # an outage kept it from being deleted
+    with claimed(folder):
+        pass
+    assert folder.names("") == []
 
 
 def test_claim_of_a_dead_process_is_taken_over(folder):

@@ -8,7 +8,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -30,6 +33,11 @@ _AHEAD = (
     1000  # workers that the autoscaler is asked for at one time, beyond those there is room for
 )
 
+_HANDLER_SECONDS = 0.02  # for which a handler may be another's
+_OPTIONS: Any = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+
+_THREAD = "ray"
+_calls: SimpleQueue[tuple[Callable[[], Any], Future]] = SimpleQueue()
 _started: set[psutil.Process] = set()  # the local Ray of this process
 _guardian: Any = None
 
@@ -43,22 +51,24 @@ def start() -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What a worker said that was set aside meanwhile is for nobody; Ray would print a trace.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     joins = os.environ.get("RAY_ADDRESS", "local") != "local"
     if not joins:
         # Ray would keep a local cluster's token in the home folder, and every `ray start` after
         # that would ask for it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        _guardian = guardian.watching()
     before = set(psutil.Process().children())
     try:
-        with _our_signals():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        _aside(partial(ray.init, **_OPTIONS))
     except BaseException:
         guardian.end(guardian.family(set(psutil.Process().children()) - before), 0)
         raise
     _started.clear()
     if not joins:
         _started.update(set(psutil.Process().children()) - before)
-        _guardian = guardian.watched_over(process.pid for process in _started)
+        guardian.watch_only(_guardian, [process.pid for process in _started])
     return True
 
 
@@ -73,8 +83,11 @@ def stop(at_once: bool = False) -> None:
     if at_once:
         guardian.end(left, 0)
         return
-    with _our_signals():
-        ray.shutdown()
+    try:
+        _aside(ray.shutdown)
+    except BaseException:
+        guardian.end(left, 0)
+        raise
     guardian.end(left, _ENDING_SECONDS)
     if _guardian is not None:
         _guardian.communicate()
@@ -87,20 +100,34 @@ def is_local() -> bool:
     return bool(_started)
 
 
-@contextlib.contextmanager
-def _our_signals() -> Iterator[None]:
-    """Ray puts handlers in place of ours, some of them beneath Python: they end the process."""
+def _aside(call: Callable[[], Any]) -> None:
+    """Calls in a thread, where Ray sets no handlers of Python's in place of ours.
+
+    Those that it sets beneath Python end the process: ours are put back as often as it takes. A
+    signal meanwhile raises here, and the call is left to itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        call()
+        return
     ours = signal.getsignal(signal.SIGTERM)
-    main = threading.current_thread() is threading.main_thread()
-    try:
-        yield
-    except SystemExit:  # Ray's handler, of a signal that came meanwhile
-        if main and callable(ours):
-            ours(signal.SIGTERM, None)
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, ours)
+    done: Future[None] = Future()
+    _calls.put((call, done))
+    if not any(thread.name == _THREAD for thread in threading.enumerate()):
+        threading.Thread(target=_calling, name=_THREAD, daemon=True).start()
+    while not done.done():
+        wait([done], _HANDLER_SECONDS)
+        signal.signal(signal.SIGTERM, ours)
+    done.result()
+
+
+def _calling() -> None:
+    """Never ends: Ray's processes end with the thread that started them."""
+    while True:
+        call, done = _calls.get()
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
 
 
 class Cluster:

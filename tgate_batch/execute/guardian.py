@@ -1,24 +1,36 @@
 """A small process that outlives its parent: it ends what Ray leaves behind of a killed driver.
 
-Run as a script with the process ids of a local Ray; the parent holds its standard input.
+Run as a script with the parent's process id and those of children that are none of its business.
+The parent holds its standard input, and may write there, once, which processes it is about.
 """
 
+import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import psutil
 
 _LOOK_SECONDS = 5.0  # between looks at what these processes have started meanwhile
+_FIRST_LOOKS_SECONDS = 0.3  # the same, until the parent has said which they are
 _GRACE_SECONDS = 2.0  # in which most of Ray's processes see by themselves that they are alone
 
 
-def watched_over(pids: Iterable[int]) -> "subprocess.Popen[bytes]":
-    """Starts a guardian of these processes and all that they start."""
-    command = [sys.executable, "-P", __file__, *map(str, pids)]  # -P: ray.py beside it is not Ray
+def watching() -> "subprocess.Popen[bytes]":
+    """Starts a guardian of all that this process starts from now on."""
+    before = [child.pid for child in psutil.Process().children()]
+    # -P: ray.py beside it is not Ray
+    command = [sys.executable, "-P", __file__, *map(str, [os.getpid(), *before])]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def watch_only(guardian: "subprocess.Popen[bytes]", pids: Iterable[int]) -> None:
+    """From now on the guardian is about these processes and what they start."""
+    assert guardian.stdin is not None
+    guardian.stdin.write(" ".join(map(str, pids)).encode() + b"\n")
+    guardian.stdin.flush()
 
 
 def family(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
@@ -42,15 +54,33 @@ def end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
             continue
 
 
-def main(pids: list[int]) -> None:
+def main(parent: int, besides: Collection[int]) -> None:
     """Waits for the parent's end, which closes standard input."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # what ends a whole group ends the parent too
-    known = family(psutil.Process(pid) for pid in pids if psutil.pid_exists(pid))
-    while not select.select([sys.stdin], [], [], _LOOK_SECONDS)[0]:
+    known: set[psutil.Process] = set()
+    said = ""
+    while True:
+        if not said:
+            known |= family(_children(parent, {*besides, os.getpid()}))
         known = {process for process in known | family(known) if process.is_running()}
+        if select.select([sys.stdin], [], [], _LOOK_SECONDS if said else _FIRST_LOOKS_SECONDS)[0]:
+            if not (said := sys.stdin.readline()):
+                break
+            known = family(
+                psutil.Process(int(p)) for p in said.split() if psutil.pid_exists(int(p))
+            )
     end(known | family(known), _GRACE_SECONDS)
 
 
+def _children(parent: int, besides: Collection[int]) -> list[psutil.Process]:
+    try:
+        found = psutil.Process(parent).children()
+    except psutil.Error:
+        return []
+    return [child for child in found if child.pid not in besides]
+
+
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]])
+    pid, *others = map(int, sys.argv[1:])
+    main(pid, others)

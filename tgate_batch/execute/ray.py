@@ -5,6 +5,7 @@ pool's to decide; this module tells it what happened, and does what it decides.
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -270,7 +271,7 @@ class RayExecutor:
         self._failed_starts += 1
         self._open_again_at = time.monotonic() + min(2**self._failed_starts, _LONGEST_PAUSE_SECONDS)
         if self._failed_starts >= LIVES and not self.pids():
-            reason = " ".join(str(cause or error).split())[-300:]
+            reason = why_not_started(cause or error)
             raise UserError(f"workers: {LIVES} in a row did not start: {reason}") from None
 
     def _arrived(self, pool: Pool, seat: _Seat, stream: Any) -> Iterator[Any]:
@@ -291,6 +292,19 @@ class RayExecutor:
         else:
             if pool.delivered(seat.name, task, piece):
                 yield piece
+
+
+def why_not_started(error: BaseException) -> str:
+    """The end of what a worker said that did not start, in a line; and what another version of this
+    package on the cluster's machines makes of it."""
+    text = " ".join(str(error).split())
+    found = re.search(r"(?:Import|ModuleNotFound|Attribute)Error: [^:]*tgate_batch.*", text)
+    if found is None:
+        return text[-300:]
+    return (
+        f"{found[0][:200]}; the cluster's machines have another tgate_batch than this one: install "
+        "this one there, or bring it along with ray job submit --working-dir"
+    )
 
 
 def _leave(number: int) -> None:

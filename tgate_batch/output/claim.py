@@ -27,6 +27,8 @@ BEAT_SECONDS = 10.0
 _BEATS_OF_PATIENCE = 3
 _ON_A_DISK = 5  # times as often, where a beat costs next to nothing
 
+_held: set[str] = set()  # tokens of this process's own claims, as long as it works under them
+
 
 @contextmanager
 def claimed(
@@ -50,6 +52,7 @@ def claimed(
         raise UserError(f"output {folder} cannot be written: {reason}") from None
     except StorageError as error:
         raise UserError(f"output {error}") from None
+    _held.add(claim["token"])
     ended = threading.Event()
     each = beat_seconds / _ON_A_DISK if folder.local else beat_seconds
     beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, each), daemon=True)
@@ -59,6 +62,7 @@ def claimed(
     finally:
         ended.set()
         beat.join()
+        _held.discard(claim["token"])
         with suppress(StorageError):  # a claim that stays has a dead holder, and is taken over
             folder.clear_temporary()
             folder.hasty.delete(layout.CLAIM)
@@ -114,6 +118,8 @@ def _read(folder: Folder) -> dict[str, Any] | None:
 
 def _is_alive(folder: Folder, claim: dict[str, Any], beat_seconds: float) -> bool:
     if claim["host"] == socket.gethostname():
+        if claim["pid"] == os.getpid():
+            return claim.get("token") in _held
         try:
             started = psutil.Process(claim["pid"]).create_time()
         except psutil.Error:

@@ -103,6 +103,7 @@ def asked(where: str, done: str, call: Callable[[], Answer], patience: float) ->
             raise
         except OSError as error:
             found = told(where, done, error)
+            found.store = True
         if found.denied or time.monotonic() + pause > until:
             raise found
         if pause == _SAID_AT:

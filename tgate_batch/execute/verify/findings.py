@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from tgate_batch.errors import StorageError
 from tgate_batch.output.layout import Settings
 
 _SHOWN = 20
@@ -100,9 +101,12 @@ def in_words(error: BaseException) -> str:
 def guarded(check: Callable[[], list[str]]) -> list[str]:
     """A check's reasons; what reading damaged bytes raises is one too.
 
-    Decoders of Parquet, zip and JSON raise errors without a common parent.
+    Decoders of Parquet, zip and JSON raise errors without a common parent. Raises StorageError
+    where an object store is in trouble: it would be so with every other file.
     """
     try:
         return check()
     except Exception as error:
+        if isinstance(error, StorageError) and error.store:
+            raise
         return [f"{UNREAD}: {in_words(error)}"]

@@ -95,19 +95,25 @@ class _Checking:
 
     def all(self) -> None:
         self._ledger()
-        with ThreadPoolExecutor(THREADS) as pool:
-            progress = _Progress()
-            for done in _windowed(pool, self._shards()):
-                self._found.merge(done.found)
-                if done.rows is None:
-                    self._unsure.add(done.pair)
-                else:
-                    self._rows[done.pair] += done.rows
-                progress.say(self._found.checked[PICTURES])
-            for what, name, reasons in pool.map(lambda check: check(), list(self._sums())):
-                self._found.add(what, name, reasons)
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            self._files(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
         self._jsons()
         self._names()
+
+    def _files(self, pool: ThreadPoolExecutor) -> None:
+        progress = _Progress()
+        for done in _windowed(pool, self._shards()):
+            self._found.merge(done.found)
+            if done.rows is None:
+                self._unsure.add(done.pair)
+            else:
+                self._rows[done.pair] += done.rows
+            progress.say(self._found.checked[PICTURES])
+        for what, name, reasons in pool.map(lambda check: check(), list(self._sums())):
+            self._found.add(what, name, reasons)
 
     def _ledger(self) -> None:
         self._found.checked[ENTRIES] += len(self._run.ledger.names())
