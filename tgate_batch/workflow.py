@@ -41,6 +41,8 @@ EXECUTORS = {  # imported only when a run names it
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     """Checks a run before anything is written. Raises UserError for what cannot be used."""
     _check_words(config)
+    thresholds.check_measured(config)
+    checkpoint.check_scheduler(config.sampling.scheduler)
     return runs.prepare(config, replace_stale)
 
 
@@ -275,8 +277,6 @@ def _check_words(config: Config) -> None:
     codec.check(config.images)
     metrics.check(config.score)
     thresholds.check(config.thresholds.figures)
-    thresholds.check_measured(config)
-    checkpoint.check_scheduler(config.sampling.scheduler)
 
 
 def _check_executor(config: Config) -> None:
