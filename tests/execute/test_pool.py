@@ -107,12 +107,44 @@ def test_failed_task_returns_to_the_only_worker():
 
 
 def test_task_is_given_up_after_three_failures_with_the_last_reason():
-    pool, tasks = pool_of(1, ("u", "v", "w"))
+    pool, tasks = pool_of(4, ("u", "v", "w"))
+    for worker, index in sent(pool):
+        pool.finished(worker, tasks[index])
     for attempt in range(LIVES):
         ((worker, _),) = sent(pool)
-        pool.failed(worker, tasks[0], f"reason {attempt}")
-    assert pool.decide() == [GiveUp(tasks[0], "reason 2")]
+        pool.failed(worker, tasks[3], f"reason {attempt}")
+    assert pool.decide() == [GiveUp(tasks[3], "reason 2")]
     assert pool.is_done
+
+
+def test_task_is_not_blamed_by_workers_that_never_did_anything():
+    pool, tasks = pool_of(2, ("bad", "worse"), in_flight=1)
+    for _ in range(2 * LIVES):
+        for decision in pool.decide():
+            if isinstance(decision, Send):
+                pool.failed(decision.worker, decision.task, "broken driver")
+    pool.joined("good")
+    while not pool.is_done:
+        for decision in pool.decide():
+            assert not isinstance(decision, GiveUp)
+        for held in pool.held("good"):
+            pool.finished("good", held)
+    assert [task.errors for task in tasks] == [0, 0]
+
+
+def test_broken_task_is_given_up_by_the_only_worker_after_all_others():
+    pool, tasks = pool_of(3, in_flight=1)
+    decided = []
+    while not pool.is_done:
+        decided += pool.decide()
+        for held in pool.held("w"):
+            if held is tasks[0]:
+                pool.failed("w", held, "bad shard")
+            else:
+                pool.finished("w", held)
+    assert GiveUp(tasks[0], "bad shard") in decided
+    assert not any(isinstance(decision, Stop) for decision in decided)
+    assert [t.done or t.errors for t in tasks] == [LIVES, 0, 0]
 
 
 def test_worker_that_fails_at_everything_is_set_aside():

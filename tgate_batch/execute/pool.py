@@ -66,6 +66,7 @@ class _Seat:
     heard: float  # when it last said something, or began to have something to say
     held: deque[Task] = field(default_factory=deque)
     own: deque[Task] = field(default_factory=deque)  # the rest of a group that it began
+    proven: bool = False  # it has finished something, so a failure may be the task's
     failures: int = 0  # in a row
     finished_elsewhere: int = 0  # the pool's count at the first of these failures
 
@@ -76,7 +77,8 @@ class Pool:
     A worker holds up to ``in_flight`` tasks while there are plenty, so that it never waits for the
     driver. The tasks of a group go to one worker, unless others have nothing left to do.
     Where a worker dies on several tasks, none is blamed: each runs alone from then on. A task that
-    failed goes to another worker while there is one. Where the storage is away, all wait a while.
+    failed goes to another worker while there is one, and is blamed only where its worker has done
+    another. Where the storage is away, all wait a while.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Pool:
         """A worker did what it was told."""
         self._hear(worker)
         seat = self._seats[worker]
-        seat.failures = 0
+        seat.failures, seat.proven = 0, True
         seat.held.remove(task)
         self._finished += 1
         self._set_aside, self._pauses, self._pause = 0, 0, 0.0
@@ -184,7 +186,10 @@ class Pool:
         task.avoid.add(worker)
         if storage:
             self._rest(reason)
-        self._again_or_not(task, task.storage_failed() if storage else task.failed(), reason)
+            again = task.storage_failed()
+        else:
+            again = task.failed() if seat.proven else True
+        self._again_or_not(task, again, reason)
         if seat.failures == 0:
             seat.finished_elsewhere = self._finished
         seat.failures += 1
@@ -270,15 +275,25 @@ class Pool:
             return None
         if seat.own:
             return seat.own.popleft()
-        for position, task in enumerate(self._waiting):
-            others = self._seats.keys() - task.avoid
-            if not (task.alone and seat.held) and (worker in others or not others):
-                del self._waiting[position]
-                return task
+        if (task := self._waiting_for(worker)) is not None:
+            return task
         if group := next(self._source, None):
             seat.own.extend(group[1:])
             return group[0]
-        return self._taken_over()
+        return self._taken_over() or self._waiting_for(worker, again=True)
+
+    def _waiting_for(self, worker: str, again: bool = False) -> Task | None:
+        """The first task that waits and may be this worker's.
+
+        ``again``: also one that failed there before, if it did so on all others.
+        """
+        shared = bool(self._seats[worker].held)
+        for position, task in enumerate(self._waiting):
+            free = worker not in task.avoid or (again and not self._seats.keys() - task.avoid)
+            if free and not (task.alone and shared):
+                del self._waiting[position]
+                return task
+        return None
 
     def _taken_over(self) -> Task | None:
         """A task that another worker has not come to; of whoever has most of them."""
