@@ -278,22 +278,22 @@ def kill_the_head(driver: Driver, rng: random.Random) -> None:
 
 
 ON_A_SHARED_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int]] = {
-    "kill -9 of a worker": (kill_a_worker, (0,), 4),
-    "SIGTERM to a worker": (end_a_worker, (0,), 4),
-    "kill -9 of all workers": (kill_all_workers, (0,), 4),
+    "kill -9 of a worker": (kill_a_worker, (0,), 2),
+    "SIGTERM to a worker": (end_a_worker, (0,), 2),
+    "kill -9 of all workers": (kill_all_workers, (0,), 2),
     "kill -9 of the driver": (signal_the_driver(signal.SIGKILL), (-9, 0), 4),
     "SIGTERM to the driver": (signal_the_driver(signal.SIGTERM), (143, 0), 4),
-    "SIGINT to the driver": (signal_the_driver(signal.SIGINT), (130, 0), 4),
+    "SIGINT to the driver": (signal_the_driver(signal.SIGINT), (130, 0), 3),
     "two signals to the driver": (signal_the_driver_twice, (143, 130, 0), 2),
-    "a second driver": (second_driver, (0,), 2),
-    "pictures removed meanwhile": (remove_the_pictures, (4, 0), 3),
+    "a second driver": (second_driver, (0,), 1),
+    "pictures removed meanwhile": (remove_the_pictures, (4, 0), 2),
 }
 ON_ITS_OWN_CLUSTER: dict[str, tuple[Act, tuple[int, ...], int, int]] = {  # and nodes, times
-    "kill -9 of one of two nodes": (kill_a_node, (0,), 2, 3),
-    "kill -9 of Ray's head": (kill_the_head, (4, 0), 1, 3),
+    "kill -9 of one of two nodes": (kill_a_node, (0,), 2, 2),
+    "kill -9 of Ray's head": (kill_the_head, (4, 0), 1, 2),
 }
 WITH_A_RAY_THAT_IT_STARTS: dict[str, tuple[Act, tuple[int, ...], When, int]] = {
-    "SIGTERM while Ray starts": (signal_the_driver(signal.SIGTERM), (143,), its_ray_starts, 3),
-    "SIGTERM while Ray ends": (signal_the_driver(signal.SIGTERM), (143, 0), its_last_scores, 3),
+    "SIGTERM while Ray starts": (signal_the_driver(signal.SIGTERM), (143,), its_ray_starts, 2),
+    "SIGTERM while Ray ends": (signal_the_driver(signal.SIGTERM), (143, 0), its_last_scores, 2),
     "kill -9 while Ray starts": (signal_the_driver(signal.SIGKILL), (-9,), its_ray_starts, 2),
 }

@@ -101,13 +101,13 @@ def became_errors(world: World, run: Config, word: str) -> None:
 
 HANG_AFTER = 3.0  # seconds
 ROUNDS: dict[str, tuple[Round, int]] = {
-    "a prompt kills its worker": (prompt_kills_its_worker, 2),
-    "a prompt kills one or two workers": (prompt_kills_some_workers, 3),
+    "a prompt kills its worker": (prompt_kills_its_worker, 1),
+    "a prompt kills one or two workers": (prompt_kills_some_workers, 2),
     "a prompt hangs its worker": (prompt_hangs_its_worker, 1),
-    "a prompt hangs one or two workers": (prompt_hangs_some_workers, 2),
-    "a worker dies while measuring": (dies_while_measuring, 2),
-    "some workers fail at everything": (some_are_bad, 3),
+    "a prompt hangs one or two workers": (prompt_hangs_some_workers, 1),
+    "a worker dies while measuring": (dies_while_measuring, 1),
+    "some workers fail at everything": (some_are_bad, 2),
     "all workers fail at everything": (all_are_bad, 1),
-    "some workers do not start": (some_do_not_start, 2),
+    "some workers do not start": (some_do_not_start, 1),
     "no worker starts": (none_starts, 1),
 }
