@@ -442,7 +442,7 @@ def _report(run: Run) -> int:
     if not arms:
         raise UserError(f"output {run.folder} holds no scores; run tgate-batch score first")
     terminal.show(summary)
-    where = f"{run.folder}/{layout.REPORT_PAGE}"
+    where = str(run.folder.within(layout.REPORT_PAGE))
     say.info(f"report: {where}", event="report", page=where)
     if any(arm["errors"] and not arm["images"] for arm in arms):
         return MISSING
