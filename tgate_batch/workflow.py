@@ -21,6 +21,7 @@ from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
 from tgate_batch.output.failed import Failed, failed, forget_measurements
+from tgate_batch.output.goodbye import MISSING, UNUSABLE
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
@@ -28,7 +29,7 @@ from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders
 from tgate_batch.storage import Folder, without_credentials
 
-DONE, UNUSABLE, OUTSIDE, MISSING = 0, 2, 3, 4  # exit codes
+DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
 
 # A worker's sustained rate, for the estimate of --dry-run alone.
 _ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
@@ -112,7 +113,6 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
                     return MISSING
                 problems = measure_pending(run, measurements, executor)
                 damaged = _conclude(run, measurements, problems, executor)
-        run.folder.clear_temporary()  # of workers that were killed; those that are left have ended
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]

@@ -29,10 +29,7 @@ _PATIENCE_SECONDS = 6.0  # for a cluster that does not answer
 _ANSWER_SECONDS = 2.0  # for one answer
 _ENDING_SECONDS = 3.0  # for a thread or a process to end by itself
 _ROOM_SECONDS = 2.0  # between questions about the cluster's size
-_AHEAD = (
-    1000  # workers that the autoscaler is asked for at one time, beyond those there is room for
-)
-
+_AHEAD = 1000  # workers that the autoscaler is asked for at one time, beyond the room there is
 _HANDLER_SECONDS = 0.02  # for which a handler may be another's
 _OPTIONS: Any = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
 
