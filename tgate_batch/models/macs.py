@@ -21,11 +21,12 @@ saves 35.8% as published and 37.5% with attention, PixArt-Alpha at gate 15, inte
 counts norms, activations, softmax or memory traffic, so neither predicts time.
 
 How it is counted. The denoiser is built on PyTorch's meta device (no weights, no arithmetic) and
-called through the same hooks as a rendering pipeline, ``tgate_batch.gate.gated``, DeepCache
+called through the same hooks as a rendering pipeline, ``tgate_batch.gate``, DeepCache
 included; a kind of step that was counted before is not run again.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -38,7 +39,9 @@ import torch
 
 from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling
 from tgate_batch.errors import UserError
-from tgate_batch.gate import Action, DeepCache, GatePlan, gated, is_guided
+from tgate_batch.gate import Action, DeepCache, GateNotReached, GatePlan, is_guided
+from tgate_batch.gate.families import known
+from tgate_batch.gate.pipeline import following
 from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models import catalogue
 from tgate_batch.models.architecture import Architecture, Part, latent_scale, read_architecture
@@ -163,6 +166,7 @@ def count(
     denoiser = _denoiser(family, part.library, part.kind, config, architecture.tokens, *size)
     scheduler = _build(architecture.scheduler)
     scheduler.set_timesteps(steps)
+    plan = None if plan is None else plan.at(steps)
     phases = [Count(), Count()]
     for step, counted in denoiser.counts(plan, deepcache, scheduler, guidance_scale):
         phase = int(plan is not None and step >= plan.gate_step)
@@ -205,7 +209,7 @@ class _Seen(NamedTuple):
 
     macs: Count
     output: Any
-    layers: list[tuple[torch.Tensor | None, bool]]
+    layers: list[tuple[dict[int, torch.Tensor], bool]]
     deepcache: dict
 
 
@@ -231,17 +235,24 @@ class _Denoiser:
         scheduler: Any,
         guidance_scale: float,
     ) -> Iterator[tuple[int, Count]]:
-        """(step, count) of every call of the denoiser that makes one image."""
+        """(step, count) of every evaluation of the denoiser that makes one image."""
         loop = _Loop(scheduler)
         setattr(loop, self.family.denoiser, self.module)
         guided = is_guided(loop, guidance_scale)
         loop.do_classifier_free_guidance = guided
-        batch = 2 if guided else 1
+        branches = 2 if guided else 1
+        kind = known(self.module)
+        by_branch = kind is not None and kind.branch_a_call
+        calls, batch = (branches, 1) if by_branch else (1, branches)
         size = (self.tokens, self.height, self.width)
         inputs = self.family.inputs(self.module.config, batch, *size)
         steps = steps_of_calls(scheduler)
         found: list[Count] = []
-        with torch.no_grad(), gated(loop, plan, guided, deepcache) as gate:
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(action="ignore", category=GateNotReached),
+            following(loop, plan, guided, deepcache) as gate,
+        ):
             forward = self.module.forward
 
             def remembered(*args: Any, **kwargs: Any) -> Any:
@@ -254,13 +265,17 @@ class _Denoiser:
                     self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
                 seen = self.seen[state]
                 _restore(gate, seen)
-                found.append(seen.macs)
+                found[-1] = found[-1].plus(seen.macs)
                 return seen.output
 
             self.module.forward = remembered
             try:
                 for _ in steps:
-                    self.module(**inputs)
+                    found.append(Count())
+                    for _ in range(calls):
+                        self.module(**inputs)
+                    if gate is not None:
+                        gate.stepped(1)
             finally:
                 del self.module.forward
         return zip(steps, found, strict=True)
@@ -284,11 +299,12 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
     """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
         return (batch,), (batch,)
-    kept = tuple(None if layer.cache is None else layer.cache.shape for layer in gate.layers)
-    actions = (gate.cross, gate.self_)
+    body = gate.bodies[0]
+    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in body.layers)
+    actions = (body.now.cross, body.now.self_)
     reuses = tuple(action is Action.REUSE for action in actions)
     work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
-    state: tuple = (batch, *actions, gate.mean, kept)
+    state: tuple = (batch, *actions, body.now.mean, body.now.number, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
@@ -301,15 +317,15 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
 def _caches(gate: Any) -> tuple[list, dict]:
     if gate is None:
         return [], {}
-    layers = [(layer.cache, layer.is_cross) for layer in gate.layers]
+    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.bodies[0].layers]
     return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
 
 
 def _restore(gate: Any, seen: _Seen) -> None:
     if gate is None:
         return
-    for layer, (kept, is_cross) in zip(gate.layers, seen.layers, strict=True):
-        layer.cache, layer.is_cross = kept, is_cross
+    for layer, (kept, is_cross) in zip(gate.bodies[0].layers, seen.layers, strict=True):
+        layer.caches, layer.is_cross = dict(kept), is_cross
     if gate.deepcache is not None:
         gate.deepcache.cached_output.update(seen.deepcache)
 
