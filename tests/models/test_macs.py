@@ -260,3 +260,34 @@ def test_job_reproduces_every_published_figure():
     }
     for model, figure in {"sdxl": 169.03, "pixart_alpha": 162.74, "pixart_sigma": 165.84}.items():
         assert with_attention[model] == pytest.approx(figure, rel=1e-3)
+
+
+SD15_CONTROL = Part(
+    "diffusers",
+    "ControlNetModel",
+    {  # lllyasviel/control_v11p_sd15_canny, config.json
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+)
+
+
+def test_a_controlnet_is_gated_and_counted_as_its_denoiser_is():
+    """With it gated alike, the limit of a gate at 10 of 25 steps is 1.43; not gated, 1.28."""
+    family, plain = catalogue.family_of("sd15"), catalogue.entry("sd15").architecture
+    steered = replace(plain, controlnet=SD15_CONTROL)
+    settings = {"steps": 25, "guidance_scale": 7.5, "height": 512, "width": 512}
+    before, after = (
+        {
+            "alone": macs.count(family, plain, plan, None, **settings).per_image,
+            "both": macs.count(family, steered, plan, None, **settings).per_image,
+        }
+        for plan in (None, GatePlan(10))
+    )
+    control = before["both"] - before["alone"]
+    assert 0.3 < control / before["alone"] < 0.45
+    assert before["both"] / after["both"] == pytest.approx(1.43, abs=0.02)
+    assert before["both"] / (after["alone"] + control) == pytest.approx(1.28, abs=0.02)

@@ -36,6 +36,9 @@ DENOISERS = {
     "UNetMotionModel": Denoiser(),
     "SanaTransformer2DModel": Denoiser(),
     "WanTransformer3DModel": Denoiser(branch_a_call=True),
+    # They run beside a UNet2DConditionModel, on its rows.
+    "ControlNetModel": Denoiser(),
+    "ControlNetUnionModel": Denoiser(),
 }
 DISTILLED = GatePlan(1)  # the documents' plan for latent consistency models of a few steps
 

@@ -62,7 +62,7 @@ def following(
     _refuse(pipe, denoiser)
     bodies = [Body(denoiser, kind)]
     if plan is not None:
-        bodies += [Body(control, Denoiser(kind.kept)) for control in _controls(pipe, denoiser)]
+        bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
     with ExitStack() as stack:
         _gated[denoiser] = pipe
         stack.callback(_gated.pop, denoiser)

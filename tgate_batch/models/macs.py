@@ -46,12 +46,12 @@ from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models import catalogue
 from tgate_batch.models.architecture import Architecture, Part, latent_scale, read_architecture
 from tgate_batch.models.call_macs import Count, count_call
-from tgate_batch.models.family import Family
+from tgate_batch.models.family import Family, empty
 
 
 @dataclass(frozen=True)
 class Macs:
-    """The denoiser's MACs of one image (of one video, for video).
+    """The MACs of one image (of one video, for video): of the denoiser and its ControlNet.
 
     ``semantics_planning`` and ``fidelity_improving`` are the steps before the gate step and from
     it on; without a plan all steps are in the first. ``params`` counts the denoiser's parameters,
@@ -158,21 +158,29 @@ def count(
 ) -> Macs:
     """Runs the steps of one image through the gated denoiser on the meta device and counts them.
 
-    ``height`` and ``width`` in pixels. Raises ValueError for settings that the gate refuses.
+    A ControlNet runs beside it at every step, for both branches (in guess mode it would run for
+    one), and DeepCache skips nothing of it. ``height`` and ``width`` in pixels. Raises ValueError
+    for settings that the gate refuses.
     """
-    part, scale = architecture.denoiser, latent_scale(architecture.vae)
-    config = json.dumps(dict(part.config), sort_keys=True)
-    size = (height // scale, width // scale)
-    denoiser = _denoiser(family, part.library, part.kind, config, architecture.tokens, *size)
+    scale = latent_scale(architecture.vae)
+    size = (architecture.tokens, height // scale, width // scale)
     scheduler = _build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     plan = None if plan is None else plan.at(steps)
-    phases = [Count(), Count()]
-    for step, counted in denoiser.counts(plan, deepcache, scheduler, guidance_scale):
-        phase = int(plan is not None and step >= plan.gate_step)
-        phases[phase] = phases[phase].plus(counted)
-    params, params_after_gate = denoiser.params()
-    return Macs(phases[0], phases[1], params, params_after_gate)
+    phases, params = [Count(), Count()], [0, 0]
+    parts = [(architecture.denoiser, deepcache)]
+    if architecture.controlnet is not None:
+        parts += [(architecture.controlnet, None)]
+    guided = guidance_scale > 1
+    for part, skipping in parts:
+        config = json.dumps(dict(part.config), sort_keys=True)
+        denoiser = _denoiser(family, part.library, part.kind, config, *size)
+        guided = guided and denoiser.is_guided(guidance_scale)
+        for step, counted in denoiser.counts(plan, skipping, scheduler, guided, scale):
+            phase = int(plan is not None and step >= plan.gate_step)
+            phases[phase] = phases[phase].plus(counted)
+        params = [sum(both) for both in zip(params, denoiser.params(), strict=True)]
+    return Macs(phases[0], phases[1], *params)
 
 
 def count_parts(
@@ -233,12 +241,11 @@ class _Denoiser:
         plan: GatePlan | None,
         deepcache: DeepCache | None,
         scheduler: Any,
-        guidance_scale: float,
+        guided: bool,
+        scale: int,
     ) -> Iterator[tuple[int, Count]]:
-        """(step, count) of every evaluation of the denoiser that makes one image."""
-        loop = _Loop(scheduler)
-        setattr(loop, self.family.denoiser, self.module)
-        guided = is_guided(loop, guidance_scale)
+        """(step, count) of every evaluation that makes one image; ``scale``: pixels a latent."""
+        loop = self._loop(scheduler)
         loop.do_classifier_free_guidance = guided
         branches = 2 if guided else 1
         kind = known(self.module)
@@ -246,6 +253,10 @@ class _Denoiser:
         calls, batch = (branches, 1) if by_branch else (1, branches)
         size = (self.tokens, self.height, self.width)
         inputs = self.family.inputs(self.module.config, batch, *size)
+        if "controlnet_cond" in signature(self.module.forward).parameters:
+            channels = self.module.config.conditioning_channels
+            picture = empty(batch, channels, scale * self.height, scale * self.width)
+            inputs["controlnet_cond"] = picture
         steps = steps_of_calls(scheduler)
         found: list[Count] = []
         with (
@@ -279,6 +290,13 @@ class _Denoiser:
             finally:
                 del self.module.forward
         return zip(steps, found, strict=True)
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether a pipeline runs it for both branches at this scale."""
+        return is_guided(self._loop(None), guidance_scale)
+
+    def _loop(self, scheduler: Any) -> "_Loop":
+        return _Loop(scheduler, **{self.family.denoiser: self.module})
 
     def params(self) -> tuple[int, int]:
         """All parameters; those outside the cross-attention layers."""
