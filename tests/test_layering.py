@@ -23,7 +23,8 @@ metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
 demo demo.pictures demo.accuracy
-models.architecture models.family models.tiny models.sd models.sdxl models.pixart models.svd
+models.architecture models.family models.tiny models.sd models.sdxl models.kolors
+models.pixart models.sana models.svd models.wan
 models.catalogue models.checkpoint models.fingerprint models.engine models.runner
 models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.read prompts

@@ -56,9 +56,10 @@ def run(options: argparse.Namespace) -> None:
         drawn = _draw(row, options, plan, call)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if catalogue.family_of(row.name).draws == "video":
+    family = catalogue.family_of(row.name)
+    if family.draws == "video":
         file = folder / "test.mp4"
-        file.write_bytes(_film(drawn))
+        file.write_bytes(_film(drawn, family.frames_per_second))
     else:
         file = folder / "test.png"
         file.write_bytes(_png(drawn))
@@ -69,7 +70,8 @@ def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
     size = {"height": options.height, "width": options.width}
     call = {name: pixels for name, pixels in size.items() if pixels is not None}
-    if catalogue.family_of(row.name).draws == "video":
+    call["output_type"] = "pil"
+    if catalogue.family_of(row.name).condition is not None:
         if options.image is None:
             raise UserError(f"--model {row.name} begins with a picture; give one with --image")
         return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
@@ -131,9 +133,10 @@ def _png(picture: Any) -> bytes:
     return codec.picture(np.asarray(picture), Images(format="png"))
 
 
-def _film(frames: list) -> bytes:
+def _film(frames: list, frames_per_second: int) -> bytes:
     import numpy as np
 
     from tgate_batch.render import codec
 
-    return codec.video(np.stack([np.asarray(frame) for frame in frames]))
+    pixels = np.stack([np.asarray(frame) for frame in frames])
+    return codec.video(pixels, frames_per_second=frames_per_second)

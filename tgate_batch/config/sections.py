@@ -32,7 +32,8 @@ class Model(Section):
     path: str | None = None
     """The checkpoint: a folder or a hub id. Left out: the one that the catalogue names."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The numbers it computes with. `auto`: float16 (PixArt bfloat16) on a GPU, else float32."""
+    """The numbers it computes with. `auto`: float16 (Sana, Wan: bfloat16) on a GPU, else
+    float32."""
 
 
 class Prompts(Section):

@@ -6,6 +6,7 @@ counts hold them up: see ``tests/models/test_macs.py``.
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ KL_VAE = Part(
 def latent_scale(vae: Part) -> int:
     """Pixels a latent, along one side: each block of the VAE but the last halves the picture."""
     config = vae.config
-    blocks = config.get("decoder_block_out_channels") or config["block_out_channels"]
+    names = ("decoder_block_out_channels", "block_out_channels", "dim_mult")
+    blocks = next(config[name] for name in names if name in config)
     return 2 ** (len(blocks) - 1)
 
 
@@ -113,6 +115,8 @@ def read_architecture(
 
 def _read_part(folder: Path, library: str, kind: str) -> Part:
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    if library not in ("diffusers", "transformers") and library not in sys.modules:
+        library = f"diffusers.pipelines.{library}"  # an index leaves out where such a part lies
     return Part(library, kind, read_json(folder / name))
 
 

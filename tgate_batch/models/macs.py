@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -370,7 +371,10 @@ def _build(part: Part) -> Any:
     kind = getattr(import_module(part.library), part.kind)
     if issubclass(kind, diffusers.ConfigMixin):
         return kind.from_config(dict(part.config))
-    return kind(kind.config_class.from_dict(dict(part.config)))
+    settings = kind.config_class.from_dict(dict(part.config))
+    if "empty_init" in signature(kind).parameters:  # ChatGLM: else it takes memory for its weights
+        return kind(settings, empty_init=False)
+    return kind(settings)
 
 
 def _on_meta(part: Part) -> torch.nn.Module:
