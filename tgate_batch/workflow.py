@@ -44,6 +44,8 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_words(config)
     thresholds.check_measured(config)
     checkpoint.check_scheduler(config.sampling.scheduler)
+    for name, arm in config.arms.items():
+        checkpoint.check_scheduler(arm.scheduler, f"arms.{name}.scheduler")
     return runs.prepare(config, replace_stale)
 
 

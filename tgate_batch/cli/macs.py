@@ -73,13 +73,18 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
         documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
-            plan = None if arm.plan is None else arm.plan.at(sampling.steps)
+            steps = sampling.under(arm).steps
+            plan = None if arm.plan is None else arm.plan.at(steps)
             published = None
-            if model.path is None and (sampling.height, sampling.width) == documented:
+            if (
+                model.path is None
+                and arm.guidance is None
+                and (sampling.height, sampling.width) == documented
+            ):
                 published = published_for(
-                    model.name, plan, arm.cache, sampling.steps, sampling.guidance_scale
+                    model.name, plan, arm.cache, steps, sampling.guidance_scale
                 )
-            made = _row(model.name, name, plan, arm.cache, sampling.steps, counted, published)
+            made = _row(model.name, name, plan, arm.cache, steps, counted, published)
             made |= {
                 "guidance_scale": sampling.guidance_scale,
                 "size": [sampling.width, sampling.height],
