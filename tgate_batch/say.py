@@ -10,6 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _lock = threading.Lock()
@@ -27,10 +29,15 @@ def is_json() -> bool:
     return _as_json
 
 
-def apart(yes: bool = True) -> None:
-    """From here on every line goes to standard error: standard output is for the results alone."""
+@contextmanager
+def apart() -> Iterator[None]:
+    """Meanwhile every line goes to standard error: standard output is for the results alone."""
     global _apart
-    _apart = yes
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def info(text: str, event: str = "info", **facts: Any) -> None:

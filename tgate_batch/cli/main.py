@@ -51,7 +51,6 @@ def run(words: Sequence[str]) -> int | None:
         parser.add_argument("--log", choices=["text", "json"], default="text", help="form of lines")
         options = parser.parse_args(rest)
         say.as_json(options.log == "json")
-        say.apart(False)
         return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(
