@@ -211,7 +211,8 @@ def _drawn_again(output: str, count: int) -> int:
     """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
     from tgate_batch.execute.again import draw_again
 
-    say.info(f"drawing {count:,} pictures of every arm again, in another process ...", "phase")
+    each = f"{count:,} pictures" if count != 1 else "1 picture"
+    say.info(f"drawing {each} of every arm again, in another process ...", event="phase")
     found = []
     for picture in draw_again(output, count):
         found.append(picture)
