@@ -149,7 +149,7 @@ def test_every_row_is_of_the_family_that_lists_it():
         assert row in catalogue.family_of(name).entries
         assert row.name == name
     drawn = {name: catalogue.family_of(name).draws for name in catalogue.CATALOGUE}
-    assert [name for name, what in drawn.items() if what == "video"] == ["svd"]
+    assert [name for name, what in drawn.items() if what == "video"] == ["svd", "wan21"]
 
 
 def test_row_without_a_tiny_model_is_told_which_have_one():

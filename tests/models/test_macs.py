@@ -154,6 +154,12 @@ def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():
         ("lcm_sdxl", GatePlan(1)),
         ("pixart_alpha", GatePlan(3, 2, 2, 1)),
         ("pixart_sigma", GatePlan(3, 2, 2, 1)),
+        ("playground25", GatePlan(3, 2, 2, 1)),
+        ("ssd_1b", GatePlan(3, 2, 2, 1)),
+        ("vega", GatePlan(3, 2, 2, 1)),
+        ("kolors", GatePlan(3, 2, 2, 1)),
+        ("sana", None),
+        ("wan21", None),
     ],
 )
 def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
@@ -161,8 +167,9 @@ def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
     pipe, scale = catalogue.tiny(name), 1.0 if name.startswith("lcm") else 4.5
     size = {"height": 64, "width": 64}
     options = {"guidance_scale": scale, "num_inference_steps": 5, "output_type": "latent"}
-    if "pixart" in name:
+    if "pixart" in name or name == "sana":
         options["use_resolution_binning"] = False
+    denoiser_of(pipe).requires_grad_(False)  # the counter follows what has gradients
     with gated(pipe, plan, guided=scale > 1), FlopCounterMode(display=False) as counter:
         pipe("a", **size, **options)
     counted = macs_of(name, str(tmp_path), plan=plan, steps=5, guidance_scale=scale, **size)
@@ -170,7 +177,7 @@ def test_count_of_a_folder_is_what_its_pipeline_runs(name, plan, tmp_path):
     assert counted.per_image_with_attention == sum(ran.values()) // 2
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_alpha", "svd"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "kolors", "pixart_alpha", "sana", "svd", "wan21"])
 def test_parts_of_a_folder_are_its_encoders_and_its_vae(name, tmp_path):
     save_tiny(name, tmp_path)
     family, architecture = catalogue.family_of(name), find_architecture(name, str(tmp_path))
@@ -260,3 +267,36 @@ def test_job_reproduces_every_published_figure():
     }
     for model, figure in {"sdxl": 169.03, "pixart_alpha": 162.74, "pixart_sigma": 165.84}.items():
         assert with_attention[model] == pytest.approx(figure, rel=1e-3)
+
+
+SD15_CONTROL = Part(
+    "diffusers",
+    "ControlNetModel",
+    {  # lllyasviel/control_v11p_sd15_canny, config.json
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+)
+
+
+def test_a_controlnet_is_gated_and_counted_as_its_denoiser_is():
+    """A gate at 10 of 25 steps runs 35 rows of 50, and reused attention comes on top."""
+    family, plain = catalogue.family_of("sd15"), catalogue.entry("sd15").architecture
+    steered = replace(plain, controlnet=SD15_CONTROL)
+    settings = {"steps": 25, "guidance_scale": 7.5, "height": 512, "width": 512}
+    before, after = (
+        {
+            "alone": macs.count(family, plain, plan, None, **settings).per_image,
+            "both": macs.count(family, steered, plan, None, **settings).per_image,
+        }
+        for plan in (None, GatePlan(10))
+    )
+    control = before["both"] - before["alone"]
+    assert control / before["alone"] == pytest.approx(0.344, abs=0.001)
+    assert before["both"] / after["both"] == pytest.approx(1.456, abs=0.001)
+    assert before["both"] / after["both"] > 50 / 35
+    alone = after["alone"] + control  # were the ControlNet not gated
+    assert before["both"] / alone == pytest.approx(1.303, abs=0.001)

@@ -31,7 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
     add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
     add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALSO])}")
-    add("--gate_step", type=int, default=10, help="first step without guidance and cross-attention")
+    add(
+        "--gate_step",
+        type=_step,
+        default=10,
+        help="first step without guidance and cross-attention, or 0.4 for that part of the steps",
+    )
     add("--sp_interval", type=int, default=5, help="steps between self-attention before the gate")
     add("--fi_interval", type=int, default=1, help="steps between self-attention after the gate")
     add("--warm_up", type=int, default=2, help="first steps, which compute everything")
@@ -41,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--height", type=int, help="pixels; the model's own by default")
     add("--width", type=int, help="pixels; the model's own by default")
     add("--seed", type=int, default=0, help="of the noise")
+
+
+def _step(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,9 +65,10 @@ def run(options: argparse.Namespace) -> None:
         drawn = _draw(row, options, plan, call)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if catalogue.family_of(row.name).draws == "video":
+    family = catalogue.family_of(row.name)
+    if family.draws == "video":
         file = folder / "test.mp4"
-        file.write_bytes(_film(drawn))
+        file.write_bytes(_film(drawn, family.frames_per_second))
     else:
         file = folder / "test.png"
         file.write_bytes(_png(drawn))
@@ -69,7 +79,8 @@ def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
     size = {"height": options.height, "width": options.width}
     call = {name: pixels for name, pixels in size.items() if pixels is not None}
-    if catalogue.family_of(row.name).draws == "video":
+    call["output_type"] = "pil"
+    if catalogue.family_of(row.name).condition is not None:
         if options.image is None:
             raise UserError(f"--model {row.name} begins with a picture; give one with --image")
         return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
@@ -131,9 +142,10 @@ def _png(picture: Any) -> bytes:
     return codec.picture(np.asarray(picture), Images(format="png"))
 
 
-def _film(frames: list) -> bytes:
+def _film(frames: list, frames_per_second: int) -> bytes:
     import numpy as np
 
     from tgate_batch.render import codec
 
-    return codec.video(np.stack([np.asarray(frame) for frame in frames]))
+    pixels = np.stack([np.asarray(frame) for frame in frames])
+    return codec.video(pixels, frames_per_second=frames_per_second)

@@ -6,6 +6,7 @@ counts hold them up: see ``tests/models/test_macs.py``.
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Architecture:
     """The networks of one checkpoint.
 
     ``encoders`` make what the denoiser attends to, from the caption or from a picture; ``tokens``
-    is its length.
+    is its length. ``controlnet`` steers the denoiser, if there is one.
     """
 
     denoiser: Part
@@ -36,6 +37,7 @@ class Architecture:
     vae: Part
     tokens: int
     scheduler: Part = Part("diffusers", "DDIMScheduler", {})
+    controlnet: Part | None = None
 
 
 # Two parts that several families share. CLIP ViT-L/14: openai/clip-vit-large-patch14. The VAE:
@@ -70,12 +72,13 @@ KL_VAE = Part(
 def latent_scale(vae: Part) -> int:
     """Pixels a latent, along one side: each block of the VAE but the last halves the picture."""
     config = vae.config
-    blocks = config.get("decoder_block_out_channels") or config["block_out_channels"]
+    names = ("decoder_block_out_channels", "block_out_channels", "dim_mult")
+    blocks = next(config[name] for name in names if name in config)
     return 2 ** (len(blocks) - 1)
 
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
-_PARTS = ("unet", "transformer", "vae", "scheduler", *_ENCODERS)
+_PARTS = ("unet", "transformer", "controlnet", "vae", "scheduler", *_ENCODERS)
 
 
 def read_architecture(
@@ -100,11 +103,20 @@ def read_architecture(
             "transformer, a vae and a scheduler"
         )
     encoders = {name: part for name, part in parts.items() if name in _ENCODERS}
-    return Architecture(denoiser, encoders, parts["vae"], tokens(encoders), parts["scheduler"])
+    return Architecture(
+        denoiser,
+        encoders,
+        parts["vae"],
+        tokens(encoders),
+        parts["scheduler"],
+        parts.get("controlnet"),
+    )
 
 
 def _read_part(folder: Path, library: str, kind: str) -> Part:
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    if library not in ("diffusers", "transformers") and library not in sys.modules:
+        library = f"diffusers.pipelines.{library}"  # an index leaves out where such a part lies
     return Part(library, kind, read_json(folder / name))
 
 

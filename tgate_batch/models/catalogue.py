@@ -12,8 +12,11 @@ from tgate_batch.models.family import Entry, Family
 MODULES = (
     "tgate_batch.models.sd",
     "tgate_batch.models.sdxl",
+    "tgate_batch.models.kolors",
     "tgate_batch.models.pixart",
+    "tgate_batch.models.sana",
     "tgate_batch.models.svd",
+    "tgate_batch.models.wan",
 )
 CATALOGUE: dict[str, Entry] = {}
 _FAMILIES: dict[str, Family] = {}

@@ -74,10 +74,10 @@ def _is_known(library: str) -> bool:
 
 
 def resolved_dtype(model: Model, device: str) -> str:
-    """The model's dtype with ``auto`` resolved: float16 on a GPU, float32 on a CPU."""
+    """The model's dtype with ``auto`` resolved: half precision on a GPU, float32 on a CPU."""
     if model.dtype != "auto":
         return model.dtype
-    return "float16" if device.startswith("cuda") else "float32"
+    return entry(model.name).half if device.startswith("cuda") else "float32"
 
 
 def variant_of(model: Model, dtype: str) -> str | None:
@@ -106,13 +106,16 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
 
     row, where = entry(model.name), checkpoint(model)
     dtype = dtype or resolved_dtype(model, device)
-    common = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    chosen = getattr(torch, dtype)
+    common = {"dtype": chosen, "use_safetensors": True}
     options, unet, variant = dict(row.options), replaced_unet(model), variant_of(model, dtype)
     try:
         if unet is not None:
             options["unet"] = diffusers.UNet2DConditionModel.from_pretrained(unet, **common)
         if variant is not None:
             options["variant"] = variant
+        if row.float32:
+            common["dtype"] = {"default": chosen, **dict.fromkeys(row.float32, torch.float32)}
         pipeline = pipeline_class(row).from_pretrained(where, **common, **options)
     except Exception as error:  # diffusers raises nearly anything for a damaged folder
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -27,7 +27,9 @@ class Entry:
 
     ``architecture`` is what it is built of, None: read from the checkpoint's folder. ``tiny`` makes
     its tiny model; None: there is none. ``license`` is that of the checkpoint's weights, and of
-    ``unet`` where there is one, as their cards name it; None: not known.
+    ``unet`` where there is one, as their cards name it; None: not known. ``half`` is the dtype that
+    stands for half precision: models made in bfloat16 overflow in float16. ``float32`` names parts
+    that compute in float32 whatever the others do.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Entry:
     architecture: Architecture | None = None
     tiny: Callable[[], Any] | None = None
     license: str | None = None
+    half: str = "float16"
+    float32: tuple[str, ...] = ()
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -103,7 +107,8 @@ class Family:
       pipeline's call, with the shape of one row from (the denoiser's config, caption tokens).
     - ``condition(prompt, sampling)``: the call's arguments of one prompt where it is no text that
       ``encode_prompt`` takes.
-    - ``call``: further arguments of every call; ``guidance`` is the name of the guidance scale's.
+    - ``call``: further arguments of every call, and of ``encode_prompt`` where it takes them;
+      ``guidance`` is the name of the guidance scale's.
     - ``decode(pipeline, latents)``: pixels in -1..1, float32 [n, height, width, 3], of videos
       [n, frames, height, width, 3].
     - ``tokens(row, encoders)``: how many tokens the denoiser attends to.
@@ -121,6 +126,7 @@ class Family:
     call: Mapping[str, Any] = field(default_factory=dict)
     guidance: str = "guidance_scale"
     draws: Literal["picture", "video"] = "picture"
+    frames_per_second: int = 7  # of a video that is shown
     decode: Callable[[Any, torch.Tensor], torch.Tensor] = decode_pictures
     tokens: Callable[[Entry, Mapping[str, Part]], int] = clip_tokens
     encoder_inputs: Callable[[Config, int, int], dict[str, Any]] = text_inputs

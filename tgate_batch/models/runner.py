@@ -6,6 +6,7 @@ as its family says.
 """
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Pixels:
 
     values: np.ndarray  # uint8 [n, height, width, 3]; videos [n, frames, height, width, 3]
     finite: np.ndarray  # bool [n]: whether the model made numbers everywhere
+    frames_per_second: int = 7  # of videos
 
 
 @dataclass
@@ -83,12 +85,28 @@ class PipelineRunner:
         outputs = self.pipeline.encode_prompt(
             prompt=texts,
             device=self.device,
-            num_images_per_prompt=1,
             do_classifier_free_guidance=guided,
+            **self._as_called(),
             **options,
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
+
+    def _as_called(self) -> dict[str, Any]:
+        """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
+
+        The two functions' defaults differ: Wan's call reads 512 tokens, and Sana's puts an
+        instruction before the prompt.
+        """
+        kind = type(self.pipeline)
+        call = signature(kind.__call__).parameters.values()
+        defaults = {each.name: each.default for each in call if each.default is not each.empty}
+        taken = signature(kind.encode_prompt).parameters.keys()
+        return {
+            name: value
+            for name, value in {**defaults, **self.family.call}.items()
+            if name in taken and name not in ("prompt", "negative_prompt")
+        }
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -123,7 +141,8 @@ class PipelineRunner:
         finite = pixels.isfinite().flatten(1).all(dim=1)
         # Rounded as diffusers' image processor does, but before the copy off the device.
         values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Pixels(values.cpu().numpy(), finite.cpu().numpy())
+        rate = self.family.frames_per_second
+        return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
 
 
 def open_runner(model: Model, config: Config) -> PipelineRunner:

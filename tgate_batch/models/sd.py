@@ -107,16 +107,17 @@ def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int
     inputs = {
         "sample": empty(batch, config["in_channels"], height, width),
         "timestep": empty(),
-        "encoder_hidden_states": empty(batch, tokens, config["cross_attention_dim"]),
+        "encoder_hidden_states": empty(batch, *caption(config, tokens)),
     }
-    if config["time_cond_proj_dim"] is not None:
-        inputs["timestep_cond"] = empty(batch, config["time_cond_proj_dim"])
+    scale_width = config.get("time_cond_proj_dim")  # of a distilled one
+    if scale_width is not None:
+        inputs["timestep_cond"] = empty(batch, scale_width)
     return inputs
 
 
 def caption(config: Config, tokens: int) -> tuple[int, int]:
-    """Shape of one encoded caption: (tokens, channels)."""
-    return tokens, config["cross_attention_dim"]
+    """Shape of one encoded caption: (tokens, channels). A denoiser may project it first."""
+    return tokens, config["encoder_hid_dim"] or config["cross_attention_dim"]
 
 
 _NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}

@@ -5,6 +5,12 @@ scheduler and inputs, so it loads and runs through the same code as a real check
 are noise.
 """
 
+import atexit
+import io
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 WIDTH = 32  # channels of every text and picture embedding
@@ -17,8 +23,8 @@ SD_BETAS = {  # the noise schedule of Stable Diffusion
 _CLIP_LETTERS = "<|startoftext|>", "<|endoftext|>"
 
 
-def vae() -> Any:
-    """An autoencoder of 8 pixels a latent, 4 latent channels."""
+def vae(**changes: Any) -> Any:
+    """An autoencoder of 8 pixels a latent, 4 latent channels; with other settings, if given."""
     import diffusers
 
     return diffusers.AutoencoderKL(
@@ -29,6 +35,7 @@ def vae() -> Any:
         norm_num_groups=4,
         latent_channels=4,
         sample_size=64,
+        **changes,
     )
 
 
@@ -73,3 +80,45 @@ def t5_tokenizer() -> Any:
     letters = [(chr(code), -3.0) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def gemma_tokenizer() -> Any:
+    """Gemma's tokenizer before any merge: a token is a printable ASCII letter."""
+    import transformers
+
+    letters = map(chr, range(33, 127))
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\n", "▁", *letters]
+    numbered = {token: index for index, token in enumerate(vocabulary)}
+    return transformers.GemmaTokenizer(vocab=numbered, merges=[])
+
+
+def chatglm_tokenizer() -> Any:
+    """ChatGLM's tokenizer over the printable ASCII letters."""
+    from diffusers.pipelines.kolors import ChatGLMTokenizer
+
+    return ChatGLMTokenizer(str(_pieces()))
+
+
+@cache
+def _pieces() -> Path:
+    """A sentencepiece model of single letters; the file stays as long as this process.
+
+    ChatGLM's tokenizer reads a file, and copies it when it is saved.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    letters, model = "".join(map(chr, range(33, 127))), io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(letters)]),
+        model_writer=model,
+        model_type="char",
+        vocab_size=len(letters) + 4,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="tgate-batch-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "tokenizer.model"
+    file.write_bytes(model.getvalue())
+    return file

@@ -219,23 +219,24 @@ class Renderer:
             "worker": self._worker,
             "memory": self._ladder.rung,
         }
+        rate = pixels.frames_per_second
         self._warm.add(arm)
         self._times.add("denoise", denoised - start)
         self._times.add("decode", end - denoised)
         return [
-            self._threads.submit(self._record, picture, values, finite, measured).result
+            self._threads.submit(self._record, picture, values, finite, rate, measured).result
             for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
         ]
 
     def _record(
-        self, picture: _Picture, frames: np.ndarray, finite: bool, measured: dict
+        self, picture: _Picture, frames: np.ndarray, finite: bool, rate: int, measured: dict
     ) -> ImageRecord:
         if not finite:
             return picture.failed(_NOT_FINITE)
         start = time.perf_counter()
         first = frames[0] if frames.ndim == 4 else frames
         try:
-            film = codec.video(frames, self._images.mark) if frames.ndim == 4 else None
+            film = codec.video(frames, self._images.mark, rate) if frames.ndim == 4 else None
             content = codec.picture(first, self._images)
         except Exception as error:
             return picture.failed(Failure.of(error))
