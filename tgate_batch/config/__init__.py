@@ -19,7 +19,7 @@ from tgate_batch.config.sections import (
     Thresholds,
     Workers,
 )
-from tgate_batch.config.shipped import find, names
+from tgate_batch.config.shipped import find, names, source_of
 
 __all__ = [
     "OWN_SCHEDULER",
@@ -42,4 +42,5 @@ __all__ = [
     "names",
     "parse",
     "plain",
+    "source_of",
 ]
