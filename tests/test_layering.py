@@ -14,8 +14,8 @@ errors
 say
 storage.credentials storage.trouble storage.remote storage.folder storage
 records
-gate.plan gate.families gate.steps gate.layers gate.deepcache gate.hooks gate.memory gate.loaders
-gate
+gate.plan gate.summary gate.families gate.steps gate.layers gate.body gate.watch gate.call
+gate.deepcache gate.pipeline gate.memory gate.loaders gate
 config.sections config.shipped config.checking config.reading config.reference config
 metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
 metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
@@ -113,7 +113,7 @@ def test_module_imports_only_what_stands_above_it(module):
     ("module", "planted"),
     [
         ("gate.plan", "from tgate_batch.records import Prompt"),
-        ("gate.layers", "if TYPE_CHECKING:\n    from tgate_batch.gate.hooks import Gate"),
+        ("gate.layers", "if TYPE_CHECKING:\n    from tgate_batch.gate.pipeline import gated"),
         ("render.shard", "import ray"),
         ("metrics.kid", "def f():\n    import ray.data"),
         ("score.measure", "from tgate_batch.report import page"),

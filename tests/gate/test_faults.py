@@ -115,7 +115,7 @@ def test_videos_without_guidance_are_not_mixed(tiny_models, arguments):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_wrong_word_about_guidance_is_refused(tiny_models, arguments, name, batch):
     pipe = tiny_models(name, scheduler="ddim")
-    with pytest.raises(ValueError, match=r"pass guided=is_guided\(pipe, guidance_scale\)"):
+    with pytest.raises(ValueError, match=r"^gated\(guided=True\) but .* leave `guided` out"):
         draw(pipe, arguments(pipe, batch, guidance_scale=1.0), guided=True)
 
 
@@ -332,7 +332,7 @@ def test_a_branch_that_the_unet_does_not_have_is_refused(tiny_models):
     pipe = tiny_models("sd15")
     with (
         pytest.raises(ValueError, match=r"^branch=6 is deeper .*; use 0 \(the shallowest\) to 5$"),
-        gated(pipe, deepcache=DeepCache(3, 6)),
+        gated(pipe, None, deepcache=DeepCache(3, 6)),
     ):
         pass
     assert traces(pipe) == set()
@@ -365,7 +365,9 @@ def test_joint_attention_is_refused():
     )  # fmt: skip
     pipe = SimpleNamespace(transformer=transformer)
     with (
-        pytest.raises(ValueError, match=r"^SD3Transformer2DModel .* jointly.*use Stable Diffusion"),
+        pytest.raises(
+            ValueError, match=r"^SD3Transformer2DModel is not .* use a pipeline of Stable"
+        ),
         gated(pipe, PLAN),
     ):
         pass

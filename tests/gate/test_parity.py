@@ -152,7 +152,7 @@ def test_deepcache_alone_equals_its_own_helper(tiny_models, arguments, name):
     helper = DeepCacheSDHelper(pipe=theirs)
     helper.set_params(cache_interval=3, cache_branch_id=0)
     helper.enable()
-    with gated(ours, deepcache=DeepCache(3, 0)):
+    with gated(ours, None, deepcache=DeepCache(3, 0)):
         assert torch.equal(ours(**call)[0], theirs(**call)[0])
 
 

@@ -268,3 +268,36 @@ def test_job_reproduces_every_published_figure():
     }
     for model, figure in {"sdxl": 169.03, "pixart_alpha": 162.74, "pixart_sigma": 165.84}.items():
         assert with_attention[model] == pytest.approx(figure, rel=1e-3)
+
+
+SD15_CONTROL = Part(
+    "diffusers",
+    "ControlNetModel",
+    {  # lllyasviel/control_v11p_sd15_canny, config.json
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+)
+
+
+def test_a_controlnet_is_gated_and_counted_as_its_denoiser_is():
+    """A gate at 10 of 25 steps runs 35 rows of 50, and reused attention comes on top."""
+    family, plain = catalogue.family_of("sd15"), catalogue.entry("sd15").architecture
+    steered = replace(plain, controlnet=SD15_CONTROL)
+    settings = {"steps": 25, "guidance_scale": 7.5, "height": 512, "width": 512}
+    before, after = (
+        {
+            "alone": macs.count(family, plain, plan, None, **settings).per_image,
+            "both": macs.count(family, steered, plan, None, **settings).per_image,
+        }
+        for plan in (None, GatePlan(10))
+    )
+    control = before["both"] - before["alone"]
+    assert control / before["alone"] == pytest.approx(0.344, abs=0.001)
+    assert before["both"] / after["both"] == pytest.approx(1.456, abs=0.001)
+    assert before["both"] / after["both"] > 50 / 35
+    alone = after["alone"] + control  # were the ControlNet not gated
+    assert before["both"] / alone == pytest.approx(1.303, abs=0.001)

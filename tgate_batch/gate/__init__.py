@@ -3,8 +3,10 @@
     with gated(pipe, GatePlan(gate_step=10, sp_interval=5, warm_up=2)):
         pipe("an astronaut riding a horse", num_inference_steps=25)
 
-``plan`` says what an attention layer does at a step, ``hooks`` does it, ``memory`` says what it
-costs, ``loaders`` has the reference's names. Nothing heavy is imported until it is asked for.
+``plan`` says what an attention layer does at a step, ``layers`` does it, ``body`` takes a branch
+out of a denoiser, ``call`` reads where a pipeline call is, and ``pipeline`` puts them on and takes
+them off. ``families`` is the one place that knows models, ``memory`` says what a plan keeps,
+``loaders`` has the reference's names. Nothing heavy is imported until it is asked for.
 
 Source: "Faster Diffusion via Temporal Attention Decomposition", arXiv 2404.02747, and its
 reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0).
@@ -13,24 +15,32 @@ reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0)
 from importlib import import_module
 
 from tgate_batch.gate.plan import Action, DeepCache, GatePlan, StepActions
+from tgate_batch.gate.summary import Summary
+
+_LAZY = {
+    "GateNotReached": "call",
+    "cache_bytes": "memory",
+    "denoiser_of": "pipeline",
+    "disable_tgate": "pipeline",
+    "enable_tgate": "pipeline",
+    "gated": "pipeline",
+    "is_guided": "pipeline",
+}
 
 __all__ = [
     "Action",
     "DeepCache",
+    "GateNotReached",
     "GatePlan",
     "StepActions",
+    "Summary",
     "cache_bytes",
     "denoiser_of",
+    "disable_tgate",
+    "enable_tgate",
     "gated",
     "is_guided",
 ]
-
-_LAZY = {
-    "cache_bytes": "memory",
-    "denoiser_of": "hooks",
-    "gated": "hooks",
-    "is_guided": "hooks",
-}
 
 
 def __getattr__(name: str):

@@ -18,6 +18,10 @@ class CountedHelper(DeepCacheSDHelper):
     def wrap_unet_forward(self) -> None:
         self.function_dict["unet_forward"] = self.pipe.unet.forward
 
+    def wrap_block_forward(self, block: Any, *place: Any, **kind: Any) -> None:
+        if block is not None:  # a U-Net may have no middle
+            super().wrap_block_forward(block, *place, **kind)
+
     def at_call(self, call: int, full: bool) -> None:
         """Denoiser call number ``call`` comes next; ``full``: computed whole, a new cycle."""
         self.cur_timestep = call

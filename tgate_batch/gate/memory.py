@@ -5,13 +5,14 @@ from math import ceil
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 
+from tgate_batch.gate.families import known
+from tgate_batch.gate.layers import blocks
 from tgate_batch.gate.plan import Action, GatePlan
 
 
 def cache_bytes(
-    denoiser: torch.nn.Module,
+    denoiser: Any,
     plan: GatePlan,
     steps: int,
     height: int,
@@ -23,44 +24,50 @@ def cache_bytes(
 ) -> int:
     """Peak bytes of stored attention output in one pipeline call of ``images`` pictures.
 
-    ``height`` and ``width`` are those of the latents; ``frames`` a video's; ``dtype`` what the
-    denoiser computes in, its own if None. Weights may be on the meta device. Features that
-    DeepCache keeps come on top.
+    ``height``, ``width`` and ``frames`` are those of the latents; ``dtype`` what the denoiser
+    computes in, its own if None. Weights may be on the meta device. Features that DeepCache keeps
+    come on top, and what a ControlNet stores: that is another call, with it for the denoiser.
     """
     values = {"cross": 0, "self_": 0}  # of one picture and branch
-    for layer, tokens in _tokens(denoiser, height, width):
-        kind = "cross" if layer.is_cross_attention else "self_"
-        values[kind] += tokens * frames * layer.to_out[0].out_features
+    for block, tokens in _tokens(denoiser, frames, height, width):
+        for layer in (block.attn1, block.attn2):
+            name = "cross" if layer.is_cross_attention else "self_"
+            values[name] += tokens * layer.to_out[0].out_features
+    kind = known(denoiser)
+    by_branch = kind is not None and kind.branch_a_call
+    branches = 2 if guided else 1
     held, peak = {"cross": 0, "self_": 0}, 0
-    for actions in plan.schedule(steps):
-        rows = images * (2 if guided and actions.guided and not actions.mean else 1)
-        for kind in held:
-            action = getattr(actions, kind)
+    for step, actions in enumerate(plan.schedule(steps)):
+        waits = step == 0 or by_branch  # with its mean for the step
+        whole = actions.guided and (waits or not actions.mean)
+        for name in held:
+            action = getattr(actions, name)
             if action is Action.STORE:
-                held[kind] = values[kind] * rows
+                held[name] = values[name] * (branches if whole else 1)
             elif action is Action.COMPUTE:
-                held[kind] = 0
+                held[name] = 0
         peak = max(peak, sum(held.values()))
+        if actions.mean:
+            held = {name: min(size, values[name]) for name, size in held.items()}
     used: Any = dtype or denoiser.dtype
-    return peak * used.itemsize
+    return peak * images * used.itemsize
 
 
-def _tokens(denoiser: Any, height: int, width: int) -> Iterator[tuple[Any, int]]:
-    """Every attention layer with the number of positions in its output, a frame."""
-    if not hasattr(denoiser, "down_blocks"):
-        patch = denoiser.config.patch_size
-        yield from _layers(denoiser, (height // patch) * (width // patch))
+def _tokens(module: Any, frames: int, height: int, width: int) -> Iterator[tuple[Any, int]]:
+    """Every block that the gate follows, with the number of positions in its layers' output."""
+    if not hasattr(module, "down_blocks"):
+        patch = module.config.patch_size
+        sides = (1, patch, patch) if isinstance(patch, int) else patch
+        of_frame = (height // sides[1]) * (width // sides[2])
+        yield from ((block, frames // sides[0] * of_frame) for block in blocks(module))
         return
     size, sizes = (height, width), []
-    for block in denoiser.down_blocks:
+    for part in module.down_blocks:
         sizes.append(size)
-        yield from _layers(block, size[0] * size[1])
-        if block.downsamplers is not None:
+        yield from ((block, frames * size[0] * size[1]) for block in blocks(part))
+        if part.downsamplers is not None:
             size = ceil(size[0] / 2), ceil(size[1] / 2)
-    yield from _layers(denoiser.mid_block, size[0] * size[1])
-    for block, size in zip(denoiser.up_blocks, reversed(sizes), strict=True):
-        yield from _layers(block, size[0] * size[1])
-
-
-def _layers(module: torch.nn.Module, tokens: int) -> Iterator[tuple[Any, int]]:
-    return ((layer, tokens) for layer in module.modules() if isinstance(layer, Attention))
+    ups = zip(getattr(module, "up_blocks", []), reversed(sizes), strict=False)
+    for part, (rows, columns) in [(module.mid_block, size), *ups]:
+        if part is not None:
+            yield from ((block, frames * rows * columns) for block in blocks(part))

@@ -32,15 +32,28 @@ class GatePlan:
     """One T-GATE schedule; steps count from 0. Raises ValueError for values that cannot work.
 
     With only ``gate_step`` given, cross-attention alone is gated (the method's first version).
+    A ``gate_step`` between 0 and 1 is that part of the steps, of which ``at`` makes a step.
     """
 
-    gate_step: int  # first fidelity-improving step: guidance and cross-attention stop here
+    gate_step: int | float  # first fidelity-improving step: guidance and cross-attention stop here
     sp_interval: int = 1  # steps between computed self-attention before the gate; 1: always
     fi_interval: int = 1  # the same from the gate on
     warm_up: int = 0  # steps at the start that compute everything
 
     def __post_init__(self) -> None:
-        _check_integers(self, least={"warm_up": 0})
+        if self._is_part():
+            replace(self, gate_step=1)  # checks the others
+        else:
+            _check_integers(self, least={"warm_up": 0})
+
+    def _is_part(self) -> bool:
+        return isinstance(self.gate_step, float) and 0 < self.gate_step < 1
+
+    def at(self, steps: int) -> "GatePlan":
+        """The plan of a pipeline call of ``steps`` steps: ``gate_step`` is a step, at least 1."""
+        if not self._is_part():
+            return self
+        return replace(self, gate_step=max(1, round(self.gate_step * steps)))
 
     def check(self, steps: int) -> None:
         """Raises ValueError when ``steps`` denoising steps never reach the gate."""
@@ -75,7 +88,8 @@ class GatePlan:
         ``skips``: some layers are not called at some steps (DeepCache), so that a store may still
         be read after the next one.
         """
-        table = [self.actions(step) for step in range(steps)]
+        plan = self.at(steps)
+        table = [plan.actions(step) for step in range(steps)]
         for kind in ("cross", "self_"):
             read = False
             for step in reversed(range(steps)):

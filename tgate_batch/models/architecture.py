@@ -29,7 +29,7 @@ class Architecture:
     """The networks of one checkpoint.
 
     ``encoders`` make what the denoiser attends to, from the caption or from a picture; ``tokens``
-    is its length.
+    is its length. ``controlnet`` steers the denoiser, if there is one.
     """
 
     denoiser: Part
@@ -37,6 +37,7 @@ class Architecture:
     vae: Part
     tokens: int
     scheduler: Part = Part("diffusers", "DDIMScheduler", {})
+    controlnet: Part | None = None
 
 
 # Two parts that several families share. CLIP ViT-L/14: openai/clip-vit-large-patch14. The VAE:
@@ -77,7 +78,7 @@ def latent_scale(vae: Part) -> int:
 
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
-_PARTS = ("unet", "transformer", "vae", "scheduler", *_ENCODERS)
+_PARTS = ("unet", "transformer", "controlnet", "vae", "scheduler", *_ENCODERS)
 
 
 def read_architecture(
@@ -102,7 +103,14 @@ def read_architecture(
             "transformer, a vae and a scheduler"
         )
     encoders = {name: part for name, part in parts.items() if name in _ENCODERS}
-    return Architecture(denoiser, encoders, parts["vae"], tokens(encoders), parts["scheduler"])
+    return Architecture(
+        denoiser,
+        encoders,
+        parts["vae"],
+        tokens(encoders),
+        parts["scheduler"],
+        parts.get("controlnet"),
+    )
 
 
 def _read_part(folder: Path, library: str, kind: str) -> Part:

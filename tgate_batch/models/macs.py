@@ -21,11 +21,12 @@ saves 35.8% as published and 37.5% with attention, PixArt-Alpha at gate 15, inte
 counts norms, activations, softmax or memory traffic, so neither predicts time.
 
 How it is counted. The denoiser is built on PyTorch's meta device (no weights, no arithmetic) and
-called through the same hooks as a rendering pipeline, ``tgate_batch.gate.gated``, DeepCache
+called through the same hooks as a rendering pipeline, ``tgate_batch.gate``, DeepCache
 included; a kind of step that was counted before is not run again.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -39,17 +40,19 @@ import torch
 
 from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling
 from tgate_batch.errors import UserError
-from tgate_batch.gate import Action, DeepCache, GatePlan, gated, is_guided
+from tgate_batch.gate import Action, DeepCache, GateNotReached, GatePlan, is_guided
+from tgate_batch.gate.families import known
+from tgate_batch.gate.pipeline import following
 from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models import catalogue
 from tgate_batch.models.architecture import Architecture, Part, latent_scale, read_architecture
 from tgate_batch.models.call_macs import Count, count_call
-from tgate_batch.models.family import Family
+from tgate_batch.models.family import Family, empty
 
 
 @dataclass(frozen=True)
 class Macs:
-    """The denoiser's MACs of one image (of one video, for video).
+    """The MACs of one image (of one video, for video): of the denoiser and its ControlNet.
 
     ``semantics_planning`` and ``fidelity_improving`` are the steps before the gate step and from
     it on; without a plan all steps are in the first. ``params`` counts the denoiser's parameters,
@@ -156,20 +159,29 @@ def count(
 ) -> Macs:
     """Runs the steps of one image through the gated denoiser on the meta device and counts them.
 
-    ``height`` and ``width`` in pixels. Raises ValueError for settings that the gate refuses.
+    A ControlNet runs beside it at every step, for both branches (in guess mode it would run for
+    one), and DeepCache skips nothing of it. ``height`` and ``width`` in pixels. Raises ValueError
+    for settings that the gate refuses.
     """
-    part, scale = architecture.denoiser, latent_scale(architecture.vae)
-    config = json.dumps(dict(part.config), sort_keys=True)
-    size = (height // scale, width // scale)
-    denoiser = _denoiser(family, part.library, part.kind, config, architecture.tokens, *size)
+    scale = latent_scale(architecture.vae)
+    size = (architecture.tokens, height // scale, width // scale)
     scheduler = _build(architecture.scheduler)
     scheduler.set_timesteps(steps)
-    phases = [Count(), Count()]
-    for step, counted in denoiser.counts(plan, deepcache, scheduler, guidance_scale):
-        phase = int(plan is not None and step >= plan.gate_step)
-        phases[phase] = phases[phase].plus(counted)
-    params, params_after_gate = denoiser.params()
-    return Macs(phases[0], phases[1], params, params_after_gate)
+    plan = None if plan is None else plan.at(steps)
+    phases, params = [Count(), Count()], [0, 0]
+    parts = [(architecture.denoiser, deepcache)]
+    if architecture.controlnet is not None:
+        parts += [(architecture.controlnet, None)]
+    guided = guidance_scale > 1
+    for part, skipping in parts:
+        config = json.dumps(dict(part.config), sort_keys=True)
+        denoiser = _denoiser(family, part.library, part.kind, config, *size)
+        guided = guided and denoiser.is_guided(guidance_scale)
+        for step, counted in denoiser.counts(plan, skipping, scheduler, guided, scale):
+            phase = int(plan is not None and step >= plan.gate_step)
+            phases[phase] = phases[phase].plus(counted)
+        params = [sum(both) for both in zip(params, denoiser.params(), strict=True)]
+    return Macs(phases[0], phases[1], *params)
 
 
 def count_parts(
@@ -206,7 +218,7 @@ class _Seen(NamedTuple):
 
     macs: Count
     output: Any
-    layers: list[tuple[torch.Tensor | None, bool]]
+    layers: list[tuple[dict[int, torch.Tensor], bool]]
     deepcache: dict
 
 
@@ -230,19 +242,29 @@ class _Denoiser:
         plan: GatePlan | None,
         deepcache: DeepCache | None,
         scheduler: Any,
-        guidance_scale: float,
+        guided: bool,
+        scale: int,
     ) -> Iterator[tuple[int, Count]]:
-        """(step, count) of every call of the denoiser that makes one image."""
-        loop = _Loop(scheduler)
-        setattr(loop, self.family.denoiser, self.module)
-        guided = is_guided(loop, guidance_scale)
+        """(step, count) of every evaluation that makes one image; ``scale``: pixels a latent."""
+        loop = self._loop(scheduler)
         loop.do_classifier_free_guidance = guided
-        batch = 2 if guided else 1
+        branches = 2 if guided else 1
+        kind = known(self.module)
+        by_branch = kind is not None and kind.branch_a_call
+        calls, batch = (branches, 1) if by_branch else (1, branches)
         size = (self.tokens, self.height, self.width)
         inputs = self.family.inputs(self.module.config, batch, *size)
+        if "controlnet_cond" in signature(self.module.forward).parameters:
+            channels = self.module.config.conditioning_channels
+            picture = empty(batch, channels, scale * self.height, scale * self.width)
+            inputs["controlnet_cond"] = picture
         steps = steps_of_calls(scheduler)
         found: list[Count] = []
-        with torch.no_grad(), gated(loop, plan, guided, deepcache) as gate:
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(action="ignore", category=GateNotReached),
+            following(loop, plan, guided, deepcache) as gate,
+        ):
             forward = self.module.forward
 
             def remembered(*args: Any, **kwargs: Any) -> Any:
@@ -255,16 +277,27 @@ class _Denoiser:
                     self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
                 seen = self.seen[state]
                 _restore(gate, seen)
-                found.append(seen.macs)
+                found[-1] = found[-1].plus(seen.macs)
                 return seen.output
 
             self.module.forward = remembered
             try:
                 for _ in steps:
-                    self.module(**inputs)
+                    found.append(Count())
+                    for _ in range(calls):
+                        self.module(**inputs)
+                    if gate is not None:
+                        gate.stepped(1)
             finally:
                 del self.module.forward
         return zip(steps, found, strict=True)
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether a pipeline runs it for both branches at this scale."""
+        return is_guided(self._loop(None), guidance_scale)
+
+    def _loop(self, scheduler: Any) -> "_Loop":
+        return _Loop(scheduler, **{self.family.denoiser: self.module})
 
     def params(self) -> tuple[int, int]:
         """All parameters; those outside the cross-attention layers."""
@@ -285,11 +318,12 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
     """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
         return (batch,), (batch,)
-    kept = tuple(None if layer.cache is None else layer.cache.shape for layer in gate.layers)
-    actions = (gate.cross, gate.self_)
+    body = gate.bodies[0]
+    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in body.layers)
+    actions = (body.now.cross, body.now.self_)
     reuses = tuple(action is Action.REUSE for action in actions)
     work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
-    state: tuple = (batch, *actions, gate.mean, kept)
+    state: tuple = (batch, *actions, body.now.mean, body.now.number, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
@@ -302,15 +336,15 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
 def _caches(gate: Any) -> tuple[list, dict]:
     if gate is None:
         return [], {}
-    layers = [(layer.cache, layer.is_cross) for layer in gate.layers]
+    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.bodies[0].layers]
     return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
 
 
 def _restore(gate: Any, seen: _Seen) -> None:
     if gate is None:
         return
-    for layer, (kept, is_cross) in zip(gate.layers, seen.layers, strict=True):
-        layer.cache, layer.is_cross = kept, is_cross
+    for layer, (kept, is_cross) in zip(gate.bodies[0].layers, seen.layers, strict=True):
+        layer.caches, layer.is_cross = dict(kept), is_cross
     if gate.deepcache is not None:
         gate.deepcache.cached_output.update(seen.deepcache)
 

@@ -109,8 +109,8 @@ def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int
         "timestep": empty(),
         "encoder_hidden_states": empty(batch, *caption(config, tokens)),
     }
-    if config["time_cond_proj_dim"] is not None:
-        inputs["timestep_cond"] = empty(batch, config["time_cond_proj_dim"])
+    if config.get("time_cond_proj_dim") is not None:
+        inputs["timestep_cond"] = empty(batch, config.get("time_cond_proj_dim"))
     return inputs
 
 

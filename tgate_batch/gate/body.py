@@ -1,0 +1,212 @@
+"""A module that runs once a step and loses a branch at the gate: the denoiser, or a ControlNet."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from tgate_batch.gate.families import Denoiser
+from tgate_batch.gate.layers import CurrentActions, GatedAttention, attach
+from tgate_batch.gate.plan import Action, StepActions
+
+# What a ControlNet adds to the denoiser. In guess mode its negative half is zeros.
+_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+
+
+class Body:
+    """One gated module and its attention layers, which read ``now``.
+
+    From the gate on it gets one half of every batch, and its output is returned twice, so that the
+    pipeline's own guidance ``u + s * (p - u)`` becomes ``u``. One that is called a branch at a time
+    runs for the first branch, and its output stands for the second.
+
+    ``calls`` counts its calls since the scheduler's last step. ``branches`` is how many branches
+    they made, None until that is known.
+    """
+
+    def __init__(self, module: torch.nn.Module, kind: Denoiser) -> None:
+        self.module = module
+        self.kind = kind
+        self.layers: list[GatedAttention] = []
+        self.now = CurrentActions()
+        self.forget()
+
+    def __deepcopy__(self, memo: dict) -> "Body":
+        """Hooks of a copied module are this one's, and see that it is not theirs."""
+        return self
+
+    def follow(
+        self,
+        entered: Callable[["Body", int], None],
+        left: Callable[[], None],
+        has_plan: bool,
+        stack: ExitStack,
+    ) -> None:
+        """Reports every call, with its rows, until ``stack`` closes; then does as it was told.
+
+        Raises ValueError where the module cannot be gated.
+        """
+        self._entered, self._left = entered, left
+        stack.callback(self.forget)
+        if has_plan:
+            self.layers = attach(self.module, self.now, stack)
+        # Torch's own hooks here: pipelines that offload replace the denoiser's `forward` after
+        # every call, and with it a hook that lives there.
+        before = self.module.register_forward_pre_hook(self._before, with_kwargs=True)
+        stack.callback(before.remove)
+        stack.callback(self.module.register_forward_hook(self._after).remove)
+
+    def forget(self) -> None:
+        """Back to before a pipeline call; frees every stored tensor."""
+        self.branches: int | None = None
+        self.calls = self.rows = 0
+        self._halves = self._doubled = self._late_mean = False
+        self._take_back()
+        self.now.cross = self.now.self_ = Action.COMPUTE
+        self.now.mean = False
+        for layer in self.layers:
+            layer.caches.clear()
+
+    def act(self, actions: StepActions, frees_self: bool) -> None:
+        """Takes on a step's actions; ``frees_self``: stored self-attention is read no more."""
+        self._actions = actions
+        self.now.cross, self.now.self_ = actions.cross, actions.self_
+        if frees_self:
+            for layer in self.layers:
+                if not layer.is_cross:
+                    layer.caches.clear()
+
+    def enter(self, rows: int, pictures: int | None, step: int) -> None:
+        """Another call, of ``rows`` rows; ``pictures`` are the sample's, None if not yet known.
+
+        Raises ValueError where the rows are neither one branch nor two, or guidance comes late.
+        """
+        self.now.number, self.calls, self.rows = self.calls, self.calls + 1, rows
+        before = self.branches
+        if not self.kind.branch_a_call:
+            self._branch_out(self._branches_of(rows, pictures), step)
+        if self._doubled and (before, self.branches) == (2, 1):
+            self._doubled = False
+            for layer in self.layers:
+                layer.keep_positive()
+        in_rows = self.branches == 2 and not self.kind.branch_a_call
+        self.now.mean = self._actions.mean and in_rows
+        self._late_mean = self._actions.mean and not in_rows
+        self._halves = in_rows and not self._actions.guided
+
+    @property
+    def rows_run(self) -> int:
+        """How many rows the module runs on in the call that was entered last."""
+        return self.rows // 2 if self._halves else self.rows
+
+    def check_stored(self, step: int) -> None:
+        """Raises ValueError where the call that was entered reuses what was never stored."""
+        for layer in self.layers:
+            action = self.now.cross if layer.is_cross else self.now.self_
+            if action is Action.REUSE and self.now.number not in layer.caches:
+                raise ValueError(
+                    f"step {step} would reuse attention that {type(self.module).__name__} never "
+                    "stored in its call before (guidance, or a ControlNet, that starts late); let "
+                    "it start with the first step"
+                )
+
+    def settle(self, pictures: int, step: int) -> None:
+        """The calls of a step are done, so their branches are known if they were not before.
+
+        Raises ValueError as ``enter`` does.
+        """
+        known = self.calls if self.kind.branch_a_call else self._branches_of(self.rows, pictures)
+        self._branch_out(known, step)
+        self._take_back()
+        if self._late_mean:
+            for layer in self.layers:
+                layer.average(known or 1)
+        if Action.STORE in (self.now.cross, self.now.self_):
+            whole = self._actions.guided and not self._actions.mean
+            self._doubled = whole and known == 2 and not self.kind.branch_a_call
+        self.calls = 0
+
+    def _branches_of(self, rows: int, pictures: int | None) -> int | None:
+        if pictures is None:
+            return None
+        if rows not in (pictures, 2 * pictures):
+            raise ValueError(
+                f"{type(self.module).__name__} runs {rows} rows for {pictures} pictures, that is "
+                f"{rows / pictures:g} branches, and T-GATE knows one (no guidance) or two; leave "
+                "further guidance (perturbed attention, a picture's own) and callbacks that drop "
+                "pictures out"
+            )
+        return rows // pictures
+
+    def _branch_out(self, branches: int | None, step: int) -> None:
+        if self.branches == 1 and branches == 2:
+            raise ValueError(
+                f"guidance begins at step {step}, and what was stored before has no negative "
+                "branch; let guidance run from the first step"
+            )
+        self.branches = branches
+
+    @torch.compiler.disable
+    def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
+        """Tells the pipeline call, then halves what the module was given if the gate is closed."""
+        if module is not self.module:
+            return None
+        sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        self._entered(self, len(sample))
+        if not self._halves:
+            return None
+        residuals = {name: kwargs[name] for name in _RESIDUALS if kwargs.get(name) is not None}
+        args, kwargs = _half((args, kwargs), self.rows, self.kind.kept)
+        return args, kwargs | _half(residuals, self.rows, 1)
+
+    @torch.compiler.disable
+    def _after(self, module: torch.nn.Module, args: tuple, output: Any) -> Any:
+        """Returns one branch's output as two, or keeps it for the second branch's call."""
+        if module is not self.module:
+            return None
+        self._left()
+        if self._halves:
+            return _twice(output)
+        if self.kind.branch_a_call and self.branches == 2 and not self._actions.guided:
+            self._stand_in(output)
+        return None
+
+    def _stand_in(self, output: Any) -> None:
+        if self.now.number == 0:  # a hook cannot keep a module from running
+            self._own_forward = vars(self.module).get("forward")
+            self._output = output
+            vars(self.module)["forward"] = self._given
+        else:
+            self._take_back()
+
+    def _given(self, *args: Any, **kwargs: Any) -> Any:
+        return self._output
+
+    def _take_back(self) -> None:
+        if vars(self.module).get("forward") == self._given:
+            del vars(self.module)["forward"]
+            if self._own_forward is not None:
+                vars(self.module)["forward"] = self._own_forward
+        self._output = self._own_forward = None
+
+
+def _half(value: Any, batch: int, index: int) -> Any:
+    """``value`` with every tensor of ``batch`` rows cut to its half ``index`` (0 or 1)."""
+    if isinstance(value, torch.Tensor):
+        if value.ndim > 0 and value.shape[0] == batch:
+            return value[batch // 2 * index : batch // 2 * (index + 1)]
+        return value
+    if isinstance(value, dict):
+        return {key: _half(item, batch, index) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_half(item, batch, index) for item in value)
+    return value
+
+
+def _twice(output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return torch.cat([output, output])
+    if isinstance(output, dict):
+        return type(output)(**{key: _twice(item) for key, item in output.items()})
+    return type(output)(_twice(item) for item in output)

@@ -1,0 +1,139 @@
+"""Gating a pipeline: for as long as a ``with`` block lasts, or until it is disabled."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from tgate_batch.gate.body import Body
+from tgate_batch.gate.call import PipelineCall
+from tgate_batch.gate.families import Denoiser, denoiser_class, documented_plan
+from tgate_batch.gate.plan import DeepCache, GatePlan
+from tgate_batch.gate.summary import Summary
+
+Plan = GatePlan | Literal["documented"] | None
+
+_gated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # denoisers of open blocks
+_enabled: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()  # pipelines, until disabled
+
+
+@contextmanager
+def gated(
+    pipe: Any,
+    plan: Plan = "documented",
+    guided: bool | None = None,
+    deepcache: DeepCache | None = None,
+) -> Iterator[Summary]:
+    """Every call of the diffusers pipeline ``pipe`` inside the block follows ``plan``.
+
+    By default that is the plan of T-GATE's documents for its class. Whether guidance runs is read
+    from the calls; ``guided`` only asserts it. With ``deepcache`` the DeepCache helper runs around
+    the gate; with no plan and none of it, nothing changes. ControlNets follow the same plan. What
+    the calls did is in the summary, call after call. The pipeline leaves the block as it came, also
+    by an exception, and no stored tensor outlives a pipeline call's loop.
+
+    Scales of adapters and LoRAs that change after the gate do not act through stored
+    cross-attention.
+
+    A compiled denoiser has one graph for every kind of step, three to eight a plan and batch size,
+    and uses them again in later blocks. Torch stops at eight in all, and runs the rest uncompiled:
+    raise ``torch._dynamo.config.recompile_limit``.
+
+    Raises ValueError for a denoiser, a scheduler or a setting that cannot be gated, and inside the
+    block at the step of a pipeline call that cannot be read.
+    """
+    with following(pipe, plan, guided, deepcache) as call:
+        yield call.summary if call is not None else Summary()
+
+
+@contextmanager
+def following(
+    pipe: Any, plan: Plan, guided: bool | None = None, deepcache: DeepCache | None = None
+) -> Iterator[PipelineCall | None]:
+    """``gated``, and the gate itself; None where nothing changes."""
+    if plan is None and deepcache is None:
+        yield None
+        return
+    denoiser = denoiser_of(pipe)
+    plan = documented_plan(pipe, denoiser) if plan == "documented" else plan
+    kind = denoiser_class(denoiser) if plan is not None else Denoiser()
+    _refuse(pipe, denoiser)
+    bodies = [Body(denoiser, kind)]
+    if plan is not None:
+        bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
+    with ExitStack() as stack:
+        _gated[denoiser] = pipe
+        stack.callback(_gated.pop, denoiser)
+        call = PipelineCall(pipe, plan, bodies, guided)
+        for body in bodies:
+            body.follow(call.entered, call.left, plan is not None, stack)
+        if deepcache is not None:
+            from tgate_batch.gate.deepcache import enabled
+
+            call.deepcache = stack.enter_context(enabled(pipe, deepcache))
+        call.watch(stack)
+        yield call
+
+
+def enable_tgate(pipe: Any, plan: Plan = "documented", **options: Any) -> Summary:
+    """``gated`` without a block: until ``disable_tgate``. Takes and raises what ``gated`` does."""
+    stack = ExitStack()
+    summary = stack.enter_context(gated(pipe, plan, **options))
+    _enabled[pipe] = stack
+    return summary
+
+
+def disable_tgate(pipe: Any) -> None:
+    """Ends ``enable_tgate``; a pipeline that is not enabled stays as it is."""
+    if pipe in _enabled:
+        _enabled.pop(pipe).close()
+
+
+def is_guided(pipe: Any, guidance_scale: float) -> bool:
+    """Whether ``pipe`` runs both branches at this scale (for video, ``max_guidance_scale``).
+
+    A distilled denoiser takes the scale as an input and never does.
+    """
+    config = denoiser_of(pipe).config
+    conditioned = getattr(config, "time_cond_proj_dim", None) is not None
+    return guidance_scale > 1 and not (conditioned or getattr(config, "guidance_embeds", False))
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """The module that ``pipe`` calls once a step; raises ValueError if it has none."""
+    for name in ("unet", "transformer"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    raise ValueError(
+        f"{type(pipe).__name__} has neither a unet nor a transformer, so there is no denoiser to "
+        "gate; use a text-to-image or image-to-video pipeline of diffusers"
+    )
+
+
+def _controls(pipe: Any, denoiser: Any) -> list[torch.nn.Module]:
+    """The ControlNets of a pipeline, each once; raises ValueError where the gate knows none."""
+    control = getattr(pipe, "controlnet", None)
+    if control is None:
+        return []
+    plain = getattr(denoiser, "_orig_mod", denoiser)
+    if type(plain).__name__ != "UNet2DConditionModel":
+        raise ValueError(
+            f"a {type(control).__name__} beside {type(plain).__name__} runs on other rows than it "
+            "does, so the gate cannot follow both; leave one of them out"
+        )
+    return list(dict.fromkeys(getattr(control, "nets", [control])))
+
+
+def _refuse(pipe: Any, denoiser: Any) -> None:
+    name = type(pipe).__name__
+    if denoiser in _gated:
+        raise ValueError("this pipeline is already gated; leave the outer block first")
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ValueError(
+            f"{name} changes to a second transformer on the way, which has nothing stored; use a "
+            "pipeline with one (Wan 2.1)"
+        )
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(f"{name} has no scheduler, from which the gate reads its steps")

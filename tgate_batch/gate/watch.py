@@ -1,0 +1,83 @@
+"""Hearing of a pipeline's steps and of the end of its loop, from its scheduler and progress bar."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+
+def watch_scheduler(pipe: Any, stepped: Callable[[int], None], stack: ExitStack) -> None:
+    """Calls ``stepped`` with the sample's rows before every step of the present scheduler.
+
+    It does until ``stack`` closes. Some pipelines step a deep copy: that is another scheduler.
+    """
+    scheduler = pipe.scheduler
+    before = vars(scheduler).get("step")
+
+    @wraps(type(scheduler).step)  # pipelines look for `generator` in its signature
+    def step(asked: Any, *args: Any, **kwargs: Any) -> Any:
+        if asked is not scheduler:
+            return type(asked).step(asked, *args, **kwargs)
+        if pipe.scheduler is scheduler:
+            stepped(len(args[2] if len(args) > 2 else kwargs["sample"]))
+        own = MethodType(type(asked).step, asked) if before is None else before
+        return own(*args, **kwargs)
+
+    scheduler.step = MethodType(step, scheduler)
+    stack.callback(_restore, scheduler, "step", before)
+
+
+def watch_loop(
+    pipe: Any, opened: Callable[[int | None], bool], end: Callable[[], None], stack: ExitStack
+) -> None:
+    """Calls ``opened`` with the steps of every progress bar, and ``end`` when one closes to which
+
+    that said yes, until ``stack`` closes. A pipeline may have no ``progress_bar``.
+    """
+    if not hasattr(pipe, "progress_bar"):
+        return
+    before = vars(pipe).get("progress_bar")
+    bars = pipe.progress_bar
+
+    def progress_bar(
+        asked: Any, iterable: Any = None, total: int | None = None, **more: Any
+    ) -> Any:
+        if asked is not pipe:  # a copy
+            return type(asked).progress_bar(asked, iterable, total, **more)
+        bar = bars(iterable, total, **more) if total is not None else bars(iterable, **more)
+        steps = total if iterable is None or total is not None else len(iterable)
+        return _Loop(bar, end) if opened(steps) else bar
+
+    vars(pipe)["progress_bar"] = MethodType(progress_bar, pipe)
+    stack.callback(_restore, pipe, "progress_bar", before)
+
+
+class _Loop:
+    """A progress bar, in a ``with`` or a ``for``, whose end is told."""
+
+    def __init__(self, bar: Any, end: Callable[[], None]) -> None:
+        self._bar = bar
+        self._end = end
+
+    def __enter__(self) -> Any:
+        return self._bar.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._end()
+        return self._bar.__exit__(*error)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._bar
+        finally:
+            self._end()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def _restore(owner: Any, name: str, before: Any) -> None:
+    vars(owner).pop(name, None)
+    if before is not None:
+        vars(owner)[name] = before
