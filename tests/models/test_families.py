@@ -71,6 +71,7 @@ def test_three_parts_draw_what_the_pipelines_own_call_draws(runners, name):
     assert np.abs(pixels.values - shown).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore::tgate_batch.gate.GateNotReached")
 @pytest.mark.parametrize("name", GATED)
 def test_a_plan_that_never_gates_draws_the_same_bits_and_another_does_not(runners, name):
     runner = runners(name)
@@ -78,7 +79,7 @@ def test_a_plan_that_never_gates_draws_the_same_bits_and_another_does_not(runner
     plain = runner.denoise(conditions, SEEDS)
     drawn = {}
     for gate_step in (1, STEPS):
-        with gated(runner.pipeline, GatePlan(gate_step), guided=True):
+        with gated(runner.pipeline, GatePlan(gate_step)):
             drawn[gate_step] = runner.denoise(conditions, SEEDS)
     assert drawn[STEPS].equal(plain)
     assert (drawn[1] - plain).abs().max() > 1e-3
