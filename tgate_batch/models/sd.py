@@ -110,7 +110,7 @@ def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int
         "encoder_hidden_states": empty(batch, *caption(config, tokens)),
     }
     if config.get("time_cond_proj_dim") is not None:
-        inputs["timestep_cond"] = empty(batch, config.get("time_cond_proj_dim"))
+        inputs["timestep_cond"] = empty(batch, config["time_cond_proj_dim"])
     return inputs
 
 
