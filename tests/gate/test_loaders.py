@@ -206,6 +206,20 @@ def test_gate_step_at_the_loader_alone_is_enough(tiny_models, arguments):
     assert not torch.equal(first, loaders.TgateSDLoader(pipe).tgate(**call)[0])
 
 
+def test_settings_at_the_loader_are_the_calls_defaults(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    call = arguments(pipe)
+    at_loader = loaders.TgateSDLoader(pipe, gate_step=3, sp_interval=2).tgate(**call)[0]
+    settings = {"gate_step": 3, "sp_interval": 2, "fi_interval": 1, "warm_up": 0}
+    assert torch.equal(at_loader, loaders.TgateSDLoader(pipe).tgate(**call, **settings)[0])
+
+
+@pytest.mark.parametrize("name", ["TgateSDXLLoader", "TgatePixArtLoader", "TgateSDDeepCacheLoader"])
+def test_a_loader_refuses_what_it_does_not_know(tiny_models, name):
+    with pytest.raises(TypeError, match="gatestep"):
+        getattr(loaders, name)(tiny_models("sdxl"), gatestep=3)
+
+
 def test_a_plain_call_after_a_loaders_call_is_plain(tiny_models, arguments):
     pipe = tiny_models("pixart_alpha", fresh=True)
     call = arguments(pipe)

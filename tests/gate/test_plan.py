@@ -69,6 +69,9 @@ def test_gate_step_alone_is_cross_attention_only():
         {"gate_step": 0},
         {"gate_step": -3},
         {"gate_step": 2.5},
+        {"gate_step": 0.0},
+        {"gate_step": 1.0},
+        {"gate_step": 0.4, "sp_interval": 0},
         {"gate_step": True},
         {"gate_step": "10"},
         {"gate_step": 5, "sp_interval": 0},
@@ -88,6 +91,17 @@ def test_deepcache_values_that_cannot_work_are_named(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"^{name}={value!r} "):
         DeepCache(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "step"),
+    [(0.4, 25, 10), (0.4, 10, 4), (0.5, 1, 1), (0.01, 25, 1), (0.99, 25, 25)],
+)
+def test_a_part_of_the_steps_is_a_step_of_them(part, steps, step):
+    plan = GatePlan(part, 5, 1, 2)
+    assert plan.at(steps) == GatePlan(step, 5, 1, 2)
+    assert plan.schedule(steps) == GatePlan(step, 5, 1, 2).schedule(steps)
+    assert GatePlan(10).at(steps) == GatePlan(10)
 
 
 def test_gate_beyond_the_steps_is_refused():

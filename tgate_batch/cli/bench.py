@@ -73,9 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
     """A gated call beside tgate 1.0.0's, a plain one and DeepCache's: CPU seconds, speed-up."""
-    from tgate_batch.bench.gate import bench_gate
+    from tgate_batch.bench.gate import bench_controlnet, bench_gate
 
-    return bench_gate(rounds=options.rounds)
+    return {**bench_gate(rounds=options.rounds), "sd15 with ControlNet": bench_controlnet()}
 
 
 def _job(options: argparse.Namespace) -> dict[str, Any]:

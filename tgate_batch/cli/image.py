@@ -31,7 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
     add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
     add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALSO])}")
-    add("--gate_step", type=int, default=10, help="first step without guidance and cross-attention")
+    add(
+        "--gate_step",
+        type=_step,
+        default=10,
+        help="first step without guidance and cross-attention, or 0.4 for that part of the steps",
+    )
     add("--sp_interval", type=int, default=5, help="steps between self-attention before the gate")
     add("--fi_interval", type=int, default=1, help="steps between self-attention after the gate")
     add("--warm_up", type=int, default=2, help="first steps, which compute everything")
@@ -41,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--height", type=int, help="pixels; the model's own by default")
     add("--width", type=int, help="pixels; the model's own by default")
     add("--seed", type=int, default=0, help="of the noise")
+
+
+def _step(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
 
 
 def run(options: argparse.Namespace) -> None:

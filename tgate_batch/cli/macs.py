@@ -73,12 +73,13 @@ def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
         documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
+            plan = None if arm.plan is None else arm.plan.at(sampling.steps)
             published = None
             if model.path is None and (sampling.height, sampling.width) == documented:
                 published = published_for(
-                    model.name, arm.plan, arm.cache, sampling.steps, sampling.guidance_scale
+                    model.name, plan, arm.cache, sampling.steps, sampling.guidance_scale
                 )
-            made = _row(model.name, name, arm.plan, arm.cache, sampling.steps, counted, published)
+            made = _row(model.name, name, plan, arm.cache, sampling.steps, counted, published)
             made |= {
                 "guidance_scale": sampling.guidance_scale,
                 "size": [sampling.width, sampling.height],

@@ -99,8 +99,9 @@ class ResolvedSampling(Section):
 class Arm(Section):
     """One condition under comparison; without a plan or DeepCache it is a baseline."""
 
-    gate_step: int | None = None
-    """T-GATE: from this step on (the first is 0) cross-attention is reused, guidance dropped."""
+    gate_step: int | float | None = None
+    """T-GATE: from this step on (the first is 0), or from this part of the steps on (0.4 of 25 is
+    step 10), cross-attention is reused and guidance dropped."""
     sp_interval: int = 1
     """Before the gate, self-attention is computed every so many steps and reused between."""
     fi_interval: int = 1
@@ -136,7 +137,7 @@ class Arm(Section):
         return self == Arm()
 
     @property
-    def settings(self) -> dict[str, int | None]:
+    def settings(self) -> dict[str, int | float | None]:
         """Every setting of the arm, flat: what decides its pictures."""
         cache = None if self.cache is None else asdict(self.cache)
         flat = self.model_dump(exclude={"deepcache"})

@@ -97,11 +97,13 @@ class Body:
 
     @property
     def rows_run(self) -> int:
-        """How many rows the module runs on in the call that was entered last."""
+        """How many rows the module runs on in the call that was entered last; 0: it does not."""
+        if self._stands_in:
+            return 0
         return self.rows // 2 if self._halves else self.rows
 
     def check_stored(self, step: int) -> None:
-        """Raises ValueError where the call that was entered reuses what was never stored."""
+        """Raises ValueError where the call that was entered reuses what is not stored."""
         for layer in self.layers:
             action = self.now.cross if layer.is_cross else self.now.self_
             if action is Action.REUSE and self.now.number not in layer.caches:
@@ -183,8 +185,12 @@ class Body:
     def _given(self, *args: Any, **kwargs: Any) -> Any:
         return self._output
 
+    @property
+    def _stands_in(self) -> bool:
+        return vars(self.module).get("forward") == self._given
+
     def _take_back(self) -> None:
-        if vars(self.module).get("forward") == self._given:
+        if self._stands_in:
             del vars(self.module)["forward"]
             if self._own_forward is not None:
                 vars(self.module)["forward"] = self._own_forward

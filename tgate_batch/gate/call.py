@@ -97,6 +97,8 @@ class PipelineCall:
             self._next_evaluation(scheduler)
         before = body.branches
         body.enter(rows, self._pictures, self._step)
+        if body.rows_run == 0:
+            return
         if self.deepcache is None:
             body.check_stored(self._step)
         elif body is self._denoiser:

@@ -123,6 +123,7 @@ def _check_integers(settings: Any, least: dict[str, int]) -> None:
     for name in (field.name for field in fields(settings)):
         value, smallest = getattr(settings, name), least.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            part = ", or a part of the steps between 0 and 1" if name == "gate_step" else ""
             raise ValueError(
-                f"{name}={value!r} cannot be counted in steps; use an integer >= {smallest}"
+                f"{name}={value!r} cannot be counted in steps; use an integer >= {smallest}{part}"
             )

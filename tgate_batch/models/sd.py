@@ -109,8 +109,9 @@ def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int
         "timestep": empty(),
         "encoder_hidden_states": empty(batch, *caption(config, tokens)),
     }
-    if config.get("time_cond_proj_dim") is not None:
-        inputs["timestep_cond"] = empty(batch, config["time_cond_proj_dim"])
+    scale_width = config.get("time_cond_proj_dim")  # of a distilled one
+    if scale_width is not None:
+        inputs["timestep_cond"] = empty(batch, scale_width)
     return inputs
 
 
