@@ -66,9 +66,11 @@ def test_kept_result_says_what_it_is_of(file):
 
 def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
     found = bench_gate(steps=12, rounds=1, names=("sd15",))["sd15"]
-    assert set(found["seconds"]) == {"ours", "reference", "plain", "deepcache"}
+    assert set(found["seconds"]) == {"ours", "reference", "plain", "deepcache", "never"}
     over = found["seconds"]["reference"] / found["seconds"]["ours"]
     assert found["speedup"]["reference"]["median"] == pytest.approx(over)
+    never = found["seconds"]["never"] / found["seconds"]["plain"]
+    assert found["never_over_plain"]["median"] == pytest.approx(never)
 
 
 @pytest.mark.slow
