@@ -5,6 +5,7 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
-from tgate_batch.gate import gated, is_guided
+from tgate_batch.gate import GateNotReached, gated, is_guided
 from tgate_batch.models import catalogue, engine
 from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.family import Condition, Family
@@ -118,11 +119,15 @@ class PipelineRunner:
         if arm.scheduler is not None:
             self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
         try:
-            with gated(
-                self.pipeline,
-                arm.plan or arm.guidance,
-                guided=self.guided,
-                deepcache=arm.cache,
+            with (
+                # A plan that is never reached is said once, before anything is drawn.
+                warnings.catch_warnings(action="ignore", category=GateNotReached),
+                gated(
+                    self.pipeline,
+                    arm.plan or arm.guidance,
+                    guided=self.guided,
+                    deepcache=arm.cache,
+                ),
             ):
                 yield
         finally:
