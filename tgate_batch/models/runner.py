@@ -6,7 +6,7 @@ as its family says.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -94,6 +94,19 @@ class PipelineRunner:
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
+
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Those of which the model does not read the end: they have more tokens than it takes."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return []
+        longest = self._as_called().get("max_sequence_length") or tokenizer.model_max_length
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.text) > longest // 2  # a letter is hardly ever two tokens
+            and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
+        ]
 
     def _as_called(self) -> dict[str, Any]:
         """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
