@@ -27,7 +27,7 @@ models.architecture models.family models.tiny models.sd models.sdxl models.kolor
 models.pixart models.sana models.svd models.wan
 models.catalogue models.checkpoint models.fingerprint models.engine models.runner
 models.call_macs models.macs models.published models
-prompts.source prompts.formats prompts.read prompts
+prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
 output.card output.run output.failed output.status output.export output

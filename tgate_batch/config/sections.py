@@ -36,18 +36,44 @@ class Model(Section):
     float32."""
 
 
+class Columns(Section):
+    """Columns of the prompt set that say how their row is drawn, found without regard to case.
+
+    An empty cell is the run's setting (`sampling`). null switches a column off.
+    """
+
+    negative_prompt: str | None = "negative_prompt"
+    """What guidance leads away from."""
+    seed: str | None = "seed"
+    """The seed of the row's first picture; further ones have seeds made of it."""
+    guidance_scale: str | None = "guidance_scale"
+    """The weight of guidance. Rows of differing weight share batches where the model allows it."""
+    height: str | None = "height"
+    """Pixels, a multiple of 8."""
+    width: str | None = "width"
+    """Pixels, a multiple of 8."""
+    steps: str | None = "steps"
+    """Denoising steps; a column `num_inference_steps` is found too."""
+
+
 class Prompts(Section):
     """The prompt set and how it is cut."""
 
-    path: str
-    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json; a path or a URI. `demo`:
-    the embedded model's captions."""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json, also with .gz; a path or
+    a URI. A pattern (`part-*.csv`), a folder, or a list of these is read in order. `demo`: the
+    embedded model's captions."""
     id_column: str | None = None
-    """The column of ids. Left out: one named like an id, else ids are made of the content."""
+    """The column of ids. Left out: one named like an id, else ids are made of the content. Names of
+    columns are found without regard to case."""
     text_column: str | None = None
     """The column of captions. Left out: one named like a caption."""
     image_column: str | None = None
     """The column of conditioning pictures (bytes or paths), for image-to-video models."""
+    columns: Columns = Columns()
+    keep: bool | tuple[str, ...] = False
+    """Further columns that the output's rows carry on, as JSON in `kept`; true: all that are not
+    used."""
     limit: int | None = Field(None, ge=1)
     """Prompts to draw, of those after `offset`. A larger one later joins further prompts."""
     offset: int = Field(0, ge=0)
