@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import jsonschema
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tgate_batch import config
+from tgate_batch.cli.main import run as command
 from tgate_batch.config import Images
+from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
+from tgate_batch.prompts.read import read
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.report.summary import schema
+from tgate_batch.score import metrics
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -67,6 +69,79 @@ def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
         assert all(row.video for rows in found.values() for row in rows)
 
 
+def fetched(name: str, folder: Path) -> None:
+    """Puts every file of a shipped config in its place, two rows of the source's own form each."""
+    run = config.load(config.find(name))
+    if run.prompts.path != "demo":
+        _prompts(run, folder)
+    if run.score.reference not in (None, "drawn"):
+        file = metrics.placed(run.score.reference, run.score.extractor[0])
+        (folder / file).write_bytes(b"statistics")  # dry runs do not open it
+
+
+def needed(name: str) -> dict[str, str]:
+    """Key -> the file that a shipped config names there, and that does not come with it."""
+    run = config.load(config.find(name))
+    files = {"prompts.path": run.prompts.path, "score.reference": run.score.reference}
+    return {key: file for key, file in files.items() if file not in ("demo", "drawn", None)}
+
+
+@pytest.mark.parametrize("name", [name for name in config.names() if name != "demo"])
+def test_dry_run_without_the_files_says_in_one_line_how_to_get_them_all(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as told:
+        command(["render", "--config", name, "--dry-run"])
+    (line,) = str(told.value).splitlines()
+    assert needed(name)
+    for key, file in needed(name).items():
+        place = metrics.placed(file, "inception")
+        assert f"{key}: {place} is not here: {config.source_of(file)}" in line
+
+
+QUICK = ("demo", "sd15")  # whose MACs are counted in a moment
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in config.names()
+    ],
+)
+def test_dry_run_with_the_files_passes(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fetched(name, tmp_path)
+    assert command(["render", "--config", name, "--dry-run"]) == 0
+    assert "estimate: " in capsys.readouterr().out
+
+
+def test_command_that_makes_the_reference_makes_the_one_that_all_configs_name():
+    (how,) = {
+        config.source_of(spec)
+        for spec in (config.load(config.find(name)).score.reference for name in config.names())
+        if spec not in (None, "drawn")
+    }
+    words = how.partition("tgate-batch ")[2].partition(" makes it")[0].split()
+    assert words == ["reference", "--config", "coco10k", "--from", "val2014/"]
+    made = config.load(config.find("coco10k")).score
+    assert metrics.placed(made.reference, made.extractor[0]) == "coco2014-inception.npz"
+
+
+def test_command_that_lists_pictures_writes_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("one.png", "two.png"):
+        (tmp_path / "pictures" / name).write_bytes(picture())
+    how = config.source_of("pictures.csv")
+    listing = how.partition(", as ")[2].partition(" writes it")[0]
+    subprocess.run(listing, shell=True, check=True)
+    found = list(read(config.load(config.find("svd")).prompts))
+    assert [prompt.image for prompt in found] == [picture()] * 2
+    assert len({prompt.id for prompt in found}) == 2
+
+
 SMALL = ["prompts.limit=2", "prompts.shard_size=2", "sampling.batch_size=2", "workers.max=1"]
 AT_HOME = [  # what a machine without a GPU, and without the reference statistics, leaves out
     "sampling.height=64",
@@ -115,9 +190,9 @@ def test_config_runs_through_the_job_to_a_report(file, tmp_path):
 def _prompts(run: config.Config, folder: Path) -> Path:
     """Two prompts in the format and the columns that the config reads."""
     file = folder / run.prompts.path
-    if file.suffix == ".parquet":
-        table = pa.table({"id": ["a", "b"], run.prompts.image_column: [picture()] * 2})
-        pq.write_table(table, file)
+    if run.prompts.image_column:
+        (folder / "red.png").write_bytes(picture())
+        file.write_text(f"{run.prompts.image_column}\nred.png\nred.png\n")
         return file
     if file.suffix == ".json":
         captions = [("a", "a red cat"), ("b", "a blue dog")]

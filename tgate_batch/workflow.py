@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tgate_batch import say
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, source_of
 from tgate_batch.errors import UserError
 from tgate_batch.execute.on_demand import OnDemand
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
@@ -41,9 +41,12 @@ EXECUTORS = {  # imported only when a run names it
 
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     """Checks a run before anything is written. Raises UserError for what cannot be used."""
+    _check_sources(config)
     _check_words(config)
     thresholds.check_measured(config)
     checkpoint.check_scheduler(config.sampling.scheduler)
+    for name, arm in config.arms.items():
+        checkpoint.check_scheduler(arm.scheduler, f"arms.{name}.scheduler")
     return runs.prepare(config, replace_stale)
 
 
@@ -210,8 +213,11 @@ def _drawn_again(output: str, count: int) -> int:
     """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
     from tgate_batch.execute.again import draw_again
 
-    found = draw_again(output, count)
-    for picture in found:
+    each = f"{count:,} pictures" if count != 1 else "1 picture"
+    say.info(f"drawing {each} of every arm again, in another process ...", event="phase")
+    found = []
+    for picture in draw_again(output, count):
+        found.append(picture)
         if picture.levels is None:
             verdict = f"cannot be drawn: {picture.error}"
         elif picture.same_bytes:
@@ -269,6 +275,21 @@ def _say_run(run: Run) -> None:
         event="run",
         images=images,
     )
+
+
+def _check_sources(config: Config) -> None:
+    """Says in one line how to get every file of a shipped config that is not here."""
+    named = [("prompts.path", config.prompts.path, config.prompts.path)]
+    if (reference := config.score.reference) is not None:
+        places = (metrics.placed(reference, name) for name in config.score.extractor)
+        named += [("score.reference", reference, place) for place in places]
+    missing = [
+        f"{key}: {place} is not here: {how}"
+        for key, spec, place in named
+        if (how := source_of(spec)) is not None and not os.path.exists(place)
+    ]
+    if missing:
+        raise UserError("; ".join(missing))
 
 
 def _check_words(config: Config) -> None:

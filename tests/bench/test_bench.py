@@ -16,6 +16,7 @@ from tgate_batch.bench.orchestration import orchestrate
 from tgate_batch.bench.scale_pool import bench_scale_pool
 from tgate_batch.bench.slow_store import SCHEME, slow_store
 from tgate_batch.bench.timing import in_turns, ratio
+from tgate_batch.cli.main import run
 from tgate_batch.errors import UserError
 from tgate_batch.storage import Folder
 
@@ -29,6 +30,22 @@ def test_calls_take_turns_and_the_first_round_is_left_out():
     seconds = in_turns(calls, rounds=2)
     assert order == ["a", "b"] * 3
     assert {name: len(measured) for name, measured in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_rounds_are_counted_as_they_pass(monkeypatch, capsys):
+    monkeypatch.setattr("tgate_batch.execute.progress._SECONDS_BETWEEN_LINES", 0)
+    in_turns({"a": lambda: None}, rounds=2, what="measuring nothing")
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"measuring nothing: {count} of 3 rounds" for count in range(4)),
+    ]
+
+
+def test_benchmark_says_how_far_it_is_and_its_output_is_json_alone(capsys):
+    run(["bench", "encode", "--side", "16"])
+    said = capsys.readouterr()
+    assert set(json.loads(said.out)) == {f"{f} x{threads}" for f in FORMATS for threads in (1, 2)}
+    assert said.err.splitlines()[0] == "bench encode: loading ..."
+    assert said.err.splitlines()[-1] == "encoding: 6 of 6 rounds"
 
 
 def test_ratio_is_the_median_over_the_rounds():

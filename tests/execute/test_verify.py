@@ -522,8 +522,9 @@ def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
     )
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["checked", "how", "many", "faults"]
-    assert lines[4].split() == ["files", "of", "pictures", "6", "1"]
+    assert lines[0] == f"{out}: checking ledger, prompts and files ..."
+    assert lines[1].split() == ["checked", "how", "many", "faults"]
+    assert lines[5].split() == ["files", "of", "pictures", "6", "1"]
     assert lines[-2].startswith(f"damaged: {shard()}: cannot be read: ")
     assert lines[-1].startswith("not sound: 1 damaged; --repair removes")
 
@@ -578,3 +579,25 @@ def test_twenty_faults_are_shown_and_the_others_counted(out):
     lines = lines_of(out)
     assert sum(line.startswith("foreign: ") for line in lines) == 20
     assert lines[-2:] == ["and 5 more", "not sound: 25 foreign"]
+
+
+def test_long_checks_say_how_far_they_are(out, monkeypatch, capsys):
+    monkeypatch.setattr("tgate_batch.execute.progress._SECONDS_BETWEEN_LINES", 0)
+    verify(str(out))
+    lines = capsys.readouterr().out.splitlines()
+    pictures = [f"checking: {count} of 6 files of pictures" for count in range(1, 7)]
+    assert lines[:6] == pictures
+    left = len(lines) - 6
+    assert left > 0
+    assert lines[-1] == f"checking: {left} of {left} files of sums and statistics"
+
+
+def test_pictures_are_told_as_they_are_drawn_again(out, capsys):
+    assert workflow.verify(str(out), again=1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begun = lines.index("drawing 1 picture of every arm again, in another process ...")
+    assert [line.split(":")[0].split("/")[0].split()[1] for line in lines[begun + 1 : -1]] == [
+        "baseline",
+        "tgate",
+    ]
+    assert lines[-1] == "2 pictures drawn again, 2 alike (at most 1 level of 255 apart)"

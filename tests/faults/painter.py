@@ -7,6 +7,7 @@ number of times counts them by files beside that one.
 import json
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from tgate_batch.bench.stand_in import StandIn
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Arm, Config, Model
 from tgate_batch.metrics.entry import Column, PictureMetric
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import PipelineRunner, Pixels, open_runner
@@ -80,11 +81,10 @@ class Painter(StandIn):
             raise RuntimeError("this worker does not start")
         self._bad = heard.is_due("bad", heard.bad)
 
-    @property
-    def guided(self) -> bool:  # asked for before any picture is
+    def under(self, arm: Arm) -> AbstractContextManager:  # asked for before any picture is
         if self._bad:
             raise RuntimeError("this worker is bad")
-        return False
+        return super().under(arm)
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{"text": prompt.text} for prompt in prompts]

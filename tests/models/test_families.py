@@ -7,9 +7,12 @@ import calflops
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tgate_batch import config, workflow
+from tgate_batch.cli.main import run
 from tgate_batch.config import Model, Sampling
+from tgate_batch.errors import UserError
 from tgate_batch.gate import GatePlan, denoiser_of, gated
 from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load, resolved_dtype, variant_of
@@ -18,7 +21,8 @@ from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt
 
 LIKE_SDXL = ["playground25", "ssd_1b", "vega", "kolors"]
-NAMES = [*LIKE_SDXL, "sana", "wan21"]
+GATED = [*LIKE_SDXL, "sana"]
+NAMES = [*GATED, "wan21"]
 PROMPTS = [Prompt("a", "a red cat"), Prompt("b", "two dogs on a boat, in the evening")]
 SEEDS = [3, 5]
 STEPS = 4
@@ -67,14 +71,15 @@ def test_three_parts_draw_what_the_pipelines_own_call_draws(runners, name):
     assert np.abs(pixels.values - shown).max() <= 1
 
 
-@pytest.mark.parametrize("name", LIKE_SDXL)
+@pytest.mark.filterwarnings("ignore::tgate_batch.gate.GateNotReached")
+@pytest.mark.parametrize("name", GATED)
 def test_a_plan_that_never_gates_draws_the_same_bits_and_another_does_not(runners, name):
     runner = runners(name)
     conditions = runner.encode(PROMPTS)
     plain = runner.denoise(conditions, SEEDS)
     drawn = {}
     for gate_step in (1, STEPS):
-        with gated(runner.pipeline, GatePlan(gate_step), guided=True):
+        with gated(runner.pipeline, GatePlan(gate_step)):
             drawn[gate_step] = runner.denoise(conditions, SEEDS)
     assert drawn[STEPS].equal(plain)
     assert (drawn[1] - plain).abs().max() > 1e-3
@@ -185,12 +190,27 @@ def test_wans_autoencoder_computes_in_float32_beside_a_denoiser_in_bfloat16(tmp_
     assert pixels.frames_per_second == 16
 
 
+@pytest.mark.parametrize("name", GATED)
+def test_the_image_job_draws_one_picture(name, tmp_path):
+    folder = catalogue.save_tiny(name, tmp_path / "model")
+    size = ["--height", "64", "--width", "64", "--inference_step", "2", "--gate_step", "1"]
+    where = ["--path", str(folder), "--saved_path", str(tmp_path)]
+    run(["image", "--model", name, "--prompt", "a cat", *where, *size])
+    with Image.open(tmp_path / "test.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_a_video_of_a_text_needs_a_prompt_and_no_picture(tmp_path):
+    with pytest.raises(UserError, match="--model wan21 draws a text; give one with --prompt"):
+        run(["image", "--model", "wan21", "--image", "x.png", "--saved_path", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_of_a_new_family_ends_in_a_report_with_its_macs(name, settings, tmp_path):
     folder = str(catalogue.save_tiny(name, tmp_path / "model"))
-    arms = {"baseline": {}} | ({"tgate": {"gate_step": 1}} if name in LIKE_SDXL else {})
+    arms = {"baseline": {}} | ({"tgate": {"gate_step": 1}} if name in GATED else {})
     sampling = {"steps": 2, "height": 64, "width": 64, "batch_size": 2}
-    run = settings | {
+    whole = settings | {
         "models": [{"name": name, "path": folder}],
         "prompts": settings["prompts"] | {"limit": 2},
         "sampling": sampling,
@@ -198,8 +218,8 @@ def test_a_run_of_a_new_family_ends_in_a_report_with_its_macs(name, settings, tm
         "workers": {"executor": "local"},
         "score": {"reference": None},
     }
-    assert workflow.render(config.parse(run)) == 0
-    report = Path(run["output"], "report", "report.json")
+    assert workflow.render(config.parse(whole)) == 0
+    report = Path(whole["output"], "report", "report.json")
     found = json.loads(report.read_text())["arms"]
     assert [(arm["arm"], arm["images"], arm["errors"]) for arm in found] == [
         (arm, 2, 0) for arm in arms

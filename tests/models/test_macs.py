@@ -159,6 +159,7 @@ def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():
         ("vega", GatePlan(3, 2, 2, 1)),
         ("kolors", GatePlan(3, 2, 2, 1)),
         ("sana", None),
+        ("sana", GatePlan(3, 2, 2, 1)),
         ("wan21", None),
     ],
 )

@@ -66,3 +66,28 @@ def test_the_table_names_every_arm(config, capsys):
 def test_a_config_that_cannot_be_read_says_so(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         macs(tmp_path / "none.yaml")
+
+
+def test_every_arm_counted_is_a_line_and_the_output_is_json_alone(config, monkeypatch, capsys):
+    monkeypatch.setattr("tgate_batch.execute.progress._SECONDS_BETWEEN_LINES", 0)
+    macs(config, "--json")
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3
+    assert said.err.splitlines() == [
+        "counting MACs: loading torch and diffusers ...",
+        *(f"counting MACs: {count} of 3 arms" for count in (1, 2, 3)),
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 160])
+def test_no_figure_of_the_table_is_cut(config, monkeypatch, capsys, columns):
+    macs(config, "--json")
+    rows = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("tgate_batch.report.terminal.width", lambda: columns)
+    macs(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for row in rows:
+        assert any(f"{row['params_m']:.3f}" in line.split() for line in lines)
+    for heading in ("settings", "with attention", "params (M)", "published", "error"):
+        assert any(heading in line for line in lines)

@@ -8,7 +8,7 @@ from PIL import Image
 from tgate_batch.config import Arm, Images, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
+from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Failure, Prompt, Shard, image_seed
 from tgate_batch.render.shard import Renderer
@@ -16,6 +16,12 @@ from tgate_batch.render.shard import Renderer
 PROMPTS = tuple(Prompt(f"p{i}", f"a picture of number {i}") for i in range(6))
 BASELINE, TGATE = Arm(), Arm(gate_step=2, sp_interval=2)
 CACHED = Arm(gate_step=2, deepcache={"interval": 2, "branch": 0})
+RIVALS = {
+    "fewer steps": Arm(steps=3),
+    "another scheduler": Arm(scheduler="EulerDiscreteScheduler"),
+    "guidance ends": Arm(guidance_until=0.5),
+    "guidance begins late": Arm(guidance_from=1, guidance_until=3),
+}
 
 
 def sampling(**changes) -> ResolvedSampling:
@@ -71,7 +77,30 @@ def test_same_prompt_gets_same_noise_in_every_arm(pipeline):
     assert [row.image for row in plain] == [row.image for row in whole]
 
 
-@pytest.mark.parametrize("arm", [BASELINE, TGATE, CACHED], ids=["baseline", "tgate", "deepcache"])
+@pytest.mark.parametrize("name", RIVALS)
+def test_an_arm_draws_with_settings_of_its_own_and_leaves_the_others_theirs(pipeline, name):
+    engine = renderer(pipeline)
+    before = rows(engine)
+    rival = rows(engine, RIVALS[name])
+    assert [row.seed for row in rival] == [row.seed for row in before]
+    assert all(a.image != b.image for a, b in zip(before, rival, strict=True))
+    assert [row.image for row in rows(engine)] == [row.image for row in before]
+
+
+def test_an_arm_of_fewer_steps_equals_a_run_of_fewer_steps(pipeline):
+    fewer, euler = {"steps": 3}, {"scheduler": "EulerDiscreteScheduler"}
+    assert [row.image for row in rows(renderer(pipeline), Arm(**fewer))] == [
+        row.image for row in rows(renderer(pipeline, **fewer))
+    ]
+    inside = [row.image for row in rows(renderer(pipeline), Arm(**euler))]
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    pipeline.scheduler = another_scheduler(euler["scheduler"], pipeline.scheduler)
+    assert inside == [row.image for row in rows(renderer(pipeline))]
+
+
+@pytest.mark.parametrize(
+    "arm", [BASELINE, TGATE, CACHED, *RIVALS.values()], ids=["baseline", "tgate", "dc", *RIVALS]
+)
 def test_neither_batch_nor_shard_changes_a_picture(pipeline, arm):
     together = rows(renderer(pipeline, batch_size=6), arm)
     alone = [rows(renderer(pipeline, batch_size=1), arm, (prompt,))[0] for prompt in PROMPTS]

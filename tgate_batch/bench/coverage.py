@@ -7,7 +7,6 @@ same in all runs of a cell: an interval leaves the reference's own noise out.
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from tgate_batch import say
 from tgate_batch.config import Thresholds
 from tgate_batch.metrics.frechet import FrechetRoot, Statistics
 from tgate_batch.metrics.jackknife import (
@@ -56,7 +56,7 @@ Task = Callable[..., dict[str, dict[str, Any]]]  # runs, which draw of them, and
 
 
 def bench_coverage(runs: int = RUNS, nights: int = NIGHTS) -> dict[str, Any]:
-    """Every cell with the share of runs it covers, and what falls short; printed as it goes.
+    """Every cell with the share of runs it covers, and what falls short; said as it goes.
 
     Of hundreds of cells at their nominal level some fall short by chance. Such a cell is drawn
     anew, more often, and that counts; its first result stands beside it.
@@ -67,6 +67,7 @@ def bench_coverage(runs: int = RUNS, nights: int = NIGHTS) -> dict[str, Any]:
         for population, each, pictures in product(populations, (20, 5, 3, 0.8), (1, 8))
     ]
     cells: dict[str, dict[str, Any]] = {}
+    say.info(f"simulating the truth of {len(populations)} populations ...", event="phase")
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     fresh = multiprocessing.get_context("spawn")  # libraries read the variables at their start
     with patch.dict(os.environ, dict.fromkeys(threads, "1")), ProcessPoolExecutor(2, fresh) as pool:
@@ -82,15 +83,16 @@ def bench_coverage(runs: int = RUNS, nights: int = NIGHTS) -> dict[str, Any]:
         ]
         started = [(count, task, pool.submit(task, count)) for count, task in tasks]
         again = []
+        say.info(f"simulating {len(tasks)} kinds of runs ...", event="phase")
         for count, task, waiting in started:
             for name, found in waiting.result().items():
                 cells[name] = found
-                print(f"{name}: {_line(found)}", file=sys.stderr, flush=True)
+                say.info(f"{name}: {_line(found)}")
                 if not found["holds"]:
                     again.append((name, pool.submit(task, _AGAIN * count, 1, name)))
         for name, waiting in again:
             cells[name] = {**waiting.result()[name], "first": cells[name]}
-            print(f"again, {name}: {_line(cells[name])}", file=sys.stderr, flush=True)
+            say.info(f"again, {name}: {_line(cells[name])}")
     short = [name for name, found in cells.items() if not found["holds"]]
     lowest = {
         kind: min(

@@ -28,7 +28,7 @@ def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[s
         for format in FORMATS
         for threads in (1, 2)
     }
-    seconds = in_turns(calls, rounds)
+    seconds = in_turns(calls, rounds, what="encoding")
     sizes = {format: sum(map(len, encoded(format, 1))) for format in FORMATS}
     return {
         name: {

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tgate_batch import config
+from tgate_batch import config, say
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.models.runner import PipelineRunner, open_runner
@@ -39,10 +39,11 @@ def bench_engine(
     found: dict[str, dict[str, Any]] = {}
     for label, chosen in (("plain", None), ("gated", plan)):
         calls = {name: partial(_draw, runner, prompts, chosen) for name, runner in opened.items()}
+        say.info(f"warming up and compiling the {label} pipeline ...", event="phase")
         for call in calls.values():
             call()
         graphs = _graphs()
-        seconds = in_turns(calls, rounds)
+        seconds = in_turns(calls, rounds, what=f"measuring the {label} pipeline")
         found[label] = {name: ratio(seconds["default"], seconds[name]) for name in seconds}
         found[label]["recompiled"] = _graphs() - graphs
     return found

@@ -81,7 +81,7 @@ def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, An
     }
     if hasattr(ours, "unet"):
         calls["deepcache"] = partial(gated_call, None, DeepCache())
-    seconds = in_turns(calls, rounds, clock=time.process_time)
+    seconds = in_turns(calls, rounds, clock=time.process_time, what=f"measuring {name}")
     return {
         "seconds": {key: statistics.median(values) for key, values in seconds.items()},
         "speedup": {

@@ -13,6 +13,7 @@ from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
 from tgate_batch.execute import rendering
+from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.models import runner
 from tgate_batch.output import run as runs
@@ -35,12 +36,15 @@ def bench_job(images: int = 520, steps: int = 25, rounds: int = 5) -> dict[str, 
     each = max(images // rounds // _SHARD, 2) * _SHARD
     bare = _BareLoop(_settings("unused", each, steps, workers=1))
     found: dict[str, list[float]] = {"bare": [], "bare_with_encoding": [], "one": [], "two": []}
+    progress = Counter("measuring", "rounds", rounds)
     for _ in range(rounds):
         rendering, encoding_too = bare.images_per_second(each)
         found["bare"].append(rendering)
         found["bare_with_encoding"].append(encoding_too)
         found["one"].append(_job_rate(each, steps, workers=1))
         found["two"].append(_job_rate(2 * each, steps, workers=2))
+        progress.add()
+    progress.say()
 
     def over(name: str, other: str) -> float:
         return ratio(found[name], found[other])["median"]

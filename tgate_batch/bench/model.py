@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
+from tgate_batch import say
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
@@ -55,6 +56,7 @@ def bench_model(
     architecture = _architecture(row, family, mid_size)
     size = (_MID_SIDE, _MID_SIDE) if mid_size else (row.height, row.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    say.info(f"building {name} with random weights ...", event="phase")
     pipe = _pipeline(row, family, architecture, device)
     engine.prepare(pipe, Engine(compile=compile))
     guidance = row.guidance_scale
@@ -62,6 +64,7 @@ def bench_model(
     arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
     if only is not None:
         arms = {arm: arms[arm] for arm in arms if arm in ("baseline", *only)}
+    say.info(f"counting MACs of {len(arms)} arms ...", event="phase")
     macs = {
         arm: count(
             family, architecture, plan, cache, steps, guidance, *size
@@ -84,7 +87,9 @@ def bench_model(
             arm: partial(_gated_call, pipe, plan, cache, guided, call)
             for arm, (plan, cache) in arms.items()
         }
-        found["batches"][batch] = _compared(in_turns(calls, rounds), macs, batch)
+        found["batches"][batch] = _compared(
+            in_turns(calls, rounds, what=f"measuring batches of {batch}"), macs, batch
+        )
         if device == "cuda":
             found["batches"][batch]["peak_gib"] = _peaks(calls)
     return found

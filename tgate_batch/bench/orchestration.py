@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import config, workflow
+from tgate_batch import config, say, workflow
 from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.execute import rendering
 from tgate_batch.execute.ray import RayExecutor
@@ -29,6 +29,7 @@ def bench_orchestration(prompts: tuple[int, ...] = (10_000, 100_000)) -> dict[st
     least = runs_of[min(prompts)]["driver_peak_mib"]
     for found in runs_of.values():
         found["driver_mib_above_least"] = found["driver_peak_mib"] - least
+    say.info("drawing a first picture under each executor ...", event="phase")
     first = {executor: first_picture_seconds(executor) for executor in workflow.EXECUTORS}
     return {"runs": runs_of, "first_picture_seconds": first}
 
@@ -84,6 +85,7 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
 
 
 def _in_a_process(prompts: int) -> dict[str, float]:
+    say.info(f"a run of {prompts:,} prompts with a stand-in pipeline ...", event="phase")
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(prompts)],
         check=True,

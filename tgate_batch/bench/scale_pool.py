@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import config, workflow
+from tgate_batch import config, say, workflow
 from tgate_batch.bench.slow_store import SCHEME, slow_store
 from tgate_batch.bench.tail import bench_tail
 from tgate_batch.execute import rendering
@@ -36,12 +36,15 @@ def bench_scale_pool(
         "milliseconds_a_request": milliseconds,
     }
     with tempfile.TemporaryDirectory() as scratch:
+        say.info(f"fabricating and resuming {shards:,} shards ...", event="phase")
         _in_a_process("fabricate", scratch, shards)
         found["resume_on_a_disk"] = _in_a_process("resume", scratch, shards)
         found["resume_on_the_store"] = _in_a_process("resume", scratch, shards, milliseconds)
     with tempfile.TemporaryDirectory() as scratch:
+        say.info(f"beginning a run of {prompts:,} prompts on a slow store ...", event="phase")
         _write_prompts(scratch, prompts)
         found["fresh_on_the_store"] = _in_a_process("fresh", scratch, milliseconds)
+    say.info("simulating the tail ...", event="phase")
     return found | {"tail_over_ideal": bench_tail()}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tgate_batch import say
 from tgate_batch.bench.scale_scoring import fabricate, scored
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
@@ -36,18 +37,19 @@ def bench_scale_report(prompts: int = 10_000, side: int = 512) -> dict[str, Any]
     """Writes the report of so many prompts and 4 arms; prints and returns what it took."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        say.info(f"fabricating and scoring {prompts:,} prompts ...", event="phase")
         settings = fabricate(folder, prompts, 8, shard=64, reference_rows=1000, arms=_ARMS)
         _draw(runs.load_run(settings.output), side)
         scored(settings)
+        say.info("writing the report ...", event="phase")
         arguments = [sys.executable, "-m", "tgate_batch.bench.scale_report", settings.output]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
     result = {"prompts": prompts, "arms": len(_ARMS), "side": side, **found}
-    print(
+    say.info(
         f"report of {prompts:,} prompts x {len(_ARMS)} arms, pictures of {side} pixels: "
         f"{result['seconds']:.1f} s, {result['mib']:.0f} MiB, page of "
-        f"{result['page_bytes'] / 1e6:.2f} MB with {result['pictures']} pictures",
-        flush=True,
+        f"{result['page_bytes'] / 1e6:.2f} MB with {result['pictures']} pictures"
     )
     return result
 

@@ -20,7 +20,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from tgate_batch import config
+from tgate_batch import config, say
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.scoring import concluded
 from tgate_batch.metrics.frechet import Statistics
@@ -188,37 +188,36 @@ def bench_scale_scoring(
     with tempfile.TemporaryDirectory() as scratch:
         empty = _made(Path(scratch, "empty"), 64, 8)
         base = _scored_apart(empty, workers=1)["driver_mib"]
-        print(f"an empty run's driver: {base:.0f} MiB", flush=True)
+        say.info(f"an empty run's driver: {base:.0f} MiB")
+        say.info(f"fabricating and scoring {rows:,} rows ...", event="phase")
         large = _made(Path(scratch, "large"), rows, dimensions)
         found = {}
         for workers in (1, 2):
             found[workers] = one = _scored_apart(large, workers)
-            print(
+            say.info(
                 f"{rows:,} rows x 2 arms, {dimensions} dimensions, {workers} workers: "
                 f"{one['seconds']:.0f} s, {one['worker_cpu_seconds']:.0f} CPU seconds of workers, "
                 f"{one['driver_cpu_seconds']:.0f} of the driver, whose memory is "
                 f"{one['driver_mib'] - base:.0f} MiB above an empty run's; largest worker "
-                f"{one['worker_mib']:.0f} MiB",
-                flush=True,
+                f"{one['worker_mib']:.0f} MiB"
             )
         apart = _apart(found[1]["scores"], found[2]["scores"])
         results |= {f"workers_{workers}": _without_scores(one) for workers, one in found.items()}
         results["two_workers_cpu_over_one"] = _cpu(found[2]) / _cpu(found[1])
         results["largest_relative_difference"] = apart
         results["driver_mib_above_empty"] = found[2]["driver_mib"] - base
-        print(
+        say.info(
             f"two workers' CPU over one's: {results['two_workers_cpu_over_one']:.3f}; figures "
-            f"differ by {apart:.0e} at most",
-            flush=True,
+            f"differ by {apart:.0e} at most"
         )
         shutil.rmtree(Path(scratch, "large"))
         for count in flat_rows:
+            say.info(f"fabricating and scoring {count:,} rows of 8 dimensions ...", event="phase")
             one = _scored_apart(_made(Path(scratch, str(count)), count, 8), workers=2)
             results[f"driver_mib_above_empty_{count}"] = one["driver_mib"] - base
-            print(
+            say.info(
                 f"{count:,} rows, 8 dimensions: the driver's memory is "
-                f"{one['driver_mib'] - base:.0f} MiB above an empty run's",
-                flush=True,
+                f"{one['driver_mib'] - base:.0f} MiB above an empty run's"
             )
             shutil.rmtree(Path(scratch, str(count)))
     return results

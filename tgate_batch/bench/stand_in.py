@@ -1,12 +1,13 @@
 """A pipeline that draws a constant picture at once: what is left is the job itself."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Arm, Config, Model
 from tgate_batch.models import catalogue
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import Pixels
@@ -16,13 +17,15 @@ from tgate_batch.records import Prompt
 class StandIn:
     """What a ``Renderer`` asks of a ``PipelineRunner``."""
 
-    guided = False
     pipeline = SimpleNamespace(vae=None)
 
     def __init__(self, model: Model, config: Config) -> None:
         self.sampling = catalogue.resolve(model.name, config.sampling)
         side = (self.sampling.height, self.sampling.width, 3)
         self._picture = np.full(side, 128, np.uint8)
+
+    def under(self, arm: Arm) -> AbstractContextManager:
+        return nullcontext()
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{} for _ in prompts]

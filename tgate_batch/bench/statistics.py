@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tgate_batch import say
 from tgate_batch.metrics.features import INCEPTION_FILE, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, stream
 from tgate_batch.score.reference_file import decoded
@@ -118,22 +119,23 @@ def whole_seconds(images: int = 1000, side: int = 64) -> tuple[float, float, flo
 
 
 def report(images: int = 1000) -> dict[str, float]:
-    """Measures memory, the distance and the whole way, printing a line each as it goes."""
+    """Measures memory, the distance and the whole way, saying a line each as it goes."""
+    say.info("adding up 20,000 and 200,000 rows of features ...", event="phase")
     memory = {rows: memory_mib(rows) for rows in (20_000, 200_000)}
     for rows, mib in memory.items():
-        print(f"statistics of {rows:,} x 2048 features: {mib:.0f} MiB above the base", flush=True)
+        say.info(f"statistics of {rows:,} x 2048 features: {mib:.0f} MiB above the base")
+    say.info("measuring distances of 2048 dimensions ...", event="phase")
     theirs, ours, apart = distance_seconds()
     distance = theirs / ours
-    print(
+    say.info(
         f"distance from statistics, 2048 dimensions: {ours:.2f} s, pytorch-fid {theirs:.2f} s: "
-        f"{distance:.1f} times as fast (relative difference {apart:.0e})",
-        flush=True,
+        f"{distance:.1f} times as fast (relative difference {apart:.0e})"
     )
+    say.info(f"measuring the whole way of {images:,} pictures ...", event="phase")
     theirs, ours, apart = whole_seconds(images)
-    print(
+    say.info(
         f"files to distance, {images} pictures: {ours:.1f} s, python -m pytorch_fid {theirs:.1f} "
-        f"s: {theirs / ours:.2f} times as fast (relative difference {apart:.0e})",
-        flush=True,
+        f"s: {theirs / ours:.2f} times as fast (relative difference {apart:.0e})"
     )
     return {
         "memory_mib_20000": memory[20_000],

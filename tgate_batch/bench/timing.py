@@ -7,13 +7,20 @@ from typing import Any
 
 import torch
 
+from tgate_batch.execute.progress import Counter
+
 
 def in_turns(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    what: str = "measuring",
 ) -> dict[str, list[float]]:
-    """Seconds of every call in each of ``rounds`` rounds, after a round that warms up."""
+    """Seconds of every call in each of ``rounds`` rounds, after a round that warms up.
+
+    ``what`` is measured, for the lines that say how far it is.
+    """
+    progress = Counter(what, "rounds", rounds + 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -22,6 +29,9 @@ def in_turns(
             call()
             _settle()
             seconds[name].append(clock() - start)
+            progress.tick()
+        progress.add()
+    progress.say()
     return {name: measured[1:] for name, measured in seconds.items()}
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tgate_batch import say
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -180,7 +182,9 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def run(options: argparse.Namespace) -> int:
     benchmark = _BENCHMARKS[options.benchmark]
-    results = benchmark(options)
+    with say.apart():
+        say.info(f"bench {options.benchmark}: loading ...", event="phase")
+        results = benchmark(options)
     print(json.dumps(results, indent=2))
     if options.output is not None:
         from tgate_batch.bench.record import record

@@ -12,6 +12,9 @@ Examples:
 
 import argparse
 
+from tgate_batch import say
+from tgate_batch.storage import without_credentials
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
@@ -24,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    where = without_credentials(options.output)
+    say.info(f"{where}: opening the output ...", event="phase")
+
     from tgate_batch import workflow
 
     return workflow.export(options.output, options.to, options.model, options.arm, options.format)

@@ -16,6 +16,8 @@ def run_as_job(job: Callable[[], int | None]) -> None:
     A user error is 2, a lost cluster or storage 4, Ctrl-C 130, SIGTERM 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What Ray says of workers that died: we say it. It reads this while it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     history.whole_process = True
     goodbye.listen()
     try:

@@ -8,18 +8,21 @@ Examples:
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from tgate_batch import config
+from tgate_batch import config, say
+from tgate_batch.config import Config
 from tgate_batch.models import catalogue
-from tgate_batch.models.macs import Macs, count_parts, find_architecture, macs_of, macs_of_arm
-from tgate_batch.models.published import PUBLISHED, Published, published_for
+
+if TYPE_CHECKING:
+    from tgate_batch.models.macs import Macs
+    from tgate_batch.models.published import Published
+
+_HEADINGS = [
+    *("model", "arm", "settings", "MACs", "published", "error", "with attention", "params (M)")
+]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +32,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    if options.configs:
-        rows = [row for path in options.configs for row in config_rows(path, options.parts)]
-    else:
-        rows = [published_row(row, options.parts) for row in PUBLISHED]
+    runs = [config.load(config.find(path)) for path in options.configs]
+    with say.apart():
+        say.info("counting MACs: loading torch and diffusers ...", event="phase")
+        rows = counted(runs, options.parts)
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
         show(rows)
 
 
-def published_row(row: Published, parts: bool) -> dict[str, Any]:
+def counted(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
+    """A row an arm of these runs, or of the published table where there are none."""
+    from tgate_batch.execute.progress import Counter
+    from tgate_batch.models.published import PUBLISHED
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    total = sum(len(run.models) * len(run.arms) for run in runs) if runs else len(PUBLISHED)
+    progress = Counter("counting MACs", "arms", total)
+    rows = []
+    for row in _rows(runs, parts) if runs else (published_row(row, parts) for row in PUBLISHED):
+        rows.append(row)
+        progress.add()
+    progress.say()
+    return rows
+
+
+def published_row(row: "Published", parts: bool) -> dict[str, Any]:
     """One published figure beside its count, and beside that of the documented settings."""
+    from tgate_batch.models.macs import macs_of
+
     entry = catalogue.entry(row.model)
     settings: dict[str, Any] = {"steps": row.steps, "guidance_scale": row.guidance_scale}
     counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
@@ -63,23 +83,30 @@ def published_row(row: Published, parts: bool) -> dict[str, Any]:
     return made | (_parts(row.model, None, row.guidance_scale, **size) if parts else {})
 
 
-def config_rows(path: str, parts: bool) -> Iterator[dict[str, Any]]:
-    """Every arm of a config, with the published figure where its settings have one."""
-    run = config.load(config.find(path))
-    for model in run.models:
+def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
+    """Every arm of the runs, with the published figure where its settings have one."""
+    from tgate_batch.models.macs import macs_of_arm
+    from tgate_batch.models.published import published_for
+
+    for run, model in [(each, model) for each in runs for model in each.models]:
         sampling = catalogue.resolve(model.name, run.sampling)
         size = {"height": sampling.height, "width": sampling.width}
         entry = catalogue.entry(model.name)
         documented = (entry.height, entry.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
-            plan = None if arm.plan is None else arm.plan.at(sampling.steps)
+            steps = sampling.under(arm).steps
+            plan = None if arm.plan is None else arm.plan.at(steps)
             published = None
-            if model.path is None and (sampling.height, sampling.width) == documented:
+            if (
+                model.path is None
+                and arm.guidance is None
+                and (sampling.height, sampling.width) == documented
+            ):
                 published = published_for(
-                    model.name, plan, arm.cache, sampling.steps, sampling.guidance_scale
+                    model.name, plan, arm.cache, steps, sampling.guidance_scale
                 )
-            made = _row(model.name, name, plan, arm.cache, sampling.steps, counted, published)
+            made = _row(model.name, name, plan, arm.cache, steps, counted, published)
             made |= {
                 "guidance_scale": sampling.guidance_scale,
                 "size": [sampling.width, sampling.height],
@@ -95,8 +122,8 @@ def _row(
     plan: Any,
     deepcache: Any,
     steps: int,
-    counted: Macs,
-    published: Published | None,
+    counted: "Macs",
+    published: "Published | None",
 ) -> dict[str, Any]:
     params = counted.params if plan is None else counted.params_after_gate
     planning, improving = counted.semantics_planning, counted.fidelity_improving
@@ -123,6 +150,8 @@ def _row(
 def _parts(
     model: str, path: str | None, guidance_scale: float, height: int, width: int
 ) -> dict[str, Any]:
+    from tgate_batch.models.macs import count_parts, find_architecture
+
     family, architecture = catalogue.family_of(model), find_architecture(model, path)
     counted = count_parts(family, architecture, guidance_scale > 1, height, width)
     return {
@@ -139,27 +168,27 @@ def _parts(
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The rows as a table, and below it what the published figures leave open."""
-    table = Table(
-        title="MACs of one image (for svd of one video), T: 10^12, G: 10^9", title_justify="left"
-    )
-    for heading in ("model", "arm", "settings"):
-        table.add_column(heading)
-    for heading in ("MACs", "published", "error", "with attention", "params (M)"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        published, error = row["published_macs_t"], row["relative_error"]
-        table.add_row(
+    from rich.console import Console
+
+    from tgate_batch.report.terminal import table, width
+
+    cells = [
+        [
             row["model"],
             row["arm"],
             _settings(row["steps"], row["plan"], row["deepcache"]),
             _tera(row["macs_t"]),
-            "–" if published is None else _tera(published),
-            "–" if error is None else f"{error:+.3%}",
+            "–" if row["published_macs_t"] is None else _tera(row["published_macs_t"]),
+            "–" if row["relative_error"] is None else f"{row['relative_error']:+.3%}",
             _tera(row["macs_with_attention_t"]),
             f"{row['params_m']:.3f}",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+        ]
+        for row in rows
+    ]
+    console = Console(width=width(), highlight=False, markup=False)
+    console.print("MACs of one image (for svd of one video), T: 10^12, G: 10^9")
+    for line in table([_HEADINGS, *cells], console.width):
+        console.print(line)
     console.print(
         "MACs: Linear and convolution layers of the denoiser alone, the published convention. "
         "Params of a gated arm: those read after the gate, without cross-attention."

@@ -6,6 +6,7 @@ Examples:
 
 import argparse
 
+from tgate_batch import say
 from tgate_batch.cli import configured
 
 
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     settings = configured.read(options)
+    say.info(f"{options.config}: finding the pictures ...", event="phase")
 
     from tgate_batch import workflow
 

@@ -6,6 +6,7 @@ Examples:
 
 import argparse
 
+from tgate_batch import say
 from tgate_batch.cli import configured
 from tgate_batch.cli.configured import configure
 
@@ -14,6 +15,7 @@ __all__ = ["configure", "run"]
 
 def run(options: argparse.Namespace) -> int:
     settings = configured.read(options)
+    say.info(f"{options.config}: opening the output ...", event="phase")
 
     from tgate_batch import workflow
 

@@ -10,6 +10,9 @@ Examples:
 
 import argparse
 
+from tgate_batch import say
+from tgate_batch.storage import without_credentials
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
@@ -20,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    where = without_credentials(options.output)
+    say.info(f"{where}: checking ledger, prompts and files ...", event="phase")
+
     from tgate_batch import workflow
 
     return workflow.verify(options.output, options.again, options.repair)

@@ -20,7 +20,7 @@ from tgate_batch.config.sections import (
     Thresholds,
     Workers,
 )
-from tgate_batch.config.shipped import find, names
+from tgate_batch.config.shipped import find, names, source_of
 
 __all__ = [
     "OWN_SCHEDULER",
@@ -44,4 +44,5 @@ __all__ = [
     "names",
     "parse",
     "plain",
+    "source_of",
 ]

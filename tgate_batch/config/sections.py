@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tgate_batch.gate.plan import DeepCache, GatePlan
+from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, nothing to escape.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -121,9 +121,14 @@ class ResolvedSampling(Section):
     seed: int
     images_per_prompt: int
 
+    def under(self, arm: "Arm") -> "ResolvedSampling":
+        """The sampling of an arm that has steps or a scheduler of its own."""
+        own = {"steps": arm.steps, "scheduler": arm.scheduler}
+        return self.model_copy(update={key: value for key, value in own.items() if value})
+
 
 class Arm(Section):
-    """One condition under comparison; without a plan or DeepCache it is a baseline."""
+    """One condition under comparison; with nothing set it is a baseline."""
 
     gate_step: int | float | None = None
     """T-GATE: from this step on (the first is 0), or from this part of the steps on (0.4 of 25 is
@@ -136,6 +141,15 @@ class Arm(Section):
     """Steps at the beginning in which self-attention is always computed."""
     deepcache: dict[Literal["interval", "branch"], int] | None = None
     """DeepCache beside or in place of a plan: the interval, and the branch that is cached."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Denoising steps of this arm alone: the plain rival of every cache. Left out: the run's."""
+    scheduler: str | None = None
+    """A scheduler class of diffusers for this arm alone. Left out: the run's."""
+    guidance_from: int = 0
+    """The first step with guidance; before it the caption's branch runs by itself."""
+    guidance_until: int | float | None = None
+    """The first step without guidance again, or that part of the steps; attention is left as it is.
+    What a gate saves of guidance alone. Left out: guidance runs to the end."""
 
     @model_validator(mode="after")
     def _valid(self) -> "Arm":
@@ -145,7 +159,12 @@ class Arm(Section):
             0,
         ):
             raise ValueError("a plan needs its gate_step (the first fidelity-improving step)")
-        self.plan, self.cache  # noqa: B018  building them validates their values
+        self.plan, self.guidance, self.cache  # noqa: B018  building them validates their values
+        if self.gate_step is not None and self.guidance is not None:
+            raise ValueError(
+                "gate_step ends guidance by itself; leave guidance_from and guidance_until out, or "
+                "give an arm of its own to them"
+            )
         return self
 
     @property
@@ -153,6 +172,19 @@ class Arm(Section):
         if self.gate_step is None:
             return None
         return GatePlan(self.gate_step, self.sp_interval, self.fi_interval, self.warm_up)
+
+    @property
+    def guidance(self) -> GuidanceInterval | None:
+        if self.guidance_from == 0 and self.guidance_until is None:
+            return None
+        try:
+            return GuidanceInterval(self.guidance_from, self.guidance_until)
+        except ValueError as error:
+            names = {"first=": "guidance_from=", "end=": "guidance_until="}
+            told = str(error)
+            for name, key in names.items():
+                told = told.replace(name, key) if told.startswith(name) else told
+            raise ValueError(told) from None
 
     @property
     def cache(self) -> DeepCache | None:
@@ -163,10 +195,15 @@ class Arm(Section):
         return self == Arm()
 
     @property
-    def settings(self) -> dict[str, int | float | None]:
-        """Every setting of the arm, flat: what decides its pictures."""
+    def settings(self) -> dict[str, int | float | str | None]:
+        """Every setting of the arm, flat: what decides its pictures.
+
+        The later ones are in it only where they are set, so that older outputs stay as they are.
+        """
         cache = None if self.cache is None else asdict(self.cache)
-        flat = self.model_dump(exclude={"deepcache"})
+        later = {"steps", "scheduler", "guidance_from", "guidance_until"}
+        flat = self.model_dump(exclude={"deepcache", *later})
+        flat |= self.model_dump(include=later, exclude_defaults=True)
         return flat | {f"deepcache.{key}": cache and cache[key] for key in ("interval", "branch")}
 
 

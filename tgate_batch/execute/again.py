@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -46,23 +47,29 @@ class Redrawn:
     error: str | None = None
 
 
-def draw_again(output: str, count: int) -> list[Redrawn]:
-    """Draws ``count`` pictures of every arm again, in a process of its own.
+def draw_again(output: str, count: int) -> Iterator[Redrawn]:
+    """Draws ``count`` pictures of every arm again, in a process of its own; each as it is drawn.
 
     Raises UserError where the process cannot do it.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, output, str(count)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"output {output} cannot be drawn again: {last.removeprefix('error: ')}")
-    lines = (line for line in done.stdout.splitlines() if line.startswith("{"))
-    return [Redrawn(**json.loads(line)) for line in lines]
+    command = [sys.executable, "-m", __name__, output, str(count)]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield Redrawn(**json.loads(line))
+        if process.wait() != 0:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(
+                f"output {output} cannot be drawn again: {last.removeprefix('error: ')}"
+            )
 
 
 def redraw(run: Run, count: int) -> Iterator[Redrawn]:

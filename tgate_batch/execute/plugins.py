@@ -1,9 +1,10 @@
 """Families and metrics of one's own, from modules that a config names (``plugins``)."""
 
 import importlib
+import traceback
 from collections.abc import Iterable
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import UserError, one_line
 from tgate_batch.models import catalogue
 from tgate_batch.score import metrics
 
@@ -18,7 +19,12 @@ def register(modules: Iterable[str]) -> None:
             module = importlib.import_module(name)
         except ImportError as error:
             raise UserError(
-                f"plugins: {name} cannot be imported ({error}); give a module that Python finds"
+                f"plugins: {name} cannot be imported ({one_line(error)}); give a module that "
+                "Python finds"
+            ) from None
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"plugins: {name} cannot be imported ({_reason(error)}); mend the module"
             ) from None
         if not hasattr(module, "FAMILY") and not hasattr(module, "METRIC"):
             raise UserError(f"plugins: {name} has neither a FAMILY nor a METRIC")
@@ -26,3 +32,12 @@ def register(modules: Iterable[str]) -> None:
             catalogue.register(name)
         if hasattr(module, "METRIC"):
             metrics.register(name)
+
+
+def _reason(error: BaseException) -> str:
+    """What a module raised while it was imported, and where."""
+    said = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
+    if isinstance(error, SyntaxError):  # it says so itself
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said}, at {place.filename}:{place.lineno}"

@@ -2,10 +2,11 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from tgate_batch import say
 from tgate_batch.records import Beat, Receipt
@@ -35,6 +36,16 @@ class Rate:
         return sum(pictures for _, pictures in self._counts) / max(seconds, 1e-9)
 
 
+class _Bars(Progress):
+    """A bar an arm, and below them a line that never loses its end."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.note)
+
+
 class RunProgress:
     """Counts pictures per (model, arm), as they are drawn. A context manager."""
 
@@ -48,21 +59,19 @@ class RunProgress:
         self._drawn = False
         self._last = time.monotonic()
         self._waits_for = ""
-        self._bars: Progress | None = None
+        self._bars: _Bars | None = None
         self._rows: dict[Key, TaskID] = {}
 
     def __enter__(self) -> "RunProgress":
         if Console().is_terminal and not say.is_json():
-            self._bars = Progress(
+            self._bars = _Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed:,}/{task.total:,}"),
-                TextColumn("{task.fields[note]}"),
             )
-            everything = sum(self._totals.values())
-            self._whole = self._bars.add_task("all", total=everything, note="")
+            self._whole = self._bars.add_task("all", total=sum(self._totals.values()))
             for key, total in self._totals.items():
-                self._rows[key] = self._bars.add_task(" ".join(key), total=total, note="")
+                self._rows[key] = self._bars.add_task(" ".join(key), total=total)
             self._bars.start()
             self._draw()
         return self
@@ -117,8 +126,8 @@ class RunProgress:
         for key, row in self._rows.items():
             self._bars.update(row, completed=counts[key])
         done = sum(counts.values())
-        note = self._note(done) if self._drawn else self._waits_for
-        self._bars.update(self._whole, completed=done, note=note)
+        self._bars.note = self._note(done) if self._drawn else self._waits_for
+        self._bars.update(self._whole, completed=done)
 
     def _note(self, done: int) -> str:
         rate, errors = self._rate.now(), f", {self._errors:,} errors" if self._errors else ""

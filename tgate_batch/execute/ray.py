@@ -17,6 +17,7 @@ import psutil
 import ray
 import ray.exceptions
 
+from tgate_batch import say
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, UserError
 from tgate_batch.execute import guardian
@@ -284,6 +285,7 @@ class RayExecutor:
         except ray.exceptions.RayActorError:
             del self._seats[seat.name]
             pool.died(seat.name)
+            say.warning(f"{seat.name} died; its work goes to others")
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             del seat.streams[stream]

@@ -14,7 +14,7 @@ reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0)
 
 from importlib import import_module
 
-from tgate_batch.gate.plan import Action, DeepCache, GatePlan, StepActions
+from tgate_batch.gate.plan import Action, DeepCache, GatePlan, GuidanceInterval, StepActions
 from tgate_batch.gate.summary import Summary
 
 _LAZY = {
@@ -32,6 +32,7 @@ __all__ = [
     "DeepCache",
     "GateNotReached",
     "GatePlan",
+    "GuidanceInterval",
     "StepActions",
     "Summary",
     "cache_bytes",

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tgate_batch.gate.body import Body
-from tgate_batch.gate.plan import Action, GatePlan, StepActions
+from tgate_batch.gate.plan import Action, GatePlan, GuidanceInterval, StepActions
 from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.gate.summary import Summary
 from tgate_batch.gate.watch import watch_loop, watch_scheduler
@@ -32,7 +32,7 @@ class PipelineCall:
     def __init__(
         self,
         pipe: Any,
-        plan: GatePlan | None,
+        plan: GatePlan | GuidanceInterval | None,
         bodies: list[Body],
         guided: bool | None,
     ) -> None:
@@ -95,8 +95,10 @@ class PipelineCall:
             )
         if not self._in_step:
             self._next_evaluation(scheduler)
-        before = body.branches
-        body.enter(rows, self._pictures, self._step)
+        before, pictures = body.branches, self._pictures
+        if self._evaluation == 0 and not self._table[0].guided:  # it cannot wait for the scheduler
+            pictures = rows // 2 if self._told else rows
+        body.enter(rows, pictures, self._step)
         if body.rows_run == 0:
             return
         if self.deepcache is None:
@@ -142,18 +144,15 @@ class PipelineCall:
         self._in_step = False
         self._pictures = None
         steps = min(self._bar_steps or len(self._steps), self._steps[-1] + 1)
-        plan = None if self._plan is None else self._plan.at(steps)
         self._table: tuple[StepActions, ...] = (_PLAIN,) * len(self._steps)
-        self._gate_step: Any = None
-        if plan is None:
+        if self._plan is None:
             return
-        self._gate_step = plan.gate_step
+        plan = self._plan.at(steps)
         self._table = plan.schedule(self._steps[-1] + 1, skips=self.deepcache is not None)
-        if plan.gate_step >= steps:
+        if all(actions.guided for actions in self._table[:steps]):
             warnings.warn(
                 f"{plan} is never reached: {type(self._pipe).__name__} runs {steps} steps, with "
-                "guidance and cross-attention to the end; choose a smaller gate_step, or a part of "
-                "the steps such as 0.4",
+                "guidance to the end; choose an earlier step, or a part of the steps such as 0.4",
                 GateNotReached,
                 stacklevel=2,
             )
@@ -176,9 +175,11 @@ class PipelineCall:
             body.act(actions, frees)
 
     def _tell_deepcache(self, guidance_ends: bool) -> None:
-        around = self._gate_step is not None and 0 <= self._step - self._gate_step + 1 <= 1
-        full = self._evaluation == 0 or guidance_ends or (around and self._is_new)
-        self.deepcache.at_call(self._evaluation, full)
+        now, before = self._table[self._step], self._table[self._step - 1]
+        changes = self._is_new and (now.mean or now.guided != before.guided)
+        self.deepcache.at_call(
+            self._evaluation, full=self._evaluation == 0 or guidance_ends or changes
+        )
 
     def _check_guidance(self) -> None:
         """Raises ValueError where the first step's branches contradict what is said of them."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -10,10 +11,10 @@ import torch
 from tgate_batch.gate.body import Body
 from tgate_batch.gate.call import PipelineCall
 from tgate_batch.gate.families import Denoiser, denoiser_class, documented_plan
-from tgate_batch.gate.plan import DeepCache, GatePlan
+from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
 from tgate_batch.gate.summary import Summary
 
-Plan = GatePlan | Literal["documented"] | None
+Plan = GatePlan | GuidanceInterval | Literal["documented"] | None
 
 _gated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # denoisers of open blocks
 _enabled: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()  # pipelines, until disabled
@@ -29,10 +30,11 @@ def gated(
     """Every call of the diffusers pipeline ``pipe`` inside the block follows ``plan``.
 
     By default that is the plan of T-GATE's documents for its class. Whether guidance runs is read
-    from the calls; ``guided`` only asserts it. With ``deepcache`` the DeepCache helper runs around
-    the gate; with no plan and none of it, nothing changes. ControlNets follow the same plan. What
-    the calls did is in the summary, call after call. The pipeline leaves the block as it came, also
-    by an exception, and no stored tensor outlives a pipeline call's loop.
+    from the calls; ``guided`` asserts it, and a ``GuidanceInterval`` that begins late needs to be
+    told. With ``deepcache`` the DeepCache helper runs around the gate; with no plan and none of it,
+    nothing changes. ControlNets follow the same plan. What the calls did is in the summary, call
+    after call. The pipeline leaves the block as it came, also by an exception, and no stored tensor
+    outlives a pipeline call's loop.
 
     Scales of adapters and LoRAs that change after the gate do not act through stored
     cross-attention.
@@ -63,12 +65,20 @@ def following(
     bodies = [Body(denoiser, kind)]
     if plan is not None:
         bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
+    if isinstance(plan, GuidanceInterval):
+        if plan.first > 0 and guided is None:
+            raise ValueError(
+                f"guidance that begins at step {plan.first} leaves no sign at the first one; say "
+                "guided=True, or guided=False for calls without guidance"
+            )
+        for body in bodies:
+            body.kind = replace(body.kind, kept=1)
     with ExitStack() as stack:
         _gated[denoiser] = pipe
         stack.callback(_gated.pop, denoiser)
         call = PipelineCall(pipe, plan, bodies, guided)
         for body in bodies:
-            body.follow(call.entered, call.left, plan is not None, stack)
+            body.follow(call.entered, call.left, isinstance(plan, GatePlan), stack)
         if deepcache is not None:
             from tgate_batch.gate.deepcache import enabled
 

@@ -1,6 +1,7 @@
 """When an attention layer computes, stores and reuses: the schedules, in plain Python."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -41,17 +42,12 @@ class GatePlan:
     warm_up: int = 0  # steps at the start that compute everything
 
     def __post_init__(self) -> None:
-        if self._is_part():
-            replace(self, gate_step=1)  # checks the others
-        else:
-            _check_integers(self, least={"warm_up": 0})
-
-    def _is_part(self) -> bool:
-        return isinstance(self.gate_step, float) and 0 < self.gate_step < 1
+        whole = {"gate_step": 1} if _is_part(self.gate_step) else {}
+        _check_integers(vars(self) | whole, least={"warm_up": 0})
 
     def at(self, steps: int) -> "GatePlan":
         """The plan of a pipeline call of ``steps`` steps: ``gate_step`` is a step, at least 1."""
-        if not self._is_part():
+        if not _is_part(self.gate_step):
             return self
         return replace(self, gate_step=max(1, round(self.gate_step * steps)))
 
@@ -105,6 +101,55 @@ class GatePlan:
 
 
 @dataclass(frozen=True)
+class GuidanceInterval:
+    """Guidance in the steps from ``first`` to before ``end`` alone; attention is left as it is.
+
+    Outside, the positive branch runs by itself (arXiv 2404.07724; with ``first`` 0, what a gate
+    saves of guidance and not of attention). ``end`` between 0 and 1 is a part of the steps, None
+    their end. Raises ValueError for values that cannot work.
+    """
+
+    first: int = 0
+    end: int | float | None = None
+
+    def __post_init__(self) -> None:
+        whole = 1 if self.end is None or _is_part(self.end) else self.end
+        _check_integers({"first": self.first, "end": whole}, least={"first": 0})
+        if isinstance(self.end, int) and self.end <= self.first:
+            raise ValueError(
+                f"guidance from step {self.first} to before step {self.end} has no step; let it "
+                "end later"
+            )
+
+    def at(self, steps: int) -> "GuidanceInterval":
+        """The interval in a pipeline call of ``steps`` steps: ``end`` is a step."""
+        if self.end is not None and _is_part(self.end):
+            return replace(self, end=max(self.first + 1, round(self.end * steps)))
+        return self
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError when ``steps`` denoising steps have none without guidance."""
+        if self.first == 0 and (self.end is None or self.end > steps):
+            raise ValueError(
+                f"guidance from step 0 to {self.end or 'the end'} is guidance at all {steps} "
+                "steps; let it begin later or end before"
+            )
+
+    def schedule(self, steps: int, skips: bool = False) -> tuple[StepActions, ...]:
+        """The actions of steps 0..``steps``-1."""
+        end = self.at(steps).end
+        return tuple(
+            StepActions(
+                Action.COMPUTE,
+                Action.COMPUTE,
+                guided=self.first <= step < (steps if end is None else end),
+                mean=False,
+            )
+            for step in range(steps)
+        )
+
+
+@dataclass(frozen=True)
 class DeepCache:
     """DeepCache (arXiv 2312.00858): deep U-Net features are computed every ``interval`` steps.
 
@@ -116,14 +161,21 @@ class DeepCache:
     branch: int = 0
 
     def __post_init__(self) -> None:
-        _check_integers(self, least={"branch": 0})
+        _check_integers(vars(self), least={"branch": 0})
 
 
-def _check_integers(settings: Any, least: dict[str, int]) -> None:
-    for name in (field.name for field in fields(settings)):
-        value, smallest = getattr(settings, name), least.get(name, 1)
+def _is_part(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _check_integers(settings: Mapping[str, Any], least: Mapping[str, int]) -> None:
+    for name, value in settings.items():
+        smallest = least.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-            part = ", or a part of the steps between 0 and 1" if name == "gate_step" else ""
+            part = ", or a part of the steps between 0 and 1" if name in _PARTS else ""
             raise ValueError(
                 f"{name}={value!r} cannot be counted in steps; use an integer >= {smallest}{part}"
             )
+
+
+_PARTS = ("gate_step", "end")

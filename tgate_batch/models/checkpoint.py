@@ -121,13 +121,16 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
     if sampling.scheduler != OWN_SCHEDULER:
-        pipeline.scheduler = _scheduler(sampling.scheduler, pipeline.scheduler)
+        pipeline.scheduler = another_scheduler(sampling.scheduler, pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def check_scheduler(name: str | None) -> None:
-    """Raises UserError unless diffusers has such a scheduler; imports nothing of it."""
+def check_scheduler(name: str | None, key: str = "sampling.scheduler") -> None:
+    """Raises UserError, naming the config's key, unless diffusers has such a scheduler.
+
+    Imports nothing of it.
+    """
     if name is None:
         return
     spec = find_spec("diffusers")
@@ -138,7 +141,7 @@ def check_scheduler(name: str | None) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"
-        raise UserError(f"sampling.scheduler: diffusers has no scheduler {name!r}; {hint}")
+        raise UserError(f"{key}: diffusers has no scheduler {name!r}; {hint}")
 
 
 def check_hub(model: Model) -> None:
@@ -170,7 +173,8 @@ def check_hub(model: Model) -> None:
         raise UserError(f"{told} cannot be reached ({type(error).__name__}); {advice}") from None
 
 
-def _scheduler(name: str, current: Any) -> Any:
+def another_scheduler(name: str, current: Any) -> Any:
+    """A scheduler of this class with the settings of the current one."""
     import diffusers
 
     kind: Any = getattr(diffusers, name, None)

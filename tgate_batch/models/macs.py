@@ -40,7 +40,14 @@ import torch
 
 from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling
 from tgate_batch.errors import UserError
-from tgate_batch.gate import Action, DeepCache, GateNotReached, GatePlan, is_guided
+from tgate_batch.gate import (
+    Action,
+    DeepCache,
+    GateNotReached,
+    GatePlan,
+    GuidanceInterval,
+    is_guided,
+)
 from tgate_batch.gate.families import known
 from tgate_batch.gate.pipeline import following
 from tgate_batch.gate.steps import steps_of_calls
@@ -86,10 +93,11 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
+    sampling = sampling.under(arm)
     return macs_of(
         model.name,
         model.path,
-        plan=arm.plan,
+        plan=arm.plan or arm.guidance,
         deepcache=arm.cache,
         steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
@@ -103,7 +111,7 @@ def macs_of(
     name: str,
     path: str | None = None,
     *,
-    plan: GatePlan | None = None,
+    plan: GatePlan | GuidanceInterval | None = None,
     deepcache: DeepCache | None = None,
     steps: int,
     guidance_scale: float,
@@ -150,7 +158,7 @@ def find_architecture(name: str, path: str | None = None) -> Architecture:
 def count(
     family: Family,
     architecture: Architecture,
-    plan: GatePlan | None,
+    plan: GatePlan | GuidanceInterval | None,
     deepcache: DeepCache | None,
     steps: int,
     guidance_scale: float,
@@ -168,6 +176,7 @@ def count(
     scheduler = _build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     plan = None if plan is None else plan.at(steps)
+    gate_step = plan.gate_step if isinstance(plan, GatePlan) else steps
     phases, params = [Count(), Count()], [0, 0]
     parts = [(architecture.denoiser, deepcache)]
     if architecture.controlnet is not None:
@@ -178,7 +187,7 @@ def count(
         denoiser = _denoiser(family, part.library, part.kind, config, *size)
         guided = guided and denoiser.is_guided(guidance_scale)
         for step, counted in denoiser.counts(plan, skipping, scheduler, guided, scale):
-            phase = int(plan is not None and step >= plan.gate_step)
+            phase = int(step >= gate_step)
             phases[phase] = phases[phase].plus(counted)
         params = [sum(both) for both in zip(params, denoiser.params(), strict=True)]
     return Macs(phases[0], phases[1], *params)
@@ -239,7 +248,7 @@ class _Denoiser:
 
     def counts(
         self,
-        plan: GatePlan | None,
+        plan: GatePlan | GuidanceInterval | None,
         deepcache: DeepCache | None,
         scheduler: Any,
         guided: bool,

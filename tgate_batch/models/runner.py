@@ -5,6 +5,8 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -12,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch.config import Config, Engine, Model, ResolvedSampling
-from tgate_batch.gate import is_guided
+from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
+from tgate_batch.gate import gated, is_guided
 from tgate_batch.models import catalogue, engine
-from tgate_batch.models.checkpoint import load
+from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.family import Condition, Family
 from tgate_batch.records import Prompt
 
@@ -107,6 +109,24 @@ class PipelineRunner:
             for name, value in {**defaults, **self.family.call}.items()
             if name in taken and name not in ("prompt", "negative_prompt")
         }
+
+    @contextmanager
+    def under(self, arm: Arm) -> Iterator[None]:
+        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan."""
+        sampling, scheduler = self.sampling, self.pipeline.scheduler
+        self.sampling = sampling.under(arm)
+        if arm.scheduler is not None:
+            self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
+        try:
+            with gated(
+                self.pipeline,
+                arm.plan or arm.guidance,
+                guided=self.guided,
+                deepcache=arm.cache,
+            ):
+                yield
+        finally:
+            self.sampling, self.pipeline.scheduler = sampling, scheduler
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:

@@ -234,10 +234,11 @@ def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
 
 
 def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
-    if arm.plan is None:
+    follows = arm.plan or arm.guidance
+    if follows is None:
         return
     try:
-        arm.plan.check(sampling.steps)
+        follows.check(sampling.under(arm).steps)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 

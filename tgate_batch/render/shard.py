@@ -8,7 +8,6 @@ import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 
 from tgate_batch.config import Arm, Images
 from tgate_batch.errors import DeviceLost
-from tgate_batch.gate import gated
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Failure, ImageRecord, Prompt, Shard, image_seed
@@ -94,7 +92,7 @@ class Renderer:
             if only is None or picture.key in only
         ]
         ready = [picture for picture in pictures if picture.failure is None]
-        with self._gated(arm):
+        with self._runner.under(arm):
             rows = self._settle(ready, name, shard, largest=len(ready))
             for picture in pictures:
                 if picture.failure is None:
@@ -113,14 +111,9 @@ class Renderer:
         batch = [known[key] for key in keys]
         failed = [p.failed(p.failure) for p in batch if p.failure is not None]
         ready = [picture for picture in batch if picture.failure is None]
-        with self._gated(arm):
+        with self._runner.under(arm):
             rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
-
-    def _gated(self, arm: Arm) -> AbstractContextManager:
-        """The pipeline under the arm's plan, for the length of a block."""
-        guided = self._runner.guided
-        return gated(self._runner.pipeline, arm.plan, guided=guided, deepcache=arm.cache)
 
     def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""

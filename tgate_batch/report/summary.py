@@ -1,6 +1,7 @@
 """The content of ``report.json``: each arm's scores, and what they mean beside its baseline's."""
 
 import json
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -88,11 +89,8 @@ def _add_older_keys(config: dict[str, Any]) -> None:
 
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
     scores = json.loads(run.folder.read(layout.scores(model, name)))
-    plan = None
-    if arm.plan is not None:
-        plan = {
-            key: getattr(arm, key) for key in ("gate_step", "sp_interval", "fi_interval", "warm_up")
-        }
+    plan = None if arm.plan is None else asdict(arm.plan)
+    guidance = None if arm.guidance is None else asdict(arm.guidance)
     rate, workers = scores["images_per_second_per_worker"], run.config.workers
     devices = Devices.of(run.config.cost, workers.gpus_each, workers.cpus_each)
     dollars = usd_per_1000_images(rate, devices)
@@ -102,6 +100,9 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
     return {
         "plan": plan,
         "deepcache": arm.deepcache,
+        "guidance": guidance,
+        "steps": arm.steps,
+        "scheduler": arm.scheduler,
         **scores,
         "usd_per_1000_images": dollars,
         "withheld": withheld,

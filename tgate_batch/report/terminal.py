@@ -18,13 +18,11 @@ _GAP = "  "
 def show(summary: Mapping[str, Any]) -> None:
     """Says the brief table, each arm's verdict, its thresholds and its errors."""
     arms = summary["arms"]
-    console = Console()
-    width = console.width if console.is_terminal else _LOG_WIDTH
     if say.is_json():
         for arm in arms:
             say.info(f"{arm['model']} {arm['arm']}", event="scores", **arm)
     else:
-        for line in table(rows(arms, "brief"), width):
+        for line in table(rows(arms, "brief"), width()):
             say.info(line)
     for line in verdicts(summary):
         say.info(line, event="verdict")
@@ -36,6 +34,12 @@ def show(summary: Mapping[str, Any]) -> None:
     for arm in arms:
         for kind in arm["error_kinds"]:
             say.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
+
+
+def width() -> int:
+    """Columns of the terminal, or of a log where there is none."""
+    console = Console()
+    return console.width if console.is_terminal else _LOG_WIDTH
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -6,7 +6,6 @@ time, so memory does not grow with the run.
 
 import json
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tgate_batch.execute import progress
 from tgate_batch.execute.verify import figures, tables
 from tgate_batch.execute.verify.figures import Counts
 from tgate_batch.execute.verify.findings import (
@@ -48,7 +48,6 @@ from tgate_batch.score.sums import chunks
 
 THREADS = min(8, (os.cpu_count() or 1) + 2)  # Arrow and Pillow work beside each other
 _AHEAD = 4  # shards a thread that wait
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 def verify(output: str) -> tuple[Findings, Run | None]:
@@ -104,16 +103,20 @@ class _Checking:
         self._names()
 
     def _files(self, pool: ThreadPoolExecutor) -> None:
-        progress = _Progress()
+        expected = len(self._run.shards) * len({*self._arms, *self._entries.pictures})
+        counter = progress.Counter("checking", "files of pictures", expected)
         for done in _windowed(pool, self._shards()):
             self._found.merge(done.found)
             if done.rows is None:
                 self._unsure.add(done.pair)
             else:
                 self._rows[done.pair] += done.rows
-            progress.say(self._found.checked[PICTURES])
-        for what, name, reasons in pool.map(lambda check: check(), list(self._sums())):
+            counter.add()
+        sums = list(self._sums())
+        counter = progress.Counter("checking", "files of sums and statistics", len(sums))
+        for what, name, reasons in pool.map(lambda check: check(), sums):
             self._found.add(what, name, reasons)
+            counter.add()
 
     def _ledger(self) -> None:
         self._found.checked[ENTRIES] += len(self._run.ledger.names())
@@ -301,15 +304,3 @@ def _windowed(
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from (one.result() for one in done)
     yield from (one.result() for one in waiting)
-
-
-class _Progress:
-    """A line now and then, of a check that takes long."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def say(self, files: int) -> None:
-        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            print(f"{files:,} files of pictures checked", flush=True)
