@@ -143,6 +143,8 @@ class ImageRecord:
     throughput leaves out. ``memory`` says how the batch was cut where the whole one did not fit.
     ``image`` is None where ``status`` is "error"; ``error`` then says why in a line, and
     ``error_kind`` and ``error_traceback`` of what kind it was and where it was raised.
+    ``negative_prompt``, ``guidance_scale`` and ``steps`` are what the picture was drawn with,
+    ``place`` is its prompt's in the set, from 0, and ``kept`` further columns of the set, as JSON.
     """
 
     prompt_id: str
@@ -166,6 +168,11 @@ class ImageRecord:
     memory: str | None = None
     error_kind: str | None = None
     error_traceback: str | None = None
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    steps: int | None = None
+    place: int | None = None
+    kept: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "ImageRecord":
@@ -233,6 +240,11 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("memory", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("error_kind", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("error_traceback", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("negative_prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("guidance_scale", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("steps", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("place", pa.int64(), {"dtype": "int64", "_type": "Value"}),
+    ("kept", pa.string(), {"dtype": "string", "_type": "Value"}),
 ]
 
 # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
+from tgate_batch.records import Kind, RowSettings
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, nothing to escape.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -53,7 +54,8 @@ class Columns(Section):
     width: str | None = "width"
     """Pixels, a multiple of 8."""
     steps: str | None = "steps"
-    """Denoising steps; a column `num_inference_steps` is found too."""
+    """Denoising steps; a column `num_inference_steps` is found too. An arm's own steps count
+    more."""
 
 
 class Prompts(Section):
@@ -106,6 +108,7 @@ class Sampling(Section):
 
 
 OWN_SCHEDULER = "the checkpoint's own"
+_GUIDED = 2.0  # a scale at which guidance runs
 
 
 class ResolvedSampling(Section):
@@ -125,6 +128,23 @@ class ResolvedSampling(Section):
         """The sampling of an arm that has steps or a scheduler of its own."""
         own = {"steps": arm.steps, "scheduler": arm.scheduler}
         return self.model_copy(update={key: value for key, value in own.items() if value})
+
+    def of_row(self, own: RowSettings) -> "ResolvedSampling":
+        """That of a row with settings of its own, but for its seed."""
+        said = {key: value for key, value in own._asdict().items() if value is not None}
+        said.pop("seed", None)
+        return self.model_copy(update=said) if said else self
+
+    def of_kind(self, kind: Kind) -> "ResolvedSampling":
+        """What rows of a kind have in common; of differing scales, one stands for all of them."""
+        said: dict[str, Any] = {key: getattr(kind, key) for key in ("height", "width", "steps")}
+        said["guidance_scale"] = kind.guidance_scale
+        if kind.guided is not None and kind.guidance_scale is None:
+            guided = max(self.guidance_scale, _GUIDED)
+            said["guidance_scale"] = guided if kind.guided else min(self.guidance_scale, 1.0)
+        return self.model_copy(
+            update={key: value for key, value in said.items() if value is not None}
+        )
 
 
 class Arm(Section):

@@ -39,6 +39,7 @@ class Used(NamedTuple):
     """The columns of a set's first file. ``own``: those that say how their row is drawn."""
 
     files: int
+    first: str
     own: tuple[str, ...]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
@@ -49,7 +50,8 @@ def used(spec: Prompts, by: str | None = None) -> Used:
     files = listing.sources(spec)
     for source, _, row in _rows(spec):
         found = FileColumns.choose(spec, by, source, row)
-        return Used(len(files), tuple(found.own.values()), found.kept, found.unused)
+        names = (tuple(found.own.values()), found.kept, found.unused)
+        return Used(len(files), str(files[0]), *(tuple(map(one_line, each)) for each in names))
     _refuse_none(spec)
 
 
