@@ -128,10 +128,15 @@ class PipelineCall:
         self._pictures = pictures
         self._in_step = False
         self._evaluation += 1
-        counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
-        if self._bar_steps is None and self._evaluation == min(counted, len(self._steps)):
+        if self._bar_steps is None and self._evaluation == self._counted:
             for body in self.bodies:
                 body.forget()
+
+    @property
+    def _counted(self) -> int:
+        """The denoiser's evaluations in this pipeline call, as far as the pipeline says."""
+        counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
+        return min(counted, len(self._steps))
 
     def _begin(self, scheduler: Any) -> None:
         for body in self.bodies:
@@ -143,7 +148,9 @@ class PipelineCall:
         self._step = -1
         self._in_step = False
         self._pictures = None
-        steps = min(self._bar_steps or len(self._steps), self._steps[-1] + 1)
+        # A loop that ends early has a bar of timesteps, of which a step may be two.
+        steps = self._steps[self._counted - 1] + 1
+        steps = min(self._bar_steps or steps, steps)
         self._table: tuple[StepActions, ...] = (_PLAIN,) * len(self._steps)
         if self._plan is None:
             return
