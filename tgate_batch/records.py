@@ -138,7 +138,8 @@ class Beat:
 class Receipt:
     """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
 
-    ``why``: of the first error, its line.
+    ``why``: of the first error, its line. ``cut``: ids of the shard's prompts that are longer than
+    the model reads.
     """
 
     model: str
@@ -150,6 +151,7 @@ class Receipt:
     device: str
     host: str = ""
     why: str | None = None
+    cut: tuple[str, ...] = ()
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [

@@ -22,6 +22,7 @@ from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
 from tgate_batch.output.failed import Failed, failed, forget_measurements
 from tgate_batch.output.goodbye import MISSING, UNUSABLE
+from tgate_batch.output.remarks import remarks
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
@@ -275,6 +276,8 @@ def _say_run(run: Run) -> None:
         event="run",
         images=images,
     )
+    for remark in remarks(run.config):
+        say.warning(remark)
 
 
 def _check_sources(config: Config) -> None:

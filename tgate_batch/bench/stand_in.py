@@ -1,5 +1,6 @@
 """A pipeline that draws a constant picture at once: what is left is the job itself."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,9 @@ class StandIn:
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{} for _ in prompts]
+
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        return []
 
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         return torch.zeros(len(conditions), 1)

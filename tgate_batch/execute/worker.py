@@ -136,6 +136,7 @@ class Worker:
             device=self._device_name,
             host=socket.gethostname(),
             why=next((record.error for record in records if record.error), None),
+            cut=renderer.cut(shard),
         )
 
     def _kept(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:

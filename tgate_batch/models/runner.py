@@ -5,7 +5,8 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
-from tgate_batch.gate import gated, is_guided
+from tgate_batch.gate import GateNotReached, gated, is_guided
 from tgate_batch.models import catalogue, engine
 from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.family import Condition, Family
@@ -94,6 +95,19 @@ class PipelineRunner:
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
 
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Those of which the model does not read the end: they have more tokens than it takes."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return []
+        longest = self._as_called().get("max_sequence_length") or tokenizer.model_max_length
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.text) > longest // 2  # a letter is hardly ever two tokens
+            and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
+        ]
+
     def _as_called(self) -> dict[str, Any]:
         """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
 
@@ -118,11 +132,15 @@ class PipelineRunner:
         if arm.scheduler is not None:
             self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
         try:
-            with gated(
-                self.pipeline,
-                arm.plan or arm.guidance,
-                guided=self.guided,
-                deepcache=arm.cache,
+            with (
+                # A plan that is never reached is said once, before anything is drawn.
+                warnings.catch_warnings(action="ignore", category=GateNotReached),
+                gated(
+                    self.pipeline,
+                    arm.plan or arm.guidance,
+                    guided=self.guided,
+                    deepcache=arm.cache,
+                ),
             ):
                 yield
         finally:

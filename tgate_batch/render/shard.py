@@ -115,6 +115,10 @@ class Renderer:
             rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
 
+    def cut(self, shard: Shard) -> tuple[str, ...]:
+        """Ids of the shard's prompts that are longer than the model reads."""
+        return tuple(prompt.id for prompt in self._runner.cut(shard.prompts))
+
     def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
         key = f"{shard.digest}{sorted(quarantined)}"
