@@ -85,6 +85,12 @@ class PipelineCall:
             watch_scheduler(self._pipe, self.stepped, self._stack)
         # `set_timesteps`, with which every pipeline call begins, makes a new tensor.
         if scheduler.timesteps is not self._timesteps:
+            if self._bar_steps is not None and 0 < self._evaluation < self._counted:
+                raise ValueError(
+                    f"the {type(scheduler).__name__} of {type(self._pipe).__name__} got other "
+                    "timesteps in the middle of its loop, so its steps cannot be counted; give "
+                    "what runs in a callback a scheduler of its own"
+                )
             self._begin(scheduler)
         if body is self._denoiser and body.calls and not body.kind.branch_a_call:
             raise ValueError(
