@@ -1,4 +1,4 @@
-"""Random pipeline calls for the oracle: tiny pipelines in float64, and what they are called with."""
+"""Random pipeline calls for the oracle: tiny pipelines in float64, and what they are given."""
 
 import inspect
 import random
@@ -142,7 +142,7 @@ class Cases:
             rescale, denoising_end = 0.0, None
         if strength is not None:
             rescale = 0.0 if name == "sd15" else rescale  # which takes none
-            denoising_end = denoising_end and 0.8  # before half of it, half the strength is at rest
+            denoising_end = denoising_end and 0.8  # half of it leaves half the strength nothing
         words = {key: value for key, value in locals().items() if key not in ("self", "pipe")}
         kind = _kind(pipe, strength, nets)
         generator = torch.Generator().manual_seed(seed)
