@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch.config import Arm, Config, Model
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import Pixels
@@ -25,7 +25,10 @@ class StandIn:
         side = (self.sampling.height, self.sampling.width, 3)
         self._picture = np.full(side, 128, np.uint8)
 
-    def under(self, arm: Arm) -> AbstractContextManager:
+    def together(self, sampling: ResolvedSampling) -> tuple:
+        return ()
+
+    def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> AbstractContextManager:
         return nullcontext()
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
