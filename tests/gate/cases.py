@@ -88,7 +88,7 @@ class Cases:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 made = diffusers.ControlNetModel.from_unet(
-                    self.model(name).unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
+                    self._models[name][0].unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
                 )
                 for parameter in made.parameters():
                     if not parameter.any():
