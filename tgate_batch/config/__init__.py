@@ -9,6 +9,7 @@ from tgate_batch.config.sections import (
     Cost,
     Engine,
     Images,
+    Lora,
     Model,
     Prompts,
     ResolvedSampling,
@@ -18,6 +19,7 @@ from tgate_batch.config.sections import (
     Threshold,
     Thresholds,
     Workers,
+    scheduler_of,
 )
 from tgate_batch.config.shipped import find, names, source_of
 
@@ -28,6 +30,7 @@ __all__ = [
     "Cost",
     "Engine",
     "Images",
+    "Lora",
     "Model",
     "Prompts",
     "ResolvedSampling",
@@ -42,5 +45,6 @@ __all__ = [
     "names",
     "parse",
     "plain",
+    "scheduler_of",
     "source_of",
 ]

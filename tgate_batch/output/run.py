@@ -10,6 +10,7 @@ from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
@@ -27,6 +28,7 @@ class Run:
     folder: Folder
     shards: list[ShardPlan]
     ledger: Ledger
+    models: Mapping[str, Used] = field(default_factory=dict, kw_only=True)  # by name
 
     @property
     def prompts(self) -> int:
@@ -37,6 +39,9 @@ class Run:
         return self.prompts * self.config.sampling.images_per_prompt
 
     def sampling(self, model: str) -> ResolvedSampling:
+        """How a model samples. Older outputs do not say: then as the catalogue has it."""
+        if model in self.models:
+            return self.models[model].sampling
         return catalogue.resolve(model, self.config.sampling)
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
@@ -72,9 +77,10 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     Raises UserError for models that cannot be found, plans that do not fit the steps, bad prompts,
     a place that cannot be written, and pictures of other settings unless they are to be replaced.
     """
+    models = {}
     for model in config.models:
-        sampling = catalogue.resolve(model.name, config.sampling)
-        checkpoint.checkpoint(model)
+        sampling = checkpoint.check(model, config.sampling)
+        models[model.name] = used(model, sampling)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
     folder = Folder(config.output)
@@ -94,7 +100,9 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
-    run = Prepared(config, folder, plan.shards, ledger, plan, fingerprints=fingerprints)
+    run = Prepared(
+        config, folder, plan.shards, ledger, plan, fingerprints=fingerprints, models=models
+    )
     found = _stale(run)
     if found and not replace_stale:
         raise UserError(_explained(run, found))
@@ -154,6 +162,7 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "format": layout.FORMAT,
         "config": _without_credentials_in(run.config.model_dump(mode="json")),
+        "models": {name: one.described() for name, one in run.models.items()},
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
@@ -174,7 +183,19 @@ def load_run(output: str) -> Run:
     Raises UserError where the folder holds none, or one of another format.
     """
     folder = Folder(output)
-    return Run(held_config(folder, output), folder, frozen.frozen(folder), Ledger(folder))
+    return Run(
+        held_config(folder, output),
+        folder,
+        frozen.frozen(folder),
+        Ledger(folder),
+        models=held_models(folder),
+    )
+
+
+def held_models(folder: Folder) -> dict[str, Used]:
+    """How each model samples, as the folder says; older ones do not."""
+    said = (read_json(folder.hasty, layout.RUN) or {}).get("models")
+    return read_used(said)
 
 
 def held_config(folder: Folder, output: str) -> Config:
