@@ -41,6 +41,7 @@ def job(hub: Hub, tmp_path: Path, captions: Path, model: dict, *options: str):
     )
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_checked_by_its_small_files_and_drawn_with_its_weights(hub, tmp_path, captions):
     model = {"path": "some/finetune", "revision": COMMIT}
     tried = job(hub, tmp_path, captions, model, "--dry-run")

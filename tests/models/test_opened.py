@@ -6,6 +6,8 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from original_layout import save_as_one
+from safetensors.torch import load_file, save_file
 
 from tgate_batch.config import OWN_SCHEDULER, Lora, Model, Sampling
 from tgate_batch.errors import UserError
@@ -14,6 +16,7 @@ from tgate_batch.models.checkpoint import check, load, pipeline_class
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import opened, own_scheduler, resolve
 from tgate_batch.models.scheduling import told
+from tgate_batch.models.single_file import kind_of
 
 FAMILIES = {
     "sd15": "sd15",
@@ -174,6 +177,32 @@ def test_a_lora_for_a_family_without_them_is_refused(tiny_of):
     model = mine(tiny_of("pixart_alpha"), loras=[Lora(path="/somewhere")])
     with pytest.raises(UserError, match="loras: pipelines of this family load no LoRA"):
         check(model, Sampling())
+
+
+def test_a_single_file_without_some_of_its_weights_is_told(tiny, tmp_path):
+    file = save_as_one(Path(tiny), tmp_path / "one.safetensors")
+    model = mine(file, config=tiny)
+    whole = load(model, resolve(model, Sampling()), "cpu")
+    assert type(whole.scheduler).__name__ == "PNDMScheduler"  # of its configurations
+    weights = load_file(file)
+    del weights["model.diffusion_model.middle_block.1.norm.weight"]
+    save_file(weights, file)
+    with pytest.raises(UserError, match="mine cannot be loaded from .*: it lacks weights"):
+        load(model, resolve(model, Sampling()), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        (["conditioner.embedders.0.x", "conditioner.embedders.1.x"], "sdxl"),
+        (["edm_mean", "conditioner.embedders.1.x"], "playground25"),
+        (["cond_stage_model.model.x"], "sd21"),
+        (["cond_stage_model.transformer.x"], "sd15"),
+        (["conditioner.embedders.0.x"], None),  # SDXL's refiner
+    ],
+)
+def test_the_kind_of_a_single_file_is_told_by_its_text_encoders(keys, row):
+    assert kind_of(["model.diffusion_model.x", *keys]) == row
 
 
 def test_a_class_that_is_not_served_is_told_with_those_that_are(sdxl):

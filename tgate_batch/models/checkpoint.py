@@ -59,15 +59,12 @@ def checkpoint(model: Model, found: Opened | None = None) -> str:
     """
     found = found or opened(model)
     path = str(found.file or found.row.checkpoint)
-    folder = found.folder if found.file is not None else Path(path).expanduser()
     is_folder = found.file is None and hub.is_local(path)
     if is_folder and not (Path(path).expanduser() / INDEX).is_file():
         raise UserError(f"models: {model.name}: {refusal(path)}")
-    if folder is None or not folder.exists():
-        return path
-    if refused := _unsafe(folder, model, found):
+    if found.folder is not None and (refused := _unsafe(found.folder, model, found)):
         raise UserError(f"models: {model.name}: {refused}")
-    return path if found.file is not None else str(folder)
+    return str(Path(path).expanduser()) if is_folder else path
 
 
 def _check_parts(model: Model, found: Opened) -> None:
@@ -174,7 +171,7 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
         if found.file is not None:
             pipeline = pipeline_class(row).from_single_file(
                 where, config=str(found.folder), dtype=chosen, local_files_only=True, **options
-            )
+            ).to(device)
         else:
             common: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
             if row.float32:
@@ -186,6 +183,8 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
             pipeline = pipeline_class(row).from_pretrained(where, **common, **options)
     except Exception as error:  # diffusers raises nearly anything for a damaged folder
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "meta tensor" in reason:
+            reason = "it lacks weights that its configurations ask for"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
     if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
         pipeline.scheduler = scheduling.another_scheduler(

@@ -16,9 +16,14 @@ from tgate_batch.models.opened import Opened, own_scheduler
 def check_name(given: str | dict[str, Any] | None, key: str = "sampling.scheduler") -> None:
     """Raises UserError, naming the config's key, unless diffusers has such a scheduler.
 
-    Imports nothing of it.
+    A model's own is one too, but not an arm's. Imports nothing of it.
     """
-    if given is None or (name := scheduler_of(given)["scheduler"]) == OWN_SCHEDULER:
+    if given is None:
+        return
+    name = scheduler_of(given)["scheduler"]
+    if name == OWN_SCHEDULER:
+        if key.startswith("arms."):
+            raise UserError(f"{key}: the checkpoint's own is the run's; leave it out, or name one")
         return
     spec = find_spec("diffusers")
     assert spec is not None
