@@ -1,5 +1,7 @@
 """ControlNets follow the plan of the denoiser that they steer."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
@@ -146,3 +148,26 @@ def test_a_controlnet_beside_animatediff_is_refused_by_name(tiny_models):
     pipe.unet, pipe.controlnet = motion, control_of(stock.unet)
     with pytest.raises(ValueError, match=r"^a ControlNetModel beside UNetMotionModel runs"):
         gated(pipe, PLAN).__enter__()
+
+
+def test_a_union_of_controlnets(tiny_models, arguments):
+    stock = tiny_models("sdxl", scheduler="ddim")
+    known = inspect.signature(diffusers.ControlNetUnionModel).parameters
+    shape = {key: value for key, value in stock.unet.config.items() if key in known}
+    shape |= {"num_trans_channel": 32, "num_trans_head": 4, "num_proj_channel": 32}
+    torch.manual_seed(0)
+    net = diffusers.ControlNetUnionModel(
+        **shape, conditioning_embedding_out_channels=(8, 8, 16, 16)
+    )
+    parts = {key: value for key, value in stock.components.items() if value is not None}
+    pipe = diffusers.StableDiffusionXLControlNetUnionPipeline(
+        **parts, controlnet=net.eval(), add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    call = arguments(pipe, 2, height=64, width=64, control_image=[PICTURE], control_mode=[0])
+    plain = pipe(**call)[0]
+    with pytest.warns(GateNotReached), gated(pipe, GatePlan(1000)):
+        assert torch.equal(pipe(**call)[0], plain)
+    with gated(pipe, PLAN) as summary:
+        _, rows = rows_of(net, lambda: pipe(**call))
+    assert rows == summary.rows == [4, 4, 4, 2, 2, 2]

@@ -187,7 +187,7 @@ def test_a_single_file_without_some_of_its_weights_is_told(tiny, tmp_path):
     weights = load_file(file)
     del weights["model.diffusion_model.middle_block.1.norm.weight"]
     save_file(weights, file)
-    with pytest.raises(UserError, match="mine cannot be loaded from .*: it lacks weights"):
+    with pytest.raises(UserError, match=r"mine cannot be loaded from .*: it lacks weights"):
         load(model, resolve(model, Sampling()), "cpu")
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import UserError
@@ -13,6 +13,7 @@ from tgate_batch.output import layout
 from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
 from tgate_batch.records import Beat, Receipt
 
+_IDS_SAID = 3  # of prompts that were cut
 _SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
 
 ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
@@ -65,6 +66,7 @@ def rendered(
     hosts: set[str] = set()
     problems: dict[str, None] = {}
     failures = _Failures(run, pending)
+    cut: dict[str, dict[str, None]] = {}  # by model, in the order of the first report
     stopped: str | None = None
     with RunProgress(*_counts(run, pending)) as progress:
         for said in executor.run(tasks(run, pending, again)):
@@ -76,6 +78,7 @@ def rendered(
                 devices.add(said.device)
                 left.pop(_file_of(said), None)
                 failures.add(said.errors, said.why)
+                cut.setdefault(said.model, {}).update(dict.fromkeys(said.cut))
             elif isinstance(said, GiveUp):
                 problems[str(said)] = None
                 failures.add(_pictures(run, said.task), said.reason)
@@ -88,8 +91,16 @@ def rendered(
             stopped = stopped or failures.too_many()
             if stopped:
                 break
+    problems |= dict.fromkeys(_of_cut(model, ids) for model, ids in cut.items() if ids)
     note_damaged(run.folder, left)
     return Rendered(", ".join(sorted(devices)), tuple(problems), stopped)
+
+
+def _of_cut(model: str, ids: Collection[str]) -> str:
+    first = ", ".join(sorted(ids)[:_IDS_SAID])
+    more = ", ..." if len(ids) > _IDS_SAID else ""
+    are = "prompt is" if len(ids) == 1 else "prompts are"
+    return f"{model}: {len(ids):,} {are} longer than it reads, and cut there: {first}{more}"
 
 
 class _Failures:

@@ -169,9 +169,13 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
     try:
         options |= _replaced(model, row, chosen)
         if found.file is not None:
-            pipeline = pipeline_class(row).from_single_file(
-                where, config=str(found.folder), dtype=chosen, local_files_only=True, **options
-            ).to(device)
+            pipeline = (
+                pipeline_class(row)
+                .from_single_file(
+                    where, config=str(found.folder), dtype=chosen, local_files_only=True, **options
+                )
+                .to(device)
+            )
         else:
             common: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
             if row.float32:

@@ -115,6 +115,8 @@ class Family:
     - ``tokens(row, encoders)``: how many tokens the denoiser attends to.
     - ``encoder_inputs(config, batch, tokens)``, ``decoder_inputs(architecture, height, width)``:
       arguments of an encoder and of the VAE's ``decode`` on the meta device.
+    - ``mixes_guidance``: its pipelines only multiply tensors by the guidance scale, so rows of
+      differing scales may share a batch.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
     - ``loras``, ``single_files``: whether diffusers loads LoRAs into its pipelines, and a pipeline
@@ -137,3 +139,4 @@ class Family:
     bare: Mapping[str, Any] = field(default_factory=dict)
     loras: bool = True
     single_files: bool = False
+    mixes_guidance: bool = False

@@ -92,20 +92,31 @@ def architecture_of(found: Opened, model: Model) -> Architecture:
 
     Raises UserError where neither is at hand.
     """
-    if found.folder is None or not _has_configurations(found.folder):
-        if found.row.architecture is None:
-            raise UserError(
-                f"the architecture of {model.name!r} is not known without its files; give a local "
-                "checkpoint folder (models: {name, path})"
-            )
+    here = found.folder is not None and _has_configurations(found.folder)
+    if found.row.architecture is not None and (model.path is None or not here):
         architecture = found.row.architecture
-    else:
+    elif found.folder is not None and here:
         architecture = read_architecture(found.folder, partial(found.family.tokens, found.row))
+    else:
+        raise UserError(
+            f"the architecture of {model.name!r} is not known without its files; give a local "
+            "checkpoint folder (models: {name, path})"
+        )
     if model.unet is not None:
         architecture = replace(architecture, denoiser=_part(model, "unet", model.unet))
     if model.vae is not None:
         architecture = replace(architecture, vae=_part(model, "vae", model.vae))
     return architecture
+
+
+def mixes_guidance(model: Model) -> bool:
+    """Whether rows of differing guidance may share a batch, as far as is known without weights."""
+    found = opened(model)
+    try:
+        config = architecture_of(found, model).denoiser.config
+    except UserError:  # not here yet, and not in the catalogue
+        config = {}
+    return found.family.mixes_guidance and config.get("time_cond_proj_dim") is None
 
 
 def refusal(path: str) -> str:

@@ -5,7 +5,8 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -15,13 +16,16 @@ import numpy as np
 import torch
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
-from tgate_batch.gate import gated, is_guided
+from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
 from tgate_batch.models import engine
 from tgate_batch.models.checkpoint import load
 from tgate_batch.models.family import Condition, Family
+from tgate_batch.models.guidance import scale_of
 from tgate_batch.models.opened import opened, resolve
 from tgate_batch.models.scheduling import another_scheduler
 from tgate_batch.records import Prompt
+
+_NEGATIVES = 64  # negative prompts that are kept encoded
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,44 @@ class PipelineRunner:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        self.guided = is_guided(self.pipeline, self.sampling.guidance_scale)
+        self.guided = self._is_guided(self.sampling)
         self.device = self.pipeline._execution_device
         vae = self.pipeline.vae
         if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
             vae.to(torch.float32)  # this VAE overflows in half precision
-        self._negative: Condition | None = None
+        self._negatives: dict[str, Condition] = {}  # by their text
+
+    def together(self, sampling: ResolvedSampling) -> tuple:
+        """What rows have to have in common to share a batch."""
+        config = denoiser_of(self.pipeline).config
+        embeds = getattr(config, "time_cond_proj_dim", None) is not None
+        mixes = self.family.mixes_guidance and not embeds
+        scale = None if mixes else sampling.guidance_scale
+        guided = self._is_guided(sampling)
+        return sampling.height, sampling.width, sampling.steps, guided, scale
+
+    def _is_guided(self, sampling: ResolvedSampling) -> bool:
+        return is_guided(self.pipeline, sampling.guidance_scale)
 
     @torch.inference_mode()
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
-        """One condition a prompt, kept in main memory until its batch comes."""
-        if self.family.condition is not None:
-            return [self.family.condition(prompt, self.sampling) for prompt in prompts]
+        """One condition a prompt, its guidance scale in it; kept in main memory until its batch."""
+        scale = self.family.guidance
+        samplings = [self.sampling.of_row(prompt.own) for prompt in prompts]
+        return [
+            {**condition, scale: sampling.guidance_scale}
+            for condition, sampling in zip(
+                self._conditions(prompts, samplings), samplings, strict=True
+            )
+        ]
+
+    def _conditions(
+        self, prompts: list[Prompt], samplings: list[ResolvedSampling]
+    ) -> list[Condition]:
+        if (made := self.family.condition) is not None:
+            return [made(*pair) for pair in zip(prompts, samplings, strict=True)]
         if not self.engine.offload_text_encoder:
-            return self._encoded(prompts)
+            return self._encoded(prompts, samplings)
         encoders = [
             module
             for name, module in self.pipeline.components.items()
@@ -65,25 +93,33 @@ class PipelineRunner:
         for module in encoders:
             module.to(self.device)
         try:
-            return self._encoded(prompts)
+            return self._encoded(prompts, samplings)
         finally:
             for module in encoders:
                 module.to("cpu")
 
-    def _encoded(self, prompts: list[Prompt]) -> list[Condition]:
-        if self.guided and self._negative is None:
-            negative = self.sampling.negative_prompt or None  # None: the pipeline's own default
-            encoded = self._encode(
-                [""], guided=True, **({"negative_prompt": negative} if negative else {})
-            )
-            self._negative = {
-                name: value for name, value in encoded.items() if name.startswith("negative_")
-            }
+    def _encoded(self, prompts: list[Prompt], samplings: list[ResolvedSampling]) -> list[Condition]:
+        negatives = [
+            self._negative(sampling.negative_prompt) if self._is_guided(sampling) else {}
+            for sampling in samplings
+        ]
         positive = self._encode([prompt.text for prompt in prompts], guided=False)
         return [
-            {name: value[i : i + 1].cpu() for name, value in positive.items()}
-            for i in range(len(prompts))
+            {name: value[i : i + 1].cpu() for name, value in positive.items()} | negative
+            for i, negative in enumerate(negatives)
         ]
+
+    def _negative(self, text: str) -> Condition:
+        """A negative prompt, encoded by itself and once; empty: the pipeline's own default."""
+        if text not in self._negatives:
+            while len(self._negatives) >= _NEGATIVES:
+                self._negatives.pop(next(iter(self._negatives)))
+            said = {"negative_prompt": [text]} if text else {}
+            encoded = self._encode([""], guided=True, **said)
+            self._negatives[text] = {
+                name: value.cpu() for name, value in encoded.items() if name.startswith("negative_")
+            }
+        return self._negatives[text]
 
     def _encode(self, texts: list[str], guided: bool, **options: Any) -> dict[str, torch.Tensor]:
         outputs = self.pipeline.encode_prompt(
@@ -95,6 +131,19 @@ class PipelineRunner:
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
+
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Those of which the model does not read the end: they have more tokens than it takes."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return []
+        longest = self._as_called().get("max_sequence_length") or tokenizer.model_max_length
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.text) > longest // 2  # a letter is hardly ever two tokens
+            and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
+        ]
 
     def _as_called(self) -> dict[str, Any]:
         """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
@@ -113,22 +162,29 @@ class PipelineRunner:
         }
 
     @contextmanager
-    def under(self, arm: Arm) -> Iterator[None]:
-        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan."""
-        sampling, scheduler = self.sampling, self.pipeline.scheduler
-        self.sampling = sampling.under(arm)
+    def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> Iterator[None]:
+        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan.
+
+        ``sampling``: that of the rows in them, where they have one of their own.
+        """
+        before, scheduler = self.sampling, self.pipeline.scheduler
+        self.sampling = (sampling or before).under(arm)
         if arm.scheduler is not None:
             self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
         try:
-            with gated(
-                self.pipeline,
-                arm.plan or arm.guidance,
-                guided=self.guided,
-                deepcache=arm.cache,
+            with (
+                # A plan that is never reached is said once, before anything is drawn.
+                warnings.catch_warnings(action="ignore", category=GateNotReached),
+                gated(
+                    self.pipeline,
+                    arm.plan or arm.guidance,
+                    guided=self._is_guided(self.sampling),
+                    deepcache=arm.cache,
+                ),
             ):
                 yield
         finally:
-            self.sampling, self.pipeline.scheduler = sampling, scheduler
+            self.sampling, self.pipeline.scheduler = before, scheduler
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -142,12 +198,11 @@ class PipelineRunner:
             name: _batch([condition[name] for condition in conditions], self.device)
             for name in conditions[0]
         }
-        for name, value in (self._negative or {}).items():
-            arguments[name] = value.expand(len(conditions), *value.shape[1:])
+        guidance = self.family.guidance
+        arguments[guidance] = scale_of(arguments[guidance])
         return self.pipeline(
             **arguments,
             **self.family.call,
-            **{self.family.guidance: self.sampling.guidance_scale},
             num_inference_steps=self.sampling.steps,
             height=self.sampling.height,
             width=self.sampling.width,

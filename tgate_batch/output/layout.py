@@ -27,7 +27,7 @@ from typing import NamedTuple
 from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 
-FORMAT = 3  # of the whole folder; 1 had no ledger, rows of 2 had no kinds of errors
+FORMAT = 4  # of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards
 
 CARD = "README.md"
 RUN = "run.json"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,10 +11,12 @@ from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.opened import mixes_guidance
 from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
+from tgate_batch.records import Kind
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -43,6 +46,14 @@ class Run:
         if model in self.models:
             return self.models[model].sampling
         return catalogue.resolve(model, self.config.sampling)
+
+    @property
+    def kinds(self) -> Counter[Kind]:
+        """How many prompts are of each kind."""
+        found: Counter[Kind] = Counter()
+        for shard in self.shards:
+            found[shard.kind] += shard.prompts
+        return found
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
         """Every (model, arm name, arm) of the run, in the config's order."""
@@ -90,13 +101,16 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_all_entered(folder, ledger)
     stale: list[str] = []
     batch = math.ceil(config.sampling.batch_size / config.sampling.images_per_prompt)
+    apart = not all(mixes_guidance(model) for model in config.models)
+    wanted = (config.score.by, batch, apart)
     try:
-        plan = frozen.plan(folder, config.prompts, ledger, config.score.by, batch)
+        plan = frozen.plan(folder, config.prompts, ledger, *wanted)
     except StalePrompts:
         if not replace_stale:
             raise
         stale = ledger.names()
-        plan = frozen.plan(folder, config.prompts, None, config.score.by, batch)
+        plan = frozen.plan(folder, config.prompts, None, *wanted)
+    _check_kinds(config, models, plan.shards)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
@@ -262,6 +276,23 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
         follows.check(sampling.under(arm).steps)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
+
+
+def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardPlan]) -> None:
+    """Raises UserError, naming the first row of its kind, where an arm does not suit it."""
+    first: dict[Kind, int] = {}
+    for shard in shards:
+        first.setdefault(shard.kind, shard.first)
+    for kind, place in first.items():
+        for model in config.models:
+            sampling = models[model.name].sampling.of_kind(kind)
+            for name, arm in config.arms.items():
+                try:
+                    _check_arm(model.name, name, arm, sampling)
+                except UserError as error:
+                    raise UserError(
+                        f"prompts, row {place + 1} of the set ({kind}): {error}"
+                    ) from None
 
 
 def _check_run(folder: Folder) -> None:
