@@ -6,6 +6,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 from original_layout import save_as_one
 from safetensors.torch import load_file, save_file
 
@@ -177,6 +178,31 @@ def test_a_lora_for_a_family_without_them_is_refused(tiny_of):
     model = mine(tiny_of("pixart_alpha"), loras=[Lora(path="/somewhere")])
     with pytest.raises(UserError, match="loras: pipelines of this family load no LoRA"):
         check(model, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("unet.mid_block.attentions.0.proj_in", "does not fit this model"),  # of other channels
+        ("mid_block.attentions.0.proj_in", "has no weights for this model"),  # of no part
+    ],
+)
+def test_a_lora_of_another_model_is_told_when_it_is_loaded(sdxl, tmp_path, key, said):
+    shapes = {"lora_A": (2, 7), "lora_B": (7, 2)}
+    weights = {f"{key}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "lora.safetensors")
+    model = mine(sdxl, loras=[Lora(path=str(tmp_path / "lora.safetensors"))])
+    check(model, Sampling())
+    with pytest.raises(UserError, match=rf"^models: mine: loras\.0 {said}"):
+        load(model, resolve(model, Sampling()), "cpu")
+
+
+def test_which_file_of_a_folder_is_the_lora_is_asked_where_there_are_several(sdxl, tmp_path):
+    for name in ("a", "b"):
+        save_file({"lora": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"weight_name which of .*: a\.safetensors, b\.safetensors"):
+        check(mine(sdxl, loras=[Lora(path=str(tmp_path))]), Sampling())
+    check(mine(sdxl, loras=[Lora(path=str(tmp_path), weight_name="b.safetensors")]), Sampling())
 
 
 def test_a_single_file_without_some_of_its_weights_is_told(tiny, tmp_path):

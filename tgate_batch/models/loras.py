@@ -5,6 +5,7 @@ are. A file of diffusers' or of the usual trainers' is given to the pipeline; wh
 ``save_pretrained`` writes has no part's name in it, and goes to the denoiser.
 """
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,32 +94,37 @@ def add(pipeline: Any, denoiser: str, model: Model) -> None:
     """
     from diffusers.utils import logging
 
-    names = [f"lora_{number}" for number in range(len(model.loras))]
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of each part that a LoRA leaves alone
     try:
-        for number, name in enumerate(names):
-            try:
-                _load(pipeline, denoiser, _had(model, number), name)
-            except UserError:
-                raise
-            except Exception as error:  # peft and diffusers raise nearly anything
-                said = one_line(f"{type(error).__name__}: {error}")
-                raise UserError(
-                    f"models: {model.name}: loras.{number} does not fit this model: {said}"
-                ) from None
-            if name not in {n for held in pipeline.get_list_adapters().values() for n in held}:
-                raise UserError(
-                    f"models: {model.name}: loras.{number} has no weights for this model: it was "
-                    "made for another kind"
-                )
-        pipeline.set_adapters(names, [lora.scale for lora in model.loras])
-        pipeline.fuse_lora(safe_fusing=True)
-        pipeline.unload_lora_weights()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a second one
+            _fuse(pipeline, denoiser, model)
     except ValueError as error:  # of weights that are not numbers
         raise UserError(f"models: {model.name}: loras: {one_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _fuse(pipeline: Any, denoiser: str, model: Model) -> None:
+    names = [f"lora_{number}" for number in range(len(model.loras))]
+    for number, name in enumerate(names):
+        try:
+            _load(pipeline, denoiser, _had(model, number), name)
+        except UserError:
+            raise
+        except Exception as error:  # peft and diffusers raise nearly anything
+            said = one_line(f"{type(error).__name__}: {error}")
+            raise UserError(
+                f"models: {model.name}: loras.{number} does not fit this model: {said}"
+            ) from None
+        if name not in {n for held in pipeline.get_list_adapters().values() for n in held}:
+            raise UserError(
+                f"models: {model.name}: loras.{number} has no weights for this model: it was "
+                "made for another kind"
+            )
+    pipeline.set_adapters(names, [lora.scale for lora in model.loras])
+    pipeline.fuse_lora(safe_fusing=True)
+    pipeline.unload_lora_weights()
 
 
 def _in_folder(folder: Path, lora: Lora, key: str) -> Path:
