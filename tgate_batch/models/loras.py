@@ -99,6 +99,8 @@ def add(pipeline: Any, denoiser: str, model: Model) -> None:
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a second one
             _fuse(pipeline, denoiser, model)
+    except UserError:
+        raise
     except ValueError as error:  # of weights that are not numbers
         raise UserError(f"models: {model.name}: loras: {one_line(error)}") from None
     finally:

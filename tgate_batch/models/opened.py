@@ -92,11 +92,15 @@ def architecture_of(found: Opened, model: Model) -> Architecture:
 
     Raises UserError where neither is at hand.
     """
-    here = found.folder is not None and _has_configurations(found.folder)
-    if found.row.architecture is not None and (model.path is None or not here):
+    folder = found.folder
+    if model.path is not None and found.file is None and hub.is_local(model.path):
+        folder = Path(model.path).expanduser()
+    elif folder is not None and not _has_configurations(folder):
+        folder = None  # a snapshot that is not whole
+    if found.row.architecture is not None and (model.path is None or folder is None):
         architecture = found.row.architecture
-    elif found.folder is not None and here:
-        architecture = read_architecture(found.folder, partial(found.family.tokens, found.row))
+    elif folder is not None:
+        architecture = read_architecture(folder, partial(found.family.tokens, found.row))
     else:
         raise UserError(
             f"the architecture of {model.name!r} is not known without its files; give a local "
