@@ -194,8 +194,11 @@ def of_pictures(
     outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    for key, value in sampling.model_dump(exclude={"batch_size", "scheduler_arguments"}).items():
+    later = {"batch_size", "padding", "scheduler_arguments"}
+    for key, value in sampling.model_dump(exclude=later).items():
         settings[f"sampling.{key}"] = value
+    if not sampling.padding:
+        settings["sampling.padding"] = False
     for key, value in sampling.scheduler_arguments.items():
         flat = value if isinstance(value, str | int | float | None) else json.dumps(value)
         settings[f"sampling.scheduler.{key}"] = flat
