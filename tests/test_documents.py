@@ -55,6 +55,7 @@ SLOW = {  # more than a few seconds: run by `make test-all`
     "tgate-batch verify out/demo --again 1",
     "import datasets, duckdb, pandas, polars, ray.data",
 }
+MADE = {"jobs/NAME.py", "docker/out/demo/report/index.html"}  # files that need not be there
 PRINTS = {  # a page -> what its Python code prints
     "README.md": r"",
     "docs/gate.md": r"\[(2, ){10}(1, ){14}1\]\n",
@@ -353,9 +354,12 @@ def options(command: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_configs_and_make_targets_that_a_document_names_exist(page):
+def test_files_and_make_targets_that_a_document_names_exist(page):
     text = text_of(page)
-    configs = set(re.findall(r"(configs/\w+\.yaml)", text))
-    assert [name for name in configs if not (ROOT / name).is_file()] == []
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [name for name in links if not (ROOT / page).parent.joinpath(name).exists()] == []
+    folders = "configs|docker|docs|jobs|tests|tgate_batch"
+    named = set(re.findall(rf"(?<![\w/])((?:{folders})/[\w./-]+\.\w+)", text)) - MADE
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets

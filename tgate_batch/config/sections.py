@@ -28,7 +28,7 @@ class Model(Section):
     """A name of the catalogue, and where its checkpoint lies if not at the documented one."""
 
     name: Name
-    """A name of the catalogue (docs/models.md); pictures are kept under it."""
+    """A name of the catalogue (docs/macs.md); pictures are kept under it."""
     path: str | None = None
     """The checkpoint: a folder or a hub id. Left out: the one that the catalogue names."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
