@@ -12,16 +12,60 @@ import pyarrow as pa
 from tgate_batch.storage import without_credentials
 
 
+class Kind(NamedTuple):
+    """What prompts have in common that share batches; None: as the run says.
+
+    ``guidance_scale``: only where rows of differing guidance cannot share a batch.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    guided: bool | None = None
+    guidance_scale: float | None = None
+
+    def __str__(self) -> str:
+        asked = self._asdict() | {"guided": None}
+        return ", ".join(f"{key} {value:g}" for key, value in asked.items() if value is not None)
+
+
+AS_OTHERS = Kind()
+
+
+class RowSettings(NamedTuple):
+    """What a row of the prompt set says of its own pictures; None: as the run says."""
+
+    negative_prompt: str | None = None
+    seed: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None  # pixels
+    width: int | None = None  # pixels
+    steps: int | None = None
+
+    def kind(self, apart: bool = False) -> Kind:
+        """``apart``: rows of differing guidance do not share batches."""
+        scale = self.guidance_scale
+        guided = None if scale is None else scale > 1
+        return Kind(self.height, self.width, self.steps, guided, scale if apart else None)
+
+
+AS_THE_RUN = RowSettings()
+
+
 class Prompt(NamedTuple):  # a dataclass takes twice as long to make, and there are millions
     """One line of the prompt set: a stable unique id and what to draw.
 
-    ``category`` decides nothing of the picture: figures may be broken down by it.
+    ``category`` decides nothing of the picture: figures may be broken down by it. ``place`` is the
+    row's in the whole set, from 0. ``kept``: columns that the output is to carry on, as JSON.
     """
 
     id: str
     text: str
     image: bytes | None = None  # the conditioning picture of image-to-video models
     category: str | None = None
+    own: RowSettings = AS_THE_RUN
+    place: int = 0
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +81,33 @@ class Shard:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over ids, texts and pictures, so that a changed prompt file is noticed."""
+        """SHA-256 over all that rows say, so that a changed prompt file is noticed.
+
+        Neither a row's category nor its place enters.
+        """
         digest = sha256()
         for prompt in self.prompts:
             for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
                 digest.update(len(part).to_bytes(8, "big") + part)
+            if prompt.own != AS_THE_RUN or prompt.kept is not None:
+                part = json.dumps([*prompt.own, prompt.kept]).encode()
+                digest.update((len(part) | _OWN).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
 
-def image_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
+_OWN = 1 << 63  # tells a row's own settings from the parts that every row has
+
+
+def image_seed(run_seed: int, prompt_id: str, image_number: int, own: int | None = None) -> int:
     """The 63-bit seed of one picture: of the run, the prompt and the picture's number alone.
 
-    Neither arm, shard, worker nor batch enters, so arms are paired picture by picture.
+    Neither arm, shard, worker nor batch enters, so arms are paired picture by picture. ``own`` is
+    the seed that the prompt's row gives: its picture 0 has it, and the others have one made of it.
     """
-    key = json.dumps([run_seed, prompt_id, image_number]).encode()
+    if own is not None and image_number == 0:
+        return own
+    of = [run_seed, prompt_id] if own is None else [own]
+    key = json.dumps([*of, image_number]).encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
@@ -86,6 +143,8 @@ class ImageRecord:
     throughput leaves out. ``memory`` says how the batch was cut where the whole one did not fit.
     ``image`` is None where ``status`` is "error"; ``error`` then says why in a line, and
     ``error_kind`` and ``error_traceback`` of what kind it was and where it was raised.
+    ``negative_prompt``, ``guidance_scale`` and ``steps`` are what the picture was drawn with,
+    ``place`` is its prompt's in the set, from 0, and ``kept`` further columns of the set, as JSON.
     """
 
     prompt_id: str
@@ -109,6 +168,11 @@ class ImageRecord:
     memory: str | None = None
     error_kind: str | None = None
     error_traceback: str | None = None
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    steps: int | None = None
+    place: int | None = None
+    kept: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "ImageRecord":
@@ -138,7 +202,9 @@ class Beat:
 class Receipt:
     """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
 
-    ``why``: of the first error, its line.
+    ``why``: of the first error, its line. ``cut``: ids of the shard's prompts that are longer than
+    the model reads. ``invariant``: whether a padded batch gives a picture the same bits wherever it
+    stands, on the device; None: not known.
     """
 
     model: str
@@ -150,6 +216,8 @@ class Receipt:
     device: str
     host: str = ""
     why: str | None = None
+    cut: tuple[str, ...] = ()
+    invariant: bool | None = None
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [
@@ -176,6 +244,11 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("memory", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("error_kind", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("error_traceback", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("negative_prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("guidance_scale", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("steps", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("place", pa.int64(), {"dtype": "int64", "_type": "Value"}),
+    ("kept", pa.string(), {"dtype": "string", "_type": "Value"}),
 ]
 
 # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.

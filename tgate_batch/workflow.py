@@ -24,6 +24,8 @@ from tgate_batch.output.failed import Failed, failed, forget_measurements
 from tgate_batch.output.goodbye import MISSING, UNUSABLE
 from tgate_batch.output.remarks import remarks
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
+from tgate_batch.prompts import listing
+from tgate_batch.prompts import read as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
@@ -68,7 +70,12 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
-        each = macs_of_arm(model, arm, run.sampling(model.name)).per_image_with_attention
+        sampling = run.sampling(model.name)
+        of_kinds = {
+            kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
+            for kind in run.kinds
+        }
+        each = sum(of_kinds[kind] * prompts for kind, prompts in run.kinds.items()) / run.prompts
         total += each * run.images_per_arm
         say.info(
             f"  {model.name} {name}: {run.images_per_arm:,} images, "
@@ -105,7 +112,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
-                entry["device"] = drawn.devices
+                entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
                     say.warning(problem)
                 if drawn.stopped is not None:
@@ -264,7 +271,7 @@ def _unknown(run: Prepared) -> list[Model]:
 
 
 def _say_run(run: Run) -> None:
-    """The size of a run, before anything of it is done."""
+    """The size of a run and what of its prompts is used, before anything of it is done."""
     images = run.images_per_arm * len(run.pairs())
     arms = " and ".join(
         f"{len(names):,} {what}{'s' if len(names) != 1 else ''}"
@@ -276,13 +283,28 @@ def _say_run(run: Run) -> None:
         event="run",
         images=images,
     )
+    used = prompts.used(run.config.prompts, run.config.score.by)
+    if used.files > 1:
+        say.info(f"prompts: {used.files:,} files, the first {used.first}")
+    if used.own:
+        kinds = f"{len(run.kinds):,} kind{'s' if len(run.kinds) != 1 else ''} of rows"
+        say.info(
+            f"prompts: rows have their own {', '.join(used.own)}: {kinds} (prompts.columns says "
+            "which columns count)"
+        )
+    if used.unused:
+        say.info(
+            f"prompts: not used: column{'s' if len(used.unused) != 1 else ''} "
+            f"{', '.join(used.unused)} (prompts.keep carries them on)",
+            unused=used.unused,
+        )
     for remark in remarks(run.config):
         say.warning(remark)
 
 
 def _check_sources(config: Config) -> None:
     """Says in one line how to get every file of a shipped config that is not here."""
-    named = [("prompts.path", config.prompts.path, config.prompts.path)]
+    named = [("prompts.path", path, path) for path in listing.paths(config.prompts)]
     if (reference := config.score.reference) is not None:
         places = (metrics.placed(reference, name) for name in config.score.extractor)
         named += [("score.reference", reference, place) for place in places]

@@ -145,6 +145,16 @@ def test_limit_is_a_number_or_a_share_of_the_pictures(painter, run, limit, stops
     assert workflow.render(limited) == (workflow.MISSING if stops else workflow.DONE)
 
 
+def test_prompts_that_are_cut_are_counted_once_and_the_first_named(painter, run, capsys):
+    painter.cut = lambda self, prompts: [p for p in prompts if "e" in p.text.split()[1]]
+    assert workflow.render(run) == workflow.DONE
+    said = [line for line in capsys.readouterr().err.splitlines() if "longer than it reads" in line]
+    (line,) = said  # one three five seven eight nine ten, of ten prompts under two arms
+    assert line.startswith("warning: demo: 7 prompts are longer than it reads, and cut there: ")
+    ids = line.rpartition(": ")[2].split(", ")
+    assert [one[:8] for one in ids] == ["00000000", "00000002", "00000004", "..."]
+
+
 def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run, monkeypatch):
     monkeypatch.setattr(rendering, "_SECONDS_TO_SEE", 0.1)
 
@@ -158,3 +168,17 @@ def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run
     monkeypatch.setattr(workflow, "open_executor", Elsewhere)
     with pytest.raises(UserError, match=r"node-2 wrote images/demo/.* an output that all"):
         workflow.render(run)
+
+
+def test_a_machine_whose_rows_come_out_unequal_is_told(painter, run, capsys):
+    painter.is_invariant = lambda self: False
+    assert workflow.render(run) == workflow.DONE
+    assert "equal rows of a batch come out unequal" in capsys.readouterr().err
+    assert [entry["invariant"] for entry in history.read(Folder(run.output))] == [False]
+
+
+@pytest.mark.parametrize(("padding", "known"), [(True, True), (False, None)])
+def test_the_history_says_whether_pictures_depend_on_their_place(painter, run, padding, known):
+    sampling = run.sampling.model_copy(update={"padding": padding})
+    assert workflow.render(run.model_copy(update={"sampling": sampling})) == workflow.DONE
+    assert [entry["invariant"] for entry in history.read(Folder(run.output))] == [known]

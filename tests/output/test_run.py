@@ -184,7 +184,7 @@ def test_output_of_an_older_format_is_refused_with_one_line(settings):
     run = begun(settings)
     run.folder.write(layout.RUN, json.dumps({"config": {}}))
     for refused in (lambda: prepared(settings), lambda: runs.load_run(settings["output"])):
-        with pytest.raises(UserError, match="has format 1, and this version reads format 3"):
+        with pytest.raises(UserError, match="has format 1, and this version reads format 4"):
             refused()
 
 

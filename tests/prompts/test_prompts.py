@@ -1,5 +1,7 @@
+import gzip
 import json
 import os
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
 from tgate_batch.output import frozen
 from tgate_batch.prompts import read as prompts
+from tgate_batch.prompts.formats import KNOWN
 from tgate_batch.storage import Folder
 
 
@@ -59,6 +62,133 @@ def test_every_kind_of_file_gives_the_same_two_prompts(tmp_path, suffix, write):
     file = tmp_path / f"set.{suffix}"
     write(file)
     assert ids_and_texts(file) == TWO
+
+
+PARTI = """Prompt\tCategory\tChallenge\tNote
+bond\tAbstract\tBasic\tBiology-inspired concepts with multiple meanings
+"G I G G L E" painted in thick colorful lettering\tIllustrations\tWriting & Symbols\t
+Dogs playing poker\tAnimals\tImagination\tDescription of "Dogs Playing Poker"
+"""
+GENEVAL = """{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a"}
+{"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "red"}], "prompt": "a red cow"}
+"""
+
+
+def test_partiprompts_own_file_is_read_without_an_option(tmp_path):
+    file = tmp_path / "PartiPrompts.tsv"
+    file.write_text(PARTI)
+    assert [prompt.text for prompt in read(file)] == [
+        "bond",
+        '"G I G G L E" painted in thick colorful lettering',
+        "Dogs playing poker",
+    ]
+    found = prompts.used(Prompts(path=str(file)), by="category")
+    assert found.unused == ("Challenge", "Note")
+    spec = Prompts(path=str(file))
+    assert next(prompts.read(spec, "category")).category == "Abstract"
+
+
+def test_genevals_own_file_is_read_without_an_option(tmp_path):
+    file = tmp_path / "evaluation_metadata.jsonl"
+    file.write_text(GENEVAL)
+    assert [prompt.text for prompt in read(file)] == ["a", "a red cow"]
+    assert prompts.used(Prompts(path=str(file))).unused == ("tag", "include")
+
+
+@pytest.mark.parametrize(
+    "line", ['7\t"a cat\n', '"7 a cat"\ttwo\tthree\n', '7\t"a cat" asleep" and\tmore\n']
+)
+def test_a_quote_in_a_tsv_that_may_mean_two_things_is_refused(tmp_path, line):
+    file = tmp_path / "set.tsv"
+    file.write_text("id\tcaption\n" + line)
+    with pytest.raises(UserError, match=r"row [23]: "):
+        read(file)
+
+
+def test_quoted_cells_of_a_tsv_may_hold_tabs_and_line_breaks(tmp_path):
+    file = tmp_path / "set.tsv"
+    file.write_text('id\tcaption\n7\t"a\tcat\nasleep"\n8\t"a ""dog"""\n')
+    assert ids_and_texts(file) == [("7", "a\tcat\nasleep"), ("8", 'a "dog"')]
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("csv", write_csv), ("jsonl", write_jsonl)])
+def test_a_compressed_file_is_unpacked_as_it_is_read(tmp_path, suffix, write):
+    file = tmp_path / f"set.{suffix}"
+    write(file)
+    (tmp_path / f"set.{suffix}.GZ").write_bytes(gzip.compress(file.read_bytes()))
+    assert ids_and_texts(tmp_path / f"set.{suffix}.GZ") == TWO
+
+
+def test_a_compressed_file_is_never_unpacked_whole(tmp_path):
+    file = tmp_path / "set.txt.gz"
+    line = b"a picture of a cat\n"
+    file.write_bytes(gzip.compress(line * 1_000_000))
+    tracemalloc.start()
+    assert len(read(file, limit=10)) == 10
+    assert tracemalloc.get_traced_memory()[1] < len(line) * 100_000
+    tracemalloc.stop()
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Two files of prompts and what is none, in a folder."""
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    (folder / "b.csv").write_text("ID, Prompt\n1,a cat\n2,a dog\n")
+    (folder / "a.jsonl").write_text('{"Caption": "a cow", "id": 3}\n')
+    (folder / "notes.md").write_text("# notes")
+    (folder / ".hidden.csv").write_text("id,prompt\n9,x\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ("", "312"),
+        ("*.csv", "12"),
+        ("*", "no"),
+        (["b.csv", "a.jsonl"], "123"),
+        (["b.csv", "*.jsonl"], "123"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_patterns_and_folders_are_read_in_order(three, paths, found, scheme):
+    several = [paths] if isinstance(paths, str) else paths
+    spec = Prompts(path=tuple(f"{scheme}{three}/{path}".removesuffix("/") for path in several))
+    if found == "no":
+        with pytest.raises(UserError, match=r"notes\.md: unknown kind '\.md'"):
+            list(prompts.read(spec))
+        return
+    assert "".join(prompt.id for prompt in prompts.read(spec)) == found
+    assert [prompt.place for prompt in prompts.read(spec)] == list(range(len(found)))
+    assert prompts.count(spec) == len(found)
+
+
+def test_limit_and_offset_count_over_all_files(three):
+    spec = Prompts(path=str(three), offset=1, limit=1)
+    assert [prompt.id for prompt in prompts.read(spec)] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("none.csv", "none.csv does not exist (looked in {folder})"),
+        ("none/*.csv", "none/*.csv matches no prompt file ({known}; looked in {folder}/none)"),
+        ("empty", "empty is a folder without a prompt file ({known}; looked in {folder}/empty)"),
+    ],
+)
+def test_a_refusal_names_the_place_searched(tmp_path, monkeypatch, path, said):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value) == "prompts file " + said.format(folder=tmp_path, known=KNOWN)
+
+
+def test_a_name_with_a_patterns_characters_is_a_file_where_there_is_one(tmp_path):
+    file = tmp_path / "set[1].txt"
+    file.write_text("a cat\n")
+    assert [prompt.text for prompt in read(file)] == ["a cat"]
 
 
 def test_text_file_has_a_prompt_a_line_and_ids_from_place_and_content(tmp_path):
@@ -138,10 +268,13 @@ BAD = [
     ("broken.csv", b'id,caption\n"1\n2",a\n', r"row 3: an id with the character '\n'"),
     ("longid.csv", b"id,caption\n" + b"1" * 513 + b",a\n", "row 2: an id of more than 512"),
     ("noid.csv", b"id,caption\n1,a\n,b\n", "row 3: no id in column 'id'; give every row one"),
-    ("packed.csv", b"\x1f\x8b\x08\0", "is compressed by gzip; unpack it"),
+    ("packed.csv", b"\x1f\x8b\x08\0", "is compressed by gzip; give it the suffix .gz"),
     ("sheet.csv", b"PK\x03\x04", "a workbook; save it as CSV"),
     ("rows.txt", b"PAR1", "is Parquet; give it the suffix .parquet"),
-    ("set.csv.gz", b"\x1f\x8b\x08\0", "unknown kind '.gz'"),
+    ("half.csv.gz", gzip.compress(b"id,caption\n1,x\n")[:-9], "cannot be read: Compressed file"),
+    ("plain.csv.gz", b"id,caption\n1,x\n", "cannot be read: Not a gzipped file"),
+    ("set.parquet.gz", b"\x1f\x8b\x08\0", "Parquet is compressed within; unpack the file"),
+    ("set.gz", b"\x1f\x8b\x08\0", "unknown kind '.gz'"),
     ("set.docx", b"x", "unknown kind '.docx'"),
     ("nul.txt", b"x\na\0b\n", "row 2: a text with a NUL character"),
     ("long.txt", b"x\n" + b"y" * 100_001, "row 2: a text of more than 100,000 characters"),
@@ -303,10 +436,9 @@ def test_shards_are_cut_ever_smaller_and_hold_all(left, largest, batch):
     assert max(sizes) <= largest
 
 
-def test_shards_are_whole_batches_but_for_the_last_ones():
-    sizes = list(prompts.shard_sizes(10_000, 64, 8))
-    assert [size % 8 for size in sizes if size > 4] == [0] * sum(size > 4 for size in sizes)
-    assert sum(size for size in sizes if size <= 4) < 1300  # of 10,000
+def test_shards_are_whole_batches():
+    sizes = list(prompts.shard_sizes(10_003, 64, 8))
+    assert [size % 8 for size in sizes] == [0] * (len(sizes) - 1) + [3]
 
 
 def test_large_sets_begin_with_the_largest_shards():

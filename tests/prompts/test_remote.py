@@ -26,6 +26,7 @@ def parquet() -> bytes:
 CONTENT = {
     "set.csv": ROWS,
     "set.parquet": parquet(),
+    "more/set.csv": ROWS,
     "half.csv": ROWS + b"3,caf\xe9,x\n",
     "pictures/cat.png": b"cat",
     "pictures/dog.png": b"dog",
@@ -66,14 +67,31 @@ def test_prompts_are_read_from_a_bucket(uri, name):
     assert found == [("1", "a cat"), ("2", "a dog")]
 
 
+@pytest.mark.parametrize("name", ["*.parquet", "more", "more/", "more/*.csv"])
+def test_patterns_and_folders_of_a_bucket_are_read(uri, name):
+    found = [(prompt.id, prompt.text) for prompt in read(Prompts(path=uri(name)))]
+    assert found == [("1", "a cat"), ("2", "a dog")]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("*.tsv", "matches no prompt file"), ("pictures", "is a folder without")]
+)
+def test_a_bucket_that_holds_none_is_named(uri, name, said):
+    with pytest.raises(UserError) as caught:
+        list(read(Prompts(path=uri(name))))
+    assert said in str(caught.value)
+    assert f"looked in s3://bucket/{'' if '*' in name else name}".rstrip("/") in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_pictures_are_read_from_beside_the_prompts(uri):
     spec = Prompts(path=uri("set.csv"), image_column="image")
     assert [prompt.image for prompt in read(spec)] == [b"cat", b"dog"]
 
 
 def test_change_of_the_source_is_noticed_by_its_bytes(uri):
-    assert _sha256(uri("set.csv")) == hashlib.sha256(ROWS).hexdigest()
-    assert _sha256(uri("none.csv")) is None
+    assert _sha256(Prompts(path=uri("set.csv"))) == hashlib.sha256(ROWS).hexdigest()
+    assert _sha256(Prompts(path=uri("none.csv"))) is None
 
 
 @pytest.mark.parametrize(

@@ -210,3 +210,9 @@ def test_formats_are_what_they_are_called(pipeline, form, lossless):
     other = rows(renderer(pipeline, Images(format=form)), prompts=PROMPTS[:1])[0]
     assert Image.open(io.BytesIO(other.image)).format.lower() == form
     assert bool((pixels(plain) == pixels(other)).all()) is lossless
+
+
+def test_prompts_that_are_longer_than_the_model_reads_are_told(pipeline):
+    """The tiny CLIP reads 77 tokens: a letter each, a beginning and an end."""
+    fits, too_long = Prompt("fits", "a" * 75), Prompt("long", "a" * 76)
+    assert renderer(pipeline).cut(Shard(0, (fits, too_long, *PROMPTS))) == ("long",)

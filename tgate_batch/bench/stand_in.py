@@ -1,5 +1,6 @@
 """A pipeline that draws a constant picture at once: what is left is the job itself."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch.config import Arm, Config, Model
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import Pixels
@@ -24,11 +25,20 @@ class StandIn:
         side = (self.sampling.height, self.sampling.width, 3)
         self._picture = np.full(side, 128, np.uint8)
 
-    def under(self, arm: Arm) -> AbstractContextManager:
+    def together(self, sampling: ResolvedSampling) -> tuple:
+        return ()
+
+    def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> AbstractContextManager:
         return nullcontext()
+
+    def is_invariant(self) -> bool:
+        return True
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{} for _ in prompts]
+
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        return []
 
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         return torch.zeros(len(conditions), 1)

@@ -5,6 +5,7 @@ from tgate_batch.config.reading import load, plain
 from tgate_batch.config.sections import (
     OWN_SCHEDULER,
     Arm,
+    Columns,
     Config,
     Cost,
     Engine,
@@ -24,6 +25,7 @@ from tgate_batch.config.shipped import find, names, source_of
 __all__ = [
     "OWN_SCHEDULER",
     "Arm",
+    "Columns",
     "Config",
     "Cost",
     "Engine",

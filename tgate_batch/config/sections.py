@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
+from tgate_batch.records import Kind, RowSettings
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, nothing to escape.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -36,18 +37,45 @@ class Model(Section):
     float32."""
 
 
+class Columns(Section):
+    """Columns of the prompt set that say how their row is drawn, found without regard to case.
+
+    An empty cell is the run's setting (`sampling`). null switches a column off.
+    """
+
+    negative_prompt: str | None = "negative_prompt"
+    """What guidance leads away from."""
+    seed: str | None = "seed"
+    """The seed of the row's first picture; further ones have seeds made of it."""
+    guidance_scale: str | None = "guidance_scale"
+    """The weight of guidance. Rows of differing weight share batches where the model allows it."""
+    height: str | None = "height"
+    """Pixels, a multiple of 8."""
+    width: str | None = "width"
+    """Pixels, a multiple of 8."""
+    steps: str | None = "steps"
+    """Denoising steps; a column `num_inference_steps` is found too. An arm's own steps count
+    more."""
+
+
 class Prompts(Section):
     """The prompt set and how it is cut."""
 
-    path: str
-    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json; a path or a URI. `demo`:
-    the embedded model's captions."""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json, also with .gz; a path or
+    a URI. A pattern (`part-*.csv`), a folder, or a list of these is read in order. `demo`: the
+    embedded model's captions."""
     id_column: str | None = None
-    """The column of ids. Left out: one named like an id, else ids are made of the content."""
+    """The column of ids. Left out: one named like an id, else ids are made of the content. Names of
+    columns are found without regard to case."""
     text_column: str | None = None
     """The column of captions. Left out: one named like a caption."""
     image_column: str | None = None
     """The column of conditioning pictures (bytes or paths), for image-to-video models."""
+    columns: Columns = Columns()
+    keep: bool | tuple[str, ...] = False
+    """Further columns that the output's rows carry on, as JSON in `kept`; true: all that are not
+    used."""
     limit: int | None = Field(None, ge=1)
     """Prompts to draw, of those after `offset`. A larger one later joins further prompts."""
     offset: int = Field(0, ge=0)
@@ -77,9 +105,13 @@ class Sampling(Section):
     """The run's seed. A picture's own is made of it, the prompt's id and the picture's number."""
     images_per_prompt: int = Field(1, ge=1, le=10_000)
     """Pictures of each prompt."""
+    padding: bool = True
+    """Batches are filled up to `batch_size` with rows drawn twice, so that not a bit of a picture
+    depends on its neighbours, its place, a shard's end or a retry. What is filled in is dropped."""
 
 
 OWN_SCHEDULER = "the checkpoint's own"
+_GUIDED = 2.0  # a scale at which guidance runs
 
 
 class ResolvedSampling(Section):
@@ -94,11 +126,29 @@ class ResolvedSampling(Section):
     batch_size: int  # pictures a batch
     seed: int
     images_per_prompt: int
+    padding: bool
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
         """The sampling of an arm that has steps or a scheduler of its own."""
         own = {"steps": arm.steps, "scheduler": arm.scheduler}
         return self.model_copy(update={key: value for key, value in own.items() if value})
+
+    def of_row(self, own: RowSettings) -> "ResolvedSampling":
+        """That of a row with settings of its own, but for its seed."""
+        said = {key: value for key, value in own._asdict().items() if value is not None}
+        said.pop("seed", None)
+        return self.model_copy(update=said) if said else self
+
+    def of_kind(self, kind: Kind) -> "ResolvedSampling":
+        """What rows of a kind have in common; of differing scales, one stands for all of them."""
+        said: dict[str, Any] = {key: getattr(kind, key) for key in ("height", "width", "steps")}
+        said["guidance_scale"] = kind.guidance_scale
+        if kind.guided is not None and kind.guidance_scale is None:
+            guided = max(self.guidance_scale, _GUIDED)
+            said["guidance_scale"] = guided if kind.guided else min(self.guidance_scale, 1.0)
+        return self.model_copy(
+            update={key: value for key, value in said.items() if value is not None}
+        )
 
 
 class Arm(Section):

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import UserError
@@ -13,6 +13,11 @@ from tgate_batch.output import layout
 from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
 from tgate_batch.records import Beat, Receipt
 
+_UNEVEN = (
+    "equal rows of a batch come out unequal on some worker, so a picture's last bits depend on its "
+    "place; on a CPU, workers.cpus_each: 1 mends it"
+)
+_IDS_SAID = 3  # of prompts that were cut
 _SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
 
 ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
@@ -21,12 +26,14 @@ ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
 class Rendered(NamedTuple):
     """The devices that drew, and what went wrong beside single pictures: a line each.
 
-    ``stopped`` says why the run ended before its end.
+    ``stopped`` says why the run ended before its end. ``invariant``: whether not a bit of a picture
+    depends on its place, on any of the devices; None: not known.
     """
 
     devices: str
     problems: tuple[str, ...] = ()
     stopped: str | None = None
+    invariant: bool | None = None
 
 
 def tasks(run: Run, pending: Pending, again: ErrorsAlone | None = None) -> Pool:
@@ -65,7 +72,9 @@ def rendered(
     hosts: set[str] = set()
     problems: dict[str, None] = {}
     failures = _Failures(run, pending)
+    cut: dict[str, dict[str, None]] = {}  # by model, in the order of the first report
     stopped: str | None = None
+    invariant: set[bool | None] = set()
     with RunProgress(*_counts(run, pending)) as progress:
         for said in executor.run(tasks(run, pending, again)):
             if isinstance(said, Receipt):
@@ -74,8 +83,10 @@ def rendered(
                     hosts.add(said.host)
                 progress.add(said)
                 devices.add(said.device)
+                invariant.add(said.invariant)
                 left.pop(_file_of(said), None)
                 failures.add(said.errors, said.why)
+                cut.setdefault(said.model, {}).update(dict.fromkeys(said.cut))
             elif isinstance(said, GiveUp):
                 problems[str(said)] = None
                 failures.add(_pictures(run, said.task), said.reason)
@@ -88,8 +99,19 @@ def rendered(
             stopped = stopped or failures.too_many()
             if stopped:
                 break
+    problems |= dict.fromkeys(_of_cut(model, ids) for model, ids in cut.items() if ids)
+    if False in invariant:
+        problems[_UNEVEN] = None
     note_damaged(run.folder, left)
-    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped)
+    known = None if invariant <= {None} else invariant == {True}
+    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped, known)
+
+
+def _of_cut(model: str, ids: Collection[str]) -> str:
+    first = ", ".join(sorted(ids)[:_IDS_SAID])
+    more = ", ..." if len(ids) > _IDS_SAID else ""
+    are = "prompt is" if len(ids) == 1 else "prompts are"
+    return f"{model}: {len(ids):,} {are} longer than it reads, and cut there: {first}{more}"
 
 
 class _Failures:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.models import catalogue
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
-from tgate_batch.records import Beat, Failure, ImageRecord, Receipt, Shard
+from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard
 from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
 from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
@@ -71,12 +71,13 @@ class Worker:
         self._times = TimeSheet()
         self._device = threading.Lock()
         self._device_name, self._energy = "CPU", Energy(None)
+        self._invariant: bool | None = None
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], Beside] = {}
         self._baselines: dict[str, Summary] = {}  # by model
         self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
-        self._known: dict[tuple[str, str], dict[str, str]] = {}
+        self._known: dict[tuple[str, str, Kind], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
         """Loads the model, if one is given. Returns the process id.
@@ -119,11 +120,13 @@ class Worker:
                 rows.append(row)
                 if (beat := beats.after_one_more()) and order.only is None:
                     yield beat
-            about = self._about(order.model, order.arm)  # counts MACs: not while a batch is timed
+            about = self._about(
+                order.model, order.arm, order.shard.kind
+            )  # counts MACs: not while a batch is timed
         drawn = {(record.prompt_id, record.image_number): record for record in (r() for r in rows)}
         if order.only is not None:
             return
-        records = [drawn.get(key, record) for key, record in kept] or list(drawn.values())
+        records = [drawn.get(key, record) for key, record in kept] or _in_order(drawn, shard)
         self._write(order, records, about)
         good = [record for record in records if record.status == "ok"]
         yield Receipt(
@@ -136,6 +139,8 @@ class Worker:
             device=self._device_name,
             host=socket.gethostname(),
             why=next((record.error for record in records if record.error), None),
+            cut=renderer.cut(shard),
+            invariant=self._invariant,
         )
 
     def _kept(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:
@@ -234,21 +239,23 @@ class Worker:
         }
         self._folder.write(layout.worker(self._name), json.dumps(summary))
 
-    def _about(self, model: Model, name: str) -> dict[str, str]:
-        """What every file of a (model, arm) says of itself."""
+    def _about(self, model: Model, name: str, kind: Kind) -> dict[str, str]:
+        """What every file of a (model, arm) and kind of rows says of itself."""
         from tgate_batch.models.macs import macs_of_arm
 
-        if (model.name, name) not in self._known:
+        if (model.name, name, kind) not in self._known:
             arm = self._config.arms[name]
-            sampling = catalogue.resolve(model.name, self._config.sampling)
+            sampling = catalogue.resolve(model.name, self._config.sampling).of_kind(kind)
             with self._times.timed("load"), _without_collection():
                 macs = macs_of_arm(model, arm, sampling).columns()
-            self._known[model.name, name] = {
+            self._known[model.name, name, kind] = {
                 "settings": arm.model_dump_json(),
-                "made_by": json.dumps(history.software() | {"device": self._device_name}),
+                "made_by": json.dumps(
+                    history.software() | {"device": self._device_name, "invariant": self._invariant}
+                ),
                 **{key: json.dumps(value) for key, value in macs.items()},
             }
-        return self._known[model.name, name]
+        return self._known[model.name, name, kind]
 
     def _ready(self, model: Model) -> Any:
         """The renderer of a model, loaded if it is not."""
@@ -269,7 +276,22 @@ class Worker:
             self._device_name = torch.cuda.get_device_name()
             self._energy = Energy(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         runner = (self._open_runner or open_runner)(model, self._config)
+        self._invariant = _is_invariant(runner)
         return Renderer(runner, self._config.images, self._name, self._times)
+
+
+def _is_invariant(runner: Any) -> bool | None:
+    """The runner's word on padded batches; None where none is padded, or it cannot be tried."""
+    try:
+        return runner.is_invariant() if runner.sampling.padding else None
+    except Exception:  # the first batch meets it again, and says so in its rows
+        return None
+
+
+def _in_order(drawn: Mapping[tuple[str, int], ImageRecord], shard: Shard) -> list[ImageRecord]:
+    """The rows as their prompts stand in the shard."""
+    places = {prompt.id: place for place, prompt in enumerate(shard.prompts)}
+    return [drawn[key] for key in sorted(drawn, key=lambda key: (places[key[0]], key[1]))]
 
 
 def limit_threads(config: Config) -> None:

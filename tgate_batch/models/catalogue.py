@@ -77,6 +77,13 @@ def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
     return ResolvedSampling(**documented | sampling.model_dump(exclude_none=True))
 
 
+def mixes_guidance(name: str) -> bool:
+    """Whether rows of differing guidance may share a batch, as far as the catalogue knows."""
+    row = entry(name)
+    config = {} if row.architecture is None else row.architecture.denoiser.config
+    return family_of(name).mixes_guidance and config.get("time_cond_proj_dim") is None
+
+
 def tiny(name: str) -> Any:
     """The tiny model of a row, float32 on the CPU; its weights are drawn from a fixed seed.
 

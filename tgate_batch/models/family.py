@@ -114,6 +114,8 @@ class Family:
     - ``tokens(row, encoders)``: how many tokens the denoiser attends to.
     - ``encoder_inputs(config, batch, tokens)``, ``decoder_inputs(architecture, height, width)``:
       arguments of an encoder and of the VAE's ``decode`` on the meta device.
+    - ``mixes_guidance``: its pipelines only multiply tensors by the guidance scale, so rows of
+      differing scales may share a batch.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
     """
@@ -132,3 +134,4 @@ class Family:
     encoder_inputs: Callable[[Config, int, int], dict[str, Any]] = text_inputs
     decoder_inputs: Callable[[Architecture, int, int], dict[str, Any]] = picture_latents
     bare: Mapping[str, Any] = field(default_factory=dict)
+    mixes_guidance: bool = False

@@ -111,6 +111,7 @@ FAMILY = Family(
         ),
     ),
     denoiser="unet",
+    mixes_guidance=True,
     inputs=inputs,
     # diffusers 0.42, pipelines/kolors/pipeline_kolors.py
     encoded={

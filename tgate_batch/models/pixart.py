@@ -158,6 +158,7 @@ FAMILY = Family(
         ),
     ),
     denoiser="transformer",
+    mixes_guidance=True,
     inputs=_inputs,
     # diffusers 0.42, pipelines/pixart_alpha/pipeline_pixart_alpha.py
     encoded={

@@ -5,8 +5,9 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -14,13 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
-from tgate_batch.gate import GateNotReached, gated, is_guided
+from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
+from tgate_batch.gate.families import known
 from tgate_batch.models import catalogue, engine
 from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.family import Condition, Family
+from tgate_batch.models.guidance import scale_of
 from tgate_batch.records import Prompt
+
+_NEGATIVES = 64  # negative prompts that are kept encoded
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,44 @@ class PipelineRunner:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        self.guided = is_guided(self.pipeline, self.sampling.guidance_scale)
+        self.guided = self._is_guided(self.sampling)
         self.device = self.pipeline._execution_device
         vae = self.pipeline.vae
         if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
             vae.to(torch.float32)  # this VAE overflows in half precision
-        self._negative: Condition | None = None
+        self._negatives: dict[str, Condition] = {}  # by their text
+
+    def together(self, sampling: ResolvedSampling) -> tuple:
+        """What rows have to have in common to share a batch."""
+        config = denoiser_of(self.pipeline).config
+        embeds = getattr(config, "time_cond_proj_dim", None) is not None
+        mixes = self.family.mixes_guidance and not embeds
+        scale = None if mixes else sampling.guidance_scale
+        guided = self._is_guided(sampling)
+        return sampling.height, sampling.width, sampling.steps, guided, scale
+
+    def _is_guided(self, sampling: ResolvedSampling) -> bool:
+        return is_guided(self.pipeline, sampling.guidance_scale)
 
     @torch.inference_mode()
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
-        """One condition a prompt, kept in main memory until its batch comes."""
-        if self.family.condition is not None:
-            return [self.family.condition(prompt, self.sampling) for prompt in prompts]
+        """One condition a prompt, its guidance scale in it; kept in main memory until its batch."""
+        scale = self.family.guidance
+        samplings = [self.sampling.of_row(prompt.own) for prompt in prompts]
+        return [
+            {**condition, scale: sampling.guidance_scale}
+            for condition, sampling in zip(
+                self._conditions(prompts, samplings), samplings, strict=True
+            )
+        ]
+
+    def _conditions(
+        self, prompts: list[Prompt], samplings: list[ResolvedSampling]
+    ) -> list[Condition]:
+        if (made := self.family.condition) is not None:
+            return [made(*pair) for pair in zip(prompts, samplings, strict=True)]
         if not self.engine.offload_text_encoder:
-            return self._encoded(prompts)
+            return self._encoded(prompts, samplings)
         encoders = [
             module
             for name, module in self.pipeline.components.items()
@@ -64,25 +94,34 @@ class PipelineRunner:
         for module in encoders:
             module.to(self.device)
         try:
-            return self._encoded(prompts)
+            return self._encoded(prompts, samplings)
         finally:
             for module in encoders:
                 module.to("cpu")
 
-    def _encoded(self, prompts: list[Prompt]) -> list[Condition]:
-        if self.guided and self._negative is None:
-            negative = self.sampling.negative_prompt or None  # None: the pipeline's own default
-            encoded = self._encode(
-                [""], guided=True, **({"negative_prompt": negative} if negative else {})
-            )
-            self._negative = {
-                name: value for name, value in encoded.items() if name.startswith("negative_")
-            }
-        positive = self._encode([prompt.text for prompt in prompts], guided=False)
-        return [
-            {name: value[i : i + 1].cpu() for name, value in positive.items()}
-            for i in range(len(prompts))
+    def _encoded(self, prompts: list[Prompt], samplings: list[ResolvedSampling]) -> list[Condition]:
+        negatives = [
+            self._negative(sampling.negative_prompt) if self._is_guided(sampling) else {}
+            for sampling in samplings
         ]
+        texts = self._filled([prompt.text for prompt in prompts])
+        positive = self._encode(texts, guided=False)
+        return [
+            {name: value[i : i + 1].cpu() for name, value in positive.items()} | negative
+            for i, negative in enumerate(negatives)
+        ]
+
+    def _negative(self, text: str) -> Condition:
+        """A negative prompt, encoded by itself and once; empty: the pipeline's own default."""
+        if text not in self._negatives:
+            while len(self._negatives) >= _NEGATIVES:
+                self._negatives.pop(next(iter(self._negatives)))
+            said = {"negative_prompt": [text]} if text else {}
+            encoded = self._encode([""], guided=True, **said)
+            self._negatives[text] = {
+                name: value.cpu() for name, value in encoded.items() if name.startswith("negative_")
+            }
+        return self._negatives[text]
 
     def _encode(self, texts: list[str], guided: bool, **options: Any) -> dict[str, torch.Tensor]:
         outputs = self.pipeline.encode_prompt(
@@ -94,6 +133,23 @@ class PipelineRunner:
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
+
+    def _filled(self, texts: list[str]) -> list[str]:
+        """As many texts as a batch has rows, where batches are padded."""
+        return padded(texts, self.sampling.batch_size) if self.sampling.padding else texts
+
+    def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Those of which the model does not read the end: they have more tokens than it takes."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return []
+        longest = self._as_called().get("max_sequence_length") or tokenizer.model_max_length
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.text) > longest // 2  # a letter is hardly ever two tokens
+            and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
+        ]
 
     def _as_called(self) -> dict[str, Any]:
         """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
@@ -112,10 +168,13 @@ class PipelineRunner:
         }
 
     @contextmanager
-    def under(self, arm: Arm) -> Iterator[None]:
-        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan."""
-        sampling, scheduler = self.sampling, self.pipeline.scheduler
-        self.sampling = sampling.under(arm)
+    def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> Iterator[None]:
+        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan.
+
+        ``sampling``: that of the rows in them, where they have one of their own.
+        """
+        before, scheduler = self.sampling, self.pipeline.scheduler
+        self.sampling = (sampling or before).under(arm)
         if arm.scheduler is not None:
             self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
         try:
@@ -125,13 +184,30 @@ class PipelineRunner:
                 gated(
                     self.pipeline,
                     arm.plan or arm.guidance,
-                    guided=self.guided,
+                    guided=self._is_guided(self.sampling),
                     deepcache=arm.cache,
                 ),
             ):
                 yield
         finally:
-            self.sampling, self.pipeline.scheduler = sampling, scheduler
+            self.sampling, self.pipeline.scheduler = before, scheduler
+
+    @torch.inference_mode()
+    def is_invariant(self) -> bool:
+        """Whether equal rows in are equal rows out here, bit for bit, wherever they stand.
+
+        Draws one prompt as a whole batch in two steps, one of them of both branches and one after
+        a gate: the two numbers of rows that batches run on. With several threads a CPU computes
+        some rows otherwise than others at some numbers of rows.
+        """
+        rows = self.sampling.batch_size
+        halves = self.guided and known(denoiser_of(self.pipeline)) is not None
+        arm = Arm(steps=2, guidance_until=1 if halves else None)
+        condition = self.encode([Prompt("probe", "a probe", _grey())])[0]
+        with self.under(arm):
+            latents = self.denoise([condition] * rows, [0] * rows)
+        values = self.decode(latents).values
+        return bool((latents == latents[:1]).all() and (values == values[:1]).all())
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -145,12 +221,11 @@ class PipelineRunner:
             name: _batch([condition[name] for condition in conditions], self.device)
             for name in conditions[0]
         }
-        for name, value in (self._negative or {}).items():
-            arguments[name] = value.expand(len(conditions), *value.shape[1:])
+        guidance = self.family.guidance
+        arguments[guidance] = scale_of(arguments[guidance])
         return self.pipeline(
             **arguments,
             **self.family.call,
-            **{self.family.guidance: self.sampling.guidance_scale},
             num_inference_steps=self.sampling.steps,
             height=self.sampling.height,
             width=self.sampling.width,
@@ -161,13 +236,27 @@ class PipelineRunner:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
         """Final latents to pictures, a few at a time where the engine says so."""
-        parts = latents.split(self.engine.decode_batch_size or len(latents))
-        pixels = torch.cat([self.family.decode(self.pipeline, part) for part in parts])
+        size, count = self.engine.decode_batch_size or len(latents), len(latents)
+        rows = padded(list(range(count)), -(-count // size) * size)  # parts are of one size
+        parts = latents[rows].split(size)
+        pixels = torch.cat([self.family.decode(self.pipeline, part) for part in parts])[:count]
         finite = pixels.isfinite().flatten(1).all(dim=1)
         # Rounded as diffusers' image processor does, but before the copy off the device.
         values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         rate = self.family.frames_per_second
         return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
+
+
+def _grey() -> bytes:
+    """A picture, for models that begin with one."""
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(content, "PNG")
+    return content.getvalue()
+
+
+def padded(values: list[Any], size: int) -> list[Any]:
+    """At least ``size`` values: the last one fills up."""
+    return values + values[-1:] * (size - len(values))
 
 
 def open_runner(model: Model, config: Config) -> PipelineRunner:

@@ -184,6 +184,7 @@ FAMILY = Family(
         ),
     ),
     denoiser="transformer",
+    mixes_guidance=True,
     inputs=_inputs,
     # diffusers 0.42, pipelines/sana/pipeline_sana.py
     encoded={

@@ -233,6 +233,7 @@ FAMILY = Family(
         ),
     ),
     denoiser="unet",
+    mixes_guidance=True,
     inputs=inputs,
     # diffusers 0.42, pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py
     encoded={

@@ -53,6 +53,11 @@ COLUMNS = {
     "memory": "how a batch was cut that did not fit; empty where it did",
     "error_kind": "the error's class",
     "error_traceback": "where it was raised",
+    "negative_prompt": "what guidance led away from; empty: nothing of its own",
+    "guidance_scale": "the weight of guidance",
+    "steps": "denoising steps",
+    "place": "the prompt's place in the set, from 0: shards hold rows of one kind",
+    "kept": "further columns of the prompt set, as JSON, where they were asked for",
 }
 
 
@@ -86,7 +91,7 @@ def _card(folder: Folder) -> str:
             marked=_marked(settings["images"]),
             counts=_counts(run),
             made="\n".join(_made(settings, ledger)),
-            source=_plain(settings["prompts"]["path"]),
+            source=_plain(", ".join(_paths(settings))),
             arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
             there="\n".join(_there(run, (name for name, _ in files))),
             commands="\n".join(_commands(folder)),
@@ -209,7 +214,7 @@ def _licences(settings: Mapping[str, Any]) -> Iterator[str]:
         else:
             said = f"{entry.license}, says the card of {_card_of(entry)}"
         yield f"- Weights of {model['name']}: {said}."
-    if _is_demos(settings["prompts"]["path"]):
+    if all(map(_is_demos, _paths(settings))):
         yield "- Prompts: apache-2.0; they come with tgate_batch."
     else:
         yield "- Prompts: not known to tgate_batch; see where they come from."
@@ -224,6 +229,11 @@ def _card_of(entry: Any) -> str:
         return "the model that comes with tgate_batch"
     second = "" if entry.unet is None else f" and of [{entry.unet}]({_HUB}{entry.unet})"
     return f"[{entry.checkpoint}]({_HUB}{entry.checkpoint}){second}"
+
+
+def _paths(settings: Mapping[str, Any]) -> list[str]:
+    path = settings["prompts"]["path"]
+    return [path] if isinstance(path, str) else path
 
 
 def _is_demos(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The frozen prompts: an output's own copy of its prompt set, cut into shards.
+"""The frozen prompts: an output's own copy of its prompt set, cut into shards of one kind of row.
 
 ``prompts/part-*.parquet`` holds a row group a shard, at most 1,000 shards a file. An output folder
 is therefore complete in itself, and later changes of the source do no harm. Shards that are
@@ -8,9 +8,10 @@ frozen stay as they are: more prompts of the same set join as further shards.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,16 +20,16 @@ from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.ledger import Ledger
-from tgate_batch.prompts.read import count, read, shard_sizes, shards, unique
-from tgate_batch.prompts.source import Source
-from tgate_batch.records import Prompt, Shard
+from tgate_batch.prompts import listing
+from tgate_batch.prompts.kinds import cut, in_order
+from tgate_batch.prompts.read import count, read, unique
+from tgate_batch.records import AS_OTHERS, Kind, Prompt, RowSettings, Shard
 from tgate_batch.storage import Folder
 
 SHARDS_A_FILE = 1000
 _READERS = 16  # files whose footers are read at once: a store answers each after a while
 _PLANS_KEY = "tgate_batch.shards"
 # A shard is a small row group: this is half of what zstd takes, and dictionaries save nothing.
-_COMPRESSION = dict.fromkeys(("shard", "id", "text", "category"), "lz4") | {"image": "none"}
 SCHEMA = pa.schema(  # the shard, then a prompt's fields
     [
         ("shard", pa.int32()),
@@ -36,19 +37,33 @@ SCHEMA = pa.schema(  # the shard, then a prompt's fields
         ("text", pa.string()),
         ("image", pa.binary()),
         ("category", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("guidance_scale", pa.float64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("steps", pa.int32()),
+        ("place", pa.int64()),
+        ("kept", pa.string()),
     ]
 )
+_COMPRESSION = dict.fromkeys(SCHEMA.names, "lz4") | {"image": "none"}
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """A shard without its prompts: how many there are, their digest, and where they are frozen."""
+    """A shard without its prompts: how many there are, their digest, and where they are frozen.
+
+    ``first``: the place of its first row in the set.
+    """
 
     index: int
     prompts: int
     digest: str
     part: int  # the file's number
     group: int  # the row group in it
+    kind: Kind = AS_OTHERS
+    first: int = 0
 
 
 class StalePrompts(UserError):
@@ -65,11 +80,18 @@ class Plan:
 
 
 def plan(
-    folder: Folder, spec: Prompts, ledger: Ledger | None, by: str | None = None, batch: int = 1
+    folder: Folder,
+    spec: Prompts,
+    ledger: Ledger | None,
+    by: str | None = None,
+    batch: int = 1,
+    apart: bool = False,
 ) -> Plan:
     """The shards that the folder holds, then those that join. Writes nothing.
 
     Those that join are cut in whole batches of ``batch`` prompts, as far as their size allows.
+    ``apart``: rows of differing guidance share no shard; where the folder holds shards, it is as
+    they were cut.
 
     An unchanged source is not read again. Without a ledger, what the folder holds does not count.
     Where the folder's prompts have the categories of another column than ``by``, they are to be
@@ -79,37 +101,53 @@ def plan(
     held: list[ShardPlan] = []
     if ledger is not None and not ledger.is_cleared(layout.PROMPTS):
         held = frozen(folder)
-    source: layout.Settings = {
-        "source": _sha256(spec.path),
-        **spec.model_dump(exclude={"path", "shard_size"}),
-    }
-    if by is not None:
-        source["by"] = by
+    before = ledger[layout.PROMPTS] if ledger is not None and layout.PROMPTS in ledger else {}
+    if held:
+        apart = bool(before.get("apart", apart))
+    source = _settings(spec, by) | {"apart": apart}
     known = source | {"shards": len(held), "pictures": False}
-    if held and ledger is not None and layout.PROMPTS in ledger and ledger[layout.PROMPTS] == known:
+    if held and before == known:
         return Plan(held, len(held), known)
     first_part = held[-1].part + 1 if held else 0
-    found, pictures = [], False
+    found: dict[int, ShardPlan] = {}
+    pictures = False
     left = count(spec) - sum(shard.prompts for shard in held)
-    joining_sizes = shard_sizes(left, spec.shard_size, batch)
-    sizes = itertools.chain(
-        (shard.prompts for shard in held), joining_sizes, itertools.repeat(spec.shard_size)
-    )
-    for shard in shards(unique(read(spec, by), spec.path), sizes):
+    prompts = unique(read(spec, by), listing.named(spec))
+    planned = [(shard.kind, shard.prompts) for shard in held]
+    for kind, shard in cut(prompts, planned, left, spec.shard_size, batch, apart):
         joining = shard.index - len(held)
         if joining < 0 and held[shard.index].digest != shard.digest:
-            raise StalePrompts(_other_prompts(folder, spec, shard.index))
+            raise StalePrompts(_other_prompts(folder, spec, shard.index, before, source))
         place = (first_part + joining // SHARDS_A_FILE, joining % SHARDS_A_FILE)
         pictures = pictures or any(prompt.image for prompt in shard.prompts)
-        found.append(
+        found[shard.index] = (
             held[shard.index]
             if joining < 0
-            else ShardPlan(shard.index, len(shard.prompts), shard.digest, *place)
+            else ShardPlan(
+                shard.index,
+                len(shard.prompts),
+                shard.digest,
+                *place,
+                kind,
+                shard.prompts[0].place,
+            )
         )
-    if len(found) < len(held):
-        raise StalePrompts(_other_prompts(folder, spec, len(found)))
+    if missing := [index for index in range(len(held)) if index not in found]:
+        raise StalePrompts(_other_prompts(folder, spec, missing[0], before, source))
     kept = len(held) if ledger is None or frozen_by(ledger) == by else 0
-    return Plan(found, kept, source | {"shards": len(found), "pictures": pictures})
+    shards = [found[index] for index in sorted(found)]
+    return Plan(shards, kept, source | {"shards": len(shards), "pictures": pictures})
+
+
+def _settings(spec: Prompts, by: str | None) -> layout.Settings:
+    """What decides the frozen prompts, flat."""
+    found: layout.Settings = {"source": _sha256(spec)}
+    for key, value in spec.model_dump(exclude={"path", "shard_size"}).items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": part for name, part in value.items()}
+        else:
+            found[key] = ", ".join(value) if isinstance(value, tuple) else value
+    return found if by is None else found | {"by": by}
 
 
 def frozen_by(ledger: Ledger) -> str | None:
@@ -122,8 +160,9 @@ def freeze(folder: Folder, spec: Prompts, wanted: Plan, by: str | None = None) -
     """Writes the shards that join; raises UserError where the source has changed since the plan."""
     if wanted.frozen == len(wanted.shards):
         return
-    cut = shards(read(spec, by), (shard.prompts for shard in wanted.shards))
-    joining = itertools.islice(cut, wanted.frozen, None)
+    planned = [(shard.kind, shard.prompts) for shard in wanted.shards]
+    again = cut(read(spec, by), planned, 0, spec.shard_size, 1, bool(wanted.source["apart"]))
+    joining = in_order(again, wanted.frozen)
     for part, plans in itertools.groupby(
         wanted.shards[wanted.frozen :], key=lambda shard: shard.part
     ):
@@ -149,11 +188,18 @@ def _write_part(
             shard = next(source, None)
             if shard is None or shard.digest != wanted.digest:
                 raise UserError(
-                    f"prompts file {spec.path} changed while it was read; start again when it is "
-                    "complete"
+                    f"prompts file {listing.named(spec)} changed while it was read; start again "
+                    "when it is complete"
                 )
-            columns = [[shard.index] * wanted.prompts, *map(list, zip(*shard.prompts, strict=True))]
+            rows = [(shard.index, *_cells(prompt)) for prompt in shard.prompts]
+            columns = [list(column) for column in zip(*rows, strict=True)]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def _cells(prompt: Prompt) -> tuple:
+    """A prompt as a frozen row has it, but for the shard's number."""
+    text = (prompt.id, prompt.text, prompt.image, prompt.category)
+    return (*text, *prompt.own, prompt.place, prompt.kept)
 
 
 def frozen(folder: Folder) -> list[ShardPlan]:
@@ -181,17 +227,28 @@ def plans(file: pq.ParquetFile) -> list[ShardPlan]:
 
     Raises KeyError, ValueError or TypeError where its footer does not say them.
     """
-    return [ShardPlan(*row) for row in json.loads(parquet.footer(file)[_PLANS_KEY])]
+    rows = json.loads(parquet.footer(file)[_PLANS_KEY])
+    return [
+        ShardPlan(index, prompts, digest, part, group, Kind(*kind), first)
+        for index, prompts, digest, part, group, kind, first in rows
+    ]
 
 
 def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
     """A shard with its prompts. Raises as ``parquet.opened`` does."""
     with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
-        rows = file.read_row_group(shard.group, columns=["id", "text", "image"]).to_pylist()
-    found = Shard(shard.index, tuple(Prompt(row["id"], row["text"], row["image"]) for row in rows))
+        rows = file.read_row_group(shard.group).to_pylist()
+    found = Shard(shard.index, tuple(map(prompt_of, rows)))
     if found.digest != shard.digest:
         raise parquet.OtherFile(f"the frozen prompts of shard {shard.index} are not those planned")
     return found
+
+
+def prompt_of(row: dict[str, Any]) -> Prompt:
+    """The prompt of a frozen row."""
+    own = RowSettings(*(row[name] for name in RowSettings._fields))
+    text = (row["id"], row["text"], row["image"], row["category"])
+    return Prompt(*text, own, row["place"], row["kept"])
 
 
 def categories(folder: Folder, shard: ShardPlan) -> list[str | None]:
@@ -206,21 +263,36 @@ def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:
         yield from (prompt.text for prompt in load_shard(folder, shard).prompts)
 
 
-def _sha256(path: str) -> str | None:
-    """Of the source's bytes; None where it cannot be read, which reading it then tells."""
+def _sha256(spec: Prompts) -> str | None:
+    """Of the source's bytes; None where they cannot be read, which reading then tells."""
     try:
-        source = Source.of(path)
-        if source.fault() is not None:
-            return None
-        with source.open() as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        files = listing.sources(spec)
+        digests = []
+        for source in files:
+            if source.fault() is not None:
+                return None
+            with source.stored() as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     except (OSError, UserError):
         return None
+    return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _other_prompts(folder: Folder, spec: Prompts, index: int) -> str:
+def _other_prompts(
+    folder: Folder,
+    spec: Prompts,
+    index: int,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+) -> str:
+    changed = [f"prompts.{key}" for key in now if key != "source" and before.get(key) != now[key]]
     return (
-        f"output {folder} holds other prompts than {spec.path} gives (they differ first in shard "
-        f"{index}); its pictures would not match: give another output, the prompts it was begun "
-        "with, or --replace-stale to render all of it again"
+        f"output {folder} holds other prompts than {listing.named(spec)} gives (they differ first "
+        f"in shard {index}{_also(changed)}); its pictures would not match: give another output, "
+        "the prompts it was begun with, or --replace-stale to render all of it again"
     )
+
+
+def _also(changed: list[str]) -> str:
+    """Settings that may be why; none where there was no ledger."""
+    return f"; changed: {', '.join(changed)}" if changed else ""

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 
-FORMAT = 3  # of the whole folder; 1 had no ledger, rows of 2 had no kinds of errors
+FORMAT = 4  # of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards
 
 CARD = "README.md"
 RUN = "run.json"
@@ -194,8 +194,10 @@ def of_pictures(
     outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    for key, value in sampling.model_dump(exclude={"batch_size"}).items():
+    for key, value in sampling.model_dump(exclude={"batch_size", "padding"}).items():
         settings[f"sampling.{key}"] = value
+    if not sampling.padding:
+        settings["sampling.padding"] = False
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
+from tgate_batch.records import Kind
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -38,6 +40,14 @@ class Run:
 
     def sampling(self, model: str) -> ResolvedSampling:
         return catalogue.resolve(model, self.config.sampling)
+
+    @property
+    def kinds(self) -> Counter[Kind]:
+        """How many prompts are of each kind."""
+        found: Counter[Kind] = Counter()
+        for shard in self.shards:
+            found[shard.kind] += shard.prompts
+        return found
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
         """Every (model, arm name, arm) of the run, in the config's order."""
@@ -84,13 +94,16 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_all_entered(folder, ledger)
     stale: list[str] = []
     batch = math.ceil(config.sampling.batch_size / config.sampling.images_per_prompt)
+    apart = not all(catalogue.mixes_guidance(model.name) for model in config.models)
+    wanted = (config.score.by, batch, apart)
     try:
-        plan = frozen.plan(folder, config.prompts, ledger, config.score.by, batch)
+        plan = frozen.plan(folder, config.prompts, ledger, *wanted)
     except StalePrompts:
         if not replace_stale:
             raise
         stale = ledger.names()
-        plan = frozen.plan(folder, config.prompts, None, config.score.by, batch)
+        plan = frozen.plan(folder, config.prompts, None, *wanted)
+    _check_kinds(config, plan.shards)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
@@ -241,6 +254,23 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
         follows.check(sampling.under(arm).steps)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
+
+
+def _check_kinds(config: Config, shards: list[ShardPlan]) -> None:
+    """Raises UserError, naming the first row of its kind, where an arm does not suit it."""
+    first: dict[Kind, int] = {}
+    for shard in shards:
+        first.setdefault(shard.kind, shard.first)
+    for kind, place in first.items():
+        for model in config.models:
+            sampling = catalogue.resolve(model.name, config.sampling).of_kind(kind)
+            for name, arm in config.arms.items():
+                try:
+                    _check_arm(model.name, name, arm, sampling)
+                except UserError as error:
+                    raise UserError(
+                        f"prompts, row {place + 1} of the set ({kind}): {error}"
+                    ) from None
 
 
 def _check_run(folder: Folder) -> None:

@@ -1,11 +1,13 @@
 """Files of prompts as rows of columns: txt, csv, tsv, jsonl, parquet, COCO captions json.
 
-A further format is one function from a source to rows, and its suffix in ``READERS``.
+All but Parquet may be compressed by gzip (``.csv.gz``), and are unpacked as they are read. A
+further format is one function from a source to rows, and its suffix in ``READERS``.
 """
 
 import csv
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -22,7 +24,7 @@ Reader = Callable[[Source], Iterator[Row]]
 _LONGEST_LINE = 16 << 20  # characters
 _ROWS_AT_ONCE = 1024
 _OTHER_KINDS = {  # how files begin that are often given under another name
-    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"\x1f\x8b": "is compressed by gzip; give it the suffix .gz",
     b"PK\x03\x04": "is a zip archive or a workbook; save it as CSV first",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it first",
     b"BZh": "is compressed by bzip2; unpack it first",
@@ -33,12 +35,13 @@ _OTHER_KINDS = {  # how files begin that are often given under another name
 def rows(source: Source) -> Iterator[Row]:
     """Streams a file's rows. Raises UserError, naming the file, where it cannot be read."""
     try:
-        reader = READERS[source.suffix.lower()]
+        reader = READERS[source.suffix]
     except KeyError:
-        known = ", ".join(READERS)
         raise UserError(
-            f"prompts file {source}: unknown kind {shown(source.suffix)}; one of {known}"
+            f"prompts file {source}: unknown kind {shown(source.suffix)}; one of {KNOWN}"
         ) from None
+    if source.packed and reader is _parquet_rows:
+        raise UserError(f"prompts file {source}: Parquet is compressed within; unpack the file")
     if fault := source.fault():
         raise UserError(f"prompts file {source} {fault}")
     return _guarded(source, reader)
@@ -57,7 +60,7 @@ def _guarded(source: Source, reader: Reader) -> Iterator[Row]:
         yield from reader(source)
     except UnicodeDecodeError:
         _refuse_encoding(source)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise UserError(f"prompts file {source} cannot be read: {one_line(error)}") from None
 
 
@@ -104,11 +107,12 @@ def _text_rows(source: Source) -> Iterator[Row]:
 def _delimited_rows(delimiter: str) -> Reader:
     def rows(source: Source) -> Iterator[Row]:
         with _text(source, newline="") as file:
-            reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
+            lines = _Remembered(_lines(file))
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             columns: list[str] | None = None
             line = 0
             try:
-                for cells in reader:
+                for cells in reader if delimiter == "," else _tabbed(reader, lines):
                     line = reader.line_num
                     if not cells:
                         continue
@@ -131,6 +135,39 @@ def _delimited_rows(delimiter: str) -> Reader:
                 refuse(source, line + 1, f"cannot be read: {reason} (a quote that is not closed?)")
 
     return rows
+
+
+class _Remembered:
+    """Passes lines on, and keeps the last."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines = lines
+        self.last = ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.last = next(self._lines)
+        return self.last
+
+
+def _tabbed(reader: Any, lines: _Remembered) -> Iterator[list[str]]:
+    """The rows of a tsv. Quotes enclose a whole cell; a row with others has them as they stand.
+
+    Most tsv have no quoting at all (PartiPrompts), and a cell may begin with a quoted word.
+    """
+    while True:
+        before = reader.line_num
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if reader.line_num != before + 1 or "expected after" not in str(error):
+                raise
+            cells = lines.last.rstrip("\r\n").split("\t")
+        if cells is None:
+            return
+        yield cells
 
 
 def _check_names(source: Source, columns: Sequence[str]) -> None:
@@ -237,3 +274,4 @@ READERS: dict[str, Reader] = {
     ".parquet": _parquet_rows,
     ".json": _coco_rows,
 }
+KNOWN = f"{', '.join(READERS)}, also with .gz"

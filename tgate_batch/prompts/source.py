@@ -1,5 +1,6 @@
 """A file that a user names, on a disk or in an object store, opened for reading."""
 
+import gzip
 import os
 import stat
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tgate_batch.storage import Folder, without_credentials
 
 _READ_AT_ONCE = 16 << 20  # bytes asked of a store in one request
 _NO_NAME = "holds a character that no file's name may have"
+_PACKED = ".gz"
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,30 @@ class Source:
         return one_line(without_credentials(self.written))
 
     @property
+    def packed(self) -> bool:
+        """Whether gzip has compressed it, as its name says."""
+        return self.name.lower().endswith(_PACKED)
+
+    @property
     def suffix(self) -> str:
-        return os.path.splitext(self.name)[1]
+        """What kind of file it is, in small letters; of a compressed one, what it unpacks to."""
+        name = self.name.lower()
+        return os.path.splitext(name.removesuffix(_PACKED))[1] or os.path.splitext(name)[1]
+
+    @property
+    def place(self) -> str:
+        """The folder that it is looked for in: in full, without secrets and a URI's options."""
+        where = str(self.folder)
+        return one_line((where.split("?", 1)[0] if "://" in where else where).rstrip("/"))
 
     def fault(self) -> str | None:
         """Why it cannot be read: "does not exist", ...; None: it can be opened."""
         try:
             if not self.folder.local:
-                return None if self.name and self.folder.exists(self.name) else "does not exist"
+                return None if self.name and self.folder.exists(self.name) else self._missing()
             mode = os.stat(self.folder.path(self.name)).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            return "does not exist"
+            return self._missing()
         except OSError as error:
             return f"cannot be read: {_reason(error)}"
         except ValueError:  # NUL, or text that no file system can hold
@@ -70,15 +85,34 @@ class Source:
             return "is a folder, not a file"
         return None if stat.S_ISREG(mode) else "is not a regular file; copy its content into one"
 
+    def _missing(self) -> str:
+        return f"does not exist (looked in {self.place})"
+
     def open(self) -> Any:
-        """A binary stream, read from its start. Raises OSError."""
+        """A binary stream of its content, unpacked. Raises OSError, as reading it does."""
+        return _Unpacked(self.stored()) if self.packed else self.stored()
+
+    def stored(self) -> Any:
+        """A binary stream of its bytes as they lie, read from the start. Raises OSError."""
         if self.folder.local:
             return open(self.folder.path(self.name), "rb")
         return pa.BufferedInputStream(self.folder.open(self.name), _READ_AT_ONCE)
 
     def open_anywhere(self) -> Any:
         """A binary file for reading at any place. Raises OSError."""
-        return self.open() if self.folder.local else self.folder.open(self.name)
+        return self.stored() if self.folder.local else self.folder.open(self.name)
+
+
+class _Unpacked(gzip.GzipFile):
+    """What gzip compressed, unpacked as it is read; closes what it reads."""
+
+    def __init__(self, stored: Any):
+        super().__init__(fileobj=stored, mode="rb")
+        self._stored = stored
+
+    def close(self) -> None:
+        super().close()
+        self._stored.close()
 
 
 def _reason(error: OSError) -> str:

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from tgate_batch.config import Arm, Images
+from tgate_batch.config import Arm, Images, ResolvedSampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models.family import Condition
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.runner import PipelineRunner, padded
 from tgate_batch.records import Failure, ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
 from tgate_batch.render.ladder import Ladder
@@ -32,12 +33,23 @@ class _Picture:
     prompt: Prompt
     number: int
     seed: int
+    sampling: ResolvedSampling
     condition: Condition | None
     failure: Failure | None = None
 
     @property
     def key(self) -> tuple[str, int]:
         return self.prompt.id, self.number
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What its row says of it, drawn or not, beside what every row has to."""
+        return {
+            "negative_prompt": self.sampling.negative_prompt or None,
+            "guidance_scale": self.sampling.guidance_scale,
+            "place": self.prompt.place,
+            "kept": self.prompt.kept,
+        }
 
     def failed(self, failure: Failure) -> ImageRecord:
         return ImageRecord(
@@ -49,6 +61,7 @@ class _Picture:
             error=failure.reason,
             error_kind=failure.kind,
             error_traceback=failure.traceback,
+            **self.said,
         )
 
 
@@ -70,7 +83,7 @@ class Renderer:
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
         self._ladder = Ladder(runner.sampling.batch_size, runner.pipeline.vae)
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
-        self._warm: set[str] = set()
+        self._warm: set[tuple] = set()
 
     def render(
         self,
@@ -80,25 +93,35 @@ class Renderer:
         quarantined: Mapping[str, Failure] | None = None,
         only: Collection[tuple[str, int]] | None = None,
     ) -> Iterator[Callable[[], ImageRecord]]:
-        """Yields, in the shard's order and as batches are drawn, calls that return finished rows.
+        """Yields, as batches are drawn, calls that return finished rows.
 
-        The pictures of a batch are compressed on threads while the next batch denoises, so call
-        them when all have been yielded. Prompts in ``quarantined``, by id, become error rows unseen
-        by the device. ``only``: these pictures alone, (prompt id, image number). Raises DeviceLost.
+        They are in the shard's order, but that rows which cannot share a batch come kind after
+        kind. The pictures of a batch are compressed on threads while the next batch denoises, so
+        call them when all have been yielded. Prompts in ``quarantined``, by id, become error rows
+        unseen by the device. ``only``: these pictures alone, (prompt id, image number). Raises
+        DeviceLost.
         """
         pictures = [
             picture
             for picture in self._pictures(shard, quarantined or {})
             if only is None or picture.key in only
         ]
-        ready = [picture for picture in pictures if picture.failure is None]
-        with self._runner.under(arm):
-            rows = self._settle(ready, name, shard, largest=len(ready))
-            for picture in pictures:
-                if picture.failure is None:
-                    yield next(rows)
-                else:
-                    yield _given(picture.failed(picture.failure))
+        for alike in self._alike(pictures):
+            ready = [picture for picture in alike if picture.failure is None]
+            with self._runner.under(arm, alike[0].sampling):
+                rows = self._settle(ready, name, shard, largest=len(ready))
+                for picture in alike:
+                    if picture.failure is None:
+                        yield next(rows)
+                    else:
+                        yield _given(picture.failed(picture.failure))
+
+    def _alike(self, pictures: list[_Picture]) -> list[list[_Picture]]:
+        """Those that may share batches together; a shard's usually all may."""
+        found: dict[tuple, list[_Picture]] = {}
+        for picture in pictures:
+            found.setdefault(self._runner.together(picture.sampling), []).append(picture)
+        return list(found.values())
 
     def draw(
         self, shard: Shard, keys: Sequence[tuple[str, int]], arm: Arm
@@ -111,9 +134,13 @@ class Renderer:
         batch = [known[key] for key in keys]
         failed = [p.failed(p.failure) for p in batch if p.failure is not None]
         ready = [picture for picture in batch if picture.failure is None]
-        with self._runner.under(arm):
+        with self._runner.under(arm, batch[0].sampling):
             rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
+
+    def cut(self, shard: Shard) -> tuple[str, ...]:
+        """Ids of the shard's prompts that are longer than the model reads."""
+        return tuple(prompt.id for prompt in self._runner.cut(shard.prompts))
 
     def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
@@ -131,12 +158,13 @@ class Renderer:
             prompts = list(shard.prompts[start : start + sampling.batch_size])
             conditions = self._conditions(prompts, quarantined)
             for prompt, found in zip(prompts, conditions, strict=True):
+                own = sampling.of_row(prompt.own)
                 for number in range(sampling.images_per_prompt):
-                    seed = image_seed(sampling.seed, prompt.id, number)
+                    seed = image_seed(sampling.seed, prompt.id, number, prompt.own.seed)
                     if isinstance(found, Failure):
-                        yield _Picture(prompt, number, seed, None, found)
+                        yield _Picture(prompt, number, seed, own, None, found)
                     else:
-                        yield _Picture(prompt, number, seed, found)
+                        yield _Picture(prompt, number, seed, own, found)
 
     def _conditions(
         self, prompts: list[Prompt], quarantined: Mapping[str, Failure]
@@ -167,6 +195,7 @@ class Renderer:
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> Iterator[Callable[[], ImageRecord]]:
         """A row a picture; or none where the batch did not fit and a smaller one is to be tried."""
+        size = self._rows(batch)
         try:
             rows = self._batch(batch, arm, shard)
         except Exception as error:
@@ -177,12 +206,16 @@ class Renderer:
             yield from rows
             return
         # Out of the handler: the traceback no longer holds the failed batch's tensors.
-        if full and self._asks_for_less(len(batch)):
+        if full and self._asks_for_less(size):
             return
         if len(batch) > 1:
             yield from self._settle(batch, arm, shard, largest=1)
         else:
             yield _given(batch[0].failed(failure))
+
+    def _rows(self, batch: list[_Picture]) -> int:
+        """How many rows the device draws for these pictures."""
+        return max(len(batch), self._ladder.size if self._runner.sampling.padding else 0)
 
     def _asks_for_less(self, size: int) -> bool:
         """Steps down the ladder; False where nothing is left to give up."""
@@ -193,9 +226,12 @@ class Renderer:
     def _batch(
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
+        drawn_with = self._runner.sampling
+        shape = (arm, drawn_with.height, drawn_with.width)
         start = time.perf_counter()
+        rows = padded(batch, self._rows(batch))
         latents = self._runner.denoise(
-            [picture.condition or {} for picture in batch], [picture.seed for picture in batch]
+            [picture.condition or {} for picture in rows], [picture.seed for picture in rows]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()
@@ -208,17 +244,18 @@ class Renderer:
             "batch_seconds": end - start,
             "denoise_seconds": denoised - start,
             "decode_seconds": end - denoised,
-            "warm_up": arm not in self._warm,
+            "warm_up": shape not in self._warm,
             "worker": self._worker,
             "memory": self._ladder.rung,
+            "steps": drawn_with.steps,
         }
         rate = pixels.frames_per_second
-        self._warm.add(arm)
+        self._warm.add(shape)
         self._times.add("denoise", denoised - start)
         self._times.add("decode", end - denoised)
         return [
             self._threads.submit(self._record, picture, values, finite, rate, measured).result
-            for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
+            for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=False)
         ]
 
     def _record(
@@ -247,6 +284,7 @@ class Renderer:
             height=first.shape[0],
             encode_seconds=seconds,
             **measured,
+            **picture.said,
         )
 
 

@@ -403,6 +403,14 @@ _SET_KEYS = (
 )
 
 
+def _mean_macs(named: Mapping[str, Any], figure: str) -> int | None:
+    """The mean of the rows; where rows are of one kind, what each of them costs."""
+    rows = {int(macs): count for macs, count in named["macs"].get(figure, {}).items()}
+    if not rows:
+        return None
+    return round(sum(macs * count for macs, count in rows.items()) / sum(rows.values()))
+
+
 class _Scores:
     """Puts an arm's scores together, section by section."""
 
@@ -426,8 +434,8 @@ class _Scores:
             "broken_rows": named["broken"],
             "prompts": self._prompts,
             "prompts_compared": self._compared if self.baseline else None,
-            "macs_per_image": named["macs"].get("macs_per_image"),
-            "macs_per_image_with_attention": named["macs"].get("macs_per_image_with_attention"),
+            "macs_per_image": _mean_macs(named, "macs_per_image"),
+            "macs_per_image_with_attention": _mean_macs(named, "macs_per_image_with_attention"),
             "made_by": named["made_by"],
         }
 

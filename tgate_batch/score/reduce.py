@@ -32,7 +32,7 @@ from tgate_batch.score.sums import (
 )
 from tgate_batch.storage import Folder
 
-VERSION = 2  # raised by hand when equal measurements get other sums
+VERSION = 3  # raised by hand when equal measurements get other sums
 
 Folders = Mapping[str, tuple[str, Settings]]  # measurement -> its folder, what decides its content
 
@@ -360,7 +360,8 @@ class _Rows:
             for key, value in (table.schema.metadata or {}).items()
             if key.decode() in (*MACS, "made_by")
         }
-        self.macs = {key: footer[key] for key in MACS if key in footer}
+        known = {key: footer[key] for key in MACS if footer.get(key) is not None}
+        self.macs = {key: {str(value): len(table)} for key, value in known.items()}
         self.made_by = [footer["made_by"]] if "made_by" in footer else []
 
     def is_of_same_pictures(self, other: _Rows) -> bool:

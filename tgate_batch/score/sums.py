@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,7 +201,8 @@ class FeatureSums:
 class Summary:
     """What shards of one arm add up to.
 
-    ``failed`` and ``broken``: the first such rows. ``worst``: by metric, the pictures that changed
+    ``failed`` and ``broken``: the first such rows. ``macs``: of each figure, how many rows cost so
+    much. ``worst``: by metric, the pictures that changed
     most beside the baseline's. ``damaged``: measurements that could not be
     read, and are gone now.
     """
@@ -210,7 +212,7 @@ class Summary:
     failed: list[dict[str, Any]] = field(default_factory=list)
     broken: list[dict[str, Any]] = field(default_factory=list)
     made_by: list[dict[str, Any]] = field(default_factory=list)
-    macs: dict[str, float | None] = field(default_factory=dict)
+    macs: dict[str, dict[str, int]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     worst: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -225,7 +227,9 @@ class Summary:
         self.failed = [*self.failed, *other.failed][:_SHOWN]
         self.broken = [*self.broken, *other.broken][:_SHOWN]
         self.made_by = history.added_up([*self.made_by, *other.made_by])
-        self.macs = other.macs | self.macs
+        for name, rows in other.macs.items():
+            held = self.macs.get(name, {})
+            self.macs[name] = dict(Counter(held) + Counter(rows))
         self.damaged += other.damaged
         for metric, pictures in other.worst.items():
             self.worst[metric] = worst_of(self.worst.get(metric, []), pictures)

@@ -20,13 +20,17 @@ from PIL import Image, ImageDraw
 
 from tgate_batch import demo
 from tgate_batch.bench.timing import in_turns
+from tgate_batch.config import Arm, Model, Sampling
 from tgate_batch.demo import pictures
-from tgate_batch.gate import GatePlan, gated
+from tgate_batch.gate import gated
+from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import another_scheduler
 
 STEPS, GUIDANCE, BATCH = 25, 4.0, 25
 PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
-"""gate_step[/sp_interval[/fi_interval]]"""
+"""gate_step[/sp_interval[/fi_interval]]; and steps:NUMBER[:SCHEDULER], guidance:FROM-TO"""
 
+UNGATED = Arm()
 _CAPTIONS_SEED = 20_251_121
 _WARM_UP = 2
 
@@ -44,28 +48,41 @@ def captions(count: int) -> list[str]:
     return list(dict.fromkeys(found))[:count]
 
 
-def plan_of(text: str) -> GatePlan:
-    """A plan written as gate_step[/sp_interval[/fi_interval]]."""
-    gate_step, *intervals = (int(part) for part in text.split("/"))
-    warm_up = _WARM_UP if intervals else 0
-    return GatePlan(gate_step, *intervals, warm_up=warm_up)
+def arm_of(text: str) -> Arm:
+    """An arm written as one of ``PLANS``."""
+    kind, _, settings = text.partition(":")
+    if kind == "steps":
+        steps, _, scheduler = settings.partition(":")
+        return Arm(steps=int(steps), scheduler=scheduler or None)
+    if kind == "guidance":
+        first, until = settings.split("-")
+        return Arm(guidance_from=int(first), guidance_until=int(until))
+    names = ("gate_step", "sp_interval", "fi_interval")
+    plan = dict(zip(names, map(int, text.split("/")), strict=False))
+    return Arm(**plan, warm_up=_WARM_UP if len(plan) > 1 else 0)
 
 
 def render(
     pipe: StableDiffusionPipeline,
     prompts: list[str],
-    plan: GatePlan | None = None,
+    arm: Arm = UNGATED,
     guidance: float = GUIDANCE,
 ) -> list[Image.Image]:
     """One picture a prompt; the noise of a picture depends on its number in the list alone."""
-    images = []
+    images, own = [], pipe.scheduler
+    if arm.scheduler is not None:
+        pipe.scheduler = another_scheduler(arm.scheduler, own)
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         noise = [torch.Generator().manual_seed(start + number) for number in range(len(part))]
-        with gated(pipe, plan, guided=guidance > 1):
+        with gated(pipe, arm.plan or arm.guidance, guided=guidance > 1):
             images += pipe(
-                part, num_inference_steps=STEPS, guidance_scale=guidance, generator=noise
+                part,
+                num_inference_steps=arm.steps or STEPS,
+                guidance_scale=guidance,
+                generator=noise,
             ).images
+    pipe.scheduler = own
     return images
 
 
@@ -113,7 +130,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
     from tgate_batch.metrics.jackknife import GROUPS, groups, paired_shares
     from tgate_batch.metrics.psnr import Psnr
-    from tgate_batch.models.macs import macs_of
+    from tgate_batch.models.macs import macs_of_arm
 
     pipe, prompts, rows = load(folder), captions(count), []
     extractor = load_extractor("efficientnet-lite0", device=str(pipe.device))
@@ -133,16 +150,17 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     other = [pictures.draw(prompt, 10**6 + seed) for seed, prompt in enumerate(prompts)]
     rows[0]["fd_drawn"] = round(frechet_distance(Statistics.of(extractor(other)), real), 3)
 
-    def rendered(plan: GatePlan | None) -> tuple[list[Image.Image], dict]:
-        macs = macs_of("demo", str(folder), plan=plan, steps=STEPS, guidance_scale=GUIDANCE)
-        return render(pipe, prompts, plan), {"macs": macs.per_image_with_attention}
+    def rendered(arm: Arm) -> tuple[list[Image.Image], dict]:
+        sampling = catalogue.resolve("demo", Sampling(steps=STEPS, guidance_scale=GUIDANCE))
+        macs = macs_of_arm(Model(name="demo", path=str(folder)), arm, sampling)
+        return render(pipe, prompts, arm), {"macs": macs.per_image_with_attention}
 
-    baseline, cost = rendered(None)
+    baseline, cost = rendered(UNGATED)
     ungated = Statistics.of(extractor(baseline))
     cost["fd_drawn"] = round(frechet_distance(ungated, real), 3)
     before = add("ungated", baseline, **cost)
     for text in plans:
-        images, cost = rendered(plan_of(text))
+        images, cost = rendered(arm_of(text))
         now, apart = (
             Statistics.of(extractor(images)),
             accuracy(images, prompts)["all"] - before["all"],
@@ -165,8 +183,8 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
 def times(folder: Path, plans: list[str], batch: int = 10, rounds: int = 5) -> dict[str, float]:
     """Median seconds a picture, ungated and by plan, in turns; one batch a call, all threads."""
     pipe, prompts = load(folder), captions(batch)
-    chosen = {"ungated": None} | {text: plan_of(text) for text in plans}
-    renders = {name: partial(render, pipe, prompts, plan) for name, plan in chosen.items()}
+    chosen = {"ungated": UNGATED} | {text: arm_of(text) for text in plans}
+    renders = {name: partial(render, pipe, prompts, arm) for name, arm in chosen.items()}
     return {
         name: statistics.median(seconds) / batch
         for name, seconds in in_turns(renders, rounds).items()
@@ -207,7 +225,7 @@ def contact_sheet(folder: Path, plans: list[str], count: int = 12) -> Image.Imag
     pipe, prompts = load(folder), captions(count)
     columns = {"drawn": [pictures.draw(prompt, 0) for prompt in prompts]}
     columns["ungated"] = render(pipe, prompts)
-    columns |= {text: render(pipe, prompts, plan_of(text)) for text in plans}
+    columns |= {text: render(pipe, prompts, arm_of(text)) for text in plans}
     side, left, top = pictures.SIDE + 4, 500, 16
     sheet = Image.new("RGB", (left + side * len(columns), top + side * count), "white")
     pen = ImageDraw.Draw(sheet)
@@ -225,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", type=Path, default=demo.PATH, help="folder of the pipeline")
     parser.add_argument("--captions", type=int, default=200)
-    parser.add_argument("--plans", nargs="*", default=list(PLANS), metavar="GATE[/SP[/FI]]")
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), metavar="PLAN")
     parser.add_argument("--output", type=Path, help="write the rows there, as JSON")
     parser.add_argument(
         "--times", action="store_true", help="print seconds a picture, nothing else"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.records import Prompt, Shard
+from tgate_batch.records import Shard
 from tgate_batch.storage import Folder
 
 ADVICE = (
@@ -101,8 +101,7 @@ def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[
 def _of_shard(file: pq.ParquetFile, plan: ShardPlan, found: list[Shard]) -> list[str]:
     """Reads a shard into ``found`` where nothing is wrong with it."""
     rows = file.read_row_group(plan.group).to_pylist()
-    prompts = tuple(Prompt(row["id"], row["text"], row["image"]) for row in rows)
-    shard = Shard(plan.index, prompts)
+    shard = Shard(plan.index, tuple(map(frozen.prompt_of, rows)))
     if {row["shard"] for row in rows} != {plan.index} or len(rows) != plan.prompts:
         return ["does not have the prompts that its plan counts"]
     if shard.digest != plan.digest:

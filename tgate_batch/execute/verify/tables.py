@@ -233,9 +233,11 @@ def _of_row(row: Mapping[str, Any], expected: Expected) -> list[str]:
     key, reasons = (row["prompt_id"], row["image_number"]), []
     if (row["model"], row["arm"]) != (expected.model, expected.arm):
         reasons.append(f"is of model {row['model']} and arm {row['arm']}")
-    if row["seed"] != image_seed(int(expected.settings["sampling.seed"] or 0), *key):
-        reasons.append("has another seed than the run, its prompt and number give")
     if expected.shard is not None:
+        seeds = {prompt.id: prompt.own.seed for prompt in expected.shard.prompts}
+        seed = image_seed(int(expected.settings["sampling.seed"] or 0), *key, seeds.get(key[0]))
+        if row["seed"] != seed:
+            reasons.append("has another seed than the run, its prompt and number give")
         texts = {prompt.id: prompt.text for prompt in expected.shard.prompts}
         if texts.get(key[0], row["prompt"]) != row["prompt"]:
             reasons.append("has another prompt than the frozen one")

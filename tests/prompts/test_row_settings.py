@@ -1,0 +1,123 @@
+"""Columns that say how their row is drawn."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tgate_batch.config import Prompts
+from tgate_batch.errors import UserError
+from tgate_batch.prompts.read import read, used
+from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings, Shard, image_seed
+
+HEADER = "id,prompt,Negative_Prompt,SEED,guidance_scale,height,width,num_inference_steps\n"
+
+
+@pytest.fixture
+def owns(tmp_path):
+    """What rows of a CSV say, in a header or one's own."""
+
+    def found(rows: str, header: str = HEADER, **options) -> list[RowSettings]:
+        file = tmp_path / "set.csv"
+        file.write_text(header + rows)
+        return [prompt.own for prompt in read(Prompts(path=str(file), **options))]
+
+    return found
+
+
+def test_columns_are_found_by_diffusers_names_without_regard_to_case(owns):
+    (own,) = owns("1,a cat,blurry,7,4.5,512,768,30\n")
+    assert own == RowSettings("blurry", 7, 4.5, 512, 768, 30)
+
+
+def test_an_empty_cell_is_as_the_run_says(owns):
+    first, second = owns("1,a cat,,,,,,\n2,a dog, ,8,,,,\n")
+    assert first == AS_THE_RUN
+    assert second == RowSettings(seed=8)
+
+
+def test_numbers_are_read_as_pandas_writes_them(owns, tmp_path):
+    (own,) = owns("1,a cat,,7.0,3,512.0,,\n")
+    assert own == RowSettings(seed=7, guidance_scale=3.0, height=512)
+    assert isinstance(own.seed, int)
+    table = {"prompt": ["a", "b"], "seed": [7.0, float("nan")], "steps": pa.array([None, 5])}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    found = [prompt.own for prompt in read(Prompts(path=str(tmp_path / "set.parquet")))]
+    assert found == [RowSettings(seed=7), RowSettings(steps=5)]
+
+
+def test_a_column_is_renamed_or_switched_off(owns):
+    header = "prompt,cfg,seed\n"
+    renamed = {"guidance_scale": "CFG", "seed": None}
+    assert owns("a cat,3,7\n", header, columns=renamed) == [RowSettings(guidance_scale=3.0)]
+    with pytest.raises(UserError, match="has no column 'scale'; it has: prompt, cfg, seed"):
+        owns("a cat,3,7\n", header, columns={"guidance_scale": "scale"})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "wanted"),
+    [
+        ("seed", "-1", "'-1' is no seed (an integer from 0 to 2**63 - 1)"),
+        ("seed", "1.5", "'1.5' is no seed"),
+        ("seed", str(1 << 63), "is no seed"),
+        ("guidance_scale", "high", "'high' is no guidance_scale (a number of at least 0)"),
+        ("guidance_scale", "nan", "is no guidance_scale"),
+        ("guidance_scale", "inf", "is no guidance_scale"),
+        ("height", "500", "'500' is no height (a multiple of 8, in pixels)"),
+        ("width", "0", "'0' is no width"),
+        ("steps", "0", "'0' is no steps (an integer from 1 to 1000)"),
+        ("steps", "1001", "is no steps"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_its_row(owns, column, value, wanted):
+    with pytest.raises(UserError) as caught:
+        owns(f"1,a cat,\n2,a dog,{value}\n", f"id,prompt,{column}\n")
+    said = str(caught.value)
+    assert "set.csv, row 3: " in said
+    assert wanted in said
+    assert f"in column {column!r}" in said
+    assert f"prompts.columns.{column}: null" in said
+
+
+def test_a_value_of_another_kind_is_told(tmp_path):
+    file = tmp_path / "set.jsonl"
+    for value, said in [("true", "True is no seed"), ("[7]", "a list is no seed")]:
+        file.write_text('{"prompt": "a", "seed": %s}' % value)  # noqa: UP031
+        with pytest.raises(UserError, match=f"row 1: {said}"):
+            list(read(Prompts(path=str(file))))
+    file.write_text('{"prompt": "a", "negative_prompt": 7}')
+    with pytest.raises(UserError, match="7 is no text, found in column 'negative_prompt'"):
+        list(read(Prompts(path=str(file))))
+
+
+def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
+    file = tmp_path / "set.csv"
+    file.write_text("id,prompt,seed,Mood,note\n1,a cat,7,calm,\n")
+
+    def found(**options):
+        spec = Prompts(path=str(file), **options)
+        (prompt,) = read(spec)
+        return prompt.kept, used(spec).kept, used(spec).unused
+
+    assert found() == (None, (), ("Mood", "note"))
+    assert found(keep=["mood"]) == ('{"Mood": "calm"}', ("Mood",), ("note",))
+    assert found(keep=True) == ('{"Mood": "calm", "note": ""}', ("Mood", "note"), ())
+    with pytest.raises(UserError, match="has no column 'other'"):
+        found(keep=["other"])
+
+
+def test_all_that_a_row_says_is_in_its_shards_digest():
+    def digest(**changes) -> str:
+        return Shard(0, (Prompt("a", "text")._replace(**changes),)).digest
+
+    plain = digest()
+    assert digest(category="x", place=7) == plain
+    changed = [digest(own=RowSettings(**{field: 8})) for field in RowSettings._fields]
+    assert len({plain, digest(kept="{}"), *changed}) == len(changed) + 2
+
+
+def test_a_rows_seed_is_its_first_pictures_and_others_are_made_of_it():
+    assert image_seed(0, "a", 0, own=7) == 7
+    others = {image_seed(0, "a", number, own=7) for number in range(1, 5)}
+    assert len(others | {7}) == 5
+    assert image_seed(1, "b", 3, own=7) in others  # neither run nor prompt enters
+    assert image_seed(0, "a", 0) == image_seed(0, "a", 0, own=None) != image_seed(0, "b", 0)

@@ -1,0 +1,96 @@
+"""Which files ``prompts.path`` means: a file, a pattern, a folder, or several of these in order."""
+
+import fnmatch
+import glob
+import os
+import stat
+from collections.abc import Iterator
+
+from tgate_batch.config import Prompts
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.prompts.formats import KNOWN, READERS
+from tgate_batch.prompts.source import Source
+from tgate_batch.storage import without_credentials
+
+_NAMED = 3  # of many paths
+
+
+def sources(spec: Prompts) -> list[Source]:
+    """The files, in the order given; those of a pattern or a folder by name.
+
+    A name that is no pattern and no folder is one file, whether it is there or not. Raises
+    UserError, naming the place searched, for a pattern or a folder that holds none.
+    """
+    return [source for path in paths(spec) for source in _found(path)]
+
+
+def paths(spec: Prompts) -> tuple[str, ...]:
+    return (spec.path,) if isinstance(spec.path, str) else spec.path
+
+
+def named(spec: Prompts) -> str:
+    """The paths as a message has them: the first ones, without secrets."""
+    all_of_them = paths(spec)
+    first = [one_line(without_credentials(path)) for path in all_of_them[:_NAMED]]
+    more = len(all_of_them) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _found(path: str) -> list[Source]:
+    try:
+        source = Source.of(path)
+        there = source.name and source.fault() is None
+        if there or path == "demo":
+            return [source]
+        if _is_folder(source):
+            where = f"{source.place}/{source.name}".rstrip("/")
+            found = list(_in_folder(source, where))
+            return _checked(found, source, "is a folder without a prompt file", where)
+        if _is_pattern(source):
+            found = list(_matching(source))
+            return _checked(found, source, "matches no prompt file", source.place)
+    except UserError as error:
+        raise UserError(f"prompts file {error}") from None
+    return [source]
+
+
+def _checked(found: list[Source], source: Source, fault: str, where: str) -> list[Source]:
+    if not found:
+        raise UserError(f"{source} {fault} ({KNOWN}; looked in {where})")
+    return found
+
+
+def _is_folder(source: Source) -> bool:
+    if source.folder.local:
+        try:
+            return stat.S_ISDIR(os.stat(source.folder.path(source.name)).st_mode)
+        except (OSError, ValueError):
+            return False
+    return not source.name or source.folder.is_there(source.name)
+
+
+def _is_pattern(source: Source) -> bool:
+    """A URI's ``?`` begins its options, so there only ``*`` and ``[`` stand for others."""
+    written = source.folder.path(source.name)
+    return glob.has_magic(written if source.folder.local else written.replace("?", ""))
+
+
+def _in_folder(source: Source, where: str) -> Iterator[Source]:
+    """Its files of a known kind, but for hidden ones and those in folders below."""
+    folder = source.folder.within(source.name) if source.name else source.folder
+    names = sorted(os.listdir(folder.path(""))) if folder.local else folder.names("")
+    for name in names:
+        found = Source(f"{where}/{name}", folder, name)
+        if "/" not in name and not name.startswith(".") and found.suffix in READERS:
+            yield found
+
+
+def _matching(source: Source) -> Iterator[Source]:
+    if source.folder.local:
+        for path in sorted(glob.glob(source.folder.path(source.name), recursive=True)):
+            if not os.path.isdir(path):
+                yield Source.of(path)
+        return
+    for name in source.folder.names(""):
+        if "/" not in name and fnmatch.fnmatchcase(name, source.name):
+            yield Source(f"{source.place}/{name}", source.folder, name)
