@@ -14,13 +14,13 @@ from tgate_batch.models.runner import open_runner
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.render.shard import Renderer
 
-ARMS = {"plain": Arm(), "gated": Arm(gate_step=10, sp_interval=3, warm_up=2)}
+ARMS = {"plain": Arm(), "gated": Arm(gate_step=4, sp_interval=2, warm_up=2)}
 
 
 def bench_padding(
     model: str = "demo",
     batch: int = 8,
-    pictures: tuple[int, ...] = (1, 2, 4, 8, 20),
+    pictures: tuple[int, ...] = (1, 2, 4, 8, 12),
     rounds: int = 5,
 ) -> dict[str, Any]:
     """Time with padding over time without: by arm and number of pictures, in batches of ``batch``.
@@ -53,7 +53,7 @@ def _renderers(model: str, batch: int, on_gpu: bool) -> dict[bool, Renderer]:
         {
             "models": [model],
             "prompts": {"path": "unused.txt"},
-            "sampling": {"batch_size": batch},
+            "sampling": {"batch_size": batch, "steps": 10},
             "arms": {"baseline": {}},
             "workers": {"gpus_each": int(on_gpu)},
             "output": "unused",

@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     padding = kinds.add_parser("padding")
     padding.add_argument("--model", default="demo")
     padding.add_argument("--batch-size", type=int, default=8)
-    padding.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8, 20])
+    padding.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8, 12])
     padding.add_argument("--rounds", type=int, default=5)
     encode = kinds.add_parser("encode")
     encode.add_argument("--side", type=int, default=512, help="pixels")
