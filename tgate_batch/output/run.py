@@ -43,8 +43,9 @@ class Run:
 
     def sampling(self, model: str) -> ResolvedSampling:
         """How a model samples. Older outputs do not say: then as the catalogue has it."""
-        if model in self.models:
-            return self.models[model].sampling
+        section = next((each for each in self.config.models if each.name == model), None)
+        if section is not None and model in self.models:
+            return self.models[model].under(section, self.config.sampling)
         return catalogue.resolve(model, self.config.sampling)
 
     @property
