@@ -46,7 +46,7 @@ execute.verify.prompts execute.verify.run execute.verify.repair execute.verify e
 workflow
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
-bench.tail bench.slow_store bench.scale_pool bench
+bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train

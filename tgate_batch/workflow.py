@@ -112,7 +112,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
-                entry["device"] = drawn.devices
+                entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
                     say.warning(problem)
                 if drawn.stopped is not None:
