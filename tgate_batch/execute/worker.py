@@ -19,7 +19,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.metrics.features import Extractor, load_extractor
-from tgate_batch.models import catalogue
+from tgate_batch.models.opened import resolve
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
 from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard
@@ -245,7 +245,7 @@ class Worker:
 
         if (model.name, name, kind) not in self._known:
             arm = self._config.arms[name]
-            sampling = catalogue.resolve(model.name, self._config.sampling).of_kind(kind)
+            sampling = resolve(model, self._config.sampling).of_kind(kind)
             with self._times.timed("load"), _without_collection():
                 macs = macs_of_arm(model, arm, sampling).columns()
             self._known[model.name, name, kind] = {
