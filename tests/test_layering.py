@@ -44,7 +44,8 @@ execute.progress execute.reference execute.rendering execute.scoring execute.aga
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
-bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
+bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding
+bench.gate bench.job bench.model
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
 bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export

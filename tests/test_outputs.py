@@ -1,5 +1,6 @@
 """What a finished output folder is to others: to readers, to a second driver, to a later run."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -184,9 +186,28 @@ def test_what_the_card_says_of_opening_works_in_the_folder(finished, monkeypatch
 
 def test_stored_pictures_are_drawn_again_from_the_output_folder_alone(finished):
     found = list(redraw(load_run(str(finished)), 2))
-    assert [(drawn.arm, drawn.same_bytes, drawn.levels) for drawn in found] == [
-        (arm, True, 0) for arm in ("baseline", "baseline", "tgate", "tgate")
+    assert [(drawn.arm, drawn.same_bytes, drawn.levels, drawn.exact) for drawn in found] == [
+        (arm, True, 0, True) for arm in ("baseline", "baseline", "tgate", "tgate")
     ]
+
+
+@pytest.mark.parametrize("what", ["threads", "processor", "versions", "invariant"])
+def test_a_level_apart_is_alike_only_where_another_machine_drew_or_rows_depend_on_their_place(
+    finished, tmp_path, what
+):
+    folder = shutil.copytree(finished, tmp_path / "elsewhere")
+    for file in files(folder, "baseline"):
+        table = pq.read_table(file)
+        maker = json.loads(table.schema.metadata[b"made_by"])
+        maker[what] = False if what == "invariant" else "another"
+        metadata = table.schema.metadata | {b"made_by": json.dumps(maker).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), file)
+    found = {drawn.arm: drawn for drawn in redraw(load_run(str(folder)), 1)}
+    assert not found["baseline"].exact
+    assert found["tgate"].exact
+    one_apart = {name: replace(drawn, levels=1) for name, drawn in found.items()}
+    assert one_apart["baseline"].alike
+    assert not one_apart["tgate"].alike
 
 
 def test_drawing_again_cannot_reach_the_network():

@@ -232,12 +232,13 @@ def _drawn_again(output: str, count: int) -> int:
             verdict = "equal, bit for bit"
         else:
             verdict = f"equal within {picture.levels} of 255 levels"
+            verdict += ", and this machine drew it" if not picture.alike else ""
         name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
         say.info(f"{name}: {verdict}")
-    alike = [picture for picture in found if picture.levels is not None and picture.levels <= 1]
-    say.info(
-        f"{len(found)} pictures drawn again, {len(alike)} alike (at most 1 level of 255 apart)"
-    )
+    alike = [picture for picture in found if picture.alike]
+    exact = all(picture.exact for picture in found)
+    how = "bit for bit" if exact else "at most 1 level of 255 apart"
+    say.info(f"{len(found)} pictures drawn again, {len(alike)} alike ({how})")
     return 0 if found and len(alike) == len(found) else 1
 
 

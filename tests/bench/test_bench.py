@@ -13,6 +13,7 @@ from tgate_batch.bench.engine import bench_engine
 from tgate_batch.bench.gate import bench_gate
 from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
+from tgate_batch.bench.padding import bench_padding
 from tgate_batch.bench.scale_pool import bench_scale_pool
 from tgate_batch.bench.slow_store import SCHEME, slow_store
 from tgate_batch.bench.timing import in_turns, ratio
@@ -50,6 +51,14 @@ def test_benchmark_says_how_far_it_is_and_its_output_is_json_alone(capsys):
 
 def test_ratio_is_the_median_over_the_rounds():
     assert ratio([2, 9, 4], [1, 3, 4]) == {"median": 2, "low": 1, "high": 3}
+
+
+def test_padded_pictures_are_timed_beside_unpadded_ones_of_both_arms():
+    found = bench_padding(batch=3, pictures=(1, 3), rounds=1)
+    assert found.pop("batch") == 3
+    assert {name: set(ratios) for name, ratios in found.items()} == {
+        name: {"1", "3"} for name in ("plain", "gated")
+    }
 
 
 def test_every_format_is_compared_with_png_on_one_thread():

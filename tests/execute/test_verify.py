@@ -600,4 +600,4 @@ def test_pictures_are_told_as_they_are_drawn_again(out, capsys):
         "baseline",
         "tgate",
     ]
-    assert lines[-1] == "2 pictures drawn again, 2 alike (at most 1 level of 255 apart)"
+    assert lines[-1] == "2 pictures drawn again, 2 alike (bit for bit)"

@@ -227,3 +227,13 @@ def test_a_run_of_a_new_family_ends_in_a_report_with_its_macs(name, settings, tm
     counted = macs_of(name, folder, steps=2, guidance_scale=4.5, height=64, width=64)
     assert found[0]["macs_per_image"] == counted.per_image
     assert all(arm["macs_per_image"] < counted.per_image for arm in found[1:])
+
+
+def test_a_video_is_decoded_as_it_is_alone_whatever_stands_beside_it():
+    """The pipeline decodes frames by eight: of several videos it would mix their frames."""
+    pipe, family = catalogue.tiny("svd"), catalogue.family_of("svd")
+    videos = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = family.decode(pipe, videos)
+        alone = [family.decode(pipe, video) for video in videos.split(1)]
+    assert torch.equal(together, torch.cat(alone))

@@ -157,11 +157,9 @@ def test_replacing_prompts_that_was_killed_goes_on(settings, captions):
 @pytest.mark.parametrize(
     ("section", "change"),
     [
-        ("sampling", {"batch_size": 3}),
         ("workers", {"max": 2, "executor": "local"}),
         ("cost", {"usd_per_gpu_hour": 1.0}),
         ("arms", {"new": {"gate_step": 3}}),
-        ("engine", {"decode_batch_size": 1}),
         ("prompts", {"shard_size": 5}),
         ("score", {"reference": "drawn"}),
     ],
@@ -169,6 +167,36 @@ def test_replacing_prompts_that_was_killed_goes_on(settings, captions):
 def test_what_changes_no_picture_may_change(settings, section, change):
     begun(settings)
     assert prepared(settings, **{section: change}).prompts == 10
+
+
+NUMBERS_OF_ROWS = [("sampling", {"batch_size": 3}), ("engine", {"decode_batch_size": 1})]
+
+
+@pytest.mark.parametrize(("section", "change"), NUMBERS_OF_ROWS)
+def test_another_number_of_rows_is_refused_where_batches_are_padded(settings, section, change):
+    run = begun(settings)
+    pretend(run, "baseline", 0)
+    (name,) = change
+    with pytest.raises(UserError, match=rf"has {section}\.{name} \w+ there and {change[name]} in"):
+        prepared(settings, **{section: change})
+
+
+@pytest.mark.parametrize(("section", "change"), NUMBERS_OF_ROWS)
+def test_another_number_of_rows_may_follow_where_batches_are_not_padded(settings, section, change):
+    settings["sampling"]["padding"] = False
+    run = begun(settings)
+    pretend(run, "baseline", 0)
+    assert prepared(settings, **{section: change}).prompts == 10
+
+
+def test_shards_of_several_pictures_a_prompt_are_whole_batches(settings, tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("".join(f"a picture of number {number}\n" for number in range(202)))
+    settings["prompts"] = {"path": str(captions), "shard_size": 63}
+    rows = {"batch_size": 12, "images_per_prompt": 8}  # three prompts are two batches
+    found = [shard.prompts for shard in prepared(settings, sampling=rows).shards]
+    assert sum(found) == 202
+    assert [size % 3 for size in found[:-1]] == [0] * (len(found) - 1)
 
 
 def test_model_in_another_place_is_the_same_model(settings, tmp_path):

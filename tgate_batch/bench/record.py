@@ -1,12 +1,10 @@
 """What stands beside a benchmark's results, so that they can be read and measured again."""
 
 import os
-import platform
 import shlex
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -35,7 +33,7 @@ def hardware() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": _processor(),
+        "cpu": history.processor(),
         "cores": _cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -46,16 +44,6 @@ def _cores() -> int | None:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
-
-
-def _processor() -> str:
-    """As Linux names it in ``/proc/cpuinfo``; elsewhere as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ Examples:
   tgate-batch bench job             the whole Ray job beside a bare loop; two workers beside one
   tgate-batch bench orchestration   planning, scheduling and writing with a stand-in pipeline
   tgate-batch bench engine          each engine setting beside the defaults
+  tgate-batch bench padding         a few pictures as a whole batch, beside their own number of rows
   tgate-batch bench encode          picture formats on threads
   tgate-batch bench statistics      distances beside pytorch-fid's: memory and time
   tgate-batch bench scale-scoring   scoring fabricated measurements: CPU time, memory, same figures
@@ -46,6 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--batch-size", type=int, default=10)
     engine.add_argument("--rounds", type=int, default=5)
     engine.add_argument("--settings", nargs="+", help="beside the defaults; all if left out")
+    padding = kinds.add_parser("padding")
+    padding.add_argument("--model", default="demo")
+    padding.add_argument("--batch-size", type=int, default=8)
+    padding.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8, 20])
+    padding.add_argument("--rounds", type=int, default=5)
     encode = kinds.add_parser("encode")
     encode.add_argument("--side", type=int, default=512, help="pixels")
     statistics = kinds.add_parser("statistics")
@@ -108,6 +114,13 @@ def _engine(options: argparse.Namespace) -> dict[str, Any]:
         rounds=options.rounds,
         only=None if options.settings is None else tuple(options.settings),
     )
+
+
+def _padding(options: argparse.Namespace) -> dict[str, Any]:
+    """What padded batches cost: the time of some pictures over that without padding."""
+    from tgate_batch.bench.padding import bench_padding
+
+    return bench_padding(options.model, options.batch_size, tuple(options.pictures), options.rounds)
 
 
 def _encode(options: argparse.Namespace) -> dict[str, Any]:
@@ -181,6 +194,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "job": _job,
     "orchestration": _orchestration,
     "engine": _engine,
+    "padding": _padding,
     "encode": _encode,
     "statistics": _statistics,
     "scale-scoring": _scale_scoring,

@@ -21,13 +21,13 @@ import numpy as np
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.worker import limit_threads
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run, device_of, finished, load_run
 from tgate_batch.render.codec import decode
 from tgate_batch.score.measure import Key
 
-_COLUMNS = ["prompt_id", "image_number", "status", "batch"]
+_COLUMNS = ["prompt_id", "image_number", "status", "batch", "memory"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Redrawn:
     """One stored picture beside a new one.
 
     ``levels`` is the largest difference of a pixel (of 255): 0 where they are equal, None where
-    one of them could not be drawn. ``same_bytes``: the stored file itself is the same.
+    one of them could not be drawn. ``same_bytes``: the stored file itself is the same. ``exact``:
+    whether they have to be equal: the stored one was padded, and drawn with the device, the threads
+    and the versions that are here.
     """
 
     model: str
@@ -44,7 +46,13 @@ class Redrawn:
     image_number: int
     same_bytes: bool
     levels: int | None
+    exact: bool = False
     error: str | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Whether the difference, if there is one, is one of rounding that may be."""
+        return self.levels is not None and self.levels <= (0 if self.exact else 1)
 
 
 def draw_again(output: str, count: int) -> Iterator[Redrawn]:
@@ -151,25 +159,45 @@ def _compared(
 ) -> Iterator[Redrawn]:
     """Each row is drawn with the batch-mates it had, since a batch's size moves the last bits."""
     shard = frozen.load_shard(run.folder, plan)
+    exact = _exact(run, model, arm, plan)
     rows = _stored(run, model, arm, plan, [*_COLUMNS, "image"]).to_pylist()
     stored = {(row["prompt_id"], row["image_number"]): row for row in rows}
     batches = dict.fromkeys(stored[key]["batch"] for key in keys)
     for batch in batches:
         mates = [key for key, row in stored.items() if row["batch"] == batch]
-        drawn = renderer.draw(shard, mates, run.config.arms[arm])
+        memory = stored[mates[0]]["memory"]
+        drawn = renderer.draw(shard, mates, run.config.arms[arm], memory)
         for key in mates:
             if key in keys:
-                yield _difference(model, arm, key, stored[key]["image"]["bytes"], drawn[key])
+                found = _difference(stored[key]["image"]["bytes"], drawn[key])
+                yield Redrawn(model, arm, *key, **found, exact=exact)
 
 
-def _difference(model: str, arm: str, key: Key, stored: bytes, drawn: Any) -> Redrawn:
+def _exact(run: Run, model: str, arm: str, plan: ShardPlan) -> bool:
+    """Whether this process has to draw the shard's pictures bit for bit."""
+    name, _ = run.pictures(model, arm, plan)
+    with parquet.opened(run.folder, name) as file:
+        maker = json.loads(parquet.footer(file).get("made_by", "{}"))
+    if not maker.get("invariant"):
+        return False
+    return history.rounds_alike(maker, history.maker(_device(run)))
+
+
+def _device(run: Run) -> str:
+    import torch
+
+    on_gpu = run.config.workers.gpus_each and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else history.CPU
+
+
+def _difference(stored: bytes, drawn: Any) -> dict[str, Any]:
     if drawn.image is None:
-        return Redrawn(model, arm, *key, same_bytes=False, levels=None, error=drawn.error)
+        return {"same_bytes": False, "levels": None, "error": drawn.error}
     before, now = (np.asarray(decode(content), int) for content in (stored, drawn.image))
     if before.shape != now.shape:
-        return Redrawn(model, arm, *key, same_bytes=False, levels=None, error="another size")
+        return {"same_bytes": False, "levels": None, "error": "another size"}
     levels = int(np.abs(before - now).max())
-    return Redrawn(model, arm, *key, same_bytes=stored == drawn.image, levels=levels)
+    return {"same_bytes": stored == drawn.image, "levels": levels}
 
 
 def _without_network() -> None:

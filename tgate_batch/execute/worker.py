@@ -70,7 +70,7 @@ class Worker:
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._times = TimeSheet()
         self._device = threading.Lock()
-        self._device_name, self._energy = "CPU", Energy(None)
+        self._device_name, self._energy = history.CPU, Energy(None)
         self._invariant: bool | None = None
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
@@ -251,7 +251,7 @@ class Worker:
             self._known[model.name, name, kind] = {
                 "settings": arm.model_dump_json(),
                 "made_by": json.dumps(
-                    history.software() | {"device": self._device_name, "invariant": self._invariant}
+                    history.maker(self._device_name) | {"invariant": self._invariant}
                 ),
                 **{key: json.dumps(value) for key, value in macs.items()},
             }

@@ -106,8 +106,7 @@ class PipelineRunner:
             self._negative(sampling.negative_prompt) if self._is_guided(sampling) else {}
             for sampling in samplings
         ]
-        texts = self._filled([prompt.text for prompt in prompts])
-        positive = self._encode(texts, guided=False)
+        positive = self._encode([prompt.text for prompt in prompts], guided=False)
         return [
             {name: value[i : i + 1].cpu() for name, value in positive.items()} | negative
             for i, negative in enumerate(negatives)
@@ -135,10 +134,6 @@ class PipelineRunner:
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
-
-    def _filled(self, texts: list[str]) -> list[str]:
-        """As many texts as a batch has rows, where batches are padded."""
-        return padded(texts, self.sampling.batch_size) if self.sampling.padding else texts
 
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         """Those of which the model does not read the end: they have more tokens than it takes."""
@@ -205,11 +200,16 @@ class PipelineRunner:
         rows = self.sampling.batch_size
         halves = self.guided and known(denoiser_of(self.pipeline)) is not None
         arm = Arm(steps=2, guidance_until=1 if halves else None)
-        condition = self.encode([Prompt("probe", "a probe", _grey())])[0]
+        conditions = self.encode([Prompt("probe", "a probe", _ramp())] * rows)
         with self.under(arm):
-            latents = self.denoise([condition] * rows, [0] * rows)
-        values = self.decode(latents).values
-        return bool((latents == latents[:1]).all() and (values == values[:1]).all())
+            latents = self.denoise(conditions, [0] * rows)
+        pixels = self.family.decode(self.pipeline, latents[: self.engine.decode_batch_size or rows])
+        encoded = (
+            torch.cat(values)
+            for values in zip(*(each.values() for each in conditions), strict=True)
+            if isinstance(values[0], torch.Tensor)
+        )
+        return all(map(_are_equal, (*encoded, latents, pixels)))
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -238,7 +238,8 @@ class PipelineRunner:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
         """Final latents to pictures, a few at a time where the engine says so."""
-        size, count = self.engine.decode_batch_size or len(latents), len(latents)
+        count = len(latents)
+        size = min(self.engine.decode_batch_size or count, count)
         rows = padded(list(range(count)), -(-count // size) * size)  # parts are of one size
         parts = latents[rows].split(size)
         pixels = torch.cat([self.family.decode(self.pipeline, part) for part in parts])[:count]
@@ -249,10 +250,14 @@ class PipelineRunner:
         return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
 
 
-def _grey() -> bytes:
+def _are_equal(rows: torch.Tensor) -> bool:
+    return torch.equal(rows.nan_to_num(), rows[:1].nan_to_num().expand_as(rows))
+
+
+def _ramp() -> bytes:
     """A picture, for models that begin with one."""
     content = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(content, "PNG")
+    Image.linear_gradient("L").convert("RGB").save(content, "PNG")
     return content.getvalue()
 
 

@@ -129,9 +129,17 @@ def _picture(prompt: Prompt, sampling: ResolvedSampling) -> Condition:
 
 
 def _decode(pipeline: Any, latents: Any) -> Any:
-    """Latents [n, frames, channels, h, w] -> pixels, float32 [n, frames, height, width, 3]."""
-    frames = pipeline.decode_latents(latents, latents.shape[1], decode_chunk_size=8)
-    return frames.permute(0, 2, 3, 4, 1).float()
+    """Latents [n, frames, channels, h, w] -> pixels, float32 [n, frames, height, width, 3].
+
+    Video by video: the pipeline's chunks of frames would mix the end of one with the next.
+    """
+    import torch
+
+    parts = [
+        pipeline.decode_latents(video, latents.shape[1], decode_chunk_size=8)
+        for video in latents.split(1)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 4, 1).float()
 
 
 def _one_token(row: Entry, encoders: Mapping[str, Part]) -> int:

@@ -38,6 +38,8 @@ _PACKAGES = (
     "pyarrow",
 )
 
+CPU = "CPU"  # the device's name where there is no GPU
+
 # Whether an invocation's time counts from the birth of its process, as a job's does, or from where
 # it begins, as in a notebook.
 whole_process = False
@@ -53,6 +55,37 @@ def software() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"versions": versions, "git": _git_commit()}
+
+
+def maker(device: str) -> dict[str, Any]:
+    """Who draws in this process: its software, the device, and what else rounds in its own way.
+
+    On a CPU that is the processor and how many threads torch has of it.
+    """
+    found = software() | {"device": device}
+    if device == CPU:
+        import torch
+
+        found |= {"processor": processor(), "threads": torch.get_num_threads()}
+    return found
+
+
+def rounds_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the same work of two makers gives the same bits: all but their commits is equal."""
+    return all(
+        one.get(key) == other.get(key) for key in ("versions", "device", "processor", "threads")
+    )
+
+
+@cache
+def processor() -> str:
+    """As Linux names it in ``/proc/cpuinfo``; elsewhere as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 class Invocation(dict[str, Any]):

@@ -188,16 +188,21 @@ def of_pictures(
 ) -> Settings:
     """Everything that decides an arm's pictures, beside the prompts.
 
-    ``checkpoint`` is the fingerprint of the model's files. Batch size, workers, scoring, cost and
-    the length of the prompt set are not in it: they change no picture beyond its last bits. A
-    setting that is new in a later version enters only where it is not its default, so that older
-    outputs stay as they are.
+    ``checkpoint`` is the fingerprint of the model's files. Workers, scoring, cost and the length of
+    the prompt set are not in it: they change no picture beyond its last bits. The numbers of rows
+    that are computed at once decide those bits. Where batches are padded, nothing else in the
+    config does, and the numbers are in it; where they are not, neighbours decide too, and they are
+    not. A setting that is new in a later version enters only where it is not its default, so that
+    older outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
     later = {"batch_size", "padding", "scheduler_arguments"}
     for key, value in sampling.model_dump(exclude=later).items():
         settings[f"sampling.{key}"] = value
-    if not sampling.padding:
+    if sampling.padding:
+        settings["sampling.batch_size"] = sampling.batch_size
+        settings["engine.decode_batch_size"] = config.engine.decode_batch_size
+    else:
         settings["sampling.padding"] = False
     for key, value in sampling.scheduler_arguments.items():
         flat = value if isinstance(value, str | int | float | None) else json.dumps(value)

@@ -101,7 +101,8 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     ledger = Ledger(folder)
     _check_all_entered(folder, ledger)
     stale: list[str] = []
-    batch = math.ceil(config.sampling.batch_size / config.sampling.images_per_prompt)
+    rows = config.sampling
+    batch = rows.batch_size // math.gcd(rows.batch_size, rows.images_per_prompt)
     apart = not all(mixes_guidance(model) for model in config.models)
     wanted = (config.score.by, batch, apart)
     try:

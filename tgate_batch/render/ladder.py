@@ -1,5 +1,6 @@
 """Out of memory: how large the next batch may be."""
 
+import re
 from typing import Any
 
 
@@ -28,6 +29,15 @@ class Ladder:
         return f"batch of {self.size}, not {self._asked}" + (
             ", VAE in slices" if self._slices else ""
         )
+
+    def stand(self, rung: str | None) -> None:
+        """Stands where a row says that its batch was drawn; None: where it began."""
+        said = re.match(r"batch of (\d+), not \d+(, VAE in slices)?", rung or "")
+        self.size = int(said[1]) if said else self._asked
+        slices = bool(said and said[2])
+        if slices != self._slices:
+            (self._vae.enable_slicing if slices else self._vae.disable_slicing)()
+        self._slices = slices
 
     def down(self, size: int) -> bool:
         """After a batch of ``size`` did not fit; False where nothing is left to give up."""

@@ -1,7 +1,8 @@
 """One shard, one arm, one pipeline -> records. No Ray.
 
 Every prompt ends as exactly one row per picture, ``status`` ok or error: a batch that fails is
-tried again row by row, a batch that does not fit in memory is halved, and grows back in time.
+tried again row by row, a batch that does not fit in memory is halved, and grows back in time. Where
+the run pads, each batch is computed with its full number of rows: bits depend on that number.
 """
 
 import gc
@@ -23,6 +24,7 @@ from tgate_batch.render import codec
 from tgate_batch.render.ladder import Ladder
 from tgate_batch.render.time_sheet import TimeSheet
 
+_TEXT = "text in a "
 _NOT_FINITE = Failure("NotFinite", "the picture has pixels that are not numbers (NaN or infinite)")
 
 
@@ -35,6 +37,7 @@ class _Picture:
     seed: int
     sampling: ResolvedSampling
     condition: Condition | None
+    text: str | None = None  # how memory cut the batch in which its prompt was encoded
     failure: Failure | None = None
 
     @property
@@ -82,6 +85,7 @@ class Renderer:
         self._times = times or TimeSheet()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
         self._ladder = Ladder(runner.sampling.batch_size, runner.pipeline.vae)
+        self._text = Ladder(runner.sampling.batch_size, None)  # of text encoders
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
         self._warm: set[tuple] = set()
 
@@ -124,12 +128,19 @@ class Renderer:
         return list(found.values())
 
     def draw(
-        self, shard: Shard, keys: Sequence[tuple[str, int]], arm: Arm
+        self,
+        shard: Shard,
+        keys: Sequence[tuple[str, int]],
+        arm: Arm,
+        memory: str | None = None,
     ) -> dict[tuple[str, int], ImageRecord]:
         """Draws some pictures of a shard, (prompt id, image number), as one batch.
 
-        They get the rows that ``render`` gave them where it batched them so. Raises DeviceLost.
+        They get the rows that ``render`` gave them where it batched them so. ``memory`` is what
+        those say of it. Raises DeviceLost.
         """
+        self._ladder.stand(memory)
+        self._text.stand(memory and memory.partition(_TEXT)[2])
         known = {picture.key: picture for picture in self._pictures(shard, {})}
         batch = [known[key] for key in keys]
         failed = [p.failed(p.failure) for p in batch if p.failure is not None]
@@ -162,23 +173,37 @@ class Renderer:
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number, prompt.own.seed)
                     if isinstance(found, Failure):
-                        yield _Picture(prompt, number, seed, own, None, found)
+                        yield _Picture(prompt, number, seed, own, None, failure=found)
                     else:
-                        yield _Picture(prompt, number, seed, own, found)
+                        yield _Picture(prompt, number, seed, own, found, self._text.rung)
 
     def _conditions(
         self, prompts: list[Prompt], quarantined: Mapping[str, Failure]
     ) -> list[Condition | Failure]:
         """Encoded prompts, or the reason why one has none."""
         wanted = [prompt for prompt in prompts if prompt.id not in quarantined]
+        size = self._rows(wanted, self._text)
         try:
-            encoded = iter(self._runner.encode(wanted) if wanted else [])
-            return [quarantined.get(prompt.id) or next(encoded) for prompt in prompts]
+            encoded = [
+                condition
+                for start in range(0, len(wanted), size)
+                for condition in self._encoded_together(wanted[start : start + size])
+            ]
         except Exception as error:
             _raise_if_lost(error)
-            if len(prompts) == 1:
-                return [Failure.of(error)]
-            return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
+            full, failure = _out_of_memory(error), Failure.of(error)
+        else:
+            found = iter(encoded)
+            return [quarantined.get(prompt.id) or next(found) for prompt in prompts]
+        if full and _asks_for_less(self._text, size):
+            return self._conditions(prompts, quarantined)
+        if len(prompts) == 1:
+            return [failure]
+        return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
+
+    def _encoded_together(self, prompts: list[Prompt]) -> list[Condition]:
+        rows = padded(prompts, self._rows(prompts, self._text))
+        return self._runner.encode(rows)[: len(prompts)]
 
     def _settle(
         self, pictures: list[_Picture], arm: str, shard: Shard, largest: int
@@ -195,7 +220,7 @@ class Renderer:
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> Iterator[Callable[[], ImageRecord]]:
         """A row a picture; or none where the batch did not fit and a smaller one is to be tried."""
-        size = self._rows(batch)
+        size = self._rows(batch, self._ladder)
         try:
             rows = self._batch(batch, arm, shard)
         except Exception as error:
@@ -206,22 +231,16 @@ class Renderer:
             yield from rows
             return
         # Out of the handler: the traceback no longer holds the failed batch's tensors.
-        if full and self._asks_for_less(size):
+        if full and _asks_for_less(self._ladder, size):
             return
         if len(batch) > 1:
             yield from self._settle(batch, arm, shard, largest=1)
         else:
             yield _given(batch[0].failed(failure))
 
-    def _rows(self, batch: list[_Picture]) -> int:
-        """How many rows the device draws for these pictures."""
-        return max(len(batch), self._ladder.size if self._runner.sampling.padding else 0)
-
-    def _asks_for_less(self, size: int) -> bool:
-        """Steps down the ladder; False where nothing is left to give up."""
-        gc.collect()
-        torch.cuda.empty_cache()
-        return self._ladder.down(size)
+    def _rows(self, batch: Sequence[Any], ladder: Ladder) -> int:
+        """How many rows the device computes at once for these."""
+        return ladder.size if self._runner.sampling.padding else min(len(batch), ladder.size) or 1
 
     def _batch(
         self, batch: list[_Picture], arm: str, shard: Shard
@@ -229,7 +248,7 @@ class Renderer:
         drawn_with = self._runner.sampling
         shape = (arm, drawn_with.height, drawn_with.width)
         start = time.perf_counter()
-        rows = padded(batch, self._rows(batch))
+        rows = padded(batch, self._rows(batch, self._ladder))
         latents = self._runner.denoise(
             [picture.condition or {} for picture in rows], [picture.seed for picture in rows]
         )
@@ -246,15 +265,21 @@ class Renderer:
             "decode_seconds": end - denoised,
             "warm_up": shape not in self._warm,
             "worker": self._worker,
-            "memory": self._ladder.rung,
             "steps": drawn_with.steps,
         }
-        rate = pixels.frames_per_second
+        rate, rung = pixels.frames_per_second, self._ladder.rung
         self._warm.add(shape)
         self._times.add("denoise", denoised - start)
         self._times.add("decode", end - denoised)
         return [
-            self._threads.submit(self._record, picture, values, finite, rate, measured).result
+            self._threads.submit(
+                self._record,
+                picture,
+                values,
+                finite,
+                rate,
+                measured | {"memory": _memory(rung, picture.text)},
+            ).result
             for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=False)
         ]
 
@@ -286,6 +311,19 @@ class Renderer:
             **measured,
             **picture.said,
         )
+
+
+def _memory(rung: str | None, text: str | None) -> str | None:
+    """What a row says of how memory cut the batches it was in; None: it did not."""
+    parts = [rung or "", f"{_TEXT}{text}" if text else ""]
+    return ", ".join(filter(None, parts)) or None
+
+
+def _asks_for_less(ladder: Ladder, size: int) -> bool:
+    """Steps down the ladder; False where nothing is left to give up."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return ladder.down(size)
 
 
 def _given(record: ImageRecord) -> Callable[[], ImageRecord]:
