@@ -105,6 +105,9 @@ class Sampling(Section):
     """The run's seed. A picture's own is made of it, the prompt's id and the picture's number."""
     images_per_prompt: int = Field(1, ge=1, le=10_000)
     """Pictures of each prompt."""
+    padding: bool = True
+    """Batches are filled up to `batch_size` with rows drawn twice, so that not a bit of a picture
+    depends on its neighbours, its place, a shard's end or a retry. What is filled in is dropped."""
 
 
 OWN_SCHEDULER = "the checkpoint's own"
@@ -123,6 +126,7 @@ class ResolvedSampling(Section):
     batch_size: int  # pictures a batch
     seed: int
     images_per_prompt: int
+    padding: bool
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
         """The sampling of an arm that has steps or a scheduler of its own."""

@@ -85,6 +85,12 @@ class PipelineCall:
             watch_scheduler(self._pipe, self.stepped, self._stack)
         # `set_timesteps`, with which every pipeline call begins, makes a new tensor.
         if scheduler.timesteps is not self._timesteps:
+            if self._bar_steps is not None and 0 < self._evaluation < self._counted:
+                raise ValueError(
+                    f"the {type(scheduler).__name__} of {type(self._pipe).__name__} got other "
+                    "timesteps in the middle of its loop, so its steps cannot be counted; give "
+                    "what runs in a callback a scheduler of its own"
+                )
             self._begin(scheduler)
         if body is self._denoiser and body.calls and not body.kind.branch_a_call:
             raise ValueError(
@@ -128,10 +134,15 @@ class PipelineCall:
         self._pictures = pictures
         self._in_step = False
         self._evaluation += 1
-        counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
-        if self._bar_steps is None and self._evaluation == min(counted, len(self._steps)):
+        if self._bar_steps is None and self._evaluation == self._counted:
             for body in self.bodies:
                 body.forget()
+
+    @property
+    def _counted(self) -> int:
+        """The denoiser's evaluations in this pipeline call, as far as the pipeline says."""
+        counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
+        return min(counted, len(self._steps))
 
     def _begin(self, scheduler: Any) -> None:
         for body in self.bodies:
@@ -143,7 +154,9 @@ class PipelineCall:
         self._step = -1
         self._in_step = False
         self._pictures = None
-        steps = min(self._bar_steps or len(self._steps), self._steps[-1] + 1)
+        # A loop that ends early has a bar of timesteps, of which a step may be two.
+        steps = self._steps[self._counted - 1] + 1
+        steps = min(self._bar_steps or steps, steps)
         self._table: tuple[StepActions, ...] = (_PLAIN,) * len(self._steps)
         if self._plan is None:
             return

@@ -16,7 +16,7 @@ from tgate_batch.gate.summary import Summary
 
 Plan = GatePlan | GuidanceInterval | Literal["documented"] | None
 
-_gated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # denoisers of open blocks
+_gated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # modules of open blocks
 _enabled: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()  # pipelines, until disabled
 
 
@@ -65,6 +65,10 @@ def following(
     bodies = [Body(denoiser, kind)]
     if plan is not None:
         bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
+    if any(body.module in _gated for body in bodies):
+        raise ValueError(
+            "a ControlNet of this pipeline is already gated in another one; leave that block first"
+        )
     if isinstance(plan, GuidanceInterval):
         if plan.first > 0 and guided is None:
             raise ValueError(
@@ -74,8 +78,9 @@ def following(
         for body in bodies:
             body.kind = replace(body.kind, kept=1)
     with ExitStack() as stack:
-        _gated[denoiser] = pipe
-        stack.callback(_gated.pop, denoiser)
+        for body in bodies:
+            _gated[body.module] = pipe
+            stack.callback(_gated.pop, body.module)
         call = PipelineCall(pipe, plan, bodies, guided)
         for body in bodies:
             body.follow(call.entered, call.left, isinstance(plan, GatePlan), stack)

@@ -12,9 +12,8 @@ def steps_of_calls(scheduler: Any) -> list[int]:
 
     Raises ValueError for a scheduler whose calls do not map to steps.
     """
-    name = type(scheduler).__name__
     calls = len(scheduler.timesteps)
-    if name == "PNDMScheduler":
+    if any(kind.__name__ == "PNDMScheduler" for kind in type(scheduler).__mro__):
         if not scheduler.config.skip_prk_steps:
             raise ValueError(
                 "PNDMScheduler with Runge-Kutta steps calls the denoiser four times in some steps "

@@ -5,6 +5,31 @@ from contextlib import ExitStack
 from functools import wraps
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
+
+
+class _Heard:
+    """A scheduler's ``step``, of which pipelines hear, whichever of them began or ends first."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.listeners: list[tuple[Any, Callable[[int], None]]] = []
+        self.before = before = vars(scheduler).get("step")
+        listeners = self.listeners
+
+        @wraps(type(scheduler).step)  # pipelines look for `generator` in its signature
+        def step(asked: Any, *args: Any, **kwargs: Any) -> Any:
+            if asked is not scheduler:
+                return type(asked).step(asked, *args, **kwargs)
+            for pipe, stepped in listeners:
+                if pipe.scheduler is scheduler:
+                    stepped(len(args[2] if len(args) > 2 else kwargs["sample"]))
+            own = MethodType(type(asked).step, asked) if before is None else before
+            return own(*args, **kwargs)
+
+        scheduler.step = MethodType(step, scheduler)
+
+
+_heard: WeakKeyDictionary[Any, _Heard] = WeakKeyDictionary()  # by scheduler
 
 
 def watch_scheduler(pipe: Any, stepped: Callable[[int], None], stack: ExitStack) -> None:
@@ -12,20 +37,19 @@ def watch_scheduler(pipe: Any, stepped: Callable[[int], None], stack: ExitStack)
 
     It does until ``stack`` closes. Some pipelines step a deep copy: that is another scheduler.
     """
-    scheduler = pipe.scheduler
-    before = vars(scheduler).get("step")
+    if pipe.scheduler not in _heard:
+        _heard[pipe.scheduler] = _Heard(pipe.scheduler)
+    listener = pipe, stepped
+    _heard[pipe.scheduler].listeners.append(listener)
+    stack.callback(_unwatch, pipe.scheduler, listener)
 
-    @wraps(type(scheduler).step)  # pipelines look for `generator` in its signature
-    def step(asked: Any, *args: Any, **kwargs: Any) -> Any:
-        if asked is not scheduler:
-            return type(asked).step(asked, *args, **kwargs)
-        if pipe.scheduler is scheduler:
-            stepped(len(args[2] if len(args) > 2 else kwargs["sample"]))
-        own = MethodType(type(asked).step, asked) if before is None else before
-        return own(*args, **kwargs)
 
-    scheduler.step = MethodType(step, scheduler)
-    stack.callback(_restore, scheduler, "step", before)
+def _unwatch(scheduler: Any, listener: tuple[Any, Callable[[int], None]]) -> None:
+    heard = _heard[scheduler]
+    heard.listeners.remove(listener)
+    if not heard.listeners:
+        del _heard[scheduler]
+        _restore(scheduler, "step", heard.before)
 
 
 def watch_loop(

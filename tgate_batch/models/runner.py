@@ -5,6 +5,7 @@ and batched on their own. No pipeline code is repeated here: each part is the pi
 as its family says.
 """
 
+import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
 from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
+from tgate_batch.gate.families import known
 from tgate_batch.models import catalogue, engine
 from tgate_batch.models.checkpoint import another_scheduler, load
 from tgate_batch.models.family import Condition, Family
@@ -101,7 +104,8 @@ class PipelineRunner:
             self._negative(sampling.negative_prompt) if self._is_guided(sampling) else {}
             for sampling in samplings
         ]
-        positive = self._encode([prompt.text for prompt in prompts], guided=False)
+        texts = self._filled([prompt.text for prompt in prompts])
+        positive = self._encode(texts, guided=False)
         return [
             {name: value[i : i + 1].cpu() for name, value in positive.items()} | negative
             for i, negative in enumerate(negatives)
@@ -129,6 +133,10 @@ class PipelineRunner:
         )
         named = zip(self.family.encoded, outputs, strict=True)
         return {name: value for name, value in named if value is not None}
+
+    def _filled(self, texts: list[str]) -> list[str]:
+        """As many texts as a batch has rows, where batches are padded."""
+        return padded(texts, self.sampling.batch_size) if self.sampling.padding else texts
 
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         """Those of which the model does not read the end: they have more tokens than it takes."""
@@ -185,6 +193,23 @@ class PipelineRunner:
             self.sampling, self.pipeline.scheduler = before, scheduler
 
     @torch.inference_mode()
+    def is_invariant(self) -> bool:
+        """Whether equal rows in are equal rows out here, bit for bit, wherever they stand.
+
+        Draws one prompt as a whole batch in two steps, one of them of both branches and one after
+        a gate: the two numbers of rows that batches run on. With several threads a CPU computes
+        some rows otherwise than others at some numbers of rows.
+        """
+        rows = self.sampling.batch_size
+        halves = self.guided and known(denoiser_of(self.pipeline)) is not None
+        arm = Arm(steps=2, guidance_until=1 if halves else None)
+        condition = self.encode([Prompt("probe", "a probe", _grey())])[0]
+        with self.under(arm):
+            latents = self.denoise([condition] * rows, [0] * rows)
+        values = self.decode(latents).values
+        return bool((latents == latents[:1]).all() and (values == values[:1]).all())
+
+    @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         """Final latents, one row a condition; the noise of a row is its seed's alone."""
         with engine.attention(self.engine.attention):
@@ -211,13 +236,27 @@ class PipelineRunner:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
         """Final latents to pictures, a few at a time where the engine says so."""
-        parts = latents.split(self.engine.decode_batch_size or len(latents))
-        pixels = torch.cat([self.family.decode(self.pipeline, part) for part in parts])
+        size, count = self.engine.decode_batch_size or len(latents), len(latents)
+        rows = padded(list(range(count)), -(-count // size) * size)  # parts are of one size
+        parts = latents[rows].split(size)
+        pixels = torch.cat([self.family.decode(self.pipeline, part) for part in parts])[:count]
         finite = pixels.isfinite().flatten(1).all(dim=1)
         # Rounded as diffusers' image processor does, but before the copy off the device.
         values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         rate = self.family.frames_per_second
         return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
+
+
+def _grey() -> bytes:
+    """A picture, for models that begin with one."""
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(content, "PNG")
+    return content.getvalue()
+
+
+def padded(values: list[Any], size: int) -> list[Any]:
+    """At least ``size`` values: the last one fills up."""
+    return values + values[-1:] * (size - len(values))
 
 
 def open_runner(model: Model, config: Config) -> PipelineRunner:

@@ -194,8 +194,10 @@ def of_pictures(
     outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    for key, value in sampling.model_dump(exclude={"batch_size"}).items():
+    for key, value in sampling.model_dump(exclude={"batch_size", "padding"}).items():
         settings[f"sampling.{key}"] = value
+    if not sampling.padding:
+        settings["sampling.padding"] = False
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format

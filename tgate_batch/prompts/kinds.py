@@ -33,25 +33,21 @@ def cut(
 
     Yields a shard when it is full: planned ones under their numbers, further ones numbered in the
     order in which they are. What is not full comes at the end. Shards become smaller as the set
-    goes on, in whole batches of ``batch`` where there are several kinds: then halves would stay
-    half empty. ``apart`` as in ``RowSettings.kind``. In memory is a shard of every kind.
+    goes on, in whole batches of ``batch``. ``apart`` as in ``RowSettings.kind``. In memory is a shard of every kind.
     """
     waiting: dict[Kind, deque[tuple[int, int]]] = defaultdict(deque)
     for index, (kind, size) in enumerate(planned):
         waiting[kind].append((index, size))
-    kinds: set[Kind] = set(waiting)
     filling: dict[Kind, _Part] = {}
     left, number = joining, len(planned)
     for prompt in prompts:
         kind = AS_OTHERS if prompt.own is AS_THE_RUN else prompt.own.kind(apart)
         part = filling.get(kind)
         if part is None:
-            kinds.add(kind)
             if waiting[kind]:
                 part = _Part(*waiting[kind].popleft())
             else:
-                uniform = len(kinds) == 1
-                size = next_size(left, joining, largest, batch, uniform) if left > 0 else largest
+                size = next_size(left, joining, largest, batch) if left > 0 else largest
                 part = _Part(None, size)
             filling[kind] = part
         part.prompts.append(prompt)

@@ -92,7 +92,7 @@ def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
     """Sizes that cut ``left`` prompts into shards, ever smaller towards the end.
 
     The last ones keep many workers busy to the end; they do not depend on how many there are.
-    Shards are whole batches of ``batch`` prompts, the very last ones half a batch.
+    Shards are whole batches of ``batch`` prompts: what is missing in one is drawn all the same.
     """
     whole = left
     while left > 0:
@@ -101,16 +101,11 @@ def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
         left -= size
 
 
-def next_size(left: int, whole: int, largest: int, batch: int, halves: bool = True) -> int:
-    """Prompts of the next shard where ``left`` of ``whole`` are not cut yet.
-
-    ``halves``: whether the last ones are half a batch.
-    """
+def next_size(left: int, whole: int, largest: int, batch: int) -> int:
+    """Prompts of the next shard where ``left`` of ``whole`` are not cut yet."""
     parts = min(_PARTS, max(_FEWEST_PARTS, whole // 16))
-    half, last = max(_SMALLEST, batch // 2), parts * batch // 4
-    unit = half if halves and left < last else batch
-    units = math.ceil(max(_SMALLEST, left / parts) / unit)
-    return min(left, largest, units * unit)
+    batches = math.ceil(max(_SMALLEST, left / parts) / batch)
+    return min(left, largest, batches * batch)
 
 
 def count(spec: Prompts) -> int:

@@ -17,7 +17,7 @@ import torch
 from tgate_batch.config import Arm, Images, ResolvedSampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models.family import Condition
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.runner import PipelineRunner, padded
 from tgate_batch.records import Failure, ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
 from tgate_batch.render.ladder import Ladder
@@ -195,6 +195,7 @@ class Renderer:
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> Iterator[Callable[[], ImageRecord]]:
         """A row a picture; or none where the batch did not fit and a smaller one is to be tried."""
+        size = self._rows(batch)
         try:
             rows = self._batch(batch, arm, shard)
         except Exception as error:
@@ -205,12 +206,16 @@ class Renderer:
             yield from rows
             return
         # Out of the handler: the traceback no longer holds the failed batch's tensors.
-        if full and self._asks_for_less(len(batch)):
+        if full and self._asks_for_less(size):
             return
         if len(batch) > 1:
             yield from self._settle(batch, arm, shard, largest=1)
         else:
             yield _given(batch[0].failed(failure))
+
+    def _rows(self, batch: list[_Picture]) -> int:
+        """How many rows the device draws for these pictures."""
+        return max(len(batch), self._ladder.size if self._runner.sampling.padding else 0)
 
     def _asks_for_less(self, size: int) -> bool:
         """Steps down the ladder; False where nothing is left to give up."""
@@ -224,8 +229,9 @@ class Renderer:
         drawn_with = self._runner.sampling
         shape = (arm, drawn_with.height, drawn_with.width)
         start = time.perf_counter()
+        rows = padded(batch, self._rows(batch))
         latents = self._runner.denoise(
-            [picture.condition or {} for picture in batch], [picture.seed for picture in batch]
+            [picture.condition or {} for picture in rows], [picture.seed for picture in rows]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()
@@ -249,7 +255,7 @@ class Renderer:
         self._times.add("decode", end - denoised)
         return [
             self._threads.submit(self._record, picture, values, finite, rate, measured).result
-            for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=True)
+            for picture, values, finite in zip(batch, pixels.values, pixels.finite, strict=False)
         ]
 
     def _record(
