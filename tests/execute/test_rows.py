@@ -37,7 +37,7 @@ def write(file, rows) -> None:
 
 
 def made(tiny, folder, rows) -> config.Config:
-    """A run of these rows, one a batch, under two arms."""
+    """A run of these rows under two arms, in batches padded to four rows."""
     file = folder / "set.csv"
     write(file, rows)
     return config.parse(
@@ -49,7 +49,7 @@ def made(tiny, folder, rows) -> config.Config:
                 "guidance_scale": 4.0,
                 "height": 32,
                 "width": 32,
-                "batch_size": 1,
+                "batch_size": 4,
                 "scheduler": "DDIMScheduler",
             },
             "arms": {"baseline": {}, "tgate": {"gate_step": 2, "sp_interval": 2}},
