@@ -175,6 +175,14 @@ def test_a_longer_set_draws_only_what_joins(tiny, tmp_path):
     assert before.items() < after.items()
 
 
+def test_a_size_that_a_model_does_not_draw_is_told_with_the_row(settings, tmp_path):
+    file = tmp_path / "set.csv"
+    write(file, [("p0", "", "", "", "64", "64", ""), ("p1", "", "", "", "64", "40", "")])
+    settings |= {"models": ["sana"], "prompts": {"path": str(file)}, "arms": {"baseline": {}}}
+    with pytest.raises(UserError, match=r"row 2 of the set .* multiples of 32"):
+        workflow.prepare(config.parse(settings))
+
+
 def test_a_plan_that_does_not_suit_a_rows_steps_is_told_with_the_row(settings, tmp_path):
     file = tmp_path / "set.csv"
     write(file, [("p0", "", "", "", "", "", ""), ("p1", "", "", "", "", "", "2")])

@@ -116,6 +116,7 @@ class Family:
       arguments of an encoder and of the VAE's ``decode`` on the meta device.
     - ``mixes_guidance``: its pipelines only multiply tensors by the guidance scale, so rows of
       differing scales may share a batch.
+    - ``multiple``: pixels of which height and width have to be a multiple.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
     """
@@ -135,3 +136,4 @@ class Family:
     decoder_inputs: Callable[[Architecture, int, int], dict[str, Any]] = picture_latents
     bare: Mapping[str, Any] = field(default_factory=dict)
     mixes_guidance: bool = False
+    multiple: int = 8

@@ -14,7 +14,7 @@ from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
-from tgate_batch.records import Kind
+from tgate_batch.records import AS_OTHERS, Kind
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -257,20 +257,30 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
 
 
 def _check_kinds(config: Config, shards: list[ShardPlan]) -> None:
-    """Raises UserError, naming the first row of its kind, where an arm does not suit it."""
+    """Raises UserError, naming the first row of its kind, for what a model or an arm refuses."""
     first: dict[Kind, int] = {}
     for shard in shards:
         first.setdefault(shard.kind, shard.first)
     for kind, place in first.items():
-        for model in config.models:
-            sampling = catalogue.resolve(model.name, config.sampling).of_kind(kind)
-            for name, arm in config.arms.items():
-                try:
+        try:
+            for model in config.models:
+                sampling = catalogue.resolve(model.name, config.sampling).of_kind(kind)
+                _check_size(model.name, sampling)
+                for name, arm in config.arms.items():
                     _check_arm(model.name, name, arm, sampling)
-                except UserError as error:
-                    raise UserError(
-                        f"prompts, row {place + 1} of the set ({kind}): {error}"
-                    ) from None
+        except UserError as error:
+            if kind == AS_OTHERS:
+                raise
+            raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
+
+
+def _check_size(model: str, sampling: ResolvedSampling) -> None:
+    multiple = catalogue.family_of(model).multiple
+    if sampling.height % multiple or sampling.width % multiple:
+        raise UserError(
+            f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "
+            f"to be multiples of {multiple}"
+        )
 
 
 def _check_run(folder: Folder) -> None:

@@ -33,7 +33,8 @@ def cut(
 
     Yields a shard when it is full: planned ones under their numbers, further ones numbered in the
     order in which they are. What is not full comes at the end. Shards become smaller as the set
-    goes on, in whole batches of ``batch``. ``apart`` as in ``RowSettings.kind``. In memory is a shard of every kind.
+    goes on, in whole batches of ``batch``. ``apart`` as in ``RowSettings.kind``. In memory is a
+    shard of every kind.
     """
     waiting: dict[Kind, deque[tuple[int, int]]] = defaultdict(deque)
     for index, (kind, size) in enumerate(planned):
