@@ -25,8 +25,8 @@ metrics.throughput metrics.cost metrics
 demo demo.pictures demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
-models.catalogue models.checkpoint models.fingerprint models.engine models.guidance
-models.runner
+models.catalogue models.hub models.single_file models.opened models.scheduling models.used
+models.loras models.checkpoint models.fingerprint models.engine models.guidance models.runner
 models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
@@ -46,7 +46,7 @@ execute.verify.prompts execute.verify.run execute.verify.repair execute.verify e
 workflow
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.gate bench.job bench.model
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
-bench.tail bench.slow_store bench.scale_pool bench
+bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train

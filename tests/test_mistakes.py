@@ -1,5 +1,6 @@
 """What people get wrong in a config: one line each, with the key and what to do, at once."""
 
+import json
 import time
 from pathlib import Path
 
@@ -27,6 +28,65 @@ MISTAKES = {
     "a folder that is none": (
         {"models.0.path": "/no/such"},
         ["/no/such", "no model_index.json"],
+    ),
+    "another model without its path": ({"models": ["mine"]}, ["'mine'", "needs its path"]),
+    "a path that is a pickle": (
+        {"models.0.path": "model.ckpt"},
+        ["model.ckpt", "pickle", ".safetensors"],
+    ),
+    "a single file that is not there": (
+        {"models.0": {"name": "mine", "path": "mine.safetensors"}},
+        ["mine.safetensors", "not there"],
+    ),
+    "a single file that is none": (
+        {"models.0": {"name": "mine", "path": "empty.safetensors"}},
+        ["empty.safetensors", "no safetensors file"],
+    ),
+    "a single file of a U-Net alone": (
+        {"models.0": {"name": "mine", "path": "unet.safetensors"}},
+        ["unet.safetensors", "no text encoder", "models.unet"],
+    ),
+    "a single file without configurations": (
+        {"models.0": {"name": "mine", "path": "sdxl.safetensors"}},
+        ["config of sdxl.safetensors", "stabilityai/stable-diffusion-xl-base-1.0", "OFFLINE"],
+    ),
+    "a pipeline that is not served": (
+        {"models.0": {"name": "mine", "path": "flux"}},
+        ["mine", "FluxPipeline", "StableDiffusionXLPipeline"],
+    ),
+    "a folder of another class": (
+        {"models.0": {"name": "sdxl", "path": "flux"}},
+        ["sdxl", "FluxPipeline", "StableDiffusionXLPipeline", "name of its own"],
+    ),
+    "a hub id that is not here": (
+        {"models.0": {"name": "mine", "path": "some/finetune", "revision": "v2"}},
+        ["some/finetune at v2", "OFFLINE"],
+    ),
+    "a revision of a model of the catalogue": ({"models.0.revision": "v2"}, ["revision", "hub id"]),
+    "a LoRA that is not there": (
+        {"models.0.loras": [{"path": "lora.safetensors"}]},
+        ["demo: loras.0", "lora.safetensors", "not there"],
+    ),
+    "a LoRA that is none": (
+        {"models.0.loras": [{"path": "unet.safetensors"}]},
+        ["demo: loras.0", "unet.safetensors", "no LoRA"],
+    ),
+    "a LoRA with another key": (
+        {"models.0.loras": [{"path": "x", "weight": 0.5}]},
+        ["models.0.loras.0.weight", "weight_name"],
+    ),
+    "a VAE that is not there": ({"models.0.vae": "./vae"}, ["demo: vae", "./vae", "config.json"]),
+    "a model's scheduler of another name": (
+        {"models.0.scheduler": "EulerDiscretScheduler"},
+        ["demo: scheduler", "did you mean EulerDiscreteScheduler"],
+    ),
+    "a scheduler without a class": (
+        {"models.0.scheduler": {"timestep_spacing": "trailing"}},
+        ["scheduler", "class: EulerDiscreteScheduler"],
+    ),
+    "an argument that the scheduler does not have": (
+        {"sampling.scheduler": {"class": "DDIMScheduler", "timestep_spaceing": "trailing"}},
+        ["sampling.scheduler", "DDIMScheduler", "did you mean timestep_spacing"],
     ),
     "an unknown dtype": ({"models.0.dtype": "fp16"}, ["dtype", "float16"]),
     "a name that is a path": ({"models.0.name": "../demo"}, ["cannot name a folder"]),
@@ -122,6 +182,13 @@ MISTAKES = {
 }
 
 
+def write_header(file: str, keys: list[str]) -> None:
+    """A safetensors file of empty tensors; an empty file without keys."""
+    header = json.dumps({k: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for k in keys})
+    content = len(header).to_bytes(8, "little") + header.encode()
+    Path(file).write_bytes(content if keys else b"")
+
+
 def changed(data: dict, changes: dict) -> dict:
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -130,6 +197,8 @@ def changed(data: dict, changes: dict) -> dict:
             here = here[int(part) if isinstance(here, list) else part]
         if value is ...:
             here.pop(last)
+        elif isinstance(here, list):
+            here[int(last)] = value
         else:
             here[last] = value
     return data
@@ -140,6 +209,13 @@ def test_it_is_one_line_that_names_the_key_and_what_to_do(mistake, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     changes, words = MISTAKES[mistake]
     Path("captions.csv").write_text("id,caption\n1,a cat\n2,a dog\n")
+    Path("flux").mkdir()
+    Path("flux", "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    unet = ["model.diffusion_model.out.2.weight"]
+    write_header("empty.safetensors", [])
+    write_header("unet.safetensors", unet)
+    parts = ["first_stage_model.x", "conditioner.embedders.0.x", "conditioner.embedders.1.x"]
+    write_header("sdxl.safetensors", [*unet, *parts])
     base = {
         "models": [{"name": "demo"}],
         "prompts": {"path": "captions.csv"},

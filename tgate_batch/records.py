@@ -203,7 +203,8 @@ class Receipt:
     """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
 
     ``why``: of the first error, its line. ``cut``: ids of the shard's prompts that are longer than
-    the model reads.
+    the model reads. ``invariant``: whether a padded batch gives a picture the same bits wherever it
+    stands, on the device; None: not known.
     """
 
     model: str
@@ -216,6 +217,7 @@ class Receipt:
     host: str = ""
     why: str | None = None
     cut: tuple[str, ...] = ()
+    invariant: bool | None = None
 
 
 _FIELDS: list[tuple[str, pa.DataType, dict]] = [

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,7 @@ from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.rendering import Rendered, rendered
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
-from tgate_batch.models import checkpoint
+from tgate_batch.models import checkpoint, scheduling
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
@@ -47,9 +47,9 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_sources(config)
     _check_words(config)
     thresholds.check_measured(config)
-    checkpoint.check_scheduler(config.sampling.scheduler)
+    scheduling.check_name(config.sampling.scheduler)
     for name, arm in config.arms.items():
-        checkpoint.check_scheduler(arm.scheduler, f"arms.{name}.scheduler")
+        scheduling.check_name(arm.scheduler, f"arms.{name}.scheduler")
     return runs.prepare(config, replace_stale)
 
 
@@ -112,7 +112,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         else:
             with open_executor(run.config, run.folder, first, entry.held) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
-                entry["device"] = drawn.devices
+                entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
                     say.warning(problem)
                 if drawn.stopped is not None:
@@ -283,6 +283,9 @@ def _say_run(run: Run) -> None:
         event="run",
         images=images,
     )
+    for model in run.config.models:
+        if (one := run.models.get(model.name)) is not None:
+            say.info(f"  {model.name}: {one.told()}", event="model", model=model.name)
     used = prompts.used(run.config.prompts, run.config.score.by)
     if used.files > 1:
         say.info(f"prompts: {used.files:,} files, the first {used.first}")
@@ -508,4 +511,4 @@ def _reopened(config: Config) -> Run:
             "plugins": config.plugins,
         }
     )
-    return Run(fresh, held.folder, held.shards, held.ledger)
+    return replace(held, config=fresh)

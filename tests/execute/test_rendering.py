@@ -168,3 +168,17 @@ def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run
     monkeypatch.setattr(workflow, "open_executor", Elsewhere)
     with pytest.raises(UserError, match=r"node-2 wrote images/demo/.* an output that all"):
         workflow.render(run)
+
+
+def test_a_machine_whose_rows_come_out_unequal_is_told(painter, run, capsys):
+    painter.is_invariant = lambda self: False
+    assert workflow.render(run) == workflow.DONE
+    assert "equal rows of a batch come out unequal" in capsys.readouterr().err
+    assert [entry["invariant"] for entry in history.read(Folder(run.output))] == [False]
+
+
+@pytest.mark.parametrize(("padding", "known"), [(True, True), (False, None)])
+def test_the_history_says_whether_pictures_depend_on_their_place(painter, run, padding, known):
+    sampling = run.sampling.model_copy(update={"padding": padding})
+    assert workflow.render(run.model_copy(update={"sampling": sampling})) == workflow.DONE
+    assert [entry["invariant"] for entry in history.read(Folder(run.output))] == [known]

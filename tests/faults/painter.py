@@ -81,10 +81,10 @@ class Painter(StandIn):
             raise RuntimeError("this worker does not start")
         self._bad = heard.is_due("bad", heard.bad)
 
-    def under(self, arm: Arm) -> AbstractContextManager:  # asked for before any picture is
+    def under(self, arm: Arm, sampling: Any = None) -> AbstractContextManager:  # comes first
         if self._bad:
             raise RuntimeError("this worker is bad")
-        return super().under(arm)
+        return super().under(arm, sampling)
 
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{"text": prompt.text} for prompt in prompts]

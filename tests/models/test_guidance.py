@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from tgate_batch.config import Arm, Sampling
+from tgate_batch.config import Arm, Model, Sampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.guidance import RowScales, scale_of
+from tgate_batch.models.opened import mixes_guidance
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt, RowSettings
 
@@ -78,7 +79,7 @@ def test_each_row_is_led_away_from_its_own_negative_prompt(name):
 
 
 def test_every_family_that_mixes_is_tried():
-    mixing = {name for name in catalogue.CATALOGUE if catalogue.mixes_guidance(name)}
+    mixing = {name for name in catalogue.CATALOGUE if mixes_guidance(Model(name=name))}
     assert {catalogue.family_of(name).denoiser for name in mixing} == {"unet", "transformer"}
     tried = {id(catalogue.family_of(name)) for name in set(MIXING) & set(catalogue.CATALOGUE)}
     assert {id(catalogue.family_of(name)) for name in mixing} == tried
@@ -97,7 +98,7 @@ def test_guidance_rescaled_is_rescaled_row_by_row():
 
 def test_a_model_that_embeds_the_scale_keeps_its_rows_apart():
     made = runner("lcm_sdxl")
-    assert not catalogue.mixes_guidance("lcm_sdxl")
+    assert not mixes_guidance(Model(name="lcm_sdxl"))
     one, two = (made.sampling.of_row(RowSettings(guidance_scale=scale)) for scale in (4.0, 8.0))
     assert made.together(one) != made.together(two)
     with pytest.raises(TypeError, match="cannot share a batch"):

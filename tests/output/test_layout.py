@@ -97,6 +97,9 @@ def test_what_a_file_is_can_be_told_by_its_name(name, place):
 # Fields that change no picture, each with its reason.
 NO_PICTURE = {
     "models.path": "the files themselves decide: their fingerprint does",
+    "models.config": "the same",
+    "models.unet": "the same",
+    "models.vae": "the same",
     "prompts.path": "the prompts themselves decide: each shard's digest does",
     "prompts.id_column": "the same",
     "prompts.text_column": "the same",
@@ -133,6 +136,8 @@ OTHER = {  # another value of every field that does not say one by its type
     "models.name": "sd15",
     "models.dtype": "bfloat16",
     "models.path": "/somewhere",
+    "models.scheduler": {"class": "own", "timestep_spacing": "trailing"},
+    "models.loras": [{"path": "/somewhere", "scale": 0.5}],
     "prompts.columns": {"seed": None},
     "sampling.scheduler": "DDIMScheduler",
     "sampling.negative_prompt": "blurry",
@@ -197,11 +202,11 @@ def other_value(name: str, where: dict):
 
 
 def identity(run: config.Config) -> str:
-    from tgate_batch.models import catalogue
+    from tgate_batch.models.opened import resolve
 
     model = run.models[0]
     (arm,) = run.arms.values()
-    sampling = catalogue.resolve(model.name, run.sampling)
+    sampling = resolve(model, run.sampling)
     dtype = "float32" if model.dtype == "auto" else model.dtype
     return layout.identity(layout.of_pictures(run, model.name, arm, sampling, "sha", dtype))
 

@@ -8,8 +8,9 @@ from PIL import Image
 from tgate_batch.config import Arm, Images, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import another_scheduler, load
+from tgate_batch.models.checkpoint import load
 from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.scheduling import another_scheduler
 from tgate_batch.records import Failure, Prompt, Shard, image_seed
 from tgate_batch.render.shard import Renderer
 

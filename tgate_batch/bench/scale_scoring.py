@@ -162,7 +162,7 @@ def _block(number: int, dimensions: int, other: float) -> np.ndarray:
 def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str, Any]]:
     """Every score of a run that is measured, by arm."""
     held = runs.load_run(settings.output)
-    run = Run(settings, held.folder, held.shards, held.ledger)
+    run = Run(settings, held.folder, held.shards, held.ledger, models=held.models)
     every = Measurements.of(run)
     known = tuple(pair for pair in every.metrics if pair[0].name == _METRIC)
     measurements = Measurements(every.extractors, known, ())

@@ -31,6 +31,9 @@ class StandIn:
     def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> AbstractContextManager:
         return nullcontext()
 
+    def is_invariant(self) -> bool:
+        return True
+
     def encode(self, prompts: list[Prompt]) -> list[Condition]:
         return [{} for _ in prompts]
 

@@ -12,6 +12,8 @@ Examples:
   tgate-batch bench scale-report    the report of a large run: time, memory, bytes of the page
   tgate-batch bench coverage        whether intervals and thresholds hold what they say, simulated
   tgate-batch bench model sdxl      an architecture with random weights on this device
+  tgate-batch bench demo            the embedded model's run, whole: what its report says
+  tgate-batch bench tables          writes the documents' figures again from docs/benchmarks/
 """
 
 import argparse
@@ -71,6 +73,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--rounds", type=int, default=5)
     model.add_argument("--arms", nargs="+", help="beside the baseline; all if left out")
     model.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")
+    kinds.add_parser("demo")
+    kinds.add_parser("tables")
 
 
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,6 +168,13 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    """The embedded model's run, whole, as README shows it: what the report says of each arm."""
+    from tgate_batch.bench.demo import bench_demo
+
+    return bench_demo()
+
+
 # Each imports what it needs, and nothing else is loaded. Its docstring says what it measures.
 _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "gate": _gate,
@@ -177,10 +188,13 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "scale-report": _scale_report,
     "coverage": _coverage,
     "model": _model,
+    "demo": _demo,
 }
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.benchmark == "tables":
+        return _tables()
     benchmark = _BENCHMARKS[options.benchmark]
     with say.apart():
         say.info(f"bench {options.benchmark}: loading ...", event="phase")
@@ -192,3 +206,14 @@ def run(options: argparse.Namespace) -> int:
         text = json.dumps(record(benchmark.__doc__ or "", results), indent=2)
         options.output.write_text(text + "\n", encoding="utf-8")
     return 1 if results.get("short") else 0
+
+
+def _tables() -> int:
+    """Writes the documents of this checkout whose figures are not those of the records."""
+    from tgate_batch.bench.tables import written
+
+    for page, text in written().items():
+        if page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+            say.info(f"written: {page}")
+    return 0

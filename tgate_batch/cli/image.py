@@ -14,6 +14,7 @@ from tgate_batch.gate.plan import DeepCache, GatePlan
 from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load
 from tgate_batch.models.family import Entry
+from tgate_batch.models.opened import resolve
 
 # Names of the reference's versions -> names of the catalogue.
 ALSO = {
@@ -122,8 +123,8 @@ def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[st
     from tgate_batch.gate.loaders import with_tgate
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampling = catalogue.resolve(row.name, Sampling())
-    pipe = load(Model(name=row.name, path=options.path), sampling, device)
+    model = Model(name=row.name, path=options.path)
+    pipe = load(model, resolve(model, Sampling()), device)
     pipe.set_progress_bar_config(disable=False)
     with_tgate(pipe, plan, DeepCache(3, 0) if options.deepcache else None)
     output = pipe.tgate(

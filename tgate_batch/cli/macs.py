@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tgate_batch import config, say
-from tgate_batch.config import Config
+from tgate_batch.config import Config, Model
 from tgate_batch.models import catalogue
+from tgate_batch.models.opened import architecture_of, opened, resolve
 
 if TYPE_CHECKING:
     from tgate_batch.models.macs import Macs
@@ -80,7 +81,8 @@ def published_row(row: "Published", parts: bool) -> dict[str, Any]:
             "documented_relative_error": documented.per_image / 1e12 / row.macs_t - 1,
         }
     size = {"height": entry.height, "width": entry.width}
-    return made | (_parts(row.model, None, row.guidance_scale, **size) if parts else {})
+    model = Model(name=row.model)
+    return made | (_parts(model, row.guidance_scale, **size) if parts else {})
 
 
 def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
@@ -89,10 +91,10 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
     from tgate_batch.models.published import published_for
 
     for run, model in [(each, model) for each in runs for model in each.models]:
-        sampling = catalogue.resolve(model.name, run.sampling)
+        found = opened(model)
+        sampling = resolve(model, run.sampling, found)
         size = {"height": sampling.height, "width": sampling.width}
-        entry = catalogue.entry(model.name)
-        documented = (entry.height, entry.width)
+        documented = (found.row.height, found.row.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
             steps = sampling.under(arm).steps
@@ -100,6 +102,7 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
             published = None
             if (
                 model.path is None
+                and model.unet is None
                 and arm.guidance is None
                 and (sampling.height, sampling.width) == documented
             ):
@@ -112,7 +115,7 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
                 "size": [sampling.width, sampling.height],
             }
             if parts:
-                made |= _parts(model.name, model.path, sampling.guidance_scale, **size)
+                made |= _parts(model, sampling.guidance_scale, **size)
             yield made
 
 
@@ -147,13 +150,12 @@ def _row(
     }
 
 
-def _parts(
-    model: str, path: str | None, guidance_scale: float, height: int, width: int
-) -> dict[str, Any]:
-    from tgate_batch.models.macs import count_parts, find_architecture
+def _parts(model: Model, guidance_scale: float, height: int, width: int) -> dict[str, Any]:
+    from tgate_batch.models.macs import count_parts
 
-    family, architecture = catalogue.family_of(model), find_architecture(model, path)
-    counted = count_parts(family, architecture, guidance_scale > 1, height, width)
+    found = opened(model)
+    architecture = architecture_of(found, model)
+    counted = count_parts(found.family, architecture, guidance_scale > 1, height, width)
     return {
         "parts": {
             name: {

@@ -10,6 +10,7 @@ from tgate_batch.config.sections import (
     Cost,
     Engine,
     Images,
+    Lora,
     Model,
     Prompts,
     ResolvedSampling,
@@ -19,6 +20,7 @@ from tgate_batch.config.sections import (
     Threshold,
     Thresholds,
     Workers,
+    scheduler_of,
 )
 from tgate_batch.config.shipped import find, names, source_of
 
@@ -30,6 +32,7 @@ __all__ = [
     "Cost",
     "Engine",
     "Images",
+    "Lora",
     "Model",
     "Prompts",
     "ResolvedSampling",
@@ -44,5 +47,6 @@ __all__ = [
     "names",
     "parse",
     "plain",
+    "scheduler_of",
     "source_of",
 ]

@@ -4,7 +4,7 @@ import difflib
 
 from pydantic import BaseModel, ValidationError
 
-from tgate_batch.config.sections import Arm, Config, Model, Threshold
+from tgate_batch.config.sections import Arm, Config, Lora, Model, Threshold
 from tgate_batch.errors import UserError, one_line, shown
 
 
@@ -43,7 +43,12 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys(parents: list) -> list[str]:
     here: type[BaseModel] = Config
-    sections: dict[str, type[BaseModel]] = {"models": Model, "arms": Arm, "thresholds": Threshold}
+    sections: dict[str, type[BaseModel]] = {
+        "models": Model,
+        "loras": Lora,
+        "arms": Arm,
+        "thresholds": Threshold,
+    }
     for part in parents:
         if part in sections:
             here = sections[part]

@@ -13,10 +13,20 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tgate_batch.config.sections import Arm, Config, Model, Threshold, Thresholds
+from tgate_batch.config.sections import Arm, Config, Lora, Model, Threshold, Thresholds
 
-_INNER: dict[str, type[BaseModel]] = {"models": Model, "arms": Arm, "thresholds": Threshold}
-_PLACES = {"models": "models[].", "arms": "arms.NAME.", "thresholds": "thresholds.FIGURE."}
+_INNER: dict[str, type[BaseModel]] = {
+    "models": Model,
+    "loras": Lora,
+    "arms": Arm,
+    "thresholds": Threshold,
+}
+_PLACES = {
+    "models": "models[].",
+    "loras": "models[].loras[].",
+    "arms": "arms.NAME.",
+    "thresholds": "thresholds.FIGURE.",
+}
 
 
 def json_schema() -> dict[str, Any]:

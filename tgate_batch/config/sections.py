@@ -6,7 +6,14 @@ The text below a key is its description, for the reference of configs and for ed
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
 from tgate_batch.records import Kind, RowSettings
@@ -25,16 +32,57 @@ class Section(BaseModel):
     )
 
 
+def _class_and_arguments(value: Any) -> Any:
+    named = value.get("class") if isinstance(value, dict) else value
+    if value is not None and not (isinstance(named, str) and named):
+        raise ValueError(
+            "a scheduler is a class of diffusers, or a section with its class and arguments, as "
+            "{class: EulerDiscreteScheduler, timestep_spacing: trailing}"
+        )
+    return value
+
+
+# A class by its name, or a section: `class`, and arguments of the class.
+Scheduler = Annotated[str | dict[str, Any], BeforeValidator(_class_and_arguments)]
+
+
+class Lora(Section):
+    """A LoRA: safetensors that are added to a model's weights once, when it is loaded."""
+
+    path: str
+    """A folder, a hub id, or a .safetensors file."""
+    weight_name: str | None = None
+    """The file in the folder or at the hub. Left out: the only .safetensors of the folder; at the
+    hub pytorch_lora_weights.safetensors."""
+    scale: float = 1.0
+    """How much of it is added."""
+
+
 class Model(Section):
-    """A name of the catalogue, and where its checkpoint lies if not at the documented one."""
+    """A model by its name, and where it lies if it is not the catalogue's (docs/models.md)."""
 
     name: Name
-    """A name of the catalogue (docs/models.md); pictures are kept under it."""
+    """A name of the catalogue (docs/macs.md), or with a `path` any name; pictures are kept under
+    it."""
     path: str | None = None
-    """The checkpoint: a folder or a hub id. Left out: the one that the catalogue names."""
+    """The checkpoint: a folder, a hub id, or one .safetensors file. Its own scheduler stays. Left
+    out: the one that the catalogue names."""
+    revision: str | None = None
+    """Of a hub id in `path`: a branch, a tag or a commit. Left out: the main branch."""
+    config: str | None = None
+    """Of a single file: the folder or hub id of a pipeline with its configurations, tokenizers and
+    scheduler. Left out: the catalogue's checkpoint of its kind."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The numbers it computes with. `auto`: float16 (Sana, Wan: bfloat16) on a GPU, else
     float32."""
+    scheduler: Scheduler | None = None
+    """As `sampling.scheduler`, for this model alone."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs, added together to the weights when the model is loaded."""
+    unet: str | None = None
+    """A folder or hub id with a `config.json`: a U-Net in place of the checkpoint's."""
+    vae: str | None = None
+    """A folder or hub id with a `config.json`: a VAE in place of the checkpoint's."""
 
 
 class Columns(Section):
@@ -95,8 +143,9 @@ class Sampling(Section):
     """Pixels. Left out: the model's documented height."""
     width: int | None = Field(None, ge=8, multiple_of=8)
     """Pixels. Left out: the model's documented width."""
-    scheduler: str | None = None
-    """A scheduler class of diffusers. Left out: the model's documented one."""
+    scheduler: Scheduler | None = None
+    """A scheduler class of diffusers, or a section: `class`, and arguments of it. `own` is the
+    checkpoint's. Left out: the checkpoint's under a `path`, else the model's documented one."""
     negative_prompt: str = ""
     """What guidance leads away from, the same for every prompt."""
     batch_size: int = Field(8, ge=1)
@@ -114,6 +163,16 @@ OWN_SCHEDULER = "the checkpoint's own"
 _GUIDED = 2.0  # a scale at which guidance runs
 
 
+def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
+    """The two settings of ``ResolvedSampling`` that a config's ``scheduler`` decides."""
+    section = {"class": given} if isinstance(given, str) else given
+    name = section["class"]
+    return {
+        "scheduler": OWN_SCHEDULER if name == "own" else name,
+        "scheduler_arguments": {key: section[key] for key in section if key != "class"},
+    }
+
+
 class ResolvedSampling(Section):
     """How one model samples, with nothing left open."""
 
@@ -122,6 +181,7 @@ class ResolvedSampling(Section):
     height: int  # pixels
     width: int  # pixels
     scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
+    scheduler_arguments: dict[str, Any] = {}  # that its class is given beside the checkpoint's
     negative_prompt: str
     batch_size: int  # pictures a batch
     seed: int
@@ -130,8 +190,11 @@ class ResolvedSampling(Section):
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
         """The sampling of an arm that has steps or a scheduler of its own."""
-        own = {"steps": arm.steps, "scheduler": arm.scheduler}
-        return self.model_copy(update={key: value for key, value in own.items() if value})
+        own: dict[str, Any] = {"steps": arm.steps, "scheduler": arm.scheduler}
+        own = {key: value for key, value in own.items() if value}
+        if "scheduler" in own:
+            own["scheduler_arguments"] = {}
+        return self.model_copy(update=own)
 
     def of_row(self, own: RowSettings) -> "ResolvedSampling":
         """That of a row with settings of its own, but for its seed."""

@@ -13,6 +13,10 @@ from tgate_batch.output import layout
 from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
 from tgate_batch.records import Beat, Receipt
 
+_UNEVEN = (
+    "equal rows of a batch come out unequal on some worker, so a picture's last bits depend on its "
+    "place; on a CPU, workers.cpus_each: 1 mends it"
+)
 _IDS_SAID = 3  # of prompts that were cut
 _SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
 
@@ -22,12 +26,14 @@ ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
 class Rendered(NamedTuple):
     """The devices that drew, and what went wrong beside single pictures: a line each.
 
-    ``stopped`` says why the run ended before its end.
+    ``stopped`` says why the run ended before its end. ``invariant``: whether not a bit of a picture
+    depends on its place, on any of the devices; None: not known.
     """
 
     devices: str
     problems: tuple[str, ...] = ()
     stopped: str | None = None
+    invariant: bool | None = None
 
 
 def tasks(run: Run, pending: Pending, again: ErrorsAlone | None = None) -> Pool:
@@ -68,6 +74,7 @@ def rendered(
     failures = _Failures(run, pending)
     cut: dict[str, dict[str, None]] = {}  # by model, in the order of the first report
     stopped: str | None = None
+    invariant: set[bool | None] = set()
     with RunProgress(*_counts(run, pending)) as progress:
         for said in executor.run(tasks(run, pending, again)):
             if isinstance(said, Receipt):
@@ -76,6 +83,7 @@ def rendered(
                     hosts.add(said.host)
                 progress.add(said)
                 devices.add(said.device)
+                invariant.add(said.invariant)
                 left.pop(_file_of(said), None)
                 failures.add(said.errors, said.why)
                 cut.setdefault(said.model, {}).update(dict.fromkeys(said.cut))
@@ -92,8 +100,11 @@ def rendered(
             if stopped:
                 break
     problems |= dict.fromkeys(_of_cut(model, ids) for model, ids in cut.items() if ids)
+    if False in invariant:
+        problems[_UNEVEN] = None
     note_damaged(run.folder, left)
-    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped)
+    known = None if invariant <= {None} else invariant == {True}
+    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped, known)
 
 
 def _of_cut(model: str, ids: Collection[str]) -> str:

@@ -19,7 +19,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.metrics.features import Extractor, load_extractor
-from tgate_batch.models import catalogue
+from tgate_batch.models.opened import resolve
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.run import device_of
 from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard
@@ -71,6 +71,7 @@ class Worker:
         self._times = TimeSheet()
         self._device = threading.Lock()
         self._device_name, self._energy = "CPU", Energy(None)
+        self._invariant: bool | None = None
         self._renderer: tuple[Model, Any] | None = None
         self._metrics: metrics.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], Beside] = {}
@@ -139,6 +140,7 @@ class Worker:
             host=socket.gethostname(),
             why=next((record.error for record in records if record.error), None),
             cut=renderer.cut(shard),
+            invariant=self._invariant,
         )
 
     def _kept(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:
@@ -243,12 +245,14 @@ class Worker:
 
         if (model.name, name, kind) not in self._known:
             arm = self._config.arms[name]
-            sampling = catalogue.resolve(model.name, self._config.sampling).of_kind(kind)
+            sampling = resolve(model, self._config.sampling).of_kind(kind)
             with self._times.timed("load"), _without_collection():
                 macs = macs_of_arm(model, arm, sampling).columns()
             self._known[model.name, name, kind] = {
                 "settings": arm.model_dump_json(),
-                "made_by": json.dumps(history.software() | {"device": self._device_name}),
+                "made_by": json.dumps(
+                    history.software() | {"device": self._device_name, "invariant": self._invariant}
+                ),
                 **{key: json.dumps(value) for key, value in macs.items()},
             }
         return self._known[model.name, name, kind]
@@ -272,7 +276,16 @@ class Worker:
             self._device_name = torch.cuda.get_device_name()
             self._energy = Energy(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         runner = (self._open_runner or open_runner)(model, self._config)
+        self._invariant = _is_invariant(runner)
         return Renderer(runner, self._config.images, self._name, self._times)
+
+
+def _is_invariant(runner: Any) -> bool | None:
+    """The runner's word on padded batches; None where none is padded, or it cannot be tried."""
+    try:
+        return runner.is_invariant() if runner.sampling.padding else None
+    except Exception:  # the first batch meets it again, and says so in its rows
+        return None
 
 
 def _in_order(drawn: Mapping[tuple[str, int], ImageRecord], shard: Shard) -> list[ImageRecord]:

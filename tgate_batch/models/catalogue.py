@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tgate_batch.config import OWN_SCHEDULER, ResolvedSampling, Sampling
+from tgate_batch.config import OWN_SCHEDULER, ResolvedSampling, Sampling, scheduler_of
 from tgate_batch.errors import UserError
 from tgate_batch.models.family import Entry, Family
 
@@ -56,7 +56,9 @@ def entry(name: str) -> Entry:
     except KeyError:
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(CATALOGUE)}"
-        raise UserError(f"models: unknown model {name!r}; {hint}") from None
+        raise UserError(
+            f"models: unknown model {name!r}; {hint}; a model of your own needs its path too"
+        ) from None
 
 
 def family_of(name: str) -> Family:
@@ -66,7 +68,11 @@ def family_of(name: str) -> Family:
 
 def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
     """The sampling with the model's documented setting wherever the config leaves it open."""
-    row = entry(name)
+    return resolved(entry(name), sampling)
+
+
+def resolved(row: Entry, sampling: Sampling) -> ResolvedSampling:
+    """The sampling with the row's setting wherever the config leaves it open."""
     documented: dict[str, Any] = {
         "steps": row.steps,
         "guidance_scale": row.guidance_scale,
@@ -74,14 +80,10 @@ def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
         "width": row.width,
         "scheduler": row.scheduler or OWN_SCHEDULER,
     }
-    return ResolvedSampling(**documented | sampling.model_dump(exclude_none=True))
-
-
-def mixes_guidance(name: str) -> bool:
-    """Whether rows of differing guidance may share a batch, as far as the catalogue knows."""
-    row = entry(name)
-    config = {} if row.architecture is None else row.architecture.denoiser.config
-    return family_of(name).mixes_guidance and config.get("time_cond_proj_dim") is None
+    given = sampling.model_dump(exclude_none=True)
+    if sampling.scheduler is not None:
+        given |= scheduler_of(sampling.scheduler)
+    return ResolvedSampling(**documented | given)
 
 
 def tiny(name: str) -> Any:

@@ -1,56 +1,110 @@
 """Where a model's checkpoint lies, and loading it: safetensors only, and never remote code."""
 
-import difflib
-import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling
+from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.weights import pickled_only
+from tgate_batch.models import hub, loras, scheduling
 from tgate_batch.models.architecture import read_json
-from tgate_batch.models.catalogue import entry
 from tgate_batch.models.family import Entry
+from tgate_batch.models.opened import (
+    INDEX,
+    Opened,
+    opened,
+    part_class,
+    part_folder,
+    refusal,
+    resolve,
+)
 
-_HUB_SECONDS = 5.0  # to answer
 _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
 
-def checkpoint(model: Model) -> str:
-    """Where the model is loaded from, a folder or a hub id.
+def check(model: Model, sampling: Sampling) -> ResolvedSampling:
+    """How the model samples, after all has been checked that needs no weights.
+
+    Raises UserError for a checkpoint that is not there or not served, as ``checkpoint`` does, and
+    for a scheduler, LoRAs and replaced parts that cannot be used.
+    """
+    found = opened(model)
+    checkpoint(model, found)
+    key = f"models: {model.name}"
+    place = model.path if model.path is not None else found.row.checkpoint
+    if model.revision is not None and (model.path is None or hub.is_local(place)):
+        raise UserError(f"{key}: revision {model.revision!r} is of a hub id, and path is none")
+    if found.file is not None and not found.family.single_files:
+        raise UserError(
+            f"{key}: diffusers loads no {found.row.pipeline} from a single file; give its folder"
+        )
+    if model.config is not None and found.file is None:
+        raise UserError(f"{key}: config is of a single file, and {place} is none; leave it out")
+    scheduling.check_name(model.scheduler, f"{key}: scheduler")
+    _check_parts(model, found)
+    loras.check(model, found.family)
+    how = resolve(model, sampling, found)
+    scheduling.check_arguments(model, found, how)
+    return how
+
+
+def checkpoint(model: Model, found: Opened | None = None) -> str:
+    """Where the model is loaded from: a folder, a single file or a hub id.
 
     Raises UserError for a folder that is not there, that names code of its own, and whose weights
     are pickles.
     """
-    path = model.path or entry(model.name).checkpoint
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    folder = Path(path).expanduser()
-    if looks_local and not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"models: {model.name}: "
-            + (
-                pickled_only(folder)
-                or f"{path} is not a diffusers folder (it has no model_index.json)"
-            )
-        )
-    if not folder.exists():
-        return path
-    if refused := _unsafe(folder, model):
+    found = found or opened(model)
+    path = str(found.file or found.row.checkpoint)
+    is_folder = found.file is None and hub.is_local(path)
+    if is_folder and not (Path(path).expanduser() / INDEX).is_file():
+        raise UserError(f"models: {model.name}: {refusal(path)}")
+    if found.folder is not None and (refused := _unsafe(found.folder, model, found)):
         raise UserError(f"models: {model.name}: {refused}")
-    return str(folder)
+    return str(Path(path).expanduser()) if is_folder else path
 
 
-def _unsafe(folder: Path, model: Model) -> str | None:
+def _check_parts(model: Model, found: Opened) -> None:
+    """Raises UserError for a replaced U-Net or VAE that cannot take the checkpoint's place."""
+    key = f"models: {model.name}"
+    if model.unet is not None and found.family.denoiser != "unet":
+        raise UserError(
+            f"{key}: unet: a {found.row.pipeline} has a {found.family.denoiser} and no U-Net; "
+            "leave it out"
+        )
+    for part in ("unet", "vae"):
+        if getattr(model, part) is None:
+            continue
+        folder, kind = part_folder(model, part), part_class(model, part)
+        if refused := pickled_only(folder):
+            raise UserError(f"{key}: {part}: {refused}")
+        own = None
+        if found.folder is not None and (found.folder / INDEX).is_file():
+            own = (read_json(found.folder / INDEX).get(part) or [None, None])[1]
+        if part == "unet" and own not in (None, kind):
+            raise UserError(
+                f"{key}: {part}: {getattr(model, part)} is a {kind}, and the checkpoint has a "
+                f"{own}; give one of that class"
+            )
+        if not _is_diffusers(kind):
+            raise UserError(
+                f"{key}: {part}: {getattr(model, part)} is a {kind}, which is no model of "
+                f"diffusers; give a {part} that its save_pretrained wrote"
+            )
+
+
+def _unsafe(folder: Path, model: Model, found: Opened) -> str | None:
     """Why a local checkpoint is not loaded; None: what it is made of is data alone."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         return None
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / INDEX)
     if not isinstance(index.get("_class_name", ""), str):
         return f"{folder} names a pipeline of its own code, which is never run; {_PLAIN}"
-    given = {*entry(model.name).options} | ({"unet"} if replaced_unet(model) else set())
+    given = {*found.row.options} | ({"unet"} if found.row.unet else set())
+    given |= {"vae"} if model.vae else set()
     for name, kind in index.items():
         if not isinstance(kind, list) or not all(kind) or name in given:
             continue
@@ -77,17 +131,21 @@ def resolved_dtype(model: Model, device: str) -> str:
     """The model's dtype with ``auto`` resolved: half precision on a GPU, float32 on a CPU."""
     if model.dtype != "auto":
         return model.dtype
-    return entry(model.name).half if device.startswith("cuda") else "float32"
+    return opened(model).row.half if device.startswith("cuda") else "float32"
 
 
 def variant_of(model: Model, dtype: str) -> str | None:
     """Which of the hub's files are read, e.g. the half-precision ones; None: the plain ones."""
-    return entry(model.name).variant if model.path is None and dtype == "float16" else None
+    return opened(model).row.variant if dtype == "float16" else None
 
 
-def replaced_unet(model: Model) -> str | None:
-    """Hub id of the denoiser that is loaded in place of the checkpoint's; None: its own."""
-    return entry(model.name).unet if model.path is None else None
+def _is_diffusers(kind: str) -> bool:
+    """Whether diffusers has such a class of models; imports nothing of it."""
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    listing = (Path(spec.origin).parent / "models" / "__init__.py").read_text(encoding="utf-8")
+    return f'"{kind}"' in listing
 
 
 def pipeline_class(row: Entry) -> Any:
@@ -101,47 +159,66 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
 
     Raises UserError where the checkpoint cannot be had or holds something else.
     """
+    import torch
+
+    found = opened(model)
+    row, where = found.row, checkpoint(model, found)
+    dtype = dtype or resolved_dtype(model, device)
+    chosen = getattr(torch, dtype)
+    options = dict(row.options)
+    try:
+        options |= _replaced(model, row, chosen)
+        if found.file is not None:
+            pipeline = (
+                pipeline_class(row)
+                .from_single_file(
+                    where, config=str(found.folder), dtype=chosen, local_files_only=True, **options
+                )
+                .to(device)
+            )
+        else:
+            common: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
+            if row.float32:
+                common["dtype"] = {"default": chosen, **dict.fromkeys(row.float32, torch.float32)}
+            if (variant := variant_of(model, dtype)) is not None:
+                common["variant"] = variant
+            if model.revision is not None:
+                common["revision"] = model.revision
+            pipeline = pipeline_class(row).from_pretrained(where, **common, **options)
+    except Exception as error:  # diffusers raises nearly anything for a damaged folder
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "meta tensor" in reason:
+            reason = "it lacks weights that its configurations ask for"
+        raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
+    if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
+        pipeline.scheduler = scheduling.another_scheduler(
+            sampling.scheduler, pipeline.scheduler, sampling.scheduler_arguments
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if model.loras:
+        loras.add(pipeline, found.family.denoiser, model)
+    return pipeline
+
+
+def _replaced(model: Model, row: Entry, dtype: Any) -> dict[str, Any]:
+    """The parts that are loaded in place of the checkpoint's, by the pipeline's argument."""
     import diffusers
     import torch
 
-    row, where = entry(model.name), checkpoint(model)
-    dtype = dtype or resolved_dtype(model, device)
-    chosen = getattr(torch, dtype)
-    common = {"dtype": chosen, "use_safetensors": True}
-    options, unet, variant = dict(row.options), replaced_unet(model), variant_of(model, dtype)
-    try:
-        if unet is not None:
-            options["unet"] = diffusers.UNet2DConditionModel.from_pretrained(unet, **common)
-        if variant is not None:
-            options["variant"] = variant
-        if row.float32:
-            common["dtype"] = {"default": chosen, **dict.fromkeys(row.float32, torch.float32)}
-        pipeline = pipeline_class(row).from_pretrained(where, **common, **options)
-    except Exception as error:  # diffusers raises nearly anything for a damaged folder
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
-    if sampling.scheduler != OWN_SCHEDULER:
-        pipeline.scheduler = another_scheduler(sampling.scheduler, pipeline.scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def check_scheduler(name: str | None, key: str = "sampling.scheduler") -> None:
-    """Raises UserError, naming the config's key, unless diffusers has such a scheduler.
-
-    Imports nothing of it.
-    """
-    if name is None:
-        return
-    spec = find_spec("diffusers")
-    assert spec is not None
-    assert spec.origin is not None
-    listing = (Path(spec.origin).parent / "schedulers" / "__init__.py").read_text(encoding="utf-8")
-    known = sorted(set(re.findall(r'"(\w*Scheduler)"', listing)))
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"
-        raise UserError(f"{key}: diffusers has no scheduler {name!r}; {hint}")
+    parts: dict[str, Any] = {}
+    for part in ("unet", "vae"):
+        if getattr(model, part) is not None:
+            kind = getattr(diffusers, part_class(model, part))
+            place = getattr(model, part)
+            place = str(Path(place).expanduser()) if hub.is_local(place) else place
+        elif part == "unet" and row.unet is not None:
+            kind, place = diffusers.UNet2DConditionModel, row.unet
+        else:
+            continue
+        wanted = torch.float32 if part in row.float32 else dtype
+        parts[part] = kind.from_pretrained(place, dtype=wanted, use_safetensors=True)
+    return parts
 
 
 def check_hub(model: Model) -> None:
@@ -149,38 +226,7 @@ def check_hub(model: Model) -> None:
 
     The hub is asked for a few seconds at most.
     """
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
     where = checkpoint(model)
-    known = Path(where).exists() or isinstance(
-        try_to_load_from_cache(where, "model_index.json"), str
-    )
-    if known:
+    if Path(where).exists() or hub.cached(where, INDEX, model.revision) is not None:
         return
-    told = f"models: {model.name}: {where} is not on this machine, and the hub"
-    advice = "give models.path a folder, or fetch it where there is a network"
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{told} is switched off (HF_HUB_OFFLINE); {advice}")
-    try:
-        HfApi().model_info(where, timeout=_HUB_SECONDS)
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
-        raise UserError(
-            f"{told} does not give it (status {status}); check the id, or log in for a gated model"
-        ) from None
-    except Exception as error:  # of the HTTP library that the hub's client has
-        raise UserError(f"{told} cannot be reached ({type(error).__name__}); {advice}") from None
-
-
-def another_scheduler(name: str, current: Any) -> Any:
-    """A scheduler of this class with the settings of the current one."""
-    import diffusers
-
-    kind: Any = getattr(diffusers, name, None)
-    if not hasattr(kind, "from_config") or not issubclass(kind, diffusers.SchedulerMixin):
-        raise UserError(
-            f"sampling.scheduler: diffusers has no scheduler {name!r}; e.g. DDIMScheduler, "
-            "EulerDiscreteScheduler, DPMSolverMultistepScheduler"
-        )
-    return kind.from_config(current.config)
+    hub.check(where, model.revision, f"models: {model.name}")

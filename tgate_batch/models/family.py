@@ -29,7 +29,7 @@ class Entry:
     its tiny model; None: there is none. ``license`` is that of the checkpoint's weights, and of
     ``unet`` where there is one, as their cards name it; None: not known. ``half`` is the dtype that
     stands for half precision: models made in bfloat16 overflow in float16. ``float32`` names parts
-    that compute in float32 whatever the others do.
+    that compute in float32 whatever the others do. ``distilled``: a model of a few steps.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Entry:
     license: str | None = None
     half: str = "float16"
     float32: tuple[str, ...] = ()
+    distilled: bool = False
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -119,6 +120,8 @@ class Family:
     - ``multiple``: pixels of which height and width have to be a multiple.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
+    - ``loras``, ``single_files``: whether diffusers loads LoRAs into its pipelines, and a pipeline
+      from one file.
     """
 
     entries: tuple[Entry, ...]
@@ -135,5 +138,7 @@ class Family:
     encoder_inputs: Callable[[Config, int, int], dict[str, Any]] = text_inputs
     decoder_inputs: Callable[[Architecture, int, int], dict[str, Any]] = picture_latents
     bare: Mapping[str, Any] = field(default_factory=dict)
+    loras: bool = True
+    single_files: bool = False
     mixes_guidance: bool = False
     multiple: int = 8

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tgate_batch.config import Model
 from tgate_batch.models.architecture import read_json
-from tgate_batch.models.catalogue import entry
-from tgate_batch.models.checkpoint import checkpoint, replaced_unet, variant_of
+from tgate_batch.models.checkpoint import checkpoint, variant_of
+from tgate_batch.models.hub import cached, is_local
+from tgate_batch.models.loras import files_of
+from tgate_batch.models.opened import INDEX, opened
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights that lie in several files
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -27,36 +29,49 @@ def fingerprint(model: Model, dtype: str) -> str | None:
     None for a hub checkpoint that is not, or not whole, in the local cache: ask again once it is
     loaded. Raises UserError for a folder that is not there.
     """
-    row, where, unet = entry(model.name), checkpoint(model), replaced_unet(model)
-    folder = Path(where) if Path(where).is_dir() else _cached(where, "model_index.json")
+    is_one = opened(model)
+    where, folder = checkpoint(model, is_one), is_one.folder
     if folder is None:
         return None
-    index = read_json(folder / "model_index.json")
-    given = {*row.options} | ({"unet"} if unet else set())  # not read from the checkpoint
+    row, index = is_one.row, read_json(folder / INDEX)
+    replaced = {part: getattr(model, part) for part in ("unet", "vae")} | {"unet": row.unet}
+    replaced = {part: place for part, place in replaced.items() if place is not None}
+    variant = variant_of(model, dtype)
+    given = {*row.options, *replaced}  # not read from the checkpoint
     parts = {
-        name: _read_files(folder / name, variant_of(model, dtype))
+        name: _read_files(folder / name, variant)
         for name, kind in index.items()
         if isinstance(kind, list) and all(kind) and name not in given
     }
-    if unet is not None:
-        replacing = _cached(unet, "config.json")
-        if replacing is None:
-            return None
-        parts["unet"] = _read_files(replacing, variant=None)
-    if not Path(where).is_dir() and not all(map(_whole, parts.values())):
+    if is_one.file is not None:  # all weights are in it
+        parts = {name: list(_others(files)) for name, files in parts.items()}
+    elif not Path(where).is_dir() and not all(map(_whole, parts.values())):
         return None
-    found = {"model_index.json": _sha256_of(folder / "model_index.json")}
+    for part, place in replaced.items():
+        files = _of_part(place)
+        if files is None:
+            return None
+        parts[part] = files
+    found = {INDEX: _sha256_of(folder / INDEX)}
     for name, files in parts.items():
         found |= {f"{name}/{file.name}": _sha256_of(file) for file in files}
+    if is_one.file is not None:
+        found["weights"] = _sha256_of(is_one.file)
+    for number in range(len(model.loras)):
+        read = files_of(model, number)
+        if read is None:
+            return None
+        found |= {f"loras/{number}/{name}": _sha256_of(file) for name, file in read.items()}
     return sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
 
 
-def _cached(hub_id: str, file: str) -> Path | None:
-    """The snapshot of a hub checkpoint in the local cache, known by one of its files."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, file)
-    return Path(found).parent if isinstance(found, str) else None
+def _of_part(place: str) -> list[Path] | None:
+    """What is read of a replaced part; None: it is at a hub, and not whole on this machine."""
+    folder = Path(place).expanduser() if is_local(place) else cached(place, "config.json")
+    if folder is None:
+        return None
+    files = _read_files(folder, variant=None)
+    return files if _whole(files) or is_local(place) else None
 
 
 def _read_files(folder: Path, variant: str | None) -> list[Path]:

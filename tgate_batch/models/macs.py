@@ -29,16 +29,15 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
 
-from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling
+from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate import (
     Action,
@@ -52,9 +51,10 @@ from tgate_batch.gate.families import known
 from tgate_batch.gate.pipeline import following
 from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models import catalogue
-from tgate_batch.models.architecture import Architecture, Part, latent_scale, read_architecture
+from tgate_batch.models.architecture import Architecture, Part, latent_scale
 from tgate_batch.models.call_macs import Count, count_call
 from tgate_batch.models.family import Family, empty
+from tgate_batch.models.opened import Opened, architecture_of, opened
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,7 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
-    sampling = sampling.under(arm)
-    return macs_of(
-        model.name,
-        model.path,
-        plan=arm.plan or arm.guidance,
-        deepcache=arm.cache,
-        steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        height=sampling.height,
-        width=sampling.width,
-        scheduler=sampling.scheduler,
-    )
+    return _macs(model, opened(model), arm.plan or arm.guidance, arm.cache, sampling.under(arm))
 
 
 def macs_of(
@@ -126,16 +115,41 @@ def macs_of(
     folder's, or one call a step. Raises UserError for an unknown model and for settings that the
     gate refuses.
     """
-    row = catalogue.entry(name)
-    size = {"height": height or row.height, "width": width or row.width}
-    architecture = find_architecture(name, path)
-    if scheduler != OWN_SCHEDULER:
-        architecture = _with_scheduler(architecture, scheduler)
-    family = catalogue.family_of(name)
+    model = Model(name=name, path=path)
+    found = opened(model)
+    given = {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
+    sampling = catalogue.resolved(found.row, Sampling()).model_copy(
+        update={key: value for key, value in given.items() if value is not None}
+        | {"scheduler": scheduler}
+    )
+    return _macs(model, found, plan, deepcache, sampling)
+
+
+def _macs(
+    model: Model,
+    found: Opened,
+    plan: GatePlan | GuidanceInterval | None,
+    deepcache: DeepCache | None,
+    sampling: ResolvedSampling,
+) -> Macs:
+    architecture = architecture_of(found, model)
+    if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
+        architecture = _with_scheduler(
+            architecture, sampling.scheduler, sampling.scheduler_arguments
+        )
     try:
-        return count(family, architecture, plan, deepcache, steps, guidance_scale, **size)
+        return count(
+            found.family,
+            architecture,
+            plan,
+            deepcache,
+            sampling.steps,
+            sampling.guidance_scale,
+            height=sampling.height,
+            width=sampling.width,
+        )
     except ValueError as error:
-        raise UserError(f"MACs of {name}: {error}") from None
+        raise UserError(f"MACs of {model.name}: {error}") from None
 
 
 def find_architecture(name: str, path: str | None = None) -> Architecture:
@@ -143,16 +157,8 @@ def find_architecture(name: str, path: str | None = None) -> Architecture:
 
     Raises UserError for an unknown model, and where neither is at hand.
     """
-    row, family = catalogue.entry(name), catalogue.family_of(name)
-    folder = path or row.checkpoint
-    if Path(folder).expanduser().is_dir():
-        return read_architecture(folder, partial(family.tokens, row))
-    if row.architecture is None:
-        raise UserError(
-            f"the architecture of {name!r} is not known without its files; give a local checkpoint "
-            "folder (models: {name, path})"
-        )
-    return row.architecture
+    model = Model(name=name, path=path)
+    return architecture_of(opened(model), model)
 
 
 def count(
@@ -366,13 +372,17 @@ def _denoiser(
     return _Denoiser(family, module, tokens, height, width)
 
 
-def _with_scheduler(architecture: Architecture, name: str) -> Architecture:
+def _with_scheduler(
+    architecture: Architecture, name: str, arguments: Mapping[str, Any]
+) -> Architecture:
+    if name == OWN_SCHEDULER:
+        name = architecture.scheduler.kind
     if not hasattr(diffusers, name):
         raise UserError(f"diffusers has no scheduler {name!r}")
     # Every checkpoint with a PNDM scheduler skips its Runge-Kutta steps.
     config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     own = architecture.scheduler.config
-    return replace(architecture, scheduler=Part("diffusers", name, {**config, **own}))
+    return replace(architecture, scheduler=Part("diffusers", name, {**config, **own, **arguments}))
 
 
 def _build(part: Part) -> Any:

@@ -155,6 +155,7 @@ FAMILY = Family(
             architecture=_architecture("PixArtAlphaPipeline"),
             tiny=partial(_tiny, "PixArtAlphaPipeline", "LCMScheduler"),
             license="openrail++",
+            distilled=True,
         ),
     ),
     denoiser="transformer",
@@ -171,4 +172,5 @@ FAMILY = Family(
     call={"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False},
     tokens=_tokens,
     bare=dict.fromkeys(("vae", "text_encoder", "tokenizer")),
+    loras=False,
 )

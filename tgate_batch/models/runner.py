@@ -20,10 +20,12 @@ from PIL import Image
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
 from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
 from tgate_batch.gate.families import known
-from tgate_batch.models import catalogue, engine
-from tgate_batch.models.checkpoint import another_scheduler, load
+from tgate_batch.models import engine
+from tgate_batch.models.checkpoint import load
 from tgate_batch.models.family import Condition, Family
 from tgate_batch.models.guidance import scale_of
+from tgate_batch.models.opened import opened, resolve
+from tgate_batch.models.scheduling import another_scheduler
 from tgate_batch.records import Prompt
 
 _NEGATIVES = 64  # negative prompts that are kept encoded
@@ -262,10 +264,11 @@ def padded(values: list[Any], size: int) -> list[Any]:
 def open_runner(model: Model, config: Config) -> PipelineRunner:
     """Loads the model and makes it ready for the run; raises UserError where it cannot be had."""
     device = "cuda" if config.workers.gpus_each > 0 else "cpu"
-    sampling = catalogue.resolve(model.name, config.sampling)
+    found = opened(model)
+    sampling = resolve(model, config.sampling, found)
     pipeline = load(model, sampling, device)
     engine.prepare(pipeline, config.engine)
-    return PipelineRunner(pipeline, catalogue.family_of(model.name), sampling, config.engine)
+    return PipelineRunner(pipeline, found.family, sampling, config.engine)
 
 
 def _batch(values: list[Any], device: torch.device) -> Any:

@@ -172,4 +172,5 @@ FAMILY = Family(
     encoded={"prompt_embeds": caption, "negative_prompt_embeds": caption},
     bare={"text_encoder": None, "tokenizer": None, "vae": None, "feature_extractor": None}
     | _NO_CHECKER,
+    single_files=True,
 )

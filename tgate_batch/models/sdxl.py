@@ -168,6 +168,7 @@ FAMILY = Family(
             architecture=_architecture(time_cond_proj_dim=256),
             tiny=partial(_tiny, "LCMScheduler", time_cond_proj_dim=tiny.WIDTH),
             license="openrail++",
+            distilled=True,
         ),
         Entry(
             "playground25",
@@ -244,4 +245,5 @@ FAMILY = Family(
     },
     bare=dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     | _NO_WATERMARK,
+    single_files=True,
 )

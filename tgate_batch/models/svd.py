@@ -177,4 +177,5 @@ FAMILY = Family(
     tokens=_one_token,
     encoder_inputs=_encoder_inputs,
     decoder_inputs=_decoder_inputs,
+    loras=False,
 )

@@ -17,6 +17,7 @@ from tgate_batch import demo
 from tgate_batch.config import OWN_SCHEDULER, Arm, Sampling
 from tgate_batch.errors import one_line
 from tgate_batch.models import catalogue
+from tgate_batch.models.used import Used, read_used
 from tgate_batch.output import history, layout
 from tgate_batch.output.ledger import Ledger
 from tgate_batch.records import SCHEMA
@@ -90,7 +91,7 @@ def _card(folder: Folder) -> str:
             models=", ".join(model["name"] for model in settings["models"]),
             marked=_marked(settings["images"]),
             counts=_counts(run),
-            made="\n".join(_made(settings, ledger)),
+            made="\n".join(_made(settings, ledger, read_used(run.get("models")))),
             source=_plain(", ".join(_paths(settings))),
             arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
             there="\n".join(_there(run, (name for name, _ in files))),
@@ -130,21 +131,23 @@ def _counts(run: Mapping[str, Any]) -> str:
     )
 
 
-def _made(settings: Mapping[str, Any], ledger: Ledger) -> Iterator[str]:
+def _made(settings: Mapping[str, Any], ledger: Ledger, used: Mapping[str, Used]) -> Iterator[str]:
     """A line a model: its checkpoint, and how it was sampled."""
     sampling = Sampling.model_validate(settings["sampling"])
     for model in settings["models"]:
         name = model["name"]
-        used = catalogue.resolve(name, sampling)
+        held = used.get(name)
+        how = catalogue.resolve(name, sampling) if held is None else held.sampling
+        scheduler = _scheduler(how.scheduler) if held is None else _plain(held.scheduler)
         entered = (layout.images(name, arm) for arm in settings["arms"])
         made_of = next((ledger[folder] for folder in entered if folder in ledger), {})
-        negative = used.negative_prompt
+        negative = how.negative_prompt
         yield (
             f"- **{name}**: `{_plain(_checkpoint(model))}`"
             + (f" (sha256 `{made_of['checkpoint']}`)" if made_of.get("checkpoint") else "")
             + (f", in {made_of['dtype']}" if made_of.get("dtype") else "")
-            + f"; {used.steps} steps of {_scheduler(used.scheduler)}, guidance "
-            f"{used.guidance_scale:g}, {used.width} x {used.height} pixels, seed {used.seed}"
+            + f"; {how.steps} steps of {scheduler}, guidance "
+            f"{how.guidance_scale:g}, {how.width} x {how.height} pixels, seed {how.seed}"
             + (f", negative prompt `{_plain(negative)}`" if negative else "")
         )
 
@@ -155,9 +158,16 @@ def _scheduler(name: str) -> str:
 
 def _checkpoint(model: Mapping[str, Any]) -> str:
     """What was loaded, as a person names it."""
-    entry = catalogue.entry(model["name"])
+    revision, loras = model.get("revision"), model.get("loras") or []
+    said = _place(model) + (f" at {revision}" if revision else "")
+    said += "".join(f", {part} {model[part]}" for part in ("unet", "vae") if model.get(part))
+    return said + "".join(f", LoRA {lora['path']} at {lora['scale']:g}" for lora in loras)
+
+
+def _place(model: Mapping[str, Any]) -> str:
     if model["path"] is not None:
         return model["path"]
+    entry = catalogue.entry(model["name"])
     if entry.checkpoint == str(demo.PATH):
         return "the model that comes with tgate_batch"
     return entry.checkpoint if entry.unet is None else f"{entry.checkpoint} with {entry.unet}"
@@ -206,8 +216,8 @@ def _words(command: list[str]) -> list[str]:
 def _licences(settings: Mapping[str, Any]) -> Iterator[str]:
     """What is known of who allows what, and what is not."""
     for model in settings["models"]:
-        entry = catalogue.entry(model["name"])
-        if model["path"] not in (None, entry.checkpoint):
+        entry = catalogue.CATALOGUE.get(model["name"])
+        if entry is None or model["path"] not in (None, entry.checkpoint):
             said = f"not known to tgate_batch: the weights are those of `{_plain(model['path'])}`"
         elif entry.license is None:
             said = f"not known to tgate_batch: see the card of `{entry.checkpoint}`"

@@ -56,13 +56,14 @@ def software() -> dict[str, Any]:
 
 
 class Invocation(dict[str, Any]):
-    """What the end of an invocation will say: ``device`` and ``exit_code`` are the block's to set.
+    """What the end of an invocation will say.
 
+    ``device``, ``invariant`` (as of a receipt) and ``exit_code`` are the block's to set.
     ``workers`` is the most that it held at one time.
     """
 
     def __init__(self, workers: Workers) -> None:
-        super().__init__(id=uuid.uuid4().hex, workers=0, device=None, exit_code=1)
+        super().__init__(id=uuid.uuid4().hex, workers=0, device=None, invariant=None, exit_code=1)
         self.each = {"gpus_each": workers.gpus_each, "cpus_each": workers.cpus_each}
         self._since = 0.0 if whole_process else process_seconds()
 

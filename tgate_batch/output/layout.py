@@ -194,10 +194,15 @@ def of_pictures(
     outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    for key, value in sampling.model_dump(exclude={"batch_size", "padding"}).items():
+    later = {"batch_size", "padding", "scheduler_arguments"}
+    for key, value in sampling.model_dump(exclude=later).items():
         settings[f"sampling.{key}"] = value
     if not sampling.padding:
         settings["sampling.padding"] = False
+    for key, value in sampling.scheduler_arguments.items():
+        flat = value if isinstance(value, str | int | float | None) else json.dumps(value)
+        settings[f"sampling.scheduler.{key}"] = flat
+    settings |= _of_model(config, model)
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format
@@ -205,6 +210,15 @@ def of_pictures(
     if not FORMATS[config.images.format].lossless:
         settings["images.quality"] = config.images.quality
     return settings | arm.settings
+
+
+def _of_model(config: Config, name: str) -> Settings:
+    """What a model's section adds to the files that its fingerprint stands for."""
+    model = next((each for each in config.models if each.name == name), None)
+    if model is None:
+        return {}
+    settings: Settings = {f"loras.{n}.scale": lora.scale for n, lora in enumerate(model.loras)}
+    return settings | ({} if model.revision is None else {"revision": model.revision})
 
 
 def of_rows(pictures: Mapping) -> Settings:

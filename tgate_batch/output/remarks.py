@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tgate_batch.config import Arm, Config, ResolvedSampling
-from tgate_batch.models import catalogue
+from tgate_batch.models.opened import opened, resolve
 
 
 def remarks(config: Config) -> Iterator[str]:
@@ -15,9 +15,10 @@ def remarks(config: Config) -> Iterator[str]:
             "with nothing set, e.g. baseline: {}"
         )
     for model in config.models:
-        sampling = catalogue.resolve(model.name, config.sampling)
+        found = opened(model)
+        sampling = resolve(model, config.sampling, found)
         for name, arm in config.arms.items():
-            for fault in _of_arm(arm, sampling, catalogue.entry(model.name).guidance_scale):
+            for fault in _of_arm(arm, sampling, found.row.guidance_scale):
                 yield f"arm {name} with {model.name}: {fault}"
 
 

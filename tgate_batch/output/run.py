@@ -11,6 +11,8 @@ from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.opened import mixes_guidance, opened
+from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
@@ -29,6 +31,7 @@ class Run:
     folder: Folder
     shards: list[ShardPlan]
     ledger: Ledger
+    models: Mapping[str, Used] = field(default_factory=dict, kw_only=True)  # by name
 
     @property
     def prompts(self) -> int:
@@ -39,6 +42,9 @@ class Run:
         return self.prompts * self.config.sampling.images_per_prompt
 
     def sampling(self, model: str) -> ResolvedSampling:
+        """How a model samples. Older outputs do not say: then as the catalogue has it."""
+        if model in self.models:
+            return self.models[model].sampling
         return catalogue.resolve(model, self.config.sampling)
 
     @property
@@ -82,9 +88,10 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     Raises UserError for models that cannot be found, plans that do not fit the steps, bad prompts,
     a place that cannot be written, and pictures of other settings unless they are to be replaced.
     """
+    models = {}
     for model in config.models:
-        sampling = catalogue.resolve(model.name, config.sampling)
-        checkpoint.checkpoint(model)
+        sampling = checkpoint.check(model, config.sampling)
+        models[model.name] = used(model, sampling)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
     folder = Folder(config.output)
@@ -94,7 +101,7 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_all_entered(folder, ledger)
     stale: list[str] = []
     batch = math.ceil(config.sampling.batch_size / config.sampling.images_per_prompt)
-    apart = not all(catalogue.mixes_guidance(model.name) for model in config.models)
+    apart = not all(mixes_guidance(model) for model in config.models)
     wanted = (config.score.by, batch, apart)
     try:
         plan = frozen.plan(folder, config.prompts, ledger, *wanted)
@@ -103,11 +110,13 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
             raise
         stale = ledger.names()
         plan = frozen.plan(folder, config.prompts, None, *wanted)
-    _check_kinds(config, plan.shards)
+    _check_kinds(config, models, plan.shards)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
-    run = Prepared(config, folder, plan.shards, ledger, plan, fingerprints=fingerprints)
+    run = Prepared(
+        config, folder, plan.shards, ledger, plan, fingerprints=fingerprints, models=models
+    )
     found = _stale(run)
     if found and not replace_stale:
         raise UserError(_explained(run, found))
@@ -167,6 +176,7 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "format": layout.FORMAT,
         "config": _without_credentials_in(run.config.model_dump(mode="json")),
+        "models": {name: one.described() for name, one in run.models.items()},
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
@@ -187,7 +197,19 @@ def load_run(output: str) -> Run:
     Raises UserError where the folder holds none, or one of another format.
     """
     folder = Folder(output)
-    return Run(held_config(folder, output), folder, frozen.frozen(folder), Ledger(folder))
+    return Run(
+        held_config(folder, output),
+        folder,
+        frozen.frozen(folder),
+        Ledger(folder),
+        models=held_models(folder),
+    )
+
+
+def held_models(folder: Folder) -> dict[str, Used]:
+    """How each model samples, as the folder says; older ones do not."""
+    said = (read_json(folder.hasty, layout.RUN) or {}).get("models")
+    return read_used(said)
 
 
 def held_config(folder: Folder, output: str) -> Config:
@@ -256,26 +278,26 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
 
-def _check_kinds(config: Config, shards: list[ShardPlan]) -> None:
+def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardPlan]) -> None:
     """Raises UserError, naming the first row of its kind, for what a model or an arm refuses."""
     first: dict[Kind, int] = {}
     for shard in shards:
         first.setdefault(shard.kind, shard.first)
+    multiples = {model.name: opened(model).family.multiple for model in config.models}
     for kind, place in first.items():
         try:
-            for model in config.models:
-                sampling = catalogue.resolve(model.name, config.sampling).of_kind(kind)
-                _check_size(model.name, sampling)
-                for name, arm in config.arms.items():
-                    _check_arm(model.name, name, arm, sampling)
+            for name, multiple in multiples.items():
+                sampling = models[name].sampling.of_kind(kind)
+                _check_size(name, sampling, multiple)
+                for arm_name, arm in config.arms.items():
+                    _check_arm(name, arm_name, arm, sampling)
         except UserError as error:
             if kind == AS_OTHERS:
                 raise
             raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
 
 
-def _check_size(model: str, sampling: ResolvedSampling) -> None:
-    multiple = catalogue.family_of(model).multiple
+def _check_size(model: str, sampling: ResolvedSampling, multiple: int) -> None:
     if sampling.height % multiple or sampling.width % multiple:
         raise UserError(
             f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "

@@ -16,18 +16,18 @@ def rows(arms: Sequence[Arm], table: TableName) -> list[list[str]]:
     """
     brief = table == "brief"
     shown = [
-        (_heading(column, arms, brief), [column.show(arm, brief) for arm in arms])
+        (heading(column, arms, brief), [column.show(arm, brief) for arm in arms])
         for column in columns(arms)
         if table in column.tables
     ]
-    chosen = [(heading, cells) for heading, cells in shown if any(c != UNKNOWN for c in cells)]
+    chosen = [(head, cells) for head, cells in shown if any(cell != UNKNOWN for cell in cells)]
     return [
-        [heading for heading, _ in chosen],
+        [head for head, _ in chosen],
         *([cells[row] for _, cells in chosen] for row in range(len(arms))),
     ]
 
 
-def _heading(column: Column, arms: Sequence[Arm], brief: bool) -> str:
+def heading(column: Column, arms: Sequence[Arm], brief: bool) -> str:
     """The column's word, and that its cells have intervals, where one has."""
     with_interval = any(column.bounds(arm) is not None for arm in arms)
     if not with_interval or (brief and not column.change) or column.heading.endswith(_INTERVAL):

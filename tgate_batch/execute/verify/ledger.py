@@ -73,7 +73,7 @@ def opened(output: str, found: Findings) -> Run | None:
         except Exception:  # told where the part is checked
             continue
     shards.sort(key=lambda shard: shard.index)
-    return Run(config, folder, shards, Ledger(folder))
+    return Run(config, folder, shards, Ledger(folder), models=runs.held_models(folder))
 
 
 def _lacks(folder: Folder, name: str, key: str) -> list[str]:

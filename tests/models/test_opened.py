@@ -1,0 +1,249 @@
+"""A checkpoint under any name: its family, settings, size, scheduler and files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from original_layout import save_as_one
+from safetensors.torch import load_file, save_file
+
+from tgate_batch.config import OWN_SCHEDULER, Lora, Model, Sampling
+from tgate_batch.errors import UserError
+from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import check, load, pipeline_class
+from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.opened import opened, own_scheduler, resolve
+from tgate_batch.models.scheduling import told
+from tgate_batch.models.single_file import kind_of
+
+FAMILIES = {
+    "sd15": "sd15",
+    "sd21": "sd15",  # the class is the same, and so are steps and guidance
+    "sdxl": "sdxl",
+    "lcm_sdxl": "lcm_sdxl",
+    "pixart_alpha": "pixart_alpha",
+    "pixart_sigma": "pixart_sigma",
+    "lcm_pixart_alpha": "lcm_pixart_alpha",
+    "kolors": "kolors",
+    "sana": "sana",
+    "svd": "svd",
+    "wan21": "wan21",
+}
+SIDES = {"sd15": 64, "sd21": 64, "sdxl": 64, "lcm_sdxl": 64, "kolors": 64, "sana": 1024}
+SIDES |= dict.fromkeys(("pixart_alpha", "pixart_sigma", "lcm_pixart_alpha"), 256)
+
+
+@pytest.fixture(scope="module")
+def tiny_of(tmp_path_factory):
+    """``tiny_of(name)`` is the folder of a tiny model."""
+    made: dict[str, str] = {}
+
+    def get(name: str) -> str:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = str(catalogue.save_tiny(name, folder))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def sdxl(tiny_of, tmp_path) -> Path:
+    """A tiny SDXL of one's own, to change."""
+    return Path(shutil.copytree(tiny_of("sdxl"), tmp_path / "mine"))
+
+
+def mine(path, **more) -> Model:
+    return Model(name="mine", path=str(path), **more)
+
+
+def change(file: Path, **settings) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_class_says_the_family_and_the_folder_its_size(tiny_of, name):
+    found = opened(mine(tiny_of(name)))
+    assert found.like == FAMILIES[name]
+    assert found.family is catalogue.family_of(name)
+    sampling, row = resolve(mine(tiny_of(name)), Sampling()), catalogue.entry(FAMILIES[name])
+    assert (sampling.steps, sampling.guidance_scale) == (row.steps, row.guidance_scale)
+    assert sampling.scheduler == OWN_SCHEDULER
+    if name in SIDES:  # the denoiser's sample size times the VAE's scale
+        assert (sampling.height, sampling.width) == (SIDES[name], SIDES[name])
+    else:  # a video's size stands in no configuration
+        assert (sampling.height, sampling.width) == (row.height, row.width)
+
+
+def test_an_lcm_scheduler_without_a_guided_unet_is_four_steps_without_guidance(sdxl):
+    change(sdxl / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    sampling = resolve(mine(sdxl), Sampling())
+    assert (sampling.steps, sampling.guidance_scale) == (4, 1.0)
+
+
+def test_a_name_of_the_catalogue_with_a_path_keeps_the_rows_size_and_the_folders_scheduler(tiny_of):
+    model = Model(name="sdxl", path=tiny_of("sdxl"))
+    sampling = resolve(model, Sampling())
+    assert (sampling.height, sampling.scheduler) == (1024, OWN_SCHEDULER)
+    assert told(opened(model), sampling) == "EulerDiscreteScheduler (the checkpoint's own)"
+    assert resolve(Model(name="sdxl"), Sampling()).scheduler == "DPMSolverMultistepScheduler"
+
+
+def test_a_models_scheduler_comes_before_the_runs_and_own_brings_back_the_checkpoints(tiny_of):
+    run = Sampling(scheduler="DDIMScheduler")
+    path = tiny_of("sdxl")
+    assert resolve(mine(path), run).scheduler == "DDIMScheduler"
+    given = {"class": "own", "timestep_spacing": "trailing"}
+    chosen = resolve(mine(path, scheduler=given), run)
+    assert chosen.scheduler == OWN_SCHEDULER
+    assert chosen.scheduler_arguments == {"timestep_spacing": "trailing"}
+    pipeline = load(mine(path), chosen, "cpu")
+    assert type(pipeline.scheduler) is diffusers.EulerDiscreteScheduler
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    assert pipeline.scheduler.config.beta_end == own_scheduler(opened(mine(path)))[1]["beta_end"]
+
+
+@pytest.mark.parametrize("name", catalogue.CATALOGUE)
+def test_the_family_says_what_diffusers_loads_into_its_pipelines(name):
+    kind, family = pipeline_class(catalogue.entry(name)), catalogue.family_of(name)
+    assert hasattr(kind, "load_lora_weights") == family.loras
+    assert hasattr(kind, "from_single_file") == family.single_files
+
+
+def test_another_unet_and_vae_are_in_the_fingerprint_and_in_the_pipeline(sdxl, tiny_of):
+    plain = fingerprint(mine(sdxl), "float32")
+    unet, vae = (Path(tiny_of("vega"), part) for part in ("unet", "vae"))
+    model = mine(sdxl, unet=str(unet), vae=str(vae))
+    check(model, Sampling())
+    pipeline = load(model, resolve(model, Sampling()), "cpu")
+    assert pipeline.unet.config.mid_block_type == "UNetMidBlock2D"
+    found = {fingerprint(m, "float32") for m in (mine(sdxl), model, mine(sdxl, vae=str(vae)))}
+    assert len(found) == 3
+    assert plain in found
+    whole = Path(shutil.copytree(sdxl, sdxl.parent / "whole"))
+    for part in (unet, vae):
+        shutil.rmtree(whole / part.name)
+        shutil.copytree(part, whole / part.name)
+    assert fingerprint(mine(whole), "float32") == fingerprint(model, "float32")
+
+
+REFUSED = {
+    "an unet without a config": ({"unet": "/no/such"}, ["unet", "/no/such", "config.json"]),
+    "a LoRA that is not there": (
+        {"loras": [{"path": "/no/such.safetensors"}]},
+        ["loras.0", "such"],
+    ),
+    "a LoRA that is a pickle": (
+        {"loras": [{"path": "/tmp", "weight_name": "lora.bin"}]},
+        ["loras.0", "lora.bin", "pickles"],
+    ),
+    "a revision of a folder": ({"revision": "main"}, ["revision", "hub id"]),
+    "a config of a folder": ({"config": "/tmp"}, ["config", "single file"]),
+    "an argument of another name": (
+        {"scheduler": {"class": "EulerDiscreteScheduler", "timestep_spacin": "trailing"}},
+        ["scheduler", "timestep_spacin", "did you mean timestep_spacing"],
+    ),
+    "a value that the class does not take": (
+        {"scheduler": {"class": "EulerDiscreteScheduler", "timestep_spacing": "loose"}},
+        ["scheduler", "EulerDiscreteScheduler", "loose"],
+    ),
+    "a scheduler that is none": ({"scheduler": "EulerScheduler"}, ["scheduler", "did you mean"]),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_cannot_be_used_is_one_line_before_any_weight(sdxl, mistake):
+    for weights in sdxl.rglob("*.safetensors"):
+        weights.write_text("no weights")
+    more, words = REFUSED[mistake]
+    with pytest.raises(UserError) as told:
+        check(mine(sdxl, **more), Sampling())
+    (line,) = str(told.value).splitlines()
+    assert line.startswith("models: mine: ")
+    for word in words:
+        assert word in line
+
+
+def test_an_unet_of_another_class_is_refused(sdxl, tiny_of):
+    with pytest.raises(UserError, match=r"unet: .* is a UNetSpatioTemporalConditionModel, and the"):
+        check(mine(sdxl, unet=str(Path(tiny_of("svd"), "unet"))), Sampling())
+    with pytest.raises(UserError, match="has a transformer and no U-Net"):
+        check(mine(tiny_of("sana"), unet=str(sdxl / "unet")), Sampling())
+
+
+def test_a_lora_for_a_family_without_them_is_refused(tiny_of):
+    model = mine(tiny_of("pixart_alpha"), loras=[Lora(path="/somewhere")])
+    with pytest.raises(UserError, match="loras: pipelines of this family load no LoRA"):
+        check(model, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("unet.mid_block.attentions.0.proj_in", "does not fit this model"),  # of other channels
+        ("mid_block.attentions.0.proj_in", "has no weights for this model"),  # of no part
+    ],
+)
+def test_a_lora_of_another_model_is_told_when_it_is_loaded(sdxl, tmp_path, key, said):
+    shapes = {"lora_A": (2, 7), "lora_B": (7, 2)}
+    weights = {f"{key}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "lora.safetensors")
+    model = mine(sdxl, loras=[Lora(path=str(tmp_path / "lora.safetensors"))])
+    check(model, Sampling())
+    with pytest.raises(UserError, match=rf"^models: mine: loras\.0 {said}"):
+        load(model, resolve(model, Sampling()), "cpu")
+
+
+def test_which_file_of_a_folder_is_the_lora_is_asked_where_there_are_several(sdxl, tmp_path):
+    for name in ("a", "b"):
+        save_file({"lora": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"weight_name which of .*: a\.safetensors, b\.safetensors"):
+        check(mine(sdxl, loras=[Lora(path=str(tmp_path))]), Sampling())
+    check(mine(sdxl, loras=[Lora(path=str(tmp_path), weight_name="b.safetensors")]), Sampling())
+
+
+def test_a_single_file_without_some_of_its_weights_is_told(tiny, tmp_path):
+    file = save_as_one(Path(tiny), tmp_path / "one.safetensors")
+    model = mine(file, config=tiny)
+    whole = load(model, resolve(model, Sampling()), "cpu")
+    assert type(whole.scheduler).__name__ == "PNDMScheduler"  # of its configurations
+    weights = load_file(file)
+    del weights["model.diffusion_model.middle_block.1.norm.weight"]
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"mine cannot be loaded from .*: it lacks weights"):
+        load(model, resolve(model, Sampling()), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        (["conditioner.embedders.0.x", "conditioner.embedders.1.x"], "sdxl"),
+        (["edm_mean", "conditioner.embedders.1.x"], "playground25"),
+        (["cond_stage_model.model.x"], "sd21"),
+        (["cond_stage_model.transformer.x"], "sd15"),
+        (["conditioner.embedders.0.x"], None),  # SDXL's refiner
+    ],
+)
+def test_the_kind_of_a_single_file_is_told_by_its_text_encoders(keys, row):
+    assert kind_of(["model.diffusion_model.x", *keys]) == row
+
+
+def test_a_class_that_is_not_served_is_told_with_those_that_are(sdxl):
+    change(sdxl / "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(UserError, match=r"is a FluxPipeline, which is not served; .*SanaPipeline"):
+        check(mine(sdxl), Sampling())
+    with pytest.raises(UserError, match="a FluxPipeline, and sdxl of the catalogue is a Stable"):
+        check(Model(name="sdxl", path=str(sdxl)), Sampling())
+
+
+def test_a_hub_id_that_is_not_here_is_told_where_there_is_no_hub():
+    with pytest.raises(UserError, match="some/finetune at v2 is not on this machine, and the hub"):
+        check(mine("some/finetune", revision="v2"), Sampling())
+
+
+def test_a_name_without_a_path_is_told_that_it_needs_one():
+    with pytest.raises(UserError, match=r"unknown model 'mine'.*needs its path"):
+        check(Model(name="mine"), Sampling())

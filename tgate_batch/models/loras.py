@@ -1,0 +1,171 @@
+"""LoRAs of a model: where they lie, and adding them to its weights.
+
+They are fused: a picture then costs what it costs without them, and MACs and caches stay as they
+are. A file of diffusers' or of the usual trainers' is given to the pipeline; what peft's own
+``save_pretrained`` writes has no part's name in it, and goes to the denoiser.
+"""
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tgate_batch.config import Lora, Model
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.models import hub
+from tgate_batch.models.family import Family
+from tgate_batch.models.single_file import keys_of
+
+_USUAL = "pytorch_lora_weights.safetensors"
+_PEFT = "base_model.model."  # how keys of peft's own files begin
+_PEFT_CONFIG = "adapter_config.json"
+
+
+def check(model: Model, family: Family) -> None:
+    """Raises UserError for LoRAs that cannot be loaded, as far as it shows without weights."""
+    if not model.loras:
+        return
+    key = f"models: {model.name}: loras"
+    if not family.loras:
+        raise UserError(
+            f"{key}: pipelines of this family load no LoRA in diffusers; leave them out, or merge "
+            "them into the checkpoint"
+        )
+    if find_spec("peft") is None:
+        raise UserError(f"{key}: they need peft, which is not installed; pip install peft")
+    for number in range(len(model.loras)):
+        file = located(model, number)
+        if file is None:
+            hub.check(model.loras[number].path, None, f"{key}.{number}")
+            continue
+        try:
+            keys = keys_of(file)
+        except ValueError as error:
+            raise UserError(f"{key}.{number}: {error}; give a LoRA's .safetensors") from None
+        if not any("lora" in name for name in keys):
+            raise UserError(
+                f"{key}.{number}: {file} is no LoRA (its keys are such as "
+                f"{one_line(keys[0] if keys else 'none', 60)}); give a LoRA's .safetensors"
+            )
+        if keys[0].startswith(_PEFT) and not (file.parent / _PEFT_CONFIG).is_file():
+            raise UserError(
+                f"{key}.{number}: {file} is one of peft's own, and no {_PEFT_CONFIG} lies beside "
+                "it; give the whole folder"
+            )
+
+
+def located(model: Model, number: int) -> Path | None:
+    """The file of a LoRA; None: it is at a hub, and not on this machine.
+
+    Raises UserError for a place that is not there, and where it is not safetensors.
+    """
+    lora, key = model.loras[number], f"models: {model.name}: loras.{number}"
+    if lora.weight_name is not None and not lora.weight_name.endswith(".safetensors"):
+        raise UserError(
+            f"{key}: weight_name {lora.weight_name!r} is no .safetensors, and pickles are not read"
+        )
+    if not hub.is_local(lora.path):
+        name = lora.weight_name or _USUAL
+        found = hub.cached(lora.path, name)
+        return None if found is None else found / name
+    place = Path(lora.path).expanduser()
+    if place.is_dir():
+        return _in_folder(place, lora, key)
+    if place.suffix != ".safetensors":
+        raise UserError(f"{key}: {lora.path} is no folder, hub id or .safetensors file")
+    if not place.is_file():
+        raise UserError(f"{key}: {lora.path} is not there")
+    return place
+
+
+def files_of(model: Model, number: int) -> dict[str, Path] | None:
+    """What is read of a LoRA, by what it is; None: it is not on this machine."""
+    file = located(model, number)
+    if file is None:
+        return None
+    is_pefts = keys_of(file)[0].startswith(_PEFT)
+    return {"weights": file} | ({"config": file.parent / _PEFT_CONFIG} if is_pefts else {})
+
+
+def add(pipeline: Any, denoiser: str, model: Model) -> None:
+    """Loads the LoRAs of the model and fuses them, each at its scale.
+
+    ``denoiser``: the pipeline's attribute of that name. Raises UserError for one that does not fit.
+    """
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of each part that a LoRA leaves alone
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a second one
+            _fuse(pipeline, denoiser, model)
+    except UserError:
+        raise
+    except ValueError as error:  # of weights that are not numbers
+        raise UserError(f"models: {model.name}: loras: {one_line(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _fuse(pipeline: Any, denoiser: str, model: Model) -> None:
+    names = [f"lora_{number}" for number in range(len(model.loras))]
+    for number, name in enumerate(names):
+        try:
+            _load(pipeline, denoiser, _had(model, number), name)
+        except UserError:
+            raise
+        except Exception as error:  # peft and diffusers raise nearly anything
+            said = one_line(f"{type(error).__name__}: {error}")
+            raise UserError(
+                f"models: {model.name}: loras.{number} does not fit this model: {said}"
+            ) from None
+        if name not in {n for held in pipeline.get_list_adapters().values() for n in held}:
+            raise UserError(
+                f"models: {model.name}: loras.{number} has no weights for this model: it was "
+                "made for another kind"
+            )
+    pipeline.set_adapters(names, [lora.scale for lora in model.loras])
+    pipeline.fuse_lora(safe_fusing=True)
+    pipeline.unload_lora_weights()
+
+
+def _in_folder(folder: Path, lora: Lora, key: str) -> Path:
+    held = sorted(file.name for file in folder.glob("*.safetensors"))
+    name = lora.weight_name or (held[0] if len(held) == 1 else _USUAL)
+    if name in held:
+        return folder / name
+    if not held:
+        raise UserError(f"{key}: {lora.path} has no .safetensors, and pickles are not read")
+    raise UserError(f"{key}: give as weight_name which of {lora.path}: {', '.join(held)}")
+
+
+def _had(model: Model, number: int) -> Path:
+    """The file of a LoRA, fetched where it is not here."""
+    file = located(model, number)
+    if file is not None:
+        return file
+    lora, key = model.loras[number], f"models: {model.name}: loras.{number}"
+    hub.fetched(lora.path, None, key, (lora.weight_name or _USUAL, _PEFT_CONFIG))
+    file = located(model, number)
+    if file is None:
+        name = lora.weight_name or _USUAL
+        raise UserError(f"{key}: {lora.path} has no {name}; give weight_name")
+    return file
+
+
+def _load(pipeline: Any, denoiser: str, file: Path, name: str) -> None:
+    if not keys_of(file)[0].startswith(_PEFT):
+        pipeline.load_lora_weights(
+            str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True
+        )
+        return
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    settings = LoraConfig.from_pretrained(str(file.parent)).to_dict()
+    getattr(pipeline, denoiser).load_lora_adapter(
+        {key.removeprefix(_PEFT): value for key, value in load_file(file).items()},
+        prefix=None,
+        adapter_name=name,
+        metadata={key: value for key, value in settings.items() if key not in ("peft_type",)},
+    )

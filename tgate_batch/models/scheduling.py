@@ -1,0 +1,107 @@
+"""Schedulers by the names and arguments that a config gives them."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, scheduler_of
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.models.opened import Opened, own_scheduler
+
+
+def check_name(given: str | dict[str, Any] | None, key: str = "sampling.scheduler") -> None:
+    """Raises UserError, naming the config's key, unless diffusers has such a scheduler.
+
+    A model's own is one too, but not an arm's. Imports nothing of it.
+    """
+    if given is None:
+        return
+    name = scheduler_of(given)["scheduler"]
+    if name == OWN_SCHEDULER:
+        if key.startswith("arms."):
+            raise UserError(f"{key}: the checkpoint's own is the run's; leave it out, or name one")
+        return
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    listing = (Path(spec.origin).parent / "schedulers" / "__init__.py").read_text(encoding="utf-8")
+    known = sorted(set(re.findall(r'"(\w*Scheduler)"', listing)))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"
+        raise UserError(f"{key}: diffusers has no scheduler {name!r}; {hint}")
+
+
+def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> None:
+    """Raises UserError where the scheduler does not take the arguments that the config gives it.
+
+    It is made and told its steps, as the pipeline would: without weights, but with torch.
+    """
+    if not sampling.scheduler_arguments:
+        return
+    key = "sampling.scheduler"
+    if model.scheduler is not None:
+        key = f"models: {model.name}: scheduler"
+    own, settings = own_scheduler(found) or (None, {})
+    name = own if sampling.scheduler == OWN_SCHEDULER else sampling.scheduler
+    if name is None:
+        raise UserError(
+            f"{key}: which class the checkpoint's own scheduler has is not known before it is "
+            "loaded; give the class"
+        )
+    kind = _class(name, key)
+    known = [each for each in signature(kind.__init__).parameters if each not in ("self", "kwargs")]
+    for argument in sampling.scheduler_arguments:
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise UserError(f"{key}: {name} has no argument {argument!r}; {hint}")
+    try:
+        made = kind.from_config(dict(settings), **sampling.scheduler_arguments)
+        made.set_timesteps(sampling.steps)
+    except Exception as error:  # each class has its own way
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"{key}: {name} cannot be made with {_listed(sampling.scheduler_arguments)} ({said}); "
+            "give values that its documentation names"
+        ) from None
+
+
+def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | None = None) -> Any:
+    """A scheduler of this class with the settings of the current one, but for the arguments.
+
+    ``name`` may be ``OWN_SCHEDULER``: the class of the current one.
+    """
+    kind = type(current) if name == OWN_SCHEDULER else _class(name, "sampling.scheduler")
+    return kind.from_config(current.config, **arguments or {})
+
+
+def told(found: Opened, sampling: ResolvedSampling) -> str:
+    """The scheduler that draws, as a person reads it."""
+    name = sampling.scheduler
+    if name == OWN_SCHEDULER:
+        own = own_scheduler(found)
+        name = f"{own[0]} ({OWN_SCHEDULER})" if own is not None else f"{OWN_SCHEDULER} scheduler"
+    if sampling.scheduler_arguments:
+        name += f" with {_listed(sampling.scheduler_arguments)}"
+    return name
+
+
+def _class(name: str, key: str) -> Any:
+    import diffusers
+
+    kind: Any = getattr(diffusers, name, None)
+    if not hasattr(kind, "from_config") or not issubclass(kind, diffusers.SchedulerMixin):
+        raise UserError(
+            f"{key}: diffusers has no scheduler {name!r}; e.g. DDIMScheduler, "
+            "EulerDiscreteScheduler, DPMSolverMultistepScheduler"
+        )
+    return kind
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return one_line(", ".join(f"{key} {value}" for key, value in arguments.items()))

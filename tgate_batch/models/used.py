@@ -1,0 +1,57 @@
+"""What a run uses of each model, as ``run.json`` and the report keep it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from tgate_batch.config import Model, ResolvedSampling
+from tgate_batch.models.opened import opened
+from tgate_batch.models.scheduling import told
+
+
+@dataclass(frozen=True)
+class Used:
+    """One model of a run: its kind, and how it samples."""
+
+    pipeline: str  # a class of diffusers
+    like: str  # the catalogue's row whose documented settings hold
+    scheduler: str  # the class that draws, as a person reads it
+    sampling: ResolvedSampling
+
+    def told(self) -> str:
+        """In a line, as it is said at the start."""
+        how = self.sampling
+        return (
+            f"a {self.pipeline}, settings like {self.like}; {how.steps} steps of {self.scheduler}, "
+            f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels"
+        )
+
+    def described(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "pipeline": self.pipeline,
+            "like": self.like,
+            "scheduler": self.scheduler,
+            "sampling": self.sampling.model_dump(mode="json"),
+        }
+
+
+def used(model: Model, sampling: ResolvedSampling) -> Used:
+    """What a run uses of a model; raises UserError as ``opened`` does."""
+    found = opened(model)
+    pipeline = found.row.pipeline.rpartition(".")[2]
+    return Used(pipeline, found.like, told(found, sampling), sampling)
+
+
+def read_used(said: Any) -> dict[str, Used]:
+    """What ``described`` wrote, by model; without those that cannot be read."""
+    found = {}
+    for name, one in said.items() if isinstance(said, Mapping) else ():
+        try:
+            sampling = ResolvedSampling.model_validate(one["sampling"])
+            found[name] = Used(one["pipeline"], one["like"], one["scheduler"], sampling)
+        except (KeyError, TypeError, ValidationError):
+            continue
+    return found
