@@ -88,7 +88,8 @@ def test_init_names_every_key_with_what_it_means(capsys):
     for section in (config.Prompts, config.Sampling, config.Workers, config.Engine, config.Score):
         for key, field in section.model_fields.items():
             assert f"{key}:" in written
-            assert " ".join(field.description.split())[:40] in " ".join(written.split())
+            about = field.description or field.annotation.__doc__  # of a section in a section
+            assert " ".join(about.split())[:40] in " ".join(written.split())
 
 
 def test_init_overwrites_nothing(tmp_path):

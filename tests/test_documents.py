@@ -44,6 +44,8 @@ NOT_RUN = {  # a snippet's name, * for anything -> why
     "docker *": "no Docker here; tests/docker/ holds its files against their schemas",
     "kubectl *": "no Kubernetes here; tests/docker/ holds its files against their schemas",
     "python -m tgate_batch.demo.training.train *": "an hour of training",
+    "mine: a StableDiffusionXLPipeline, *": "a run with a checkpoint of one's own, as "
+    "tests/models/test_open_job.py draws with one",
     "<output>/README.md *": "names, not code; tests/output/test_layout.py has them",
 }
 SMALLER = {  # a command -> what is added to it, so that it takes seconds
@@ -54,6 +56,12 @@ SLOW = {  # more than a few seconds: run by `make test-all`
     "tgate-batch render --config run.yaml --dry-run",
     "tgate-batch verify out/demo --again 1",
     "import datasets, duckdb, pandas, polars, ray.data",
+}
+WHOLE = {  # what a config needs, for pages that show a part of one
+    "models": ["demo"],
+    "prompts": {"path": "demo"},
+    "arms": {"baseline": {}},
+    "output": "out",
 }
 MADE = {"jobs/NAME.py", "docker/out/demo/report/index.html"}  # files that need not be there
 PRINTS = {  # a page -> what its Python code prints
@@ -240,7 +248,7 @@ def check(snippet: Snippet, said: str | None) -> None:
     """Reads a block that is not run: data, or what the command before it prints."""
     if snippet.language == "yaml":
         Path("given.yaml").write_text(snippet.text)
-        config.load("given.yaml")
+        config.parse(WHOLE | config.plain("given.yaml"))
     elif snippet.language == "json":
         json.loads(snippet.text)
     else:

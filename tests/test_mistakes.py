@@ -80,6 +80,10 @@ MISTAKES = {
         {"models.0.scheduler": "EulerDiscretScheduler"},
         ["demo: scheduler", "did you mean EulerDiscreteScheduler"],
     ),
+    "an arm with the checkpoint's scheduler": (
+        {"arms.tgate.scheduler": "own"},
+        ["arms.tgate.scheduler", "leave it out"],
+    ),
     "a scheduler without a class": (
         {"models.0.scheduler": {"timestep_spacing": "trailing"}},
         ["scheduler", "class: EulerDiscreteScheduler"],

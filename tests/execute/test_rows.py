@@ -37,7 +37,7 @@ def write(file, rows) -> None:
 
 
 def made(tiny, folder, rows) -> config.Config:
-    """A run of these rows, one a batch, under two arms."""
+    """A run of these rows under two arms, in batches padded to four rows."""
     file = folder / "set.csv"
     write(file, rows)
     return config.parse(
@@ -49,7 +49,7 @@ def made(tiny, folder, rows) -> config.Config:
                 "guidance_scale": 4.0,
                 "height": 32,
                 "width": 32,
-                "batch_size": 1,
+                "batch_size": 4,
                 "scheduler": "DDIMScheduler",
             },
             "arms": {"baseline": {}, "tgate": {"gate_step": 2, "sp_interval": 2}},
@@ -173,6 +173,14 @@ def test_a_longer_set_draws_only_what_joins(tiny, tmp_path):
     assert sorted(drawn(run, "tgate")) == [row[0] for row in ROWS]
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert before.items() < after.items()
+
+
+def test_a_size_that_a_model_does_not_draw_is_told_with_the_row(settings, tmp_path):
+    file = tmp_path / "set.csv"
+    write(file, [("p0", "", "", "", "64", "64", ""), ("p1", "", "", "", "64", "40", "")])
+    settings |= {"models": ["sana"], "prompts": {"path": str(file)}, "arms": {"baseline": {}}}
+    with pytest.raises(UserError, match=r"row 2 of the set .* multiples of 32"):
+        workflow.prepare(config.parse(settings))
 
 
 def test_a_plan_that_does_not_suit_a_rows_steps_is_told_with_the_row(settings, tmp_path):

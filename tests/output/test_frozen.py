@@ -5,6 +5,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.output import frozen, layout
 from tgate_batch.output.frozen import StalePrompts
 from tgate_batch.output.ledger import Ledger
+from tgate_batch.prompts.read import read
 from tgate_batch.storage import Folder
 
 
@@ -117,3 +118,40 @@ def test_damaged_part_is_one_clear_line(folder, captions):
     folder.write(layout.prompts_part(0), b"PAR1")
     with pytest.raises(UserError, match=r"part-00000\.parquet is damaged"):
         frozen.frozen(folder)
+
+
+def test_rows_with_settings_are_frozen_in_shards_of_their_kinds(folder, tmp_path):
+    source = tmp_path / "rows.csv"
+    rows = [f"c{i},number {i},{512 if i % 2 else ''},{i}\n" for i in range(10)]
+    source.write_text("id,caption,height,seed\n" + "".join(rows))
+    plan = freeze(folder, spec(source, keep=True))
+    assert [shard.kind.height for shard in plan.shards] == [None, 512, None, 512]
+    assert [shard.first for shard in plan.shards] == [0, 1, 8, 9]
+    assert frozen.frozen(folder) == plan.shards
+    found = [prompt for shard in plan.shards for prompt in frozen.load_shard(folder, shard).prompts]
+    assert sorted(found, key=lambda prompt: prompt.place) == list(read(spec(source, keep=True)))
+
+
+def test_rows_without_settings_know_their_place(folder, captions):
+    plan = freeze(folder, spec(captions, offset=2))
+    last = frozen.load_shard(folder, plan.shards[-1]).prompts[-1]
+    assert (last.id, last.place) == ("c9", 9)
+
+
+def test_a_longer_set_of_several_kinds_is_not_cut_again(folder, tmp_path):
+    source = tmp_path / "rows.csv"
+    rows = [f"c{i},number {i},{(256, 512, 768)[i % 3]}\n" for i in range(30)]
+    source.write_text("id,caption,height\n" + "".join(rows))
+    before = freeze(folder, spec(source, limit=13)).shards
+    after = freeze(folder, spec(source)).shards
+    assert after[: len(before)] == before
+    assert sum(shard.prompts for shard in after) == 30
+    assert sorted(name for shard in ids(folder) for name in shard) == sorted(
+        f"c{number}" for number in range(30)
+    )
+
+
+def test_a_setting_that_is_new_is_named_where_the_prompts_become_others(folder, captions):
+    freeze(folder, spec(captions))
+    with pytest.raises(StalePrompts, match=r"shard 0; changed: prompts\.keep\)"):
+        frozen.plan(folder, spec(captions, keep=["id"]), Ledger(folder))

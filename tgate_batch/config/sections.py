@@ -62,7 +62,7 @@ class Model(Section):
     """A model by its name, and where it lies if it is not the catalogue's (docs/models.md)."""
 
     name: Name
-    """A name of the catalogue (docs/macs.md), or with a `path` any name; pictures are kept under
+    """A name of the catalogue (docs/models.md), or with a `path` any name; pictures are kept under
     it."""
     path: str | None = None
     """The checkpoint: a folder, a hub id, or one .safetensors file. Its own scheduler stays. Left

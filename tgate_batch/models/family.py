@@ -117,6 +117,7 @@ class Family:
       arguments of an encoder and of the VAE's ``decode`` on the meta device.
     - ``mixes_guidance``: its pipelines only multiply tensors by the guidance scale, so rows of
       differing scales may share a batch.
+    - ``multiple``: pixels of which height and width have to be a multiple.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
     - ``loras``, ``single_files``: whether diffusers loads LoRAs into its pipelines, and a pipeline
@@ -140,3 +141,4 @@ class Family:
     loras: bool = True
     single_files: bool = False
     mixes_guidance: bool = False
+    multiple: int = 8

@@ -185,6 +185,7 @@ FAMILY = Family(
     ),
     denoiser="transformer",
     mixes_guidance=True,
+    multiple=32,
     inputs=_inputs,
     # diffusers 0.42, pipelines/sana/pipeline_sana.py
     encoded={

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tgate_batch.config import Model, ResolvedSampling
+from tgate_batch.config import Model, ResolvedSampling, Sampling, scheduler_of
 from tgate_batch.models.opened import opened
 from tgate_batch.models.scheduling import told
 
@@ -27,6 +27,14 @@ class Used:
             f"a {self.pipeline}, settings like {self.like}; {how.steps} steps of {self.scheduler}, "
             f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels"
         )
+
+    def under(self, model: Model, sampling: Sampling) -> ResolvedSampling:
+        """How the model samples by its config; what that leaves open is as it was found."""
+        given = sampling.model_dump(exclude_none=True, exclude={"scheduler"})
+        scheduler = sampling.scheduler if model.scheduler is None else model.scheduler
+        if scheduler is not None:
+            given |= scheduler_of(scheduler)
+        return self.sampling.model_copy(update=given)
 
     def described(self) -> dict[str, Any]:
         """As plain data."""

@@ -175,6 +175,7 @@ FAMILY = Family(
     ),
     denoiser="transformer",
     mixes_guidance=True,
+    multiple=16,
     inputs=_inputs,
     # diffusers 0.42, pipelines/wan/pipeline_wan.py
     encoded={"prompt_embeds": _caption, "negative_prompt_embeds": _caption},

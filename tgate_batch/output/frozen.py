@@ -23,7 +23,7 @@ from tgate_batch.output.ledger import Ledger
 from tgate_batch.prompts import listing
 from tgate_batch.prompts.kinds import cut, in_order
 from tgate_batch.prompts.read import count, read, unique
-from tgate_batch.records import AS_OTHERS, Kind, Prompt, RowSettings, Shard
+from tgate_batch.records import AS_OTHERS, AS_THE_RUN, Kind, Prompt, RowSettings, Shard
 from tgate_batch.storage import Folder
 
 SHARDS_A_FILE = 1000
@@ -37,6 +37,11 @@ SCHEMA = pa.schema(  # the shard, then a prompt's fields
         ("text", pa.string()),
         ("image", pa.binary()),
         ("category", pa.string()),
+    ]
+)
+OWN_SCHEMA = pa.schema(  # of a set whose rows say more than that
+    [
+        *SCHEMA,
         ("negative_prompt", pa.string()),
         ("seed", pa.int64()),
         ("guidance_scale", pa.float64()),
@@ -47,7 +52,7 @@ SCHEMA = pa.schema(  # the shard, then a prompt's fields
         ("kept", pa.string()),
     ]
 )
-_COMPRESSION = dict.fromkeys(SCHEMA.names, "lz4") | {"image": "none"}
+_COMPRESSION = dict.fromkeys(OWN_SCHEMA.names, "lz4") | {"image": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +110,12 @@ def plan(
     if held:
         apart = bool(before.get("apart", apart))
     source = _settings(spec, by) | {"apart": apart}
-    known = source | {"shards": len(held), "pictures": False}
+    known = source | {"shards": len(held), "pictures": False, "own": bool(before.get("own"))}
     if held and before == known:
         return Plan(held, len(held), known)
     first_part = held[-1].part + 1 if held else 0
     found: dict[int, ShardPlan] = {}
-    pictures = False
+    pictures = own = False
     left = count(spec) - sum(shard.prompts for shard in held)
     prompts = unique(read(spec, by), listing.named(spec))
     planned = [(shard.kind, shard.prompts) for shard in held]
@@ -120,6 +125,7 @@ def plan(
             raise StalePrompts(_other_prompts(folder, spec, shard.index, before, source))
         place = (first_part + joining // SHARDS_A_FILE, joining % SHARDS_A_FILE)
         pictures = pictures or any(prompt.image for prompt in shard.prompts)
+        own = own or any(one.own is not AS_THE_RUN or one.kept for one in shard.prompts)
         found[shard.index] = (
             held[shard.index]
             if joining < 0
@@ -136,7 +142,7 @@ def plan(
         raise StalePrompts(_other_prompts(folder, spec, missing[0], before, source))
     kept = len(held) if ledger is None or frozen_by(ledger) == by else 0
     shards = [found[index] for index in sorted(found)]
-    return Plan(shards, kept, source | {"shards": len(shards), "pictures": pictures})
+    return Plan(shards, kept, source | {"shards": len(shards), "pictures": pictures, "own": own})
 
 
 def _settings(spec: Prompts, by: str | None) -> layout.Settings:
@@ -166,18 +172,24 @@ def freeze(folder: Folder, spec: Prompts, wanted: Plan, by: str | None = None) -
     for part, plans in itertools.groupby(
         wanted.shards[wanted.frozen :], key=lambda shard: shard.part
     ):
-        _write_part(folder, spec, part, list(plans), joining)
+        schema = OWN_SCHEMA if wanted.source["own"] else SCHEMA
+        _write_part(folder, spec, part, list(plans), joining, schema)
 
 
 def _write_part(
-    folder: Folder, spec: Prompts, part: int, plans: list[ShardPlan], source: Iterator[Shard]
+    folder: Folder,
+    spec: Prompts,
+    part: int,
+    plans: list[ShardPlan],
+    source: Iterator[Shard],
+    schema: pa.Schema,
 ) -> None:
     footer = {_PLANS_KEY: json.dumps([astuple(shard) for shard in plans])}
     with (
         folder.create(layout.prompts_part(part)) as stream,
         pq.ParquetWriter(
             stream,
-            SCHEMA.with_metadata(footer),
+            schema.with_metadata(footer),
             compression=_COMPRESSION,
             use_dictionary=False,
             write_statistics=False,
@@ -191,9 +203,10 @@ def _write_part(
                     f"prompts file {listing.named(spec)} changed while it was read; start again "
                     "when it is complete"
                 )
-            rows = [(shard.index, *_cells(prompt)) for prompt in shard.prompts]
+            cells = len(schema) - 1
+            rows = [(shard.index, *_cells(prompt)[:cells]) for prompt in shard.prompts]
             columns = [list(column) for column in zip(*rows, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def _cells(prompt: Prompt) -> tuple:
@@ -237,18 +250,26 @@ def plans(file: pq.ParquetFile) -> list[ShardPlan]:
 def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
     """A shard with its prompts. Raises as ``parquet.opened`` does."""
     with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
-        rows = file.read_row_group(shard.group).to_pylist()
-    found = Shard(shard.index, tuple(map(prompt_of, rows)))
+        found = Shard(shard.index, prompts_of(shard, file.read_row_group(shard.group).to_pylist()))
     if found.digest != shard.digest:
         raise parquet.OtherFile(f"the frozen prompts of shard {shard.index} are not those planned")
     return found
 
 
-def prompt_of(row: dict[str, Any]) -> Prompt:
-    """The prompt of a frozen row."""
-    own = RowSettings(*(row[name] for name in RowSettings._fields))
-    text = (row["id"], row["text"], row["image"], row["category"])
-    return Prompt(*text, own, row["place"], row["kept"])
+def prompts_of(shard: ShardPlan, rows: list[dict[str, Any]]) -> tuple[Prompt, ...]:
+    """The prompts of a shard's frozen rows."""
+    return tuple(
+        Prompt(
+            row["id"],
+            row["text"],
+            row["image"],
+            row["category"],
+            RowSettings(*map(row.get, RowSettings._fields)),
+            row.get("place", shard.first + number),  # without settings rows follow one another
+            row.get("kept"),
+        )
+        for number, row in enumerate(rows)
+    )
 
 
 def categories(folder: Folder, shard: ShardPlan) -> list[str | None]:

@@ -11,12 +11,12 @@ from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.fingerprint import fingerprint
-from tgate_batch.models.opened import mixes_guidance
+from tgate_batch.models.opened import mixes_guidance, opened
 from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format, read_json
-from tgate_batch.records import Kind
+from tgate_batch.records import AS_OTHERS, Kind
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -43,8 +43,9 @@ class Run:
 
     def sampling(self, model: str) -> ResolvedSampling:
         """How a model samples. Older outputs do not say: then as the catalogue has it."""
-        if model in self.models:
-            return self.models[model].sampling
+        section = next((each for each in self.config.models if each.name == model), None)
+        if section is not None and model in self.models:
+            return self.models[model].under(section, self.config.sampling)
         return catalogue.resolve(model, self.config.sampling)
 
     @property
@@ -280,20 +281,30 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
 
 
 def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardPlan]) -> None:
-    """Raises UserError, naming the first row of its kind, where an arm does not suit it."""
+    """Raises UserError, naming the first row of its kind, for what a model or an arm refuses."""
     first: dict[Kind, int] = {}
     for shard in shards:
         first.setdefault(shard.kind, shard.first)
+    multiples = {model.name: opened(model).family.multiple for model in config.models}
     for kind, place in first.items():
-        for model in config.models:
-            sampling = models[model.name].sampling.of_kind(kind)
-            for name, arm in config.arms.items():
-                try:
-                    _check_arm(model.name, name, arm, sampling)
-                except UserError as error:
-                    raise UserError(
-                        f"prompts, row {place + 1} of the set ({kind}): {error}"
-                    ) from None
+        try:
+            for name, multiple in multiples.items():
+                sampling = models[name].sampling.of_kind(kind)
+                _check_size(name, sampling, multiple)
+                for arm_name, arm in config.arms.items():
+                    _check_arm(name, arm_name, arm, sampling)
+        except UserError as error:
+            if kind == AS_OTHERS:
+                raise
+            raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
+
+
+def _check_size(model: str, sampling: ResolvedSampling, multiple: int) -> None:
+    if sampling.height % multiple or sampling.width % multiple:
+        raise UserError(
+            f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "
+            f"to be multiples of {multiple}"
+        )
 
 
 def _check_run(folder: Folder) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tgate_batch.prompts.read import next_size
-from tgate_batch.records import Kind, Prompt, Shard
+from tgate_batch.records import AS_OTHERS, AS_THE_RUN, Kind, Prompt, Shard
 
 
 @dataclass
@@ -42,7 +42,7 @@ def cut(
     filling: dict[Kind, _Part] = {}
     left, number = joining, len(planned)
     for prompt in prompts:
-        kind = prompt.own.kind(apart)
+        kind = AS_OTHERS if prompt.own is AS_THE_RUN else prompt.own.kind(apart)
         part = filling.get(kind)
         if part is None:
             if waiting[kind]:

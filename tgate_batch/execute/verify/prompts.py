@@ -93,7 +93,7 @@ def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[
     groups = [(place and place.number, group) for group in range(file.num_row_groups)]
     if [(plan.part, plan.group) for plan in plans] != groups:
         return ["its plans are not those of its row groups"]
-    if not file.schema_arrow.equals(frozen.SCHEMA):
+    if not any(map(file.schema_arrow.equals, (frozen.SCHEMA, frozen.OWN_SCHEMA))):
         return ["it has other columns than frozen prompts have"]
     return []
 
@@ -101,7 +101,7 @@ def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[
 def _of_shard(file: pq.ParquetFile, plan: ShardPlan, found: list[Shard]) -> list[str]:
     """Reads a shard into ``found`` where nothing is wrong with it."""
     rows = file.read_row_group(plan.group).to_pylist()
-    shard = Shard(plan.index, tuple(map(frozen.prompt_of, rows)))
+    shard = Shard(plan.index, frozen.prompts_of(plan, rows))
     if {row["shard"] for row in rows} != {plan.index} or len(rows) != plan.prompts:
         return ["does not have the prompts that its plan counts"]
     if shard.digest != plan.digest:
