@@ -149,6 +149,14 @@ _COSTS: dict[str, _Lines] = {
             _medians("plain.channels first", "gated.channels first"),
         ),
     ),
+    "padding": (
+        (
+            "1, 2, 4, 8 and 12 pictures in padded batches of 8: their time over that without "
+            "padding, embedded model, plain",
+            _medians(*(f"plain.{count}" for count in (1, 2, 4, 8, 12))),
+        ),
+        ("the same, gated", _medians(*(f"gated.{count}" for count in (1, 2, 4, 8, 12)))),
+    ),
     "encode": (
         (
             "lossless WebP (the default) beside PNG, one thread: speed; size",
