@@ -119,7 +119,7 @@ def is_run(snippet: Snippet) -> bool:
     return not any(fnmatch.fnmatchcase(snippet.name, pattern) for pattern in NOT_RUN)
 
 
-@pytest.mark.parametrize("name", [*NOT_RUN, *SMALLER, *SLOW])
+@pytest.mark.parametrize("name", [*NOT_RUN, *SMALLER, *sorted(SLOW)])
 def test_what_is_said_here_of_a_snippet_is_said_of_one_that_stands_in_a_document(name):
     assert fnmatch.filter([snippet.name for snippet in ALL], name)
 

@@ -24,7 +24,7 @@ from tgate_batch.config import Arm, Model, Sampling
 from tgate_batch.demo import pictures
 from tgate_batch.gate import gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import another_scheduler
+from tgate_batch.models.scheduling import another_scheduler
 
 STEPS, GUIDANCE, BATCH = 25, 4.0, 25
 PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
