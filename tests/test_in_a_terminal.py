@@ -27,6 +27,8 @@ OURS_ALONE = {"HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"}  # of the tests; a use
 OURS = [  # every line that a run of the demo may say before its table
     r"demo: (checking config, prompts and output|opening the output) \.\.\.",
     r"8 prompts in \d+ shards, 3 arms and 1 model: 24 images -> \S+/out",
+    r"demo: a StableDiffusionPipeline, settings like demo; 25 steps of DPMSolverMultistepScheduler "
+    r"\(the checkpoint's own\), guidance 4, 64 x 64 pixels",
     r"starting Ray \.\.\.",
     r"loading demo on \d workers?",
     r"(all|demo [a-z-]+) +[━╸╺ ]+ +\d+/\d+",

@@ -286,7 +286,7 @@ def _say_run(run: Run) -> None:
     )
     for model in run.config.models:
         if (one := run.models.get(model.name)) is not None:
-            say.info(f"  {model.name}: {one.told()}", event="model", model=model.name)
+            say.info(f"{model.name}: {one.told()}", event="model", model=model.name)
     used = prompts.used(run.config.prompts, run.config.score.by)
     if used.files > 1:
         say.info(f"prompts: {used.files:,} files, the first {used.first}")

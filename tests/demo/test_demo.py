@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch import demo
+from tgate_batch.config import Arm
 from tgate_batch.demo import pictures
 from tgate_batch.demo.training import evaluate, networks, train
 from tgate_batch.demo.training.muon import orthogonalised
@@ -122,9 +123,15 @@ def test_caption_outside_the_grammar_renders(caplog):
 
 
 def test_plan_is_written_as_gate_and_intervals():
-    assert evaluate.plan_of("10") == GatePlan(10)
-    assert evaluate.plan_of("15/3") == GatePlan(15, sp_interval=3, warm_up=2)
-    assert evaluate.plan_of("15/3/2") == GatePlan(15, sp_interval=3, fi_interval=2, warm_up=2)
+    assert evaluate.arm_of("10").plan == GatePlan(10)
+    assert evaluate.arm_of("15/3").plan == GatePlan(15, sp_interval=3, warm_up=2)
+    assert evaluate.arm_of("15/3/2").plan == GatePlan(15, sp_interval=3, fi_interval=2, warm_up=2)
+
+
+def test_rivals_of_a_plan_are_written_by_their_kind():
+    assert evaluate.arm_of("steps:18") == Arm(steps=18)
+    assert evaluate.arm_of("steps:18:DDIMScheduler") == Arm(steps=18, scheduler="DDIMScheduler")
+    assert evaluate.arm_of("guidance:2-14") == Arm(guidance_from=2, guidance_until=14)
 
 
 def test_muon_step_has_singular_values_near_one():

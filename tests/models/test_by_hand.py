@@ -75,14 +75,17 @@ def draw(runner: PipelineRunner, prompts: list[Prompt], noise: torch.Tensor, pla
 
 def _denoisers(runner: PipelineRunner, prompts: list[Prompt]) -> list[Callable]:
     """Of the negative and of the positive branch: (latents, timestep) -> prediction."""
-    encoded = runner.encode(prompts)
-    positive = {name: torch.cat([row[name] for row in encoded]) for name in encoded[0]}
-    negative = {
-        name: runner._negative[f"negative_{name}"].repeat_interleave(len(prompts), 0)
-        for name in positive
-    }
+    encoded = encoded_of(runner, prompts)
+    positive = {name: rows for name, rows in encoded.items() if not name.startswith("negative_")}
+    negative = {name: encoded[f"negative_{name}"] for name in positive}
     call = _unet if hasattr(runner.pipeline, "unet") else _transformer
     return [lambda x, t, text=text: call(runner, text, x, t) for text in (negative, positive)]
+
+
+def encoded_of(runner: PipelineRunner, prompts: list[Prompt]) -> dict[str, torch.Tensor]:
+    rows = runner.encode(prompts)
+    tensors = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor)]
+    return {name: torch.cat([row[name] for row in rows]) for name in tensors}
 
 
 def _unet(runner: PipelineRunner, text: dict, latents: Any, t: Any) -> torch.Tensor:
@@ -133,10 +136,7 @@ def noise_of(runner: PipelineRunner) -> torch.Tensor:
 @torch.inference_mode()
 def called(runner: PipelineRunner, prompts: list[Prompt], plan: tuple | None) -> torch.Tensor:
     """The same, drawn by the pipeline under the gate."""
-    encoded = runner.encode(prompts)
-    text = {name: torch.cat([row[name] for row in encoded]) for name in encoded[0]}
-    for name, value in runner._negative.items():
-        text[name] = value.expand(len(prompts), *value.shape[1:])
+    text = encoded_of(runner, prompts)
     with gated(runner.pipeline, plan and GatePlan(*plan)):
         return runner.pipeline(
             **text,
