@@ -57,7 +57,8 @@ SLOW = {  # more than a few seconds: run by `make test-all`
     "tgate-batch verify out/demo --again 1",
     "import datasets, duckdb, pandas, polars, ray.data",
 }
-WHOLE = {  # what a config needs, for pages that show a part of one
+PARTS = ("docs/models.md",)  # pages that show a part of a config; any other shows whole ones
+WHOLE = {  # what a config needs beside such a part
     "models": ["demo"],
     "prompts": {"path": "demo"},
     "arms": {"baseline": {}},
@@ -248,7 +249,8 @@ def check(snippet: Snippet, said: str | None) -> None:
     """Reads a block that is not run: data, or what the command before it prints."""
     if snippet.language == "yaml":
         Path("given.yaml").write_text(snippet.text)
-        config.parse(WHOLE | config.plain("given.yaml"))
+        beside = WHOLE if snippet.page in PARTS else {}
+        config.parse(beside | config.plain("given.yaml"))
     elif snippet.language == "json":
         json.loads(snippet.text)
     else:
