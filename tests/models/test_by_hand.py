@@ -7,14 +7,13 @@ after the gate.
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from tgate_batch.config import Sampling
 from tgate_batch.gate import GatePlan, gated
-from tgate_batch.models import catalogue
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt
 
@@ -111,19 +110,10 @@ def _transformer(runner: PipelineRunner, text: dict, latents: Any, t: Any) -> to
     )[0]
 
 
-@pytest.fixture(scope="module")
-def runners():
-    """``runners(name)`` is a family's tiny model with 5 steps of 64x64 pixels."""
-    made: dict[str, PipelineRunner] = {}
-
-    def get(name: str) -> PipelineRunner:
-        if name not in made:
-            sampling = catalogue.resolve(name, Sampling(steps=STEPS, height=64, width=64))
-            family = catalogue.family_of(name)
-            made[name] = PipelineRunner(catalogue.tiny(name), family, sampling)
-        return made[name]
-
-    return get
+@pytest.fixture
+def runners(tiny_runner):
+    """``runners(name)`` is a family's tiny model with the steps of this module."""
+    return partial(tiny_runner, steps=STEPS)
 
 
 def noise_of(runner: PipelineRunner) -> torch.Tensor:

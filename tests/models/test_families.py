@@ -1,6 +1,7 @@
 """What every family's file says of its pipeline, held against the pipeline itself."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import calflops
@@ -28,19 +29,10 @@ SEEDS = [3, 5]
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def runners():
-    """``runners(name)`` is a family's tiny model with 4 steps of 64x64 pixels."""
-    made: dict[str, PipelineRunner] = {}
-
-    def get(name: str) -> PipelineRunner:
-        if name not in made:
-            sampling = catalogue.resolve(name, Sampling(steps=STEPS, height=64, width=64))
-            family = catalogue.family_of(name)
-            made[name] = PipelineRunner(catalogue.tiny(name), family, sampling)
-        return made[name]
-
-    return get
+@pytest.fixture
+def runners(tiny_runner):
+    """``runners(name)`` is a family's tiny model with the steps of this module."""
+    return partial(tiny_runner, steps=STEPS)
 
 
 def whole_call(runner: PipelineRunner, texts: list[str], **more):

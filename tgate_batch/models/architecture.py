@@ -6,9 +6,11 @@ counts hold them up: see ``tests/models/test_macs.py``.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,15 @@ def _read_part(folder: Path, library: str, kind: str) -> Part:
     if library not in ("diffusers", "transformers") and library not in sys.modules:
         library = f"diffusers.pipelines.{library}"  # an index leaves out where such a part lies
     return Part(library, kind, read_json(folder / name))
+
+
+def class_names(folder: str) -> set[str]:
+    """What a folder of diffusers (``models``, ``schedulers``) offers; imports nothing of it."""
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    listing = (Path(spec.origin).parent / folder / "__init__.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(\w+)"', listing))
 
 
 def read_json(file: Path) -> dict[str, Any]:

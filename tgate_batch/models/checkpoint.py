@@ -10,7 +10,7 @@ from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.weights import pickled_only
 from tgate_batch.models import hub, loras, scheduling
-from tgate_batch.models.architecture import read_json
+from tgate_batch.models.architecture import class_names, read_json
 from tgate_batch.models.family import Entry
 from tgate_batch.models.opened import (
     INDEX,
@@ -89,7 +89,7 @@ def _check_parts(model: Model, found: Opened) -> None:
                 f"{key}: {part}: {getattr(model, part)} is a {kind}, and the checkpoint has a "
                 f"{own}; give one of that class"
             )
-        if not _is_diffusers(kind):
+        if kind not in class_names("models"):
             raise UserError(
                 f"{key}: {part}: {getattr(model, part)} is a {kind}, which is no model of "
                 f"diffusers; give a {part} that its save_pretrained wrote"
@@ -137,15 +137,6 @@ def resolved_dtype(model: Model, device: str) -> str:
 def variant_of(model: Model, dtype: str) -> str | None:
     """Which of the hub's files are read, e.g. the half-precision ones; None: the plain ones."""
     return opened(model).row.variant if dtype == "float16" else None
-
-
-def _is_diffusers(kind: str) -> bool:
-    """Whether diffusers has such a class of models; imports nothing of it."""
-    spec = find_spec("diffusers")
-    assert spec is not None
-    assert spec.origin is not None
-    listing = (Path(spec.origin).parent / "models" / "__init__.py").read_text(encoding="utf-8")
-    return f'"{kind}"' in listing
 
 
 def pipeline_class(row: Entry) -> Any:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -129,7 +130,7 @@ class PipelineRunner:
             prompt=texts,
             device=self.device,
             do_classifier_free_guidance=guided,
-            **self._as_called(),
+            **self._as_called,
             **options,
         )
         named = zip(self.family.encoded, outputs, strict=True)
@@ -140,7 +141,7 @@ class PipelineRunner:
         tokenizer = getattr(self.pipeline, "tokenizer", None)
         if tokenizer is None:
             return []
-        longest = self._as_called().get("max_sequence_length") or tokenizer.model_max_length
+        longest = self._as_called.get("max_sequence_length") or tokenizer.model_max_length
         return [
             prompt
             for prompt in prompts
@@ -148,6 +149,7 @@ class PipelineRunner:
             and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
         ]
 
+    @cached_property
     def _as_called(self) -> dict[str, Any]:
         """What a whole call would pass on to ``encode_prompt``: the call's own defaults.
 

@@ -1,15 +1,13 @@
 """Schedulers by the names and arguments that a config gives them."""
 
 import difflib
-import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, scheduler_of
 from tgate_batch.errors import UserError, one_line
+from tgate_batch.models.architecture import class_names
 from tgate_batch.models.opened import Opened, own_scheduler
 
 
@@ -25,11 +23,7 @@ def check_name(given: str | dict[str, Any] | None, key: str = "sampling.schedule
         if key.startswith("arms."):
             raise UserError(f"{key}: the checkpoint's own is the run's; leave it out, or name one")
         return
-    spec = find_spec("diffusers")
-    assert spec is not None
-    assert spec.origin is not None
-    listing = (Path(spec.origin).parent / "schedulers" / "__init__.py").read_text(encoding="utf-8")
-    known = sorted(set(re.findall(r'"(\w*Scheduler)"', listing)))
+    known = sorted(each for each in class_names("schedulers") if each.endswith("Scheduler"))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"

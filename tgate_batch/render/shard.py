@@ -87,6 +87,7 @@ class Renderer:
         self._ladder = Ladder(runner.sampling.batch_size, runner.pipeline.vae)
         self._text = Ladder(runner.sampling.batch_size, None)  # of text encoders
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
+        self._cut: tuple[str, tuple[str, ...]] = ("", ())  # of the last shard, by its digest
         self._warm: set[tuple] = set()
 
     def render(
@@ -151,7 +152,10 @@ class Renderer:
 
     def cut(self, shard: Shard) -> tuple[str, ...]:
         """Ids of the shard's prompts that are longer than the model reads."""
-        return tuple(prompt.id for prompt in self._runner.cut(shard.prompts))
+        if self._cut[0] != shard.digest:  # the arms of a shard come one after the other
+            ids = tuple(prompt.id for prompt in self._runner.cut(shard.prompts))
+            self._cut = (shard.digest, ids)
+        return self._cut[1]
 
     def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
         """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
