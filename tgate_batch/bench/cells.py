@@ -51,6 +51,7 @@ class Size:
     models: tuple[str, ...]
     side: int | None  # pixels; None: the model's own
     steps: tuple[int, int]
+    profiled: int  # steps of what is profiled: a profile of many takes long to read
     batches: tuple[int, ...]  # the first one is that of the cells that matter most
     kernels: tuple[str, ...]
 
@@ -61,13 +62,11 @@ class Size:
     def _all(self) -> Iterator[Cell]:
         many, (few, usual) = self.batches[0], self.steps
         sdxl, pixart, _ = self.models
-        for model in (sdxl, pixart):
-            for engine in ({}, _REGIONAL):
-                yield Cell("arms", model, usual, many, engine)
-        yield Cell("job", sdxl, few, many, _REGIONAL)
         for model, engine in product((sdxl, pixart), ({}, _REGIONAL)):
-            yield Cell("profile", model, usual, many, engine)
+            yield Cell("arms", model, usual, many, engine)
             yield Cell("bits", model, usual, many, engine)
+            yield Cell("profile", model, self.profiled, many, engine)
+        yield Cell("job", sdxl, few, many, _REGIONAL)
         yield Cell("decode", sdxl, usual, many)
         for model, batch, engine in product(self.models, self.batches, ({}, _REGIONAL)):
             yield Cell("arms", model, usual, batch, engine)
@@ -87,6 +86,7 @@ SIZES = {
         models=("sdxl", "pixart_sigma", "sd15"),
         side=None,
         steps=(20, 25),
+        profiled=10,
         batches=(8, 1, 4, 16),
         kernels=("flash", "efficient", "cudnn"),
     ),
@@ -95,6 +95,7 @@ SIZES = {
         models=("sdxl", "pixart_sigma", "sd15"),
         side=128,
         steps=(4, 5),
+        profiled=5,
         batches=(2, 1),
         kernels=("flash", "math"),
     ),
