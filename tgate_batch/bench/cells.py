@@ -109,6 +109,11 @@ class Kept:
         self._file = file
         self._device = device
         self.cells: dict[str, dict[str, Any]] = {}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("a").close()
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}") from None
         for number, line in enumerate(_lines(file), 1):
             try:
                 said = json.loads(line)

@@ -20,6 +20,7 @@ from tgate_batch.bench.cells import SIZES, Cell, Kept, Size
 from tgate_batch.bench.gpu_job import job_beside_a_bare_loop
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.bench.work import limit, products, profiled, work_of
+from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, denoiser_of, gated
 from tgate_batch.gate.families import known
 from tgate_batch.models import catalogue, engine
@@ -78,6 +79,7 @@ class _Model:
     pipe: Any
     given: dict[str, torch.Tensor]
     size: tuple[int, int]  # pixels
+    kernel: str | None = None  # of attention
 
     def call(self, steps: int, rows: list[int] | None = None) -> Callable[[], torch.Tensor]:
         """Draws these rows, all if left out; noise is the rows' own."""
@@ -87,7 +89,9 @@ class _Model:
         draw = random_weights.call(self.pipe, family, given, steps, row.guidance_scale, self.size)
 
         def drawn() -> torch.Tensor:
-            return draw(generator=[torch.Generator("cpu").manual_seed(seed) for seed in chosen])[0]
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in chosen]
+            with engine.attention(self.kernel):
+                return draw(generator=generators)[0]
 
         return drawn
 
@@ -132,14 +136,28 @@ class _Bench:
         except Exception as error:  # out of memory, a kernel that refuses: the others go on
             self._open = ("", None)
             measured = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            self._check_device(cell, measured["error"])
         self.kept.keep(cell, measured)
         say.info(f"{cell}: {_in_short(measured)}")
+
+    def _check_device(self, cell: Cell, error: str) -> None:
+        """Raises UserError where the GPU computes no more in this process; the cell is kept."""
+        if not self._on_gpu:
+            return
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            self.kept.keep(cell, {"error": error})
+            raise UserError(
+                f"bench gpu: {cell} left the GPU unusable ({error}); start again, and the cells "
+                "after it are measured"
+            ) from None
 
     def arms(self, cell: Cell) -> dict[str, Any]:
         """Each arm's speed, first call, memory and energy; its speed-up beside two limits of it.
 
         ``limit_by_macs`` is the ratio of all products, ``limit`` weighs each kind of work by its
-        time in the baseline.
+        time in the baseline; None where the driver lets no profiler see the kernels.
         """
         model = self._model(cell)
         work, arms = self._work(cell, model), self._arms(model.pipe, cell.steps)
@@ -152,7 +170,7 @@ class _Bench:
         found: dict[str, Any] = {"baseline_seconds_by_kind": spent}
         for arm, each in watched.items():
             speedup = ratio(seconds["baseline"], seconds[arm])
-            highest = limit(work[arm], work["baseline"], spent)
+            highest = limit(work[arm], work["baseline"], spent) if any(spent.values()) else None
             joules = [value for value in each.joules[1:] if value is not None]
             found[arm] = {
                 "images_per_second": cell.batch / median(seconds[arm]),
@@ -160,7 +178,7 @@ class _Bench:
                 "speedup": speedup,
                 "limit_by_macs": products(work["baseline"]) / products(work[arm]),
                 "limit": highest,
-                "of_the_limit": speedup["median"] / highest,
+                "of_the_limit": None if highest is None else speedup["median"] / highest,
                 "joules_per_image": median(joules) / cell.batch if joules else None,
                 "peak_gib": max(each.peaks[1:]) / 2**30 if each.peaks else None,
                 "cache_gib": self._cache(model, cell, arms[arm][0]),
@@ -203,6 +221,7 @@ class _Bench:
         found: dict[str, Any] = {}
         for dtype in dict.fromkeys((denoiser_of(model.pipe).dtype, torch.float32)):
             model.pipe.vae = random_weights.built(architecture.vae, self._where, dtype)
+            engine.prepare(model.pipe, cell.settings)
             denoise = partial(self._gated, model, cell.steps, None, None)
             decode = partial(_decoded, model.pipe)
             latents = denoise()
@@ -293,7 +312,8 @@ class _Bench:
         given = random_weights.embeddings(pipe, family, architecture, cell.batch)
         row = catalogue.entry(cell.model)
         side = self.size.side
-        return _Model(cell.model, pipe, given, (side or row.height, side or row.width))
+        size = (side or row.height, side or row.width)
+        return _Model(cell.model, pipe, given, size, cell.settings.attention)
 
     def _pipeline(self, cell: Cell) -> Any:
         row, family = catalogue.entry(cell.model), catalogue.family_of(cell.model)
@@ -351,10 +371,8 @@ def _in_short(measured: dict[str, Any]) -> str:
             continue
         if "speedup" in values:
             speedup, share = values["speedup"]["median"], values["of_the_limit"]
-            said.append(
-                f"{name} {values['images_per_second']:.3g} images/s, {speedup:.2f}x "
-                f"({share:.2f} of the limit)"
-            )
+            of_it = "" if share is None else f" ({share:.2f} of the limit)"
+            said.append(f"{name} {values['images_per_second']:.3g} images/s, {speedup:.2f}x{of_it}")
         elif "same" in values:
             said.append(f"{name} {'same' if values['same'] else 'not the same'}")
         elif "busy_share" in values:

@@ -23,6 +23,7 @@ from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Arm, Config, Images
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.gate import denoiser_of
 from tgate_batch.models import catalogue, tiny
 from tgate_batch.models.runner import PipelineRunner, open_runner
 from tgate_batch.output import run as runs
@@ -119,12 +120,14 @@ def _bare_rates(settings: Config, runner: PipelineRunner, arm: Arm) -> tuple[flo
     prompts = list(read(settings.prompts))
     size = runner.sampling.batch_size
     drawing = compressing = 0.0
+    pipeline = runner.pipeline
+    pipeline.vae.to(denoiser_of(pipeline).dtype)  # as it was loaded: the call itself raises it
     with runner.under(arm):
         for start in range(0, len(prompts), size):
             texts = [prompt.text for prompt in prompts[start : start + size]]
             seeds = [torch.Generator("cpu").manual_seed(n) for n in range(len(texts))]
             before = time.perf_counter()
-            pictures = runner.pipeline(
+            pictures = pipeline(
                 texts,
                 num_inference_steps=runner.sampling.steps,
                 guidance_scale=runner.sampling.guidance_scale,

@@ -6,7 +6,7 @@ kind is weighted by the time it takes in the *ungated* call.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,11 +76,18 @@ def profiled(call: Callable[[], Any]) -> dict[str, Any]:
         call()
         if on_gpu:
             torch.cuda.synchronize()
+    return by_kind(measured.key_averages(), on_gpu)
+
+
+def by_kind(events: Iterable[Any], on_gpu: bool) -> dict[str, Any]:
+    """What ``profiled`` returns, from the profiler's averages."""
     seconds, longest = dict.fromkeys(KINDS, 0.0), Counter[str]()
     total = 0.0
-    for event in measured.key_averages():
+    for event in events:
         # Kernels have rows of their own, and their time is the operation's too that asked for them.
         is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
+        if is_kernel and event.is_user_annotation:  # a span over kernels, as of a compiled region
+            continue
         own = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         if is_kernel or not on_gpu:
             total += own
