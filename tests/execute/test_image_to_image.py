@@ -153,6 +153,13 @@ def test_picture_is_turned_upright_and_brought_to_the_size_that_is_drawn():
     assert found.getpixel((16, 61)) == (255, 255, 255)
 
 
+def test_batches_with_pictures_write_nothing_to_the_log(caplog):
+    made, chosen = runner("sdxl", steps=2, batch=1), prompts(1)
+    with made.under(config.Arm(), made.sampling.of_row(chosen[0].own)):
+        made.decode(made.denoise(made.encode(chosen), [1]))
+    assert not [record for record in caplog.records if "float32" in record.message]
+
+
 def test_steps_that_are_run_are_those_that_diffusers_runs():
     made, (prompt,) = runner("sd15", steps=7, batch=1), prompts(1)
     made.pipeline.scheduler = diffusers.DDIMScheduler()
@@ -270,6 +277,13 @@ def test_gate_beyond_the_steps_that_a_row_runs_is_told_with_the_row(tiny, tmp_pa
     late = run.model_copy(update={"arms": {"late": config.Arm(gate_step=6)}})
     with pytest.raises(UserError, match=r"row 1 of the set \(strength 0.5\): arms.late with sd15"):
         workflow.prepare(late)
+
+
+def test_scheduler_that_adds_no_noise_is_told_before_anything_is_drawn(tiny, tmp_path):
+    run = run_of(tiny, tmp_path, write(tmp_path, [("p0", 0, 0.5)]))
+    other = run.model_copy(update={"arms": {"ipndm": config.Arm(scheduler="IPNDMScheduler")}})
+    with pytest.raises(UserError, match="with sd15: IPNDMScheduler adds no noise"):
+        workflow.prepare(other)
 
 
 def test_set_without_pictures_refuses_a_strength_for_all(tiny, tmp_path):

@@ -105,6 +105,30 @@ def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
         found(keep=["other"])
 
 
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
+def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, empty):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pictures = pa.array([{"bytes": b"picture", "path": None}, empty], type=kind)
+    columns = {"caption": ["a", "b"], "image": pictures, "strength": [0.5, None]}
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    first, second = read(Prompts(path=str(tmp_path / "set.parquet")))
+    assert (first.image, first.own.strength) == (b"picture", 0.5)
+    assert (second.image, second.own) == (None, RowSettings())
+
+
+def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"picture")
+    (tmp_path / "set.csv").write_text("id,image,strength\na,0.png,0.5\nb,,\n")
+    with pytest.raises(UserError, match="row 3: no picture in column 'image'"):
+        list(read(Prompts(path=str(tmp_path / "set.csv"))))
+
+
+def test_strength_under_another_name_is_refused_where_there_are_no_pictures(tmp_path):
+    (tmp_path / "set.csv").write_text("caption,denoise\na cat,0.5\n")
+    with pytest.raises(UserError, match=r"columns.strength 'denoise' is of pictures"):
+        list(read(Prompts(path=str(tmp_path / "set.csv"), columns={"strength": "denoise"})))
+
+
 def test_all_that_a_row_says_is_in_its_shards_digest():
     def digest(**changes) -> str:
         return Shard(0, (Prompt("a", "text")._replace(**changes),)).digest

@@ -8,7 +8,7 @@ as its family says.
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoPipelineForImage2Image
+from diffusers.utils import logging
 from PIL import Image
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
@@ -230,7 +231,8 @@ class PipelineRunner:
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         """Final latents, one row a condition; the noise of a row is its seed's alone."""
-        with engine.attention(self.engine.attention):
+        silence = nullcontext() if self.sampling.strength is None else _without_warnings()
+        with engine.attention(self.engine.attention), silence:
             return self._denoised(conditions, seeds)
 
     def _denoised(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -243,7 +245,7 @@ class PipelineRunner:
         arguments[guidance] = scale_of(arguments[guidance])
         arguments |= {"height": self.sampling.height, "width": self.sampling.width}
         if self.sampling.strength is not None:
-            self.pipeline.vae.to(self._vae_dtype)  # it encodes as the pipeline means it to
+            self._vae_in(self._vae_dtype)  # it encodes as the pipeline means it to
             taken = signature(type(self._drawing).__call__).parameters
             arguments = {name: value for name, value in arguments.items() if name in taken}
             arguments["strength"] = self.sampling.strength
@@ -258,7 +260,10 @@ class PipelineRunner:
     def _ready_to_decode(self) -> None:
         vae = self.pipeline.vae
         if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae.to(torch.float32)  # this VAE overflows in half precision
+            self._vae_in(torch.float32)  # this VAE overflows in half precision
+
+    def _vae_in(self, dtype: torch.dtype) -> None:
+        torch.nn.Module.to(self.pipeline.vae, dtype)  # diffusers' own warns of every dtype
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
@@ -274,6 +279,17 @@ class PipelineRunner:
         values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         rate = self.family.frames_per_second
         return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """diffusers' own: its image-to-image warns, batch after batch, of the VAE's dtype."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _beginning(prompt: Prompt, sampling: ResolvedSampling) -> Condition:

@@ -74,6 +74,11 @@ def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | No
     return kind.from_config(current.config, **arguments or {})
 
 
+def begins_with_pictures(name: str) -> bool:
+    """Whether a scheduler brings a picture to where its steps begin; the model's own is said to."""
+    return name == OWN_SCHEDULER or hasattr(_class(name, "sampling.scheduler"), "add_noise")
+
+
 def told(found: Opened, sampling: ResolvedSampling) -> str:
     """The scheduler that draws, as a person reads it."""
     name = sampling.scheduler

@@ -13,6 +13,7 @@ from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
+from tgate_batch.models.scheduling import begins_with_pictures
 from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
@@ -316,6 +317,11 @@ def _check_strength(what: str, family: Family, sampling: ResolvedSampling) -> No
         raise UserError(
             f"{what}: diffusers has no image-to-image pipeline of this family that takes encoded "
             "prompts; switch it off (prompts.columns: {strength: null}, and no prompts.strength)"
+        )
+    if not begins_with_pictures(sampling.scheduler):
+        raise UserError(
+            f"{what}: {sampling.scheduler} adds no noise to a picture, so no row can begin with "
+            "one; give another scheduler"
         )
     if sampling.steps_run == 0:
         raise UserError(

@@ -87,7 +87,13 @@ class FileColumns:
             if found is not None and found not in taken:
                 own[setting] = found
         if image is None:
-            own.pop("strength", None)
+            renamed = own.pop("strength", None)
+            if renamed is not None and spec.columns.strength != Columns().strength:
+                raise UserError(
+                    f"prompts.columns.strength {shown(renamed)} is of pictures, and prompts file "
+                    f"{source} has no column of them ({_names(row)}); name it with "
+                    "prompts.image_column"
+                )
         begins = spec.strength is not None or "strength" in own
         picture = image if spec.image_column or text is None or begins else None
         taken = {text, identity, picture, category}
@@ -107,8 +113,9 @@ class FileColumns:
         own = self._own(line, row) if self.own else AS_THE_RUN
         image = None
         if self.image is not None:
-            cell = row.get(self.image)
-            if not (self._begins and _is_empty(cell)):
+            cell = _contents(row.get(self.image))
+            optional = self._begins and self.text is not None
+            if not (optional and _is_empty(cell)):
                 image = self._picture(line, cell)
         if self._begins:
             own = self._beginning(line, own, image)
@@ -166,9 +173,7 @@ class FileColumns:
         return found
 
     def _picture(self, line: int, value: Any) -> bytes:
-        if isinstance(value, dict):  # the Hugging Face image struct
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and value:
             return value
         if not isinstance(value, str) or not value:
             self._refuse(line, self.image, "no picture", "give its path or its bytes")
@@ -259,8 +264,15 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def _contents(cell: Any) -> Any:
+    """A picture's bytes or path, also out of the struct that Hugging Face's sets have."""
+    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+
+
 def _is_empty(value: Any) -> bool:
-    return value is None or _is_nan(value) or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    return value is None or _is_nan(value)
 
 
 def _whole(low: int, high: int, multiple: int = 1) -> Callable[[Any], int | None]:
