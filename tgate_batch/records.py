@@ -261,12 +261,14 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("strength", pa.float64(), {"dtype": "float64", "_type": "Value"}),
 ]
 
-# Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.
-SCHEMA = pa.schema(
-    [(name, kind) for name, kind, _ in _FIELDS],
-    metadata={
-        "huggingface": json.dumps(
-            {"info": {"features": {name: feature for name, _, feature in _FIELDS}}}
-        )
-    },
-)
+
+def _schema(fields: list[tuple[str, pa.DataType, dict]]) -> pa.Schema:
+    # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.
+    features = {"info": {"features": {name: feature for name, _, feature in fields}}}
+    return pa.schema(
+        [(name, kind) for name, kind, _ in fields], metadata={"huggingface": json.dumps(features)}
+    )
+
+
+SCHEMA = _schema(_FIELDS)
+BEFORE_STRENGTH = _schema(_FIELDS[:-1])  # of files from before rows had one

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import diffusers
@@ -243,6 +244,45 @@ def test_strength_of_the_set_is_that_of_rows_that_say_none(tiny, tmp_path):
     assert workflow.render(run) == workflow.DONE
     found = rows_of(run, "baseline")
     assert [found[name]["strength"] for name in ("p0", "p1", "p2")] == [0.25, None, 0.75]
+
+
+def without_strength(file: Path) -> None:
+    """Writes a file of an output again as it was before rows had a strength."""
+    with pq.ParquetFile(file) as read:
+        footer = {key: value for key, value in read.metadata.metadata.items() if b":" not in key}
+        groups = [
+            read.read_row_group(n).drop_columns("strength") for n in range(read.num_row_groups)
+        ]
+    if b"huggingface" in footer:
+        said = json.loads(footer[b"huggingface"])
+        del said["info"]["features"]["strength"]
+        footer[b"huggingface"] = json.dumps(said).encode()
+    schema = groups[0].schema.with_metadata(footer)
+    with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+        for group in groups:
+            writer.write_table(group.cast(schema))
+
+
+def test_output_from_before_rows_had_a_strength_is_sound_and_takes_rows_with_pictures(
+    tiny, tmp_path
+):
+    file = write(tmp_path, [])
+    texts = "".join(f"p{n},text {n},{n}\n" for n in range(4))
+    file.write_text("id,caption,seed\n" + texts)
+    run = run_of(tiny, tmp_path, file)
+    assert workflow.render(run) == workflow.DONE
+    for kind in ("images", "prompts"):
+        for older in Path(run.output, kind).rglob("*.parquet"):
+            without_strength(older)
+    assert workflow.verify(run.output, again=2) == workflow.DONE
+    wider = texts.replace("\n", ",,\n") + "p4,text 4,4,0.png,0.5\np5,text 5,5,1.png,0.5\n"
+    file.write_text("id,caption,seed,image,strength\n" + wider)
+    assert workflow.render(run) == workflow.DONE
+    found = rows_of(run, "baseline")
+    assert {name: row.get("strength") for name, row in found.items()} == {
+        "p0": None, "p1": None, "p2": None, "p3": None, "p4": 0.5, "p5": 0.5
+    }  # fmt: skip
+    assert workflow.verify(run.output, again=6) == workflow.DONE
 
 
 def test_pictures_beside_captions_without_a_strength_are_not_used(tiny, tmp_path, capsys):

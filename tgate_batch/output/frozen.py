@@ -53,6 +53,7 @@ OWN_SCHEMA = pa.schema(  # of a set whose rows say more than that
         ("kept", pa.string()),
     ]
 )
+OWN_BEFORE_STRENGTH = OWN_SCHEMA.remove(OWN_SCHEMA.get_field_index("strength"))
 _COMPRESSION = dict.fromkeys(OWN_SCHEMA.names, "lz4") | {"image": "none"}
 
 

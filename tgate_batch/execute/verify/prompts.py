@@ -93,7 +93,8 @@ def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[
     groups = [(place and place.number, group) for group in range(file.num_row_groups)]
     if [(plan.part, plan.group) for plan in plans] != groups:
         return ["its plans are not those of its row groups"]
-    if not any(map(file.schema_arrow.equals, (frozen.SCHEMA, frozen.OWN_SCHEMA))):
+    known = frozen.SCHEMA, frozen.OWN_SCHEMA, frozen.OWN_BEFORE_STRENGTH
+    if not any(map(file.schema_arrow.equals, known)):
         return ["it has other columns than frozen prompts have"]
     return []
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
-from tgate_batch.records import SCHEMA, Shard, image_seed
+from tgate_batch.records import BEFORE_STRENGTH, SCHEMA, Shard, image_seed
 from tgate_batch.score.measure import FIGURES_SCHEMA, MACS, ROWS_SCHEMA, Key
 from tgate_batch.storage import Folder
 
@@ -174,9 +174,11 @@ def _differs(found: pa.Schema, wanted: pa.Schema) -> list[str]:
 
 
 def _schema_of_pictures(file: pq.ParquetFile) -> list[str]:
-    reasons = _differs(file.schema_arrow, SCHEMA)
+    found = file.schema_arrow
+    wanted = SCHEMA if found.names[-1:] == SCHEMA.names[-1:] else BEFORE_STRENGTH
+    reasons = _differs(found, wanted)
     footer = parquet.footer(file)
-    for key, value in (SCHEMA.metadata or {}).items():
+    for key, value in (wanted.metadata or {}).items():
         if footer.get(key.decode()) != value.decode():
             reasons.append(f"its footer does not say {key.decode()} as it is written")
     return reasons + _not_json(footer, _FOOTER)
