@@ -26,7 +26,7 @@ from tgate_batch.models.checkpoint import load
 from tgate_batch.models.family import Condition, Family
 from tgate_batch.models.guidance import scale_of
 from tgate_batch.models.opened import opened, resolve
-from tgate_batch.models.scheduling import another_scheduler
+from tgate_batch.models.scheduling import another_scheduler, noise_of_rows
 from tgate_batch.records import Prompt
 
 _NEGATIVES = 64  # negative prompts that are kept encoded
@@ -227,15 +227,16 @@ class PipelineRunner:
         }
         guidance = self.family.guidance
         arguments[guidance] = scale_of(arguments[guidance])
-        return self.pipeline(
-            **arguments,
-            **self.family.call,
-            num_inference_steps=self.sampling.steps,
-            height=self.sampling.height,
-            width=self.sampling.width,
-            generator=generators,
-            output_type="latent",
-        )[0]
+        with noise_of_rows(self.pipeline.scheduler, generators):
+            return self.pipeline(
+                **arguments,
+                **self.family.call,
+                num_inference_steps=self.sampling.steps,
+                height=self.sampling.height,
+                width=self.sampling.width,
+                generator=generators,
+                output_type="latent",
+            )[0]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
