@@ -40,7 +40,7 @@ report.parts report.gallery report.drawing report.plot report.plots_of_time repo
 report.plots report.page report.terminal report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
-execute.progress execute.reference execute.rendering execute.scoring execute.again
+execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
