@@ -44,7 +44,7 @@ execute.progress execute.reference execute.counting execute.rendering execute.sc
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
-bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding
+bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
 bench.gate bench.job bench.model
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
 bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
