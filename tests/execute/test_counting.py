@@ -1,7 +1,6 @@
 """MACs are counted once for a run, whichever workers draw."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,9 @@ from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.counting import Counts
+from tgate_batch.execute.pool import Send
 from tgate_batch.execute.ray import RayExecutor
+from tgate_batch.execute.task import RenderOrder
 from tgate_batch.models import macs
 from tgate_batch.output import run as runs
 
@@ -45,24 +46,16 @@ def files(output: str) -> dict[tuple[str, int], dict[str, str]]:
     return found
 
 
-def test_each_arm_and_kind_of_rows_is_counted_once(mixed, tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    monkeypatch.setattr(macs, "macs_of_arm", logged(log))
-    run = workflow.prepare(config.parse(mixed.model_dump() | {"workers": {"executor": "local"}}))
+def begun(mixed, **workers):
+    run = workflow.prepare(config.parse(mixed.model_dump() | {"workers": workers}))
     runs.begin(run)
-    with workflow.open_executor(run.config, run.folder) as executor:
-        rendering.rendered(run, runs.pending(run), executor)
-    assert sorted(Counter(log.read_text().splitlines()).values()) == [1] * 6
-    check(run)
+    return run
 
 
-def test_no_worker_counts_what_the_driver_can(mixed, tmp_path, monkeypatch):
+def test_each_arm_and_kind_of_rows_is_counted_once_and_by_no_worker(mixed, tmp_path, monkeypatch):
     log = tmp_path / "log"
     monkeypatch.setattr(macs, "macs_of_arm", logged(log))
-    run = workflow.prepare(
-        config.parse(mixed.model_dump() | {"workers": {"min": 2, "max": 2, "gpus_each": 0}})
-    )
-    runs.begin(run)
+    run = begun(mixed, min=2, max=2)
 
     def open_runner(model, settings):  # in each worker, which has not this module
         from tgate_batch.models import macs, runner
@@ -74,17 +67,47 @@ def test_no_worker_counts_what_the_driver_can(mixed, tmp_path, monkeypatch):
         macs.macs_of_arm = told
         return runner.open_runner(model, settings)
 
-    with RayExecutor(run.config, run.folder, run.config.models[0], open_runner) as executor:
-        rendering.rendered(run, runs.pending(run), executor)
-    lines = log.read_text().splitlines()
-    assert len(lines) == 6
-    assert {line.split()[0] for line in lines} == {str(os.getpid())}
+    pending = runs.pending(run)
+    with (
+        Counts(run) as counts,
+        RayExecutor(run.config, run.folder, run.config.models[0], open_runner) as executor,
+    ):
+        counts.ahead(pending)
+        list(executor.run(rendering.tasks(run, pending, macs=counts.of)))
+    assert sorted(log.read_text().splitlines()) == sorted(
+        f"{os.getpid()} {gate} {width} {steps}"
+        for gate in (None, 2)
+        for width, steps in (kind.split(",") for kind in KINDS)
+    )
     check(run)
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_workers_with_gpus_alone_are_told_the_counts(mixed, gpus):
+    """Without GPUs the driver has no need of torch, whose import takes longer than to count."""
+    run = begun(mixed, gpus_each=gpus)
+    executor = _Sent()
+    rendering.rendered(run, runs.pending(run), executor)
+    assert executor.orders
+    for order in executor.orders:
+        assert bool(order.macs) == bool(gpus)
+
+
+class _Sent:
+    """An executor that keeps its orders, and does nothing."""
+
+    apart = True
+    waits_for = ""
+    orders: list[RenderOrder]
+
+    def run(self, pool):
+        pool.joined("a worker")
+        self.orders = [each.task.order() for each in pool.decide() if isinstance(each, Send)]
+        return iter(())
+
+
 def test_a_worker_counts_what_the_driver_cannot(mixed, monkeypatch):
-    run = workflow.prepare(config.parse(mixed.model_dump() | {"workers": {"executor": "local"}}))
-    runs.begin(run)
+    run = begun(mixed, executor="local")
 
     def away(*_):
         raise UserError("the architecture is not known without its files")

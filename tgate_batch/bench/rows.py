@@ -37,7 +37,9 @@ class _Kind(NamedTuple):
     guided: bool
 
 
-_KINDS = [_Kind(*size, *rest) for size, *rest in product(_SIZES, _STEPS, (True, False))]
+_KINDS = [
+    _Kind(*size, steps, guided) for size, steps, guided in product(_SIZES, _STEPS, (True, False))
+]
 
 
 def bench_rows(rows: int = 2000) -> dict[str, Any]:
@@ -52,8 +54,9 @@ def bench_rows(rows: int = 2000) -> dict[str, Any]:
     chance = random.Random(0)
     kinds = [chance.choice(_KINDS) for _ in range(rows)]
     of_kind = {kind: kinds.count(kind) for kind in _KINDS if kind in kinds}
-    files = [(_run_settings(kind), [{}] * count) for kind, count in of_kind.items()]
-    mixed = ({}, [_row(kind, chance) for kind in kinds])
+    plain: dict[str, Any] = {}
+    files = [(_run_settings(kind), [plain] * count) for kind, count in of_kind.items()]
+    mixed = (plain, [_row(kind, chance) for kind in kinds])
     for sampling, own in [*files, mixed]:  # kernels, and the counts of MACs
         _drawn(sampling, own[:_BATCH])
     half = len(files) // 2

@@ -13,7 +13,8 @@ _Key = tuple[str, str, Kind]  # model, arm, kind of rows
 class Counts:
     """Counts each (model, arm, kind of rows) once. A context manager, for its thread's sake.
 
-    A count takes seconds for each new size of a large model, and no device.
+    A count takes seconds for each new size of a large model, and no device: a worker that counted
+    would leave its own idle.
     """
 
     def __init__(self, run: Run) -> None:

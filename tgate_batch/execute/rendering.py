@@ -38,11 +38,16 @@ class Rendered(NamedTuple):
     invariant: bool | None = None
 
 
+def _by_workers(*_: Any) -> Mapping[str, int] | None:
+    """Each worker counts for itself: it has torch loaded, which costs the driver seconds."""
+    return None
+
+
 def tasks(
     run: Run,
     pending: Pending,
     again: ErrorsAlone | None = None,
-    macs: Callable[..., Mapping[str, int] | None] = lambda *_: None,
+    macs: Callable[..., Mapping[str, int] | None] = _by_workers,
 ) -> Pool:
     """A pool of all that is pending, for an executor to run; ``again``: its error rows alone.
 
@@ -92,9 +97,11 @@ def rendered(
     stopped: str | None = None
     invariant: set[bool | None] = set()
     with Counts(run) as counts, RunProgress(*_counts(run, pending)) as progress:
-        if executor.apart:
+        macs = _by_workers
+        if executor.apart and run.config.workers.gpus_each > 0:  # no GPU is to wait for a count
             counts.ahead(pending)  # while the first worker loads
-        for said in executor.run(tasks(run, pending, again, counts.of)):
+            macs = counts.of
+        for said in executor.run(tasks(run, pending, again, macs)):
             if isinstance(said, Receipt):
                 if said.host not in hosts:
                     _check_arrived(run, said)
