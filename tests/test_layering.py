@@ -45,7 +45,7 @@ execute.verify.findings execute.verify.tables execute.verify.figures execute.ver
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
-bench.gate bench.job bench.model
+bench.gate bench.job bench.random_weights bench.model bench.work bench.cells bench.gpu_job bench.gpu
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
 bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export

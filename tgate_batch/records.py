@@ -23,6 +23,7 @@ class Kind(NamedTuple):
     steps: int | None = None
     guided: bool | None = None
     guidance_scale: float | None = None
+    strength: float | None = None  # of rows that begin with a picture
 
     def __str__(self) -> str:
         asked = self._asdict() | {"guided": None}
@@ -33,7 +34,10 @@ AS_OTHERS = Kind()
 
 
 class RowSettings(NamedTuple):
-    """What a row of the prompt set says of its own pictures; None: as the run says."""
+    """What a row of the prompt set says of its own pictures; None: as the run says.
+
+    ``strength``: of a row that begins with its picture (image-to-image); None: from noise alone.
+    """
 
     negative_prompt: str | None = None
     seed: int | None = None
@@ -41,12 +45,14 @@ class RowSettings(NamedTuple):
     height: int | None = None  # pixels
     width: int | None = None  # pixels
     steps: int | None = None
+    strength: float | None = None  # above 0, at most 1
 
     def kind(self, apart: bool = False) -> Kind:
         """``apart``: rows of differing guidance do not share batches."""
         scale = self.guidance_scale
         guided = None if scale is None else scale > 1
-        return Kind(self.height, self.width, self.steps, guided, scale if apart else None)
+        size = self.height, self.width
+        return Kind(*size, self.steps, guided, scale if apart else None, self.strength)
 
 
 AS_THE_RUN = RowSettings()
@@ -61,7 +67,7 @@ class Prompt(NamedTuple):  # a dataclass takes twice as long to make, and there 
 
     id: str
     text: str
-    image: bytes | None = None  # the conditioning picture of image-to-video models
+    image: bytes | None = None  # the picture that it begins with
     category: str | None = None
     own: RowSettings = AS_THE_RUN
     place: int = 0
@@ -90,7 +96,8 @@ class Shard:
             for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
                 digest.update(len(part).to_bytes(8, "big") + part)
             if prompt.own != AS_THE_RUN or prompt.kept is not None:
-                part = json.dumps([*prompt.own, prompt.kept]).encode()
+                own = prompt.own if prompt.own.strength is not None else prompt.own[:-1]
+                part = json.dumps([*own, prompt.kept]).encode()
                 digest.update((len(part) | _OWN).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
@@ -143,8 +150,9 @@ class ImageRecord:
     throughput leaves out. ``memory`` says how the batch was cut where the whole one did not fit.
     ``image`` is None where ``status`` is "error"; ``error`` then says why in a line, and
     ``error_kind`` and ``error_traceback`` of what kind it was and where it was raised.
-    ``negative_prompt``, ``guidance_scale`` and ``steps`` are what the picture was drawn with,
-    ``place`` is its prompt's in the set, from 0, and ``kept`` further columns of the set, as JSON.
+    ``negative_prompt``, ``guidance_scale``, ``steps`` and ``strength`` (None: from noise alone) are
+    what the picture was drawn with, ``place`` is its prompt's in the set, from 0, and ``kept``
+    further columns of the set, as JSON.
     """
 
     prompt_id: str
@@ -173,6 +181,7 @@ class ImageRecord:
     steps: int | None = None
     place: int | None = None
     kept: str | None = None
+    strength: float | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "ImageRecord":
@@ -249,6 +258,7 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("steps", pa.int32(), {"dtype": "int32", "_type": "Value"}),
     ("place", pa.int64(), {"dtype": "int64", "_type": "Value"}),
     ("kept", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("strength", pa.float64(), {"dtype": "float64", "_type": "Value"}),
 ]
 
 # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.

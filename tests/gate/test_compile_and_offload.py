@@ -1,5 +1,7 @@
 """A compiled denoiser, and denoisers whose weights come and go."""
 
+import copy
+
 import pytest
 import torch
 
@@ -82,6 +84,28 @@ def test_arms_in_turn_are_compiled_once(tiny_models, arguments, graphs):
             assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))
             counts.append(graphs.count)
     assert 8 < counts[0] == counts[1]
+
+
+def test_blocks_compiled_by_themselves_share_their_graphs(tiny_models, arguments, graphs):
+    """As many graphs as kinds of blocks and steps, however many blocks there are."""
+    counts = []
+    for blocks in (2, 4):
+        pipe = tiny_models("pixart_alpha", fresh=True, scheduler="ddim")
+        own = pipe.transformer.transformer_blocks
+        own.extend(copy.deepcopy(own[-1]) for _ in range(blocks - len(own)))
+        del own[blocks:]
+        call = arguments(pipe, 1, steps=7)
+        with gated(pipe, PLAN):
+            expected = pipe(**call)[0]
+        torch._dynamo.reset()
+        before = graphs.count
+        for block in own:
+            block.compile(backend=graphs, dynamic=False)
+        for _ in range(2):
+            with gated(pipe, PLAN):
+                assert torch.equal(pipe(**call)[0], expected)
+            counts.append(graphs.count - before)
+    assert counts == [counts[0]] * 4
 
 
 def test_model_offload_keeps_the_gate_in_every_call(tiny_models, arguments):

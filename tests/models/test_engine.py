@@ -48,6 +48,12 @@ def test_settings_reach_the_pipeline(settings):
     assert torch._dynamo.config.recompile_limit >= 64  # several arms, each with its graphs
 
 
+def test_regional_compilation_is_of_the_transformer_blocks_alone(settings):
+    unet = opened(settings, compile="regional").pipeline.unet
+    compiled = {type(part) for part in unet.modules() if part._compiled_call_impl is not None}
+    assert {kind.__name__ for kind in compiled} == {"BasicTransformerBlock"}
+
+
 def test_convolutions_over_time_keep_their_layout():
     pipeline = catalogue.tiny("svd")
     prepare(pipeline, config.Engine())

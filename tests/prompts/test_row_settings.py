@@ -115,6 +115,12 @@ def test_all_that_a_row_says_is_in_its_shards_digest():
     assert len({plain, digest(kept="{}"), *changed}) == len(changed) + 2
 
 
+def test_digest_of_rows_without_a_strength_is_what_it_was_before_there_was_one():
+    own = RowSettings("blurry", 7, 4.5, 512, 768, 30)
+    rows = Prompt("a", "a cat", own=own, kept="{}"), Prompt("b", "a dog")
+    assert Shard(0, rows).digest.startswith("9187974d75fb16bcd76c6cdb877f48f9")
+
+
 def test_a_rows_seed_is_its_first_pictures_and_others_are_made_of_it():
     assert image_seed(0, "a", 0, own=7) == 7
     others = {image_seed(0, "a", number, own=7) for number in range(1, 5)}

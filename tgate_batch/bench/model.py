@@ -1,37 +1,19 @@
 """A catalogue architecture with random weights on the device at hand: speed needs no others."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
-import diffusers
 import torch
 
 from tgate_batch import say
+from tgate_batch.bench import random_weights
 from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Engine
-from tgate_batch.errors import UserError
-from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated, is_guided
+from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
 from tgate_batch.models import catalogue, engine
-from tgate_batch.models.architecture import Architecture, Part
-from tgate_batch.models.checkpoint import pipeline_class
-from tgate_batch.models.family import Entry, Family
 from tgate_batch.models.macs import count
 
-# Of the same kinds, small enough for a CPU: latents of 64x64, some 50 million parameters.
-MID_SIZE: dict[str, dict[str, Any]] = {
-    "sd15": {"block_out_channels": (96, 192, 384, 384)},
-    "pixart_alpha": {
-        "num_layers": 12,
-        "num_attention_heads": 8,
-        "attention_head_dim": 64,
-        "cross_attention_dim": 512,
-        "sample_size": 64,
-        "use_additional_conditions": False,
-    },
-}
 _MID_SIDE = 512  # pixels of a mid-size model's picture
 
 
@@ -53,11 +35,12 @@ def bench_model(
     architecture to build.
     """
     row, family = catalogue.entry(name), catalogue.family_of(name)
-    architecture = _architecture(row, family, mid_size)
+    architecture = random_weights.architecture_of(row, family, mid_size)
     size = (_MID_SIDE, _MID_SIDE) if mid_size else (row.height, row.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     say.info(f"building {name} with random weights ...", event="phase")
-    pipe = _pipeline(row, family, architecture, device)
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    pipe = random_weights.pipeline(row, family, architecture, device, dtype)
     engine.prepare(pipe, Engine(compile=compile))
     guidance = row.guidance_scale
     guided = is_guided(pipe, guidance)
@@ -82,7 +65,8 @@ def bench_model(
         "batches": {},
     }
     for batch in batch_sizes:
-        call = _call(pipe, family, architecture, batch, steps, guidance, size)
+        given = random_weights.embeddings(pipe, family, architecture, batch)
+        call = random_weights.call(pipe, family, given, steps, guidance, size)
         calls = {
             arm: partial(_gated_call, pipe, plan, cache, guided, call)
             for arm, (plan, cache) in arms.items()
@@ -145,62 +129,3 @@ def _gated_call(
 ) -> None:
     with gated(pipe, plan, guided=guided, deepcache=cache):
         call()
-
-
-def _architecture(row: Entry, family: Family, mid_size: bool) -> Architecture:
-    whole = row.architecture
-    if family.draws == "video" or whole is None:
-        raise UserError(f"bench model: {row.name!r} has no text-to-image architecture to build")
-    if not mid_size:
-        return whole
-    if row.name not in MID_SIZE:
-        raise UserError(f"bench model: no mid-size {row.name!r}; one of: {', '.join(MID_SIZE)}")
-    denoiser = whole.denoiser
-    small = Part(denoiser.library, denoiser.kind, {**denoiser.config, **MID_SIZE[row.name]})
-    return replace(whole, denoiser=small)
-
-
-def _pipeline(row: Entry, family: Family, architecture: Architecture, device: str) -> Any:
-    """The pipeline with nothing but its denoiser, of random weights."""
-    part = architecture.denoiser
-    torch.manual_seed(0)
-    with torch.device(device):
-        denoiser = getattr(import_module(part.library), part.kind).from_config(dict(part.config))
-    denoiser = denoiser.eval()
-    if device == "cuda":
-        denoiser = denoiser.half()
-    scheduler: Any = diffusers.DPMSolverMultistepScheduler(steps_offset=1)
-    if row.scheduler == "LCMScheduler":
-        scheduler = diffusers.LCMScheduler()
-    parts = {family.denoiser: denoiser, "scheduler": scheduler, **family.bare}
-    pipe = pipeline_class(row)(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _call(
-    pipe: Any,
-    family: Family,
-    architecture: Architecture,
-    batch: int,
-    steps: int,
-    guidance: float,
-    size: tuple[int, int],
-) -> Callable[[], Any]:
-    """The pipeline's call on random embeddings, to its final latents; ``size`` in pixels."""
-    denoiser = denoiser_of(pipe)
-    where = {"device": denoiser.device, "dtype": denoiser.dtype}
-    call: dict[str, Any] = {}
-    for name, shape in family.encoded.items():
-        values = torch.ones if name.endswith("_mask") else torch.randn
-        call[name] = values(batch, *shape(denoiser.config, architecture.tokens), **where)
-    return partial(
-        pipe,
-        **call,
-        **family.call,
-        **{family.guidance: guidance},
-        num_inference_steps=steps,
-        height=size[0],
-        width=size[1],
-        output_type="latent",
-    )

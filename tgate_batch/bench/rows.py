@@ -4,7 +4,7 @@ import csv
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from tgate_batch.demo import PATH
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.progress import Counter
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
 
@@ -26,6 +27,9 @@ _STEPS = (4, 6)
 _NEGATIVES = ("", "blurry", "a red circle")
 _BATCH = 8
 _NONE = 1.0  # a guidance scale without guidance
+
+
+_File = tuple[dict[str, Any], list[dict[str, Any]]]  # a run's sampling, its rows' own settings
 
 
 class _Kind(NamedTuple):
@@ -47,36 +51,32 @@ def bench_rows(rows: int = 2000) -> dict[str, Any]:
 
     The embedded model, in this process, one thread. Kinds are drawn by chance, and the uniform
     files have as many rows of each: the same work. Mixed rows have a seed each, guided ones a
-    guidance scale and a negative prompt too. Half of the uniform files come before the mixed one,
-    half after. Timed is the rendering alone, to the last file, without loading and planning.
+    guidance scale and a negative prompt too. The two draw in turns, shard by shard. Timed is the
+    rendering alone, to the last file, without loading and planning.
     """
     torch.set_num_threads(1)
     chance = random.Random(0)
     kinds = [chance.choice(_KINDS) for _ in range(rows)]
     of_kind = {kind: kinds.count(kind) for kind in _KINDS if kind in kinds}
-    plain: dict[str, Any] = {}
-    files = [(_run_settings(kind), [plain] * count) for kind, count in of_kind.items()]
-    mixed = (plain, [_row(kind, chance) for kind in kinds])
+    files: list[_File] = [(_run_settings(kind), [{}] * of_kind[kind]) for kind in of_kind]
+    mixed: _File = ({}, [_row(kind, chance) for kind in kinds])
     for sampling, own in [*files, mixed]:  # kernels, and the counts of MACs
-        _drawn(sampling, own[:_BATCH])
-    half = len(files) // 2
-    uniform = [_drawn(*file) for file in files[:half]]
-    beside = _drawn(*mixed)
-    uniform += [_drawn(*file) for file in files[half:]]
-    all_of_them = {key: sum(each[key] for each in uniform) for key in beside}
-    return {
-        "rows": rows,
-        "kinds": len(of_kind),
-        "batch": _BATCH,
-        "seconds": {"mixed": beside["seconds"], "uniform": all_of_them["seconds"]},
-        "cpu_seconds": {"mixed": beside["cpu_seconds"], "uniform": all_of_them["cpu_seconds"]},
-        "rows_drawn_a_row": {
-            "mixed": beside["drawn"] / rows,
-            "uniform": all_of_them["drawn"] / rows,
-        },
-        "images_per_second_over_uniform": all_of_them["seconds"] / beside["seconds"],
-        "images_per_cpu_second_over_uniform": all_of_them["cpu_seconds"] / beside["cpu_seconds"],
-    }
+        _Side([(sampling, own[:_BATCH])]).finish()
+    sides = {"mixed": _Side([mixed]), "uniform": _Side(files)}
+    progress = Counter("measuring", "rows", 2 * rows)
+    while (side := min(sides.values(), key=lambda side: side.images)).images < rows:
+        progress.add(side.draw())
+    progress.say()
+    for side in sides.values():
+        side.finish()
+    found: dict[str, Any] = {"rows": rows, "kinds": len(of_kind), "batch": _BATCH}
+    for unit in ("seconds", "cpu_seconds"):
+        found[unit] = {name: getattr(side, unit) for name, side in sides.items()}
+    found["rows_drawn_a_row"] = {name: side.drawn / rows for name, side in sides.items()}
+    for unit in ("second", "cpu_second"):
+        spent = found[f"{unit}s"]
+        found[f"images_per_{unit}_over_uniform"] = spent["uniform"] / spent["mixed"]
+    return found
 
 
 def _run_settings(kind: _Kind) -> dict[str, Any]:
@@ -95,22 +95,47 @@ def _row(kind: _Kind, chance: random.Random) -> dict[str, Any]:
     return _run_settings(kind) | own
 
 
-def _drawn(sampling: Mapping[str, Any], own: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds and CPU seconds of rendering so many rows, and how many rows the device drew."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run = workflow.prepare(_settings(Path(scratch), sampling, own))
-        runs.begin(run)
-        executor = LocalExecutor(run.config, run.folder)
-        executor.fingerprint(run.config.models[0])  # loads it
-        pool = rendering.tasks(run, runs.pending(run))
-        start, cpu = time.perf_counter(), time.process_time()
-        receipts = [said for said in executor.run(pool) if isinstance(said, Receipt)]
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-        if sum(receipt.images for receipt in receipts) != len(own):
+class _Side:
+    """Files of rows that are drawn one after the other, and what it takes."""
+
+    def __init__(self, files: list[_File]) -> None:
+        self._files = files
+        self._receipts = iter(self._draw_all())
+        self.images = self.drawn = 0
+        self.seconds = self.cpu_seconds = 0.0
+
+    def draw(self) -> int:
+        """Draws the next shard; returns its images. Raises UserError where a row was not drawn."""
+        images = next(self._receipts, 0)
+        if not images:
             raise UserError("bench rows: not every row was drawn; see what was said")
-        table = ds.dataset(f"{scratch}/out/images", format="parquet").to_table(columns=["batch"])
-        batches = len(set(table["batch"].to_pylist()))
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "drawn": batches * _BATCH}
+        self.images += images
+        return images
+
+    def _draw_all(self) -> Iterator[int]:
+        for sampling, own in self._files:
+            with tempfile.TemporaryDirectory() as scratch:
+                run = workflow.prepare(_settings(Path(scratch), sampling, own))
+                runs.begin(run)
+                executor = LocalExecutor(run.config, run.folder)
+                executor.fingerprint(run.config.models[0])  # loads it
+                said = executor.run(rendering.tasks(run, runs.pending(run)))
+                while receipt := self._timed(said):
+                    yield receipt.images
+                rows = ds.dataset(f"{scratch}/out/images", format="parquet").to_table(["batch"])
+                self.drawn += len(set(rows["batch"].to_pylist())) * _BATCH
+
+    def _timed(self, said: Iterator[Any]) -> Receipt | None:
+        """The next file's receipt; None after the last."""
+        start, cpu = time.perf_counter(), time.process_time()
+        receipt = next((each for each in said if isinstance(each, Receipt)), None)
+        self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu
+        return receipt
+
+    def finish(self) -> None:
+        """Draws what is left."""
+        self.images += sum(self._receipts)
 
 
 def _settings(folder: Path, sampling: Mapping[str, Any], own: Iterable[dict[str, Any]]) -> Config:

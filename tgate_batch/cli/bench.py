@@ -14,12 +14,14 @@ Examples:
   tgate-batch bench scale-report    the report of a large run: time, memory, bytes of the page
   tgate-batch bench coverage        whether intervals and thresholds hold what they say, simulated
   tgate-batch bench model sdxl      an architecture with random weights on this device
+  tgate-batch bench gpu             the GPU table: full-size models with random weights, resumable
   tgate-batch bench demo            the embedded model's run, whole: what its report says
   tgate-batch bench tables          writes the documents' figures again from docs/benchmarks/
 """
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--rounds", type=int, default=5)
     model.add_argument("--arms", nargs="+", help="beside the baseline; all if left out")
     model.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")
+    gpu = kinds.add_parser("gpu")
+    gpu.add_argument("--size", choices=("full", "small"), default="full", help="small: for a CPU")
+    gpu.add_argument(
+        "--cells",
+        metavar="FILE",
+        type=Path,
+        default=Path("gpu-cells.jsonl"),
+        help="keeps each measured cell; those that are there are not measured again",
+    )
+    gpu.add_argument("--rounds", type=int, default=3)
+    gpu.add_argument("--minutes", type=float, help="after these no further cell is begun")
+    gpu.add_argument("--only", nargs="+", default=[], help="cells whose name has all these words")
+    gpu.add_argument("--retry", action="store_true", help="measure cells again that failed")
     kinds.add_parser("demo")
     kinds.add_parser("tables")
 
@@ -191,6 +206,21 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _gpu(options: argparse.Namespace) -> dict[str, Any]:
+    """The GPU table: speed-ups beside their limits, memory, energy, bits, decoding, the job."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler says its every start
+    from tgate_batch.bench.gpu import bench_gpu
+
+    return bench_gpu(
+        options.size,
+        options.cells,
+        options.rounds,
+        options.minutes,
+        tuple(options.only),
+        options.retry,
+    )
+
+
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
     """The embedded model's run, whole, as README shows it: what the report says of each arm."""
     from tgate_batch.bench.demo import bench_demo
@@ -213,6 +243,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "scale-report": _scale_report,
     "coverage": _coverage,
     "model": _model,
+    "gpu": _gpu,
     "demo": _demo,
 }
 

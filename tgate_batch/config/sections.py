@@ -104,6 +104,9 @@ class Columns(Section):
     steps: str | None = "steps"
     """Denoising steps; a column `num_inference_steps` is found too. An arm's own steps count
     more."""
+    strength: str | None = "strength"
+    """Image-to-image, where the set has pictures too: how much of its picture a row replaces, above
+    0 and at most 1. An empty cell is `prompts.strength`."""
 
 
 class Prompts(Section):
@@ -119,7 +122,11 @@ class Prompts(Section):
     text_column: str | None = None
     """The column of captions. Left out: one named like a caption."""
     image_column: str | None = None
-    """The column of conditioning pictures (bytes or paths), for image-to-video models."""
+    """The column of pictures (bytes or paths) that image-to-video and image-to-image begin with."""
+    strength: float | None = Field(None, gt=0, le=1)
+    """Rows begin with their picture and replace so much of it (image-to-image); of `steps` only
+    that part is run. An empty cell is a row without a picture. Left out: a caption's picture is
+    used where its row has a `strength`."""
     columns: Columns = Columns()
     keep: bool | tuple[str, ...] = False
     """Further columns that the output's rows carry on, as JSON in `kept`; true: all that are not
@@ -187,6 +194,12 @@ class ResolvedSampling(Section):
     seed: int
     images_per_prompt: int
     padding: bool
+    strength: float | None = None  # of rows that begin with a picture
+
+    @property
+    def steps_run(self) -> int:
+        """Denoising steps that are run: with a picture to begin with, the last ones alone."""
+        return self.steps if self.strength is None else int(self.steps * self.strength)
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
         """The sampling of an arm that has steps or a scheduler of its own."""
@@ -204,7 +217,8 @@ class ResolvedSampling(Section):
 
     def of_kind(self, kind: Kind) -> "ResolvedSampling":
         """What rows of a kind have in common; of differing scales, one stands for all of them."""
-        said: dict[str, Any] = {key: getattr(kind, key) for key in ("height", "width", "steps")}
+        taken = ("height", "width", "steps", "strength")
+        said: dict[str, Any] = {key: getattr(kind, key) for key in taken}
         said["guidance_scale"] = kind.guidance_scale
         if kind.guided is not None and kind.guidance_scale is None:
             guided = max(self.guidance_scale, _GUIDED)
@@ -322,8 +336,9 @@ class Workers(Section):
 class Engine(Section):
     """How the pipeline computes; what is drawn changes in the last bits at most."""
 
-    compile: bool = False
-    """torch.compile of the denoiser: minutes at first, then faster."""
+    compile: bool | Literal["regional"] = False
+    """torch.compile of the denoiser: minutes at first, then faster. `regional`: of its transformer
+    blocks alone, which repeat, so that the first picture comes sooner."""
     channels_last: bool = True
     """The memory layout in which convolutions are fastest."""
     fused_qkv: bool = False

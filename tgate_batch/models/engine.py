@@ -10,6 +10,7 @@ from typing import Any
 from tgate_batch.config import Engine
 from tgate_batch.errors import UserError
 from tgate_batch.gate import denoiser_of
+from tgate_batch.gate.layers import blocks
 
 _GRAPHS = 64  # more than the arms of a run need
 
@@ -34,7 +35,9 @@ def prepare(pipeline: Any, engine: Engine) -> None:
     if engine.compile:
         # Each pair of actions is a graph of its own; past the limit torch would stop compiling.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
-        denoiser.compile(dynamic=False)
+        parts = blocks(denoiser) if engine.compile == "regional" else [denoiser]
+        for part in parts:
+            part.compile(dynamic=False)
 
 
 @contextmanager

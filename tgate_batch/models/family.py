@@ -6,6 +6,7 @@ checked in a moment.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from tgate_batch.records import Prompt
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 Config = Mapping[str, Any]  # of a denoiser, an encoder or a VAE
 Condition = dict[str, Any]  # one prompt's arguments of the pipeline's call
@@ -80,6 +82,20 @@ def picture_latents(architecture: Architecture, height: int, width: int) -> dict
     return {"z": empty(1, architecture.vae.config.get("latent_channels", 4), height, width)}
 
 
+def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
+    """The prompt's picture upright, in RGB, at the size that is drawn.
+
+    Raises ValueError where there is none, and OSError where it is none.
+    """
+    from PIL import Image, ImageOps
+
+    if prompt.image is None:
+        raise ValueError("this model draws from a picture, and the prompt has none")
+    with Image.open(io.BytesIO(prompt.image)) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        return upright.convert("RGB").resize((sampling.width, sampling.height))
+
+
 def decode_pictures(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
     """Final latents [n, channels, h, w] -> pixels in -1..1, float32 [n, height, width, 3]."""
     vae = pipeline.vae
@@ -117,6 +133,8 @@ class Family:
       arguments of an encoder and of the VAE's ``decode`` on the meta device.
     - ``mixes_guidance``: its pipelines only multiply tensors by the guidance scale, so rows of
       differing scales may share a batch.
+    - ``from_pictures``: diffusers has an image-to-image pipeline of the family that takes encoded
+      prompts (in 0.42 that of Kolors forgets the pooled ones).
     - ``multiple``: pixels of which height and width have to be a multiple.
     - ``bare``: arguments that the pipeline's class needs beside its denoiser and scheduler, where
       it is built without text encoder and VAE.
@@ -141,4 +159,5 @@ class Family:
     loras: bool = True
     single_files: bool = False
     mixes_guidance: bool = False
+    from_pictures: bool = False
     multiple: int = 8

@@ -143,7 +143,7 @@ def _macs(
             architecture,
             plan,
             deepcache,
-            sampling.steps,
+            sampling.steps_run,
             sampling.guidance_scale,
             height=sampling.height,
             width=sampling.width,

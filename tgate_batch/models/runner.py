@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
@@ -23,7 +24,7 @@ from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
 from tgate_batch.gate.families import known
 from tgate_batch.models import engine
 from tgate_batch.models.checkpoint import load
-from tgate_batch.models.family import Condition, Family
+from tgate_batch.models.family import Condition, Family, first_picture
 from tgate_batch.models.guidance import scale_of
 from tgate_batch.models.opened import opened, resolve
 from tgate_batch.models.scheduling import another_scheduler, noise_of_rows
@@ -53,9 +54,8 @@ class PipelineRunner:
     def __post_init__(self) -> None:
         self.guided = self._is_guided(self.sampling)
         self.device = self.pipeline._execution_device
-        vae = self.pipeline.vae
-        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae.to(torch.float32)  # this VAE overflows in half precision
+        self._vae_dtype = self.pipeline.vae.dtype
+        self._ready_to_decode()
         self._negatives: dict[str, Condition] = {}  # by their text
 
     def together(self, sampling: ResolvedSampling) -> tuple:
@@ -65,7 +65,8 @@ class PipelineRunner:
         mixes = self.family.mixes_guidance and not embeds
         scale = None if mixes else sampling.guidance_scale
         guided = self._is_guided(sampling)
-        return sampling.height, sampling.width, sampling.steps, guided, scale
+        size = sampling.height, sampling.width
+        return *size, sampling.steps, sampling.strength, guided, scale
 
     def _is_guided(self, sampling: ResolvedSampling) -> bool:
         return is_guided(self.pipeline, sampling.guidance_scale)
@@ -76,9 +77,9 @@ class PipelineRunner:
         scale = self.family.guidance
         samplings = [self.sampling.of_row(prompt.own) for prompt in prompts]
         return [
-            {**condition, scale: sampling.guidance_scale}
-            for condition, sampling in zip(
-                self._conditions(prompts, samplings), samplings, strict=True
+            {**condition, scale: sampling.guidance_scale, **_beginning(prompt, sampling)}
+            for condition, prompt, sampling in zip(
+                self._conditions(prompts, samplings), prompts, samplings, strict=True
             )
         ]
 
@@ -172,16 +173,18 @@ class PipelineRunner:
 
         ``sampling``: that of the rows in them, where they have one of their own.
         """
-        before, scheduler = self.sampling, self.pipeline.scheduler
+        before = self.sampling
         self.sampling = (sampling or before).under(arm)
+        drawing = self._drawing
+        scheduler = drawing.scheduler
         if arm.scheduler is not None:
-            self.pipeline.scheduler = another_scheduler(arm.scheduler, scheduler)
+            drawing.scheduler = another_scheduler(arm.scheduler, scheduler)
         try:
             with (
                 # A plan that is never reached is said once, before anything is drawn.
                 warnings.catch_warnings(action="ignore", category=GateNotReached),
                 gated(
-                    self.pipeline,
+                    drawing,
                     arm.plan or arm.guidance,
                     guided=self._is_guided(self.sampling),
                     deepcache=arm.cache,
@@ -189,7 +192,18 @@ class PipelineRunner:
             ):
                 yield
         finally:
-            self.sampling, self.pipeline.scheduler = before, scheduler
+            self.sampling, drawing.scheduler = before, scheduler
+
+    @property
+    def _drawing(self) -> Any:
+        """The pipeline that draws: the loaded one, or that of pictures with the same parts."""
+        return self.pipeline if self.sampling.strength is None else self._from_pictures
+
+    @cached_property
+    def _from_pictures(self) -> Any:
+        pipeline = AutoPipelineForImage2Image.from_pipe(self.pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     @torch.inference_mode()
     def is_invariant(self) -> bool:
@@ -227,20 +241,30 @@ class PipelineRunner:
         }
         guidance = self.family.guidance
         arguments[guidance] = scale_of(arguments[guidance])
-        with noise_of_rows(self.pipeline.scheduler, generators):
-            return self.pipeline(
+        arguments |= {"height": self.sampling.height, "width": self.sampling.width}
+        if self.sampling.strength is not None:
+            self.pipeline.vae.to(self._vae_dtype)  # it encodes as the pipeline means it to
+            taken = signature(type(self._drawing).__call__).parameters
+            arguments = {name: value for name, value in arguments.items() if name in taken}
+            arguments["strength"] = self.sampling.strength
+        with noise_of_rows(self._drawing.scheduler, generators):
+            return self._drawing(
                 **arguments,
                 **self.family.call,
                 num_inference_steps=self.sampling.steps,
-                height=self.sampling.height,
-                width=self.sampling.width,
                 generator=generators,
                 output_type="latent",
             )[0]
 
+    def _ready_to_decode(self) -> None:
+        vae = self.pipeline.vae
+        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+            vae.to(torch.float32)  # this VAE overflows in half precision
+
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
         """Final latents to pictures, a few at a time where the engine says so."""
+        self._ready_to_decode()
         count = len(latents)
         size = min(self.engine.decode_batch_size or count, count)
         rows = padded(list(range(count)), -(-count // size) * size)  # parts are of one size
@@ -251,6 +275,10 @@ class PipelineRunner:
         values = (pixels.nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         rate = self.family.frames_per_second
         return Pixels(values.cpu().numpy(), finite.cpu().numpy(), rate)
+
+
+def _beginning(prompt: Prompt, sampling: ResolvedSampling) -> Condition:
+    return {} if sampling.strength is None else {"image": first_picture(prompt, sampling)}
 
 
 def _are_equal(rows: torch.Tensor) -> bool:

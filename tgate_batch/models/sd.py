@@ -167,6 +167,7 @@ FAMILY = Family(
     ),
     denoiser="unet",
     mixes_guidance=True,
+    from_pictures=True,
     inputs=unet_inputs,
     # diffusers 0.42, pipelines/stable_diffusion/pipeline_stable_diffusion.py
     encoded={"prompt_embeds": caption, "negative_prompt_embeds": caption},

@@ -235,6 +235,7 @@ FAMILY = Family(
     ),
     denoiser="unet",
     mixes_guidance=True,
+    from_pictures=True,
     inputs=inputs,
     # diffusers 0.42, pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py
     encoded={

@@ -3,14 +3,13 @@
 Checkpoint and settings: github.com/HaozheLiu-ST/T-GATE, README, and the model's card.
 """
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from tgate_batch.config import ResolvedSampling
 from tgate_batch.models import tiny
 from tgate_batch.models.architecture import KL_VAE, Architecture, Part
-from tgate_batch.models.family import Condition, Config, Entry, Family, empty
+from tgate_batch.models.family import Condition, Config, Entry, Family, empty, first_picture
 from tgate_batch.records import Prompt
 
 _CLIP_H_VISION = Part(
@@ -119,13 +118,7 @@ def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) ->
 
 
 def _picture(prompt: Prompt, sampling: ResolvedSampling) -> Condition:
-    """The prompt's picture in RGB, brought to the video's size; raises ValueError without one."""
-    from PIL import Image
-
-    if prompt.image is None:
-        raise ValueError("this model draws from a picture, and the prompt has none")
-    with Image.open(io.BytesIO(prompt.image)) as picture:
-        return {"image": picture.convert("RGB").resize((sampling.width, sampling.height))}
+    return {"image": first_picture(prompt, sampling)}
 
 
 def _decode(pipeline: Any, latents: Any) -> Any:

@@ -59,6 +59,7 @@ COLUMNS = {
     "steps": "denoising steps",
     "place": "the prompt's place in the set, from 0: shards hold rows of one kind",
     "kept": "further columns of the prompt set, as JSON, where they were asked for",
+    "strength": "of a row that begins with a picture: how much of it is replaced",
 }
 
 

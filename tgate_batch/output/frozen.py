@@ -48,6 +48,7 @@ OWN_SCHEMA = pa.schema(  # of a set whose rows say more than that
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("steps", pa.int32()),
+        ("strength", pa.float64()),
         ("place", pa.int64()),
         ("kept", pa.string()),
     ]

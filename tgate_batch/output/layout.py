@@ -196,7 +196,7 @@ def of_pictures(
     older outputs stay as they are.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    later = {"batch_size", "padding", "scheduler_arguments"}
+    later = {"batch_size", "padding", "scheduler_arguments", "strength"}  # rows', the last one
     for key, value in sampling.model_dump(exclude=later).items():
         settings[f"sampling.{key}"] = value
     if sampling.padding:

@@ -10,6 +10,7 @@ from typing import Any
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
+from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
 from tgate_batch.models.used import Used, read_used, used
@@ -275,7 +276,7 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
     if follows is None:
         return
     try:
-        follows.check(sampling.under(arm).steps)
+        follows.check(sampling.under(arm).steps_run)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
@@ -285,13 +286,14 @@ def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardP
     first: dict[Kind, int] = {}
     for shard in shards:
         first.setdefault(shard.kind, shard.first)
-    multiples = {model.name: opened(model).family.multiple for model in config.models}
+    families = {model.name: opened(model).family for model in config.models}
     for kind, place in first.items():
         try:
-            for name, multiple in multiples.items():
+            for name, family in families.items():
                 sampling = models[name].sampling.of_kind(kind)
-                _check_size(name, sampling, multiple)
+                _check_size(name, sampling, family.multiple)
                 for arm_name, arm in config.arms.items():
+                    _check_strength(f"arms.{arm_name} with {name}", family, sampling.under(arm))
                     _check_arm(name, arm_name, arm, sampling)
         except UserError as error:
             if kind == AS_OTHERS:
@@ -304,6 +306,21 @@ def _check_size(model: str, sampling: ResolvedSampling, multiple: int) -> None:
         raise UserError(
             f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "
             f"to be multiples of {multiple}"
+        )
+
+
+def _check_strength(what: str, family: Family, sampling: ResolvedSampling) -> None:
+    if sampling.strength is None:
+        return
+    if not family.from_pictures:
+        raise UserError(
+            f"{what}: diffusers has no image-to-image pipeline of this family that takes encoded "
+            "prompts; switch it off (prompts.columns: {strength: null}, and no prompts.strength)"
+        )
+    if sampling.steps_run == 0:
+        raise UserError(
+            f"{what}: strength {sampling.strength:g} of {sampling.steps} steps is not one step; "
+            "give a larger strength or more steps"
         )
 
 

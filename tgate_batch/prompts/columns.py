@@ -32,13 +32,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class FileColumns:
-    """Which columns of a file hold what a prompt is made of; ``own``: setting -> its column."""
+    """Which columns of a file hold what a prompt is made of; ``own``: setting -> its column.
+
+    ``strength``: with which rows begin with their picture that say none.
+    """
 
     source: Source
     text: str | None
     id: str | None
     image: str | None
     category: str | None
+    strength: float | None
     own: Mapping[str, str]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
@@ -66,9 +70,13 @@ class FileColumns:
                 "name it with prompts.text_column"
             )
         identity = named(spec.id_column) if spec.id_column else guess(ID_COLUMNS)
-        picture = image if spec.image_column or text is None else None
+        if spec.strength is not None and image is None:
+            raise UserError(
+                f"prompts.strength {spec.strength:g} is of pictures, and prompts file {source} has "
+                f"no column of them ({_names(row)}); name it with prompts.image_column"
+            )
         category = named(by) if by else None
-        taken = {text, identity, picture, category}
+        taken = {text, identity, image, category}
         own = {}
         for setting, standard in Columns():
             column = getattr(spec.columns, setting)
@@ -78,18 +86,32 @@ class FileColumns:
                 found = named(column) if column else None
             if found is not None and found not in taken:
                 own[setting] = found
+        if image is None:
+            own.pop("strength", None)
+        begins = spec.strength is not None or "strength" in own
+        picture = image if spec.image_column or text is None or begins else None
+        taken = {text, identity, picture, category}
         others = [name for name in row if name and name not in {*taken, *own.values()}]
         if isinstance(spec.keep, bool):
             kept = others if spec.keep else []
         else:
             kept = [named(column) for column in spec.keep]
         unused = tuple(name for name in others if name not in kept)
-        return cls(source, text, identity, picture, category, own, tuple(kept), unused)
+        return cls(
+            source, text, identity, picture, category, spec.strength, own, tuple(kept), unused
+        )
 
     def prompt(self, line: int, place: int, row: Row) -> Prompt:
         """The row's prompt. Raises UserError, naming the row, where a cell cannot be what it is."""
         text = "" if self.text is None else self._text(line, self.text, row.get(self.text))
-        image = None if self.image is None else self._picture(line, row.get(self.image))
+        own = self._own(line, row) if self.own else AS_THE_RUN
+        image = None
+        if self.image is not None:
+            cell = row.get(self.image)
+            if not (self._begins and _is_empty(cell)):
+                image = self._picture(line, cell)
+        if self._begins:
+            own = self._beginning(line, own, image)
         if self.id is not None:
             identity = self._id(line, row.get(self.id))
         elif len(row) == 1 or _IDS.isdisjoint(row):
@@ -98,7 +120,6 @@ class FileColumns:
             (other, *_) = _IDS.intersection(row)
             refuse(self.source, line, f"it has an id ({other!r}), and the first row has none")
         category = None if self.category is None else self._category(line, row.get(self.category))
-        own = self._own(line, row) if self.own else AS_THE_RUN
         kept = self._kept(line, row) if self.kept else None
         return Prompt(identity, text, image, category, own, place, kept)
 
@@ -162,6 +183,31 @@ class FileColumns:
         except UserError as error:
             refuse(self.source, line, f"picture {error}")
         refuse(self.source, line, f"picture {shown(without_credentials(value), 200)} {fault}")
+
+    @property
+    def _begins(self) -> bool:
+        """Whether rows with a picture are drawn from it."""
+        return self.strength is not None or "strength" in self.own
+
+    def _beginning(self, line: int, own: RowSettings, image: bytes | None) -> RowSettings:
+        """The row's settings with its strength, where it has a picture to begin with."""
+        if image is None:
+            if own.strength is not None:
+                refuse(
+                    self.source,
+                    line,
+                    f"strength {own.strength:g} is of a picture, and the row has none in column "
+                    f"{shown(self.image)}; give one, or empty the cell",
+                )
+            return own
+        if own.strength is None and self.strength is None:
+            refuse(
+                self.source,
+                line,
+                f"it has a picture in column {shown(self.image)} and no strength; give one, or "
+                "prompts.strength for all rows",
+            )
+        return own if own.strength is not None else own._replace(strength=self.strength)
 
     def _own(self, line: int, row: Row) -> RowSettings:
         """What the row says of its own pictures; an empty cell says nothing."""
@@ -252,6 +298,11 @@ def _scale(value: Any) -> float | None:
     return None if number is None or number < 0 else float(number)
 
 
+def _strength(value: Any) -> float | None:
+    number = _number(value)
+    return float(number) if number is not None and 0 < number <= 1 else None
+
+
 _PIXELS = ("a multiple of 8, in pixels", _whole(8, 1 << 16, multiple=8))
 _SETTINGS: dict[str, tuple[str, Callable[[Any], int | float | None]]] = {
     "seed": ("an integer from 0 to 2**63 - 1", _whole(0, (1 << 63) - 1)),
@@ -259,6 +310,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], int | float | None]]] = {
     "height": _PIXELS,
     "width": _PIXELS,
     "steps": ("an integer from 1 to 1000", _whole(1, 1000)),
+    "strength": ("a number above 0 and at most 1", _strength),
 }
 
 

@@ -50,6 +50,7 @@ class _Picture:
         return {
             "negative_prompt": self.sampling.negative_prompt or None,
             "guidance_scale": self.sampling.guidance_scale,
+            "strength": self.sampling.strength,
             "place": self.prompt.place,
             "kept": self.prompt.kept,
         }
@@ -250,7 +251,8 @@ class Renderer:
         self, batch: list[_Picture], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
         drawn_with = self._runner.sampling
-        shape = (arm, drawn_with.height, drawn_with.width)
+        begins = drawn_with.strength is not None
+        shape = (arm, drawn_with.height, drawn_with.width, begins)
         start = time.perf_counter()
         rows = padded(batch, self._rows(batch, self._ladder))
         latents = self._runner.denoise(
