@@ -40,11 +40,11 @@ report.parts report.gallery report.drawing report.plot report.plots_of_time repo
 report.plots report.page report.terminal report
 execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
 execute.guardian execute.cluster execute.ray
-execute.progress execute.reference execute.rendering execute.scoring execute.again
+execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
-bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding
+bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
 bench.gate bench.job bench.random_weights bench.model bench.work bench.cells bench.gpu_job bench.gpu
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
 bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench

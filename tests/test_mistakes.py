@@ -92,6 +92,10 @@ MISTAKES = {
         {"sampling.scheduler": {"class": "DDIMScheduler", "timestep_spaceing": "trailing"}},
         ["sampling.scheduler", "DDIMScheduler", "did you mean timestep_spacing"],
     ),
+    "one seed for the noise of all pictures": (
+        {"sampling.scheduler": {"class": "DPMSolverSDEScheduler", "noise_sampler_seed": 7}},
+        ["sampling.scheduler", "noise_sampler_seed", "leave it out"],
+    ),
     "an unknown dtype": ({"models.0.dtype": "fp16"}, ["dtype", "float16"]),
     "a name that is a path": ({"models.0.name": "../demo"}, ["cannot name a folder"]),
     # prompts

@@ -14,6 +14,7 @@ from tgate_batch.bench.gate import bench_gate
 from tgate_batch.bench.model import bench_model
 from tgate_batch.bench.orchestration import orchestrate
 from tgate_batch.bench.padding import bench_padding
+from tgate_batch.bench.rows import bench_rows
 from tgate_batch.bench.scale_pool import bench_scale_pool
 from tgate_batch.bench.slow_store import SCHEME, slow_store
 from tgate_batch.bench.timing import in_turns, ratio
@@ -59,6 +60,17 @@ def test_padded_pictures_are_timed_beside_unpadded_ones_of_both_arms():
     assert {name: set(ratios) for name, ratios in found.items()} == {
         name: {"1", "3"} for name in ("plain", "gated")
     }
+
+
+def test_mixed_rows_are_as_many_as_those_of_the_uniform_files():
+    found = bench_rows(rows=3)
+    assert found["rows"] == 3
+    assert 1 <= found["kinds"] <= 3
+    # a batch of 8 for each kind
+    assert set(found["rows_drawn_a_row"].values()) == {found["kinds"] * 8 / 3}
+    for unit in ("second", "cpu_second"):
+        over = found[f"{unit}s"]["uniform"] / found[f"{unit}s"]["mixed"]
+        assert found[f"images_per_{unit}_over_uniform"] == over
 
 
 def test_every_format_is_compared_with_png_on_one_thread():

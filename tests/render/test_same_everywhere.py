@@ -23,6 +23,7 @@ ARMS = {
     "euler": Arm(scheduler="EulerDiscreteScheduler"),
     "ancestral": Arm(scheduler="EulerAncestralDiscreteScheduler"),
     "lcm": Arm(scheduler="LCMScheduler"),
+    "a tree of noise": Arm(scheduler="DPMSolverSDEScheduler"),
     "guidance interval": Arm(guidance_from=1, guidance_until=3),
 }
 WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new", "far", "near"]

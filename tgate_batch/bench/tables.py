@@ -157,6 +157,17 @@ _COSTS: dict[str, _Lines] = {
         ),
         ("the same, gated", _medians(*(f"gated.{count}" for count in (1, 2, 4, 8, 12)))),
     ),
+    "rows": (
+        (
+            "2,000 rows of 8 kinds in one file over a uniform file for each kind, embedded model: "
+            "images/s; images per CPU second; rows drawn for each row asked for",
+            lambda found: (
+                f"{found['images_per_second_over_uniform']:.2f}; "
+                f"{found['images_per_cpu_second_over_uniform']:.2f}; "
+                f"{_at(found, 'rows_drawn_a_row.mixed'):.2f}"
+            ),
+        ),
+    ),
     "encode": (
         (
             "lossless WebP (the default) beside PNG, one thread: speed; size",

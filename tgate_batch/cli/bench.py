@@ -6,6 +6,7 @@ Examples:
   tgate-batch bench orchestration   planning, scheduling and writing with a stand-in pipeline
   tgate-batch bench engine          each engine setting beside the defaults
   tgate-batch bench padding         a few pictures as a whole batch, beside their own number of rows
+  tgate-batch bench rows            rows with settings of their own, beside uniform files
   tgate-batch bench encode          picture formats on threads
   tgate-batch bench statistics      distances beside pytorch-fid's: memory and time
   tgate-batch bench scale-scoring   scoring fabricated measurements: CPU time, memory, same figures
@@ -54,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     padding.add_argument("--batch-size", type=int, default=8)
     padding.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8, 12])
     padding.add_argument("--rounds", type=int, default=5)
+    rows = kinds.add_parser("rows")
+    rows.add_argument("--rows", type=int, default=2000)
     encode = kinds.add_parser("encode")
     encode.add_argument("--side", type=int, default=512, help="pixels")
     statistics = kinds.add_parser("statistics")
@@ -136,6 +139,13 @@ def _padding(options: argparse.Namespace) -> dict[str, Any]:
     from tgate_batch.bench.padding import bench_padding
 
     return bench_padding(options.model, options.batch_size, tuple(options.pictures), options.rounds)
+
+
+def _rows(options: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of mixed rows over those of uniform files of the same rows, embedded model."""
+    from tgate_batch.bench.rows import bench_rows
+
+    return bench_rows(options.rows)
 
 
 def _encode(options: argparse.Namespace) -> dict[str, Any]:
@@ -225,6 +235,7 @@ _BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "orchestration": _orchestration,
     "engine": _engine,
     "padding": _padding,
+    "rows": _rows,
     "encode": _encode,
     "statistics": _statistics,
     "scale-scoring": _scale_scoring,

@@ -18,6 +18,8 @@ _POLL_SECONDS = 0.2
 class LocalExecutor:
     """One worker in this process. A context manager, as every executor."""
 
+    apart = False  # whether workers are other processes
+
     def __init__(
         self,
         config: Config,

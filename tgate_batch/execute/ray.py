@@ -73,6 +73,8 @@ class _Seat:
 class RayExecutor:
     """Workers between ``min`` and ``max``, as the cluster offers. A context manager."""
 
+    apart = True
+
     def __init__(
         self,
         config: Config,

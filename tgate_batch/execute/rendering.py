@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import UserError
+from tgate_batch.execute.counting import Counts
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import RunProgress
 from tgate_batch.execute.task import RenderTask, Task
@@ -36,13 +38,31 @@ class Rendered(NamedTuple):
     invariant: bool | None = None
 
 
-def tasks(run: Run, pending: Pending, again: ErrorsAlone | None = None) -> Pool:
-    """A pool of all that is pending, for an executor to run; ``again``: its error rows alone."""
+def _by_workers(*_: Any) -> Mapping[str, int] | None:
+    """Each worker counts for itself: it has torch loaded, which costs the driver seconds."""
+    return None
+
+
+def tasks(
+    run: Run,
+    pending: Pending,
+    again: ErrorsAlone | None = None,
+    macs: Callable[..., Mapping[str, int] | None] = _by_workers,
+) -> Pool:
+    """A pool of all that is pending, for an executor to run; ``again``: its error rows alone.
+
+    ``macs``: of (model, arm, kind of rows); None: workers count for themselves.
+    """
     count = sum(len(arms) for shards in pending.values() for arms in shards.values())
-    return Pool(_groups(run, pending, again or {}), count)
+    return Pool(_groups(run, pending, again or {}, macs), count)
 
 
-def _groups(run: Run, pending: Pending, again: ErrorsAlone) -> Iterator[list[RenderTask]]:
+def _groups(
+    run: Run,
+    pending: Pending,
+    again: ErrorsAlone,
+    macs: Callable[..., Mapping[str, int] | None],
+) -> Iterator[list[RenderTask]]:
     for model in run.config.models:
         for shard in run.shards:
             if arms := pending[model.name].get(shard.index):
@@ -55,6 +75,7 @@ def _groups(run: Run, pending: Pending, again: ErrorsAlone) -> Iterator[list[Ren
                         run.pictures(model.name, arm, shard)[1],
                         quarantined,
                         arm in again.get((model.name, shard.index), ()),
+                        partial(macs, model, arm, shard.kind),
                     )
                     for arm in arms
                 ]
@@ -75,8 +96,12 @@ def rendered(
     cut: dict[str, dict[str, None]] = {}  # by model, in the order of the first report
     stopped: str | None = None
     invariant: set[bool | None] = set()
-    with RunProgress(*_counts(run, pending)) as progress:
-        for said in executor.run(tasks(run, pending, again)):
+    with Counts(run) as counts, RunProgress(*_counts(run, pending)) as progress:
+        macs = _by_workers
+        if executor.apart and run.config.workers.gpus_each > 0:  # no GPU is to wait for a count
+            counts.ahead(pending)  # while the first worker loads
+            macs = counts.of
+        for said in executor.run(tasks(run, pending, again, macs)):
             if isinstance(said, Receipt):
                 if said.host not in hosts:
                     _check_arrived(run, said)

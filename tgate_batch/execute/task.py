@@ -5,7 +5,7 @@ blame. An order is the part of it that a worker needs. Neither knows Ray.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class RenderOrder:
     ``identity`` is what the file's footer is to hold. ``quarantined``: positions of prompts that
     are not to be tried, with the reason. ``only``: a trial of these positions alone, which writes
     no file. ``errors_alone``: the file is there, and only its error rows are to be drawn.
+    ``macs`` are those of a picture, as its file carries them; None: the worker counts them.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class RenderOrder:
     quarantined: Mapping[int, str]
     only: tuple[int, ...] | None = None
     errors_alone: bool = False
+    macs: Mapping[str, int] | None = None
 
 
 @dataclass(eq=False)
@@ -100,7 +102,7 @@ class RenderTask(Task):
 
     After three deaths the shard is split into trials, ever smaller, until the prompt is found. It
     becomes a row with its error. The shard's other arms may share ``quarantined`` (by position), so
-    that it kills no worker there.
+    that it kills no worker there. ``macs`` gives the order's.
     """
 
     model: Model
@@ -109,6 +111,7 @@ class RenderTask(Task):
     identity: str
     quarantined: dict[int, str] = field(default_factory=dict)
     errors_alone: bool = False
+    macs: Callable[[], Mapping[str, int] | None] = lambda: None
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
 
@@ -130,6 +133,7 @@ class RenderTask(Task):
             dict(self.quarantined),
             self.suspects[-1] if self.is_trial else None,
             self.errors_alone,
+            self.macs(),
         )
 
     def delivered(self, piece: Any) -> bool:

@@ -120,9 +120,7 @@ class Worker:
                 rows.append(row)
                 if (beat := beats.after_one_more()) and order.only is None:
                     yield beat
-            about = self._about(
-                order.model, order.arm, order.shard.kind
-            )  # counts MACs: not while a batch is timed
+            about = self._about(order)  # may count MACs: not while a batch is timed
         drawn = {(record.prompt_id, record.image_number): record for record in (r() for r in rows)}
         if order.only is not None:
             return
@@ -239,23 +237,27 @@ class Worker:
         }
         self._folder.write(layout.worker(self._name), json.dumps(summary))
 
-    def _about(self, model: Model, name: str, kind: Kind) -> dict[str, str]:
+    def _about(self, order: RenderOrder) -> dict[str, str]:
         """What every file of a (model, arm) and kind of rows says of itself."""
-        from tgate_batch.models.macs import macs_of_arm
-
-        if (model.name, name, kind) not in self._known:
-            arm = self._config.arms[name]
-            sampling = resolve(model, self._config.sampling).of_kind(kind)
-            with self._times.timed("load"), _without_collection():
-                macs = macs_of_arm(model, arm, sampling).columns()
-            self._known[model.name, name, kind] = {
-                "settings": arm.model_dump_json(),
+        key = order.model.name, order.arm, order.shard.kind
+        if key not in self._known:
+            macs = self._counted(order) if order.macs is None else order.macs
+            self._known[key] = {
+                "settings": self._config.arms[order.arm].model_dump_json(),
                 "made_by": json.dumps(
                     history.maker(self._device_name) | {"invariant": self._invariant}
                 ),
-                **{key: json.dumps(value) for key, value in macs.items()},
+                **{name: json.dumps(value) for name, value in macs.items()},
             }
-        return self._known[model.name, name, kind]
+        return self._known[key]
+
+    def _counted(self, order: RenderOrder) -> Mapping[str, int]:
+        """The MACs that the driver could not count: it has none of the model's files."""
+        from tgate_batch.models.macs import macs_of_arm
+
+        sampling = resolve(order.model, self._config.sampling).of_kind(order.shard.kind)
+        with self._times.timed("load"), _without_collection():
+            return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 
     def _ready(self, model: Model) -> Any:
         """The renderer of a model, loaded if it is not."""

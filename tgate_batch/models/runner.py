@@ -28,7 +28,7 @@ from tgate_batch.models.checkpoint import load
 from tgate_batch.models.family import Condition, Family, first_picture
 from tgate_batch.models.guidance import scale_of
 from tgate_batch.models.opened import opened, resolve
-from tgate_batch.models.scheduling import another_scheduler
+from tgate_batch.models.scheduling import another_scheduler, noise_of_rows
 from tgate_batch.records import Prompt
 
 _NEGATIVES = 64  # negative prompts that are kept encoded
@@ -249,13 +249,14 @@ class PipelineRunner:
             taken = signature(type(self._drawing).__call__).parameters
             arguments = {name: value for name, value in arguments.items() if name in taken}
             arguments["strength"] = self.sampling.strength
-        return self._drawing(
-            **arguments,
-            **self.family.call,
-            num_inference_steps=self.sampling.steps,
-            generator=generators,
-            output_type="latent",
-        )[0]
+        with noise_of_rows(self._drawing.scheduler, generators):
+            return self._drawing(
+                **arguments,
+                **self.family.call,
+                num_inference_steps=self.sampling.steps,
+                generator=generators,
+                output_type="latent",
+            )[0]
 
     def _ready_to_decode(self) -> None:
         vae = self.pipeline.vae

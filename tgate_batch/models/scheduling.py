@@ -1,7 +1,10 @@
 """Schedulers by the names and arguments that a config gives them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -9,6 +12,13 @@ from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, scheduler
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.models.architecture import class_names
 from tgate_batch.models.opened import Opened, own_scheduler
+
+_TREE_SEED = "noise_sampler_seed"  # DPMSolverSDEScheduler's: it takes no generators
+_NEEDS = {
+    "DPMSolverSDEScheduler": "torchsde",
+    "CosineDPMSolverMultistepScheduler": "torchsde",
+    "LMSDiscreteScheduler": "scipy",
+}
 
 
 def check_name(given: str | dict[str, Any] | None, key: str = "sampling.scheduler") -> None:
@@ -28,6 +38,12 @@ def check_name(given: str | dict[str, Any] | None, key: str = "sampling.schedule
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "e.g. DDIMScheduler, EulerDiscreteScheduler"
         raise UserError(f"{key}: diffusers has no scheduler {name!r}; {hint}")
+    needed = _NEEDS.get(name)
+    if needed is not None and find_spec(needed) is None:
+        raise UserError(
+            f"{key}: {name} needs {needed}, which is not installed here; install it, or name "
+            "another scheduler"
+        )
 
 
 def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> None:
@@ -46,6 +62,11 @@ def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> 
         raise UserError(
             f"{key}: which class the checkpoint's own scheduler has is not known before it is "
             "loaded; give the class"
+        )
+    if _TREE_SEED in sampling.scheduler_arguments:
+        raise UserError(
+            f"{key}: {_TREE_SEED} is one for a whole batch, and the noise of a picture is of its "
+            "own seed alone; leave it out"
         )
     kind = _class(name, key)
     known = [each for each in signature(kind.__init__).parameters if each not in ("self", "kwargs")]
@@ -77,6 +98,28 @@ def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | No
 def begins_with_pictures(name: str) -> bool:
     """Whether a scheduler brings a picture to where its steps begin; the model's own is said to."""
     return name == OWN_SCHEDULER or hasattr(_class(name, "sampling.scheduler"), "add_noise")
+
+
+@contextmanager
+def noise_of_rows(scheduler: Any, generators: list[Any]) -> Iterator[None]:
+    """Within the block each row's noise is of its generator alone, in whichever pipeline.
+
+    Those of Wan and Stable Video Diffusion give their scheduler no generators: it would draw from
+    the process's. DPMSolverSDEScheduler takes none, and draws one noise for the whole batch unless
+    it has a seed for each row.
+    """
+    kept = vars(scheduler).copy()
+    if "generator" in signature(scheduler.step).parameters:
+        scheduler.step = partial(scheduler.step, generator=generators)
+    elif hasattr(scheduler, _TREE_SEED):
+        setattr(scheduler, _TREE_SEED, [generator.initial_seed() for generator in generators])
+    try:
+        yield
+    finally:
+        for name in ("step", _TREE_SEED):
+            vars(scheduler).pop(name, None)
+            if name in kept:
+                vars(scheduler)[name] = kept[name]
 
 
 def told(found: Opened, sampling: ResolvedSampling) -> str:
