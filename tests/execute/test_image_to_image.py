@@ -154,6 +154,16 @@ def test_picture_is_turned_upright_and_brought_to_the_size_that_is_drawn():
     assert found.getpixel((16, 61)) == (255, 255, 255)
 
 
+def test_grey_of_sixteen_bits_is_as_bright_as_that_of_eight():
+    found = []
+    for grey in (Image.new("I;16", (8, 8), 100 * 257), Image.new("L", (8, 8), 100)):
+        content = io.BytesIO()
+        grey.save(content, "PNG")
+        upright = first_picture(Prompt("p", "text", content.getvalue()), runner("sd15").sampling)
+        found.append(upright.getpixel((3, 3)))
+    assert found == [(100, 100, 100)] * 2
+
+
 def test_batches_with_pictures_write_nothing_to_the_log(caplog):
     made, chosen = runner("sdxl", steps=2, batch=1), prompts(1)
     with made.under(config.Arm(), made.sampling.of_row(chosen[0].own)):

@@ -93,6 +93,8 @@ def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
         raise ValueError("this model draws from a picture, and the prompt has none")
     with Image.open(io.BytesIO(prompt.image)) as picture:
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode == "I;16":  # Pillow would cut its 16 bits off at 255
+            upright = upright.point(lambda value: value / 257).convert("L")
         return upright.convert("RGB").resize((sampling.width, sampling.height))
 
 
