@@ -29,6 +29,11 @@ def test_every_cell_is_measured_once_and_sdxl_comes_first():
             assert {("arms", model, how) for how in (None, "regional", True)} <= compiled
 
 
+def test_bits_take_few_steps_so_that_a_short_hold_of_a_gpu_has_them():
+    steps = {cell.steps for cell in SIZES["full"].cells() if cell.what == "bits"}
+    assert max(steps) < min(SIZES["full"].steps)
+
+
 def test_small_size_has_every_kind_of_cell_that_the_full_one_has():
     kinds = {
         name: {(cell.what, cell.model, *cell.engine) for cell in size.cells()}

@@ -51,7 +51,7 @@ class Size:
     models: tuple[str, ...]
     side: int | None  # pixels; None: the model's own
     steps: tuple[int, int]
-    profiled: int  # steps of what is profiled: a profile of many takes long to read
+    profiled: int  # steps of bits, which more would not change, and of profiles, long to read
     batches: tuple[int, ...]  # the first one is that of the cells that matter most
     kernels: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class Size:
         sdxl, pixart, _ = self.models
         for model, engine in product((sdxl, pixart), ({}, _REGIONAL)):
             yield Cell("arms", model, usual, many, engine)
-            yield Cell("bits", model, usual, many, engine)
+            yield Cell("bits", model, self.profiled, many, engine)
             yield Cell("profile", model, self.profiled, many, engine)
         yield Cell("job", sdxl, few, many, _REGIONAL)
         yield Cell("decode", sdxl, usual, many)
