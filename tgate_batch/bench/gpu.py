@@ -6,7 +6,7 @@ A run that was cut goes on where it was: what the file has of this device is not
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -281,7 +281,7 @@ class _Bench:
         """Each arm's work for one picture: counted once, and kept as a cell of its own."""
         of = Cell("work", cell.model, cell.steps, 1)
         if str(of) not in self.kept.cells:
-            counted = {}
+            counted, model = {}, replace(model, kernel=None)  # the cell is of every kernel
             for arm, (plan, cache) in self._arms(model.pipe, cell.steps).items():
                 with gated(model.pipe, plan, deepcache=cache):
                     counted[arm] = work_of(model.call(cell.steps, [0]))
