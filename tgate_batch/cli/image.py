@@ -87,6 +87,11 @@ def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
         return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
     if options.prompt is None:
         raise UserError(f"--model {row.name} draws a text; give one with --prompt")
+    if options.image is not None:
+        raise UserError(
+            f"--model {row.name} draws a text here, without --image; rows of a prompt set may "
+            "begin with pictures (docs/prompts.md)"
+        )
     if row.guidance_scale <= 1:
         call["guidance_scale"] = row.guidance_scale
     return call | {"prompt": options.prompt}
