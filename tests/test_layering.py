@@ -47,7 +47,7 @@ workflow
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
 bench.gate bench.job bench.random_weights bench.model bench.work bench.cells bench.gpu_job bench.gpu
 bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
-bench.tail bench.slow_store bench.scale_pool bench.demo bench.tables bench
+bench.tail bench.slow_store bench.scale_pool bench.demo bench.gpu_table bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train

@@ -9,6 +9,7 @@ import pytest
 
 from tgate_batch.bench import tables
 from tgate_batch.bench.demo import bench_demo
+from tgate_batch.bench.gpu_table import gpu_table
 from tgate_batch.cli.main import run
 from tgate_batch.errors import UserError
 
@@ -63,6 +64,38 @@ def test_checkout_is_written_anew_once(tmp_path):
     assert "1.23 on 100" in text
     page.write_text(text)
     assert tables.written(tmp_path) == {page: text}
+
+
+def test_gpu_table_has_a_row_an_arm_and_leaves_out_what_failed_or_was_not_measured():
+    arm = {
+        "images_per_second": 2.5,
+        "speedup": {"median": 1.5, "low": 1.4, "high": 1.6},
+        "limit": 2.0,
+        "of_the_limit": 0.75,
+        "joules_per_image": None,
+        "peak_gib": 20.0,
+    }
+    job = {"images_per_second": 2.4, "job_over_bare_with_encoding": {"median": 0.98}}
+    cells = {
+        "work, sdxl, 25 steps, 1": {"baseline": {"attention": 1}},
+        "arms, sdxl, 25 steps, 8": {"baseline_seconds_by_kind": {"other": 1.0}, "tgate": arm},
+        "arms, sdxl, 25 steps, 8, compile regional": {"tgate": arm | {"limit": None}},
+        "arms, sdxl, 25 steps, 8, fused_qkv True": {"tgate": arm},
+        "arms, sdxl, 25 steps, 1": {"tgate": arm},
+        "arms, sd15, 25 steps, 8": {"error": "OutOfMemoryError: no room"},
+        "job, sdxl, 20 steps, 8, compile regional": {"baseline": job},
+    }
+    found = gpu_table({"device": "a card", "cells": cells}).splitlines()
+    assert found[2:] == [
+        "| sdxl | as they are | tgate | 2.50 | 1.50x [1.40, 1.60] | 2.00x | 0.75 | – | 20.0 |",
+        "| sdxl | compiled | tgate | 2.50 | 1.50x [1.40, 1.60] | – | 0.75 | – | 20.0 |",
+        "",
+        "(a card; 25 steps, batches of 8.)",
+        "",
+        "The whole job, from prompts to Parquet, sdxl, 20 steps, batches of 8: baseline 2.40 "
+        "images/s, 0.98 of a bare loop's.",
+    ]
+    assert tables.anew("<!-- table: gpu --><!-- end -->", {}).startswith("<!-- table: gpu -->It is")
 
 
 def test_unknown_table_is_refused_with_those_that_are_known():

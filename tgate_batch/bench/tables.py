@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tgate_batch.bench.gpu_table import gpu_table
 from tgate_batch.errors import UserError
 from tgate_batch.execute.progress import duration
 from tgate_batch.report import table
@@ -241,9 +242,18 @@ def _tail(records: Records) -> str:
     )
 
 
+def _gpu(records: Records) -> str:
+    """Full-size models on a GPU, as far as they were measured."""
+    record = records.get("gpu")
+    if record is None:
+        return "It is open: no GPU was at hand."
+    return f"{gpu_table(record['results'])}\n\nMeasured {record['date']}, `{_command(record)}`."
+
+
 TABLES: dict[str, Callable[[Records], str]] = {
     "demo": _demo,
     "costs": _costs,
+    "gpu": _gpu,
     "coverage": _coverage,
     "tail": _tail,
 }
