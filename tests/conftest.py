@@ -22,6 +22,17 @@ def tiny(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def one_thread():
+    """A CPU worker's number of threads: with several, equal rows may come out unequal."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def captions(tmp_path) -> Path:
     """Ten captions with ids c0 to c9."""
     lines = [f"c{number},a picture of number {number}" for number in range(10)]

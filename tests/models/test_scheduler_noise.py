@@ -14,6 +14,8 @@ from tgate_batch.models import runner, scheduling
 from tgate_batch.models.architecture import class_names
 from tgate_batch.records import Prompt
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = sorted(name for name in class_names("schedulers") if name.endswith("Scheduler"))
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 # What makes these draw noise, which draw none by themselves.
@@ -54,14 +56,6 @@ CANNOT = {
         "TCDScheduler",
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -10,15 +10,9 @@ from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Failure, Prompt, RowSettings, Shard
 from tgate_batch.render.shard import Renderer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = tuple(Prompt(f"p{i}", f"{'very ' * (i % 5)}small picture, number {i}") for i in range(13))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

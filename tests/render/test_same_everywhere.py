@@ -4,7 +4,6 @@ import hashlib
 import random
 
 import pytest
-import torch
 
 from tgate_batch.config import Arm, Engine, Images, Model, Sampling
 from tgate_batch.models import catalogue
@@ -12,6 +11,8 @@ from tgate_batch.models.checkpoint import load
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.render.shard import Renderer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARMS = {
     "baseline": Arm(),
@@ -32,14 +33,6 @@ WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new", "far",
 def prompts_of(number: int) -> list[Prompt]:
     chosen = random.Random(0)
     return [Prompt(f"p{i}", " ".join(chosen.choices(WORDS, k=2 + i % 5))) for i in range(number)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
