@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "tgate_batch"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tgate_batch"
 
 ORDER = """
 errors
@@ -44,10 +45,6 @@ execute.progress execute.reference execute.counting execute.rendering execute.sc
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
 workflow
-bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
-bench.gate bench.job bench.random_weights bench.model bench.work bench.cells bench.gpu_job bench.gpu
-bench.orchestration bench.scale_scoring bench.scale_report bench.statistics bench.coverage
-bench.tail bench.slow_store bench.scale_pool bench.demo bench.gpu_table bench.tables bench
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
@@ -129,6 +126,16 @@ def test_planted_bad_import_is_found(module, planted):
 def test_at_most_18_modules_and_packages_stand_at_the_top():
     top = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert len(top - {"__pycache__", "__init__.py", "__main__.py"}) <= 18
+
+
+def test_the_package_runs_without_its_benchmarks():
+    """The command for them alone knows where they are, and finds them when it runs."""
+    importing = {
+        module
+        for module, file in MODULES.items()
+        if any(name.split(".")[0] == "benchmarks" for name in imports(file.read_text("utf-8")))
+    }
+    assert importing <= {module for module in MODULES if module.startswith("demo.training")}
 
 
 def test_gate_loads_neither_ray_nor_pyarrow():

@@ -26,12 +26,13 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_wheel_holds_the_command_the_configs_and_the_model_and_no_training(wheel):
+def test_wheel_holds_command_configs_and_model_but_no_training_and_no_benchmark(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "tgate_batch/configs/demo.yaml" in names
     assert "tgate_batch/demo/prompts.csv" in names
     assert "tgate_batch/report/page.html" in names or any("page" in name for name in names)
     assert not [name for name in names if "training" in name or name.startswith("tests")]
+    assert not [name for name in names if "benchmark" in name]
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     said = zipfile.ZipFile(wheel).read(entry).decode()
     assert "tgate-batch = tgate_batch.cli:main" in said

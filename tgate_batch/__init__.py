@@ -13,8 +13,8 @@ The map, in the order the data takes:
 What they build on stands before them: ``errors``, ``records`` (the nouns) and ``storage`` (a file
 appears whole or not at all); ``gate`` (the method, usable on its own); ``config`` (a run as data);
 ``metrics`` (one file a figure); ``demo`` (the embedded model); ``models`` (one file a family).
-``bench`` measures all of it. ``tests/test_layering.py`` lists every module in order: each imports
-only what stands above it.
+``benchmarks/``, next to this package, measures all of it. ``tests/test_layering.py`` lists every
+module in order: each imports only what stands above it.
 
 This module imports nothing, so that ``tgate_batch.gate`` stays light.
 """

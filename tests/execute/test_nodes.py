@@ -12,8 +12,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get
 
+from benchmarks.stand_in import StandIn
 from tgate_batch import config, workflow
-from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt

@@ -8,8 +8,8 @@ import pyarrow.dataset as ds
 import pytest
 import ray
 
+from benchmarks.stand_in import StandIn
 from tgate_batch import config, workflow
-from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor

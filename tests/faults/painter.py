@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch.bench.stand_in import StandIn
+from benchmarks.stand_in import StandIn
 from tgate_batch.config import Arm, Config, Model
 from tgate_batch.metrics.entry import Column, PictureMetric
 from tgate_batch.models.family import Condition

@@ -6,7 +6,7 @@ from pytorch_fid import inception
 from pytorch_fid.fid_score import calculate_activation_statistics, calculate_frechet_distance
 from torchvision.transforms.functional import to_tensor
 
-from tgate_batch.bench.statistics import write_random_inception
+from benchmarks.statistics import write_random_inception
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import (
     INCEPTION_FILE,

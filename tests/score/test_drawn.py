@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tgate_batch.bench.scale_scoring import fabricate, scored
+from benchmarks.scale_scoring import fabricate, scored
 from tgate_batch.metrics.throughput import Batches
 from tgate_batch.output import run as runs
 from tgate_batch.score import drawn, metrics, sums

@@ -12,8 +12,8 @@ from PIL import Image
 from pytorch_fid.fid_score import calculate_activation_statistics, calculate_frechet_distance
 from pytorch_fid.inception import InceptionV3
 
+from benchmarks.statistics import write_random_inception
 from tgate_batch import config, workflow
-from tgate_batch.bench.statistics import write_random_inception
 from tgate_batch.errors import UserError
 from tgate_batch.execute.reference import prepared_reference
 from tgate_batch.metrics import kid, precision_recall

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.scale_scoring import Fabricated, fabricate, scored
 from tgate_batch import config
-from tgate_batch.bench.scale_scoring import Fabricated, fabricate, scored
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.scoring import concluded
 from tgate_batch.metrics import kid

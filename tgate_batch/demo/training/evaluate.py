@@ -18,8 +18,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
+from benchmarks.timing import in_turns
 from tgate_batch import demo
-from tgate_batch.bench.timing import in_turns
 from tgate_batch.config import Arm, Model, Sampling
 from tgate_batch.demo import pictures
 from tgate_batch.gate import gated

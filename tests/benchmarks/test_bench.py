@@ -1,5 +1,6 @@
 """Benchmarks run and compare what they say; no test asserts a time."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -8,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tgate_batch.bench.encode import FORMATS, bench_encode
-from tgate_batch.bench.engine import bench_engine
-from tgate_batch.bench.gate import bench_gate
-from tgate_batch.bench.model import bench_model
-from tgate_batch.bench.orchestration import orchestrate
-from tgate_batch.bench.padding import bench_padding
-from tgate_batch.bench.rows import bench_rows
-from tgate_batch.bench.scale_pool import bench_scale_pool
-from tgate_batch.bench.slow_store import SCHEME, slow_store
-from tgate_batch.bench.timing import in_turns, ratio
+from benchmarks.command import BENCHMARKS, find_benchmark, option_parser
+from benchmarks.encode import FORMATS, bench_encode
+from benchmarks.engine import bench_engine
+from benchmarks.gate import bench_gate
+from benchmarks.model import bench_model
+from benchmarks.orchestration import orchestrate
+from benchmarks.padding import bench_padding
+from benchmarks.rows import bench_rows
+from benchmarks.scale_pool import bench_scale_pool
+from benchmarks.slow_store import SCHEME, slow_store
+from benchmarks.timing import in_turns, ratio
 from tgate_batch.cli.main import run
 from tgate_batch.errors import UserError
 from tgate_batch.storage import Folder
@@ -55,7 +57,7 @@ def test_ratio_is_the_median_over_the_rounds():
 
 
 def test_padded_pictures_are_timed_beside_unpadded_ones_of_both_arms():
-    found = bench_padding(batch=3, pictures=(1, 3), rounds=1)
+    found = bench_padding(batch_size=3, pictures=(1, 3), rounds=1)
     assert found.pop("batch") == 3
     assert {name: set(ratios) for name, ratios in found.items()} == {
         name: {"1", "3"} for name in ("plain", "gated")
@@ -103,7 +105,7 @@ def test_kept_result_says_what_it_is_of(file):
 
 
 def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
-    found = bench_gate(steps=12, rounds=1, names=("sd15",))["sd15"]
+    found = bench_gate(steps=12, rounds=1, pipelines=("sd15",))["sd15"]
     assert set(found["seconds"]) == {"ours", "reference", "plain", "deepcache", "never"}
     over = found["seconds"]["reference"] / found["seconds"]["ours"]
     assert found["speedup"]["reference"]["median"] == pytest.approx(over)
@@ -113,7 +115,7 @@ def test_gated_call_is_compared_with_the_reference_a_plain_call_and_deepcache():
 
 @pytest.mark.slow
 def test_engine_settings_stand_beside_the_defaults():
-    found = bench_engine(batch=1, rounds=1, only=("channels first",))
+    found = bench_engine(batch_size=1, rounds=1, settings=("channels first",))
     for label in ("plain", "gated"):
         assert set(found[label]) == {"default", "channels first", "recompiled"}
         assert found[label]["default"]["median"] == 1
@@ -165,3 +167,30 @@ def test_mid_size_model_is_compared_arm_by_arm(name):
 @pytest.mark.slow
 def test_stand_in_run_writes_every_row(tmp_path):
     assert orchestrate(50, str(tmp_path))["rows_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_listed_benchmark_shows_its_options(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        run(["bench", name, "--help"])
+    assert done.value.code == 0
+    options = capsys.readouterr().out
+    for parameter in inspect.signature(find_benchmark(name)).parameters:
+        assert parameter.replace("_", "-") in options.replace("_", "-")
+
+
+def test_options_have_the_type_of_their_parameter():
+    options = option_parser("model", bench_model).parse_args(
+        ["sdxl", "--batch-sizes", "1", "2", "--mid-size", "--arms", "tgate-v1"]
+    )
+    assert options.name == "sdxl"
+    assert options.batch_sizes == (1, 2)
+    assert options.mid_size is True
+    assert options.arms == ("tgate-v1",)
+    assert options.steps == 25
+
+
+def test_benchmark_outside_a_checkout_says_where_to_run_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tgate_batch.cli.bench._CHECKOUT", tmp_path)
+    with pytest.raises(UserError, match="Fix: clone the repository"):
+        run(["bench", "gate"])

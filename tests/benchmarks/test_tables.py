@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tgate_batch.bench import tables
-from tgate_batch.bench.demo import bench_demo
-from tgate_batch.bench.gpu_table import gpu_table
+from benchmarks import tables
+from benchmarks.demo import bench_demo
+from benchmarks.gpu_table import gpu_table
 from tgate_batch.cli.main import run
 from tgate_batch.errors import UserError
 

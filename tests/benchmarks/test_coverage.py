@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tgate_batch.bench import coverage
-from tgate_batch.bench.coverage import Cell, Population, World
+from benchmarks import coverage
+from benchmarks.coverage import Cell, Population, World
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
 from tgate_batch.metrics.jackknife import Estimate
 from tgate_batch.metrics.kid import mean_of_pairs, polynomial

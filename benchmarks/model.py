@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from benchmarks import random_weights
+from benchmarks.timing import in_turns, ratio
 from tgate_batch import say
-from tgate_batch.bench import random_weights
-from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Engine
 from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
 from tgate_batch.models import catalogue, engine
@@ -18,20 +18,20 @@ _MID_SIDE = 512  # pixels of a mid-size model's picture
 
 
 def bench_model(
-    name: str,
-    mid_size: bool = False,
+    name: Annotated[str, "a catalogue name, for example sdxl"],
+    mid_size: Annotated[bool, "small enough for a CPU"] = False,
     batch_sizes: tuple[int, ...] = (1,),
     steps: int = 25,
     gate_step: int = 10,
     rounds: int = 5,
-    compile: bool = False,
-    only: tuple[str, ...] | None = None,
+    compile: Annotated[bool, "torch.compile of the denoiser"] = False,
+    arms: Annotated[tuple[str, ...], "in addition to the baseline; default: all"] = (),
 ) -> dict[str, Any]:
     """Seconds, images/s and speed-up of the baseline, a V1 and a V2 plan, DeepCache and both.
 
     ``of_the_limit`` is the speed-up over the ratio of MACs (attention included): 1 where a gated
-    call is as fast as its arithmetic allows. float16 on a GPU, float32 on a CPU. ``only``: the
-    arms to measure beside the baseline, None for all. Raises UserError for models without an
+    call is as fast as its arithmetic allows. float16 on a GPU, float32 on a CPU. ``arms``: those
+    to measure in addition to the baseline; empty means all. Raises UserError for models without an
     architecture to build.
     """
     row, family = catalogue.entry(name), catalogue.family_of(name)
@@ -44,15 +44,15 @@ def bench_model(
     engine.prepare(pipe, Engine(compile=compile))
     guidance = row.guidance_scale
     guided = is_guided(pipe, guidance)
-    arms = _arms(gate_step, unet=hasattr(pipe, "unet"))
-    if only is not None:
-        arms = {arm: arms[arm] for arm in arms if arm in ("baseline", *only)}
-    say.info(f"counting MACs of {len(arms)} arms ...", event="phase")
+    plans = _arms(gate_step, unet=hasattr(pipe, "unet"))
+    if arms:
+        plans = {arm: plans[arm] for arm in plans if arm in ("baseline", *arms)}
+    say.info(f"counting MACs of {len(plans)} arms ...", event="phase")
     macs = {
         arm: count(
             family, architecture, plan, cache, steps, guidance, *size
         ).per_image_with_attention
-        for arm, (plan, cache) in arms.items()
+        for arm, (plan, cache) in plans.items()
     }
     found: dict[str, Any] = {
         "model": name,
@@ -69,7 +69,7 @@ def bench_model(
         call = random_weights.call(pipe, family, given, steps, guidance, size)
         calls = {
             arm: partial(_gated_call, pipe, plan, cache, guided, call)
-            for arm, (plan, cache) in arms.items()
+            for arm, (plan, cache) in plans.items()
         }
         found["batches"][batch] = _compared(
             in_turns(calls, rounds, what=f"measuring batches of {batch}"), macs, batch

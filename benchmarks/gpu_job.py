@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import random_weights
+from benchmarks.cells import Cell
+from benchmarks.timing import ratio
 from tgate_batch import config, workflow
-from tgate_batch.bench import random_weights
-from tgate_batch.bench.cells import Cell
-from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Arm, Config, Images
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor

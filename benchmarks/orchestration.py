@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.stand_in import StandIn
 from tgate_batch import config, say, workflow
-from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.execute import rendering
 from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 
 
 def bench_orchestration(prompts: tuple[int, ...] = (10_000, 100_000)) -> dict[str, Any]:

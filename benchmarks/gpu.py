@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
+from benchmarks import random_weights
+from benchmarks.cells import SIZES, Cell, Kept, Size
+from benchmarks.gpu_job import job_beside_a_bare_loop
+from benchmarks.timing import in_turns, ratio
+from benchmarks.work import limit, products, profiled, work_of
 from tgate_batch import say
-from tgate_batch.bench import random_weights
-from tgate_batch.bench.cells import SIZES, Cell, Kept, Size
-from tgate_batch.bench.gpu_job import job_beside_a_bare_loop
-from tgate_batch.bench.timing import in_turns, ratio
-from tgate_batch.bench.work import limit, products, profiled, work_of
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, denoiser_of, gated
 from tgate_batch.gate.families import known
@@ -38,20 +38,22 @@ Arms = dict[str, tuple[GatePlan | None, DeepCache | None]]
 
 
 def bench_gpu(
-    size: str,
-    file: Path,
+    size: Annotated[Literal["full", "small"], "small: for a CPU"] = "full",
+    cells: Annotated[Path, "keeps each measured cell, which is not measured again"] = Path(
+        "gpu-cells.jsonl"
+    ),
     rounds: int = 3,
-    minutes: float | None = None,
-    only: tuple[str, ...] = (),
-    retry: bool = False,
+    minutes: Annotated[float | None, "no cell begins after them"] = None,
+    only: Annotated[tuple[str, ...], "cells whose name has all these words"] = (),
+    retry: Annotated[bool, "measure failed cells again"] = False,
 ) -> dict[str, Any]:
-    """Measures the cells that ``file`` lacks and adds each; returns all that it has of this device.
+    """Measures the cells that the file ``cells`` lacks; returns all its cells of this device.
 
     After ``minutes`` no further cell is begun. ``only``: the cells whose name has all these words.
     ``retry``: those that failed are measured again. Raises UserError for a damaged file.
     """
     start = time.monotonic()
-    bench = _Bench(SIZES[size], Kept(file, f"{_device()}, {size}"), rounds)
+    bench = _Bench(SIZES[size], Kept(cells, f"{_device()}, {size}"), rounds)
     left = []
     for cell in bench.size.cells():
         if not all(word in str(cell) for word in only):

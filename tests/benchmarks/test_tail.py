@@ -2,7 +2,7 @@
 
 import pytest
 
-from tgate_batch.bench.tail import bench_tail, makespan_over_ideal
+from benchmarks.tail import bench_tail, makespan_over_ideal
 
 
 def test_one_worker_is_never_idle():

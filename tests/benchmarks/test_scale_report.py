@@ -2,7 +2,7 @@
 
 import pytest
 
-from tgate_batch.bench.scale_report import bench_scale_report
+from benchmarks.scale_report import bench_scale_report
 
 
 def test_page_of_large_pictures_is_small():

@@ -42,7 +42,7 @@ _METRIC = "prompt_accuracy"
 class Fabricated:
     """An extractor that extracts nothing; its "weights" say how many dimensions it has."""
 
-    name = "tgate_batch.bench.scale_scoring:Fabricated"
+    name = "benchmarks.scale_scoring:Fabricated"
     label = "FD-fabricated"
     note = None
     version = 1
@@ -181,7 +181,7 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
 def bench_scale_scoring(
     rows: int = 1_000_000,
     dimensions: int = 1280,
-    flat_rows: Sequence[int] = (1_000_000, 10_000_000),
+    flat_rows: tuple[int, ...] = (1_000_000, 10_000_000),
 ) -> dict[str, Any]:
     """Scores fabricated runs in fresh processes, printing a line each as it goes."""
     results: dict[str, Any] = {"rows": rows, "dimensions": dimensions}
@@ -227,7 +227,7 @@ def _made(folder: Path, rows: int, dimensions: int) -> Path:
     """A fabricated run, in a process of its own; returns its config's file."""
     folder.mkdir()
     code = (
-        "import sys; from pathlib import Path; from tgate_batch.bench import scale_scoring as s; "
+        "import sys; from pathlib import Path; from benchmarks import scale_scoring as s; "
         "folder = Path(sys.argv[1]); "
         "made = s.fabricate(folder, int(sys.argv[2]), int(sys.argv[3])); "
         "(folder / 'config.json').write_text(made.model_dump_json())"
@@ -243,7 +243,7 @@ def _scored_apart(settings: Path, workers: int) -> dict[str, Any]:
     arguments = [
         sys.executable,
         "-m",
-        "tgate_batch.bench.scale_scoring",
+        "benchmarks.scale_scoring",
         str(settings),
         str(workers),
     ]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.timing import in_turns, ratio
 from tgate_batch import config
-from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.config import Arm, Images
 from tgate_batch.models.runner import open_runner
 from tgate_batch.records import Prompt, Shard
@@ -19,11 +19,11 @@ ARMS = {"plain": Arm(), "gated": Arm(gate_step=4, sp_interval=2, warm_up=2)}
 
 def bench_padding(
     model: str = "demo",
-    batch: int = 8,
+    batch_size: int = 8,
     pictures: tuple[int, ...] = (1, 2, 4, 8, 12),
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Time with padding over time without: by arm and number of pictures, in batches of ``batch``.
+    """Time with padding over time without, by arm and number of images in a batch.
 
     On a CPU, with one thread, as a worker's; CPU seconds are compared. Pictures are denoised,
     decoded and compressed; their prompts are encoded before.
@@ -32,8 +32,8 @@ def bench_padding(
     if not on_gpu:
         torch.set_num_threads(1)
     clock = time.perf_counter if on_gpu else time.process_time
-    renderers = _renderers(model, batch, on_gpu)
-    found: dict[str, Any] = {"batch": batch, **{name: {} for name in ARMS}}
+    renderers = _renderers(model, batch_size, on_gpu)
+    found: dict[str, Any] = {"batch": batch_size, **{name: {} for name in ARMS}}
     for count in pictures:
         shard = Shard(0, tuple(Prompt(f"p{n}", f"a picture of number {n}") for n in range(count)))
         calls = {

@@ -114,11 +114,11 @@ def whole_seconds(images: int = 1000, side: int = 64) -> tuple[float, float, flo
             return time.perf_counter() - started, float(found.stdout.split()[-1])
 
         theirs = run("-W", "ignore", "-m", "pytorch_fid", "--device", "cpu")
-        ours = run("-m", "tgate_batch.bench.statistics")
+        ours = run("-m", "benchmarks.statistics")
     return theirs[0], ours[0], abs(ours[1] / theirs[1] - 1)
 
 
-def report(images: int = 1000) -> dict[str, float]:
+def bench_statistics(images: int = 1000) -> dict[str, float]:
     """Measures memory, the distance and the whole way, saying a line each as it goes."""
     say.info("adding up 20,000 and 200,000 rows of features ...", event="phase")
     memory = {rows: memory_mib(rows) for rows in (20_000, 200_000)}

@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from benchmarks.slow_store import SCHEME, slow_store
+from benchmarks.tail import bench_tail
 from tgate_batch import config, say, workflow
-from tgate_batch.bench.slow_store import SCHEME, slow_store
-from tgate_batch.bench.tail import bench_tail
 from tgate_batch.execute import rendering
 from tgate_batch.execute.pool import Send
 from tgate_batch.output import layout
@@ -25,7 +25,9 @@ _ARM = ("demo", "baseline")
 
 
 def bench_scale_pool(
-    shards: int = 100_000, prompts: int = 10_000_000, milliseconds: float = 30
+    shards: Annotated[int, "finished ones of a run that is resumed"] = 100_000,
+    prompts: Annotated[int, "of a fresh run"] = 10_000_000,
+    milliseconds: Annotated[float, "a request to the store"] = 30,
 ) -> dict[str, Any]:
     """Seconds to resume ``shards`` finished shards, here and on a slow store; seconds from a fresh
     run of ``prompts`` prompts on that store to its first task; and the tail over the ideal one.
@@ -140,7 +142,7 @@ def _in_a_process(step: str, *arguments: Any) -> Any:
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
     )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tgate_batch.bench import gpu, gpu_job
-from tgate_batch.bench.cells import SIZES, Cell, Kept
-from tgate_batch.bench.gpu import bench_gpu
-from tgate_batch.bench.work import by_kind, kind_of, limit, products, profiled, work_of
+from benchmarks import gpu, gpu_job
+from benchmarks.cells import SIZES, Cell, Kept
+from benchmarks.gpu import bench_gpu
+from benchmarks.work import by_kind, kind_of, limit, products, profiled, work_of
 from tgate_batch.config import Arm, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
@@ -227,7 +227,7 @@ def test_cell_that_fails_is_kept_with_its_error_and_measured_again_only_when_ask
             raise RuntimeError("no such kernel")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tgate_batch.bench.gpu.engine", Failing())
+        patch.setattr("benchmarks.gpu.engine", Failing())
         only = ("bits, sdxl, 5 steps, 2", "regional")
         (said,) = bench_gpu("small", file, only=only)["cells"].values()
         assert said == {"error": "RuntimeError: no such kernel"}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.timing import ratio
 from tgate_batch import config, workflow
-from tgate_batch.bench.timing import ratio
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
 from tgate_batch.execute import rendering

@@ -2,20 +2,22 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
-from tgate_batch.bench.timing import in_turns, ratio
+from benchmarks.timing import in_turns, ratio
 from tgate_batch.config import Images
 from tgate_batch.render import codec
 
 FORMATS = tuple(codec.FORMATS)
 
 
-def bench_encode(pictures: int = 16, side: int = 512, rounds: int = 5) -> dict[str, Any]:
-    """By format and threads: megapixels/s, speed and size beside PNG on one thread."""
+def bench_encode(
+    pictures: int = 16, side: Annotated[int, "pixels"] = 512, rounds: int = 5
+) -> dict[str, Any]:
+    """Image formats on threads: megapixels/s, speed and size relative to PNG on one thread."""
     drawn = [_picture(seed, side) for seed in range(pictures)]
 
     def encoded(format: str, threads: int) -> list[bytes]:

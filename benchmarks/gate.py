@@ -8,18 +8,19 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import diffusers
 import torch
 
-from tgate_batch.bench.timing import in_turns, ratio
+from benchmarks.timing import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import DeepCache, GatePlan, gated
 from tgate_batch.models import catalogue, macs
 from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, Part
 from tgate_batch.models.checkpoint import load
 
+CONTROLNET = "sd15 with ControlNet"
 PLANS = {
     "sd15": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
     "sdxl": GatePlan(10, sp_interval=5, fi_interval=1, warm_up=2),
@@ -40,16 +41,24 @@ _UNET: dict[str, Any] = {
 
 
 def bench_gate(
-    steps: int = 25, rounds: int = 9, names: tuple[str, ...] = tuple(PLANS)
+    steps: int = 25,
+    rounds: int = 9,
+    pipelines: Annotated[tuple[str, ...], "default: all"] = (*PLANS, CONTROLNET),
 ) -> dict[str, dict[str, Any]]:
-    """By pipeline: median CPU ``seconds`` of a call, one picture, one thread; and ``speedup``,
+    """A gated call compared with tgate 1.0.0's, a plain one and DeepCache's, by pipeline.
 
-    how many times as fast a gated call is as the reference's, a plain one, and DeepCache's (of
-    U-Nets); ``never_over_plain``, the time of a plan that gates nothing over a plain call's. Needs
-    the reference (``tgate``), a test dependency.
+    ``seconds`` are the median CPU seconds of a call of one image on one thread. ``speedup`` is the
+    reference's, a plain call's and DeepCache's time (of U-Nets) over a gated call's.
+    ``never_over_plain`` is the time of a plan that gates nothing over a plain call's. Needs the
+    reference (``tgate``), a test dependency.
     """
     torch.set_num_threads(1)
-    return {name: _measure(name, PLANS[name], steps, rounds) for name in names}
+    return {
+        name: _measure_controlnet(steps, rounds)
+        if name == CONTROLNET
+        else _measure(name, PLANS[name], steps, rounds)
+        for name in pipelines
+    }
 
 
 def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, Any]:
@@ -93,12 +102,11 @@ def _measure(name: str, plan: GatePlan, steps: int, rounds: int) -> dict[str, An
     }
 
 
-def bench_controlnet(steps: int = 25, rounds: int = 5) -> dict[str, Any]:
+def _measure_controlnet(steps: int, rounds: int) -> dict[str, Any]:
     """Cross-attention gated at 10 steps, with a ControlNet: the speed-up over plain calls, its
 
     ``limit`` by MACs, attention included, and the part of it that is ``reached``.
     """
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     plan, side = GatePlan(10), _UNET["sample_size"]
     unet = diffusers.UNet2DConditionModel(**_UNET).eval()

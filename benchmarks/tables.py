@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tgate_batch.bench.gpu_table import gpu_table
+from benchmarks.gpu_table import gpu_table
 from tgate_batch.errors import UserError
 from tgate_batch.execute.progress import duration
 from tgate_batch.report import table
@@ -18,7 +18,7 @@ from tgate_batch.report.columns import columns
 
 Records = Mapping[str, dict[str, Any]]
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->)(\n?).*?(<!-- end -->)", re.DOTALL)
 
 

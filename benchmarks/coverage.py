@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -55,7 +55,9 @@ _SPREAD_OF_TIMES = 0.2  # of the logarithm of a batch's seconds
 Task = Callable[..., dict[str, dict[str, Any]]]  # runs, which draw of them, and the one cell
 
 
-def bench_coverage(runs: int = RUNS, nights: int = NIGHTS) -> dict[str, Any]:
+def bench_coverage(
+    runs: Annotated[int, "per cell"] = RUNS, nights: Annotated[int, "per threshold"] = NIGHTS
+) -> dict[str, Any]:
     """Every cell with the share of runs it covers, and what falls short; said as it goes.
 
     Of hundreds of cells at their nominal level some fall short by chance. Such a cell is drawn

@@ -12,13 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.scale_scoring import fabricate, scored
 from tgate_batch import say
-from tgate_batch.bench.scale_scoring import fabricate, scored
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.run import Run
@@ -33,7 +33,9 @@ _ARMS = {
 _DRAWINGS = 16
 
 
-def bench_scale_report(prompts: int = 10_000, side: int = 512) -> dict[str, Any]:
+def bench_scale_report(
+    prompts: int = 10_000, side: Annotated[int, "pixels"] = 512
+) -> dict[str, Any]:
     """Writes the report of so many prompts and 4 arms; prints and returns what it took."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -42,7 +44,7 @@ def bench_scale_report(prompts: int = 10_000, side: int = 512) -> dict[str, Any]
         _draw(runs.load_run(settings.output), side)
         scored(settings)
         say.info("writing the report ...", event="phase")
-        arguments = [sys.executable, "-m", "tgate_batch.bench.scale_report", settings.output]
+        arguments = [sys.executable, "-m", "benchmarks.scale_report", settings.output]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
     result = {"prompts": prompts, "arms": len(_ARMS), "side": side, **found}

@@ -1,12 +1,12 @@
 """Each engine setting beside the defaults, one at a time, on a model at hand."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from benchmarks.timing import in_turns, ratio
 from tgate_batch import config, say
-from tgate_batch.bench.timing import in_turns, ratio
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.models.runner import PipelineRunner, open_runner
 from tgate_batch.records import Prompt
@@ -22,7 +22,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def bench_engine(
-    model: str = "demo", batch: int = 10, rounds: int = 5, only: tuple[str, ...] | None = None
+    model: str = "demo",
+    batch_size: int = 10,
+    rounds: int = 5,
+    settings: Annotated[tuple[str, ...], "compared with the defaults; default: all"] = (),
 ) -> dict[str, Any]:
     """Speed-up of each setting over the defaults: the plain pipeline, and with a plan.
 
@@ -30,11 +33,13 @@ def bench_engine(
     """
     on_gpu = torch.cuda.is_available()
     opened = {
-        name: _open(model, batch, on_gpu, **setting)
+        name: _open(model, batch_size, on_gpu, **setting)
         for name, setting in SETTINGS.items()
-        if only is None or name in ("default", *only)
+        if not settings or name in ("default", *settings)
     }
-    prompts = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(batch)]
+    prompts = [
+        Prompt(f"p{number}", f"a picture of number {number}") for number in range(batch_size)
+    ]
     plan = GatePlan(10, sp_interval=3, warm_up=2)
     found: dict[str, dict[str, Any]] = {}
     for label, chosen in (("plain", None), ("gated", plan)):
