@@ -522,7 +522,7 @@ def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
     )
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{out}: checking ledger, prompts and files ..."
+    assert lines[0] == f"{out}: checking provenance, prompts and files ..."
     assert lines[1].split() == ["checked", "how", "many", "faults"]
     assert lines[5].split() == ["files", "of", "pictures", "6", "1"]
     assert lines[-2].startswith(f"damaged: {shard()}: cannot be read: ")

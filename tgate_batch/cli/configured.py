@@ -1,4 +1,4 @@
-"""The options of the commands that take a config."""
+"""The options shared by the commands that take a config."""
 
 import argparse
 import json
@@ -14,24 +14,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE",
-        help="a run: a YAML file, or the name of one that is shipped (demo, sdxl, ...)",
+        help="a YAML file, or the name of a bundled config (demo, sdxl, ...)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="output folder or URI, in place of the config's"
+        "--output", metavar="DIR", help="output folder or URI; overrides the config's"
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="a.b=value",
-        help="one setting of the config, e.g. --set prompts.limit=100 (repeatable)",
+        help="override one setting, for example --set prompts.limit=100 (repeatable)",
     )
 
 
 def read(options: argparse.Namespace) -> Config:
-    """The config with ``--set`` and ``--output`` laid over it, its plugins registered.
+    """Returns the config with ``--set`` and ``--output`` applied; registers its plugins.
 
-    Raises UserError.
+    Raises UserError for a config that cannot be used.
     """
     overrides = list(options.set)
     if options.output is not None:

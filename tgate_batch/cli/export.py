@@ -1,13 +1,13 @@
-"""Writes an output's pictures as files, as training scripts, pytorch-fid and `datasets` read them.
+"""Writes images as files that training scripts, pytorch-fid and `datasets` can read.
 
-Each model and arm gets a folder of its own, FOLDER/<model>/<arm>, with the pictures' files as they
-are stored and metadata.jsonl (file_name, text, and the other columns): the `imagefolder` form.
-Rows that failed are left out. The same command goes on where it was killed. Where shards are
-missing or damaged, the others are written, and the exit code is 4.
+Each model and arm gets its own folder, FOLDER/<model>/<arm>, with the stored image files and
+metadata.jsonl (file_name, text, and the other columns): the `imagefolder` form. Failed rows are
+left out. Run the same command again to continue an interrupted export. If shards are missing or
+damaged, the others are written and the exit code is 4.
 
 Examples:
-  tgate-batch export out/demo --to pictures
-  tgate-batch export out/demo --to s3://bucket/pictures --arm tgate
+  tgate-batch export out/demo --to images
+  tgate-batch export out/demo --to s3://bucket/images --arm tgate
 """
 
 import argparse
@@ -18,12 +18,10 @@ from tgate_batch.storage import without_credentials
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
-    parser.add_argument(
-        "--to", required=True, metavar="FOLDER", help="where the pictures go, a folder or a URI"
-    )
-    parser.add_argument("--model", help="only this one")
-    parser.add_argument("--arm", help="only this one")
-    parser.add_argument("--format", default="imagefolder", help="imagefolder, the only one so far")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="the target folder or URI")
+    parser.add_argument("--model", help="export this model only")
+    parser.add_argument("--arm", help="export this arm only")
+    parser.add_argument("--format", default="imagefolder", help="imagefolder (the only one)")
 
 
 def run(options: argparse.Namespace) -> int:

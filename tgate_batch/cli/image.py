@@ -1,4 +1,4 @@
-"""One picture (or video) with T-GATE, with the options and defaults of the reference's main.py.
+"""Renders one image or video with T-GATE, with the options of the reference's main.py.
 
 Examples:
   tgate-batch image --model sdxl --prompt "an astronaut riding a horse" --saved_path out/one
@@ -28,25 +28,35 @@ ALSO = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--prompt", help="what to draw")
-    add("--image", metavar="FILE", help="the picture that a video begins with (svd); or its URL")
-    add("--saved_path", required=True, metavar="DIR", help="test.png or test.mp4 goes here")
+    add("--prompt", help="the text to render")
+    add("--image", metavar="FILE", help="the first image of a video (svd): a file or a URL")
+    add("--saved_path", required=True, metavar="DIR", help="folder for test.png or test.mp4")
     add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALSO])}")
     add(
         "--gate_step",
         type=_step,
         default=10,
-        help="first step without guidance and cross-attention, or 0.4 for that part of the steps",
+        help="first step without guidance and cross-attention; 0.4 means that part of the steps",
     )
-    add("--sp_interval", type=int, default=5, help="steps between self-attention before the gate")
-    add("--fi_interval", type=int, default=1, help="steps between self-attention after the gate")
-    add("--warm_up", type=int, default=2, help="first steps, which compute everything")
+    add(
+        "--sp_interval",
+        type=int,
+        default=5,
+        help="compute self-attention every so many steps before the gate",
+    )
+    add(
+        "--fi_interval",
+        type=int,
+        default=1,
+        help="compute self-attention every so many steps after the gate",
+    )
+    add("--warm_up", type=int, default=2, help="number of first steps that compute everything")
     add("--inference_step", type=int, default=25, help="denoising steps")
-    add("--deepcache", action="store_true", help="DeepCache as well (U-Nets only)")
-    add("--path", metavar="FOLDER", help="the checkpoint, in place of the documented one")
-    add("--height", type=int, help="pixels; the model's own by default")
-    add("--width", type=int, help="pixels; the model's own by default")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--deepcache", action="store_true", help="use DeepCache too (U-Nets only)")
+    add("--path", metavar="FOLDER", help="a checkpoint folder to use instead of the documented one")
+    add("--height", type=int, help="pixels; default: the model's own")
+    add("--width", type=int, help="pixels; default: the model's own")
+    add("--seed", type=int, default=0, help="seed of the noise")
 
 
 def _step(text: str) -> int | float:
@@ -83,14 +93,14 @@ def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
     call["output_type"] = "pil"
     if catalogue.family_of(row.name).condition is not None:
         if options.image is None:
-            raise UserError(f"--model {row.name} begins with a picture; give one with --image")
+            raise UserError(f"--model {row.name} needs an image. Fix: give one with --image")
         return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
     if options.prompt is None:
-        raise UserError(f"--model {row.name} draws a text; give one with --prompt")
+        raise UserError(f"--model {row.name} needs a prompt. Fix: give one with --prompt")
     if options.image is not None:
         raise UserError(
-            f"--model {row.name} draws a text here, without --image; rows of a prompt set may "
-            "begin with pictures (docs/prompts.md)"
+            f"--model {row.name} takes no --image here. Fix: leave it out, or put the image into "
+            "a row of a prompt set (docs/prompts.md)"
         )
     if row.guidance_scale <= 1:
         call["guidance_scale"] = row.guidance_scale
@@ -105,7 +115,9 @@ def _picture(path: str) -> Any:
     try:
         return load_image(path)
     except UnidentifiedImageError:
-        raise UserError(f"--image {path} is not a picture; use PNG, JPEG or WebP") from None
+        raise UserError(
+            f"--image {path} is not an image. Fix: give a PNG, JPEG or WebP file"
+        ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--image {path} cannot be read: {reason}") from None

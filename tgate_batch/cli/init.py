@@ -1,4 +1,4 @@
-"""Writes a config to start from: every key, what it means, and a model's documented settings.
+"""Writes a first config: every key with its meaning, and a model's documented settings.
 
 Examples:
   tgate-batch init sdxl > run.yaml
@@ -15,14 +15,16 @@ from tgate_batch.errors import UserError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=f"one of: {', '.join(config.names())}")
-    parser.add_argument("--to", metavar="FILE", type=Path, help="in place of standard output")
+    parser.add_argument(
+        "--to", metavar="FILE", type=Path, help="write to this file instead of standard output"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     file = config.find(options.model)
     if options.model not in config.names():
         raise UserError(
-            f"MODEL: there is no shipped config {options.model!r}; one of: "
+            f"MODEL: no bundled config is called {options.model!r}. Fix: give one of "
             f"{', '.join(config.names())}"
         )
     text = reference.commented(config.plain(file))
@@ -33,9 +35,10 @@ def run(options: argparse.Namespace) -> None:
         with options.to.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise UserError(f"--to {options.to} exists; give another file, or remove it") from None
+        raise UserError(f"--to {options.to} exists. Fix: give another file, or remove it") from None
     except OSError as error:
         raise UserError(f"--to {options.to} cannot be written: {error.strerror}") from None
     print(
-        f"{options.to}: next, its prompts and output; then tgate-batch render --config {options.to}"
+        f"{options.to}: set its prompts and output, then run "
+        f"tgate-batch render --config {options.to}"
     )

@@ -1,8 +1,8 @@
-"""Counts MACs of one image from the architecture alone: no weights, no network, no GPU.
+"""Counts the MACs of one image from the architecture: no weights, no network, no GPU.
 
 Examples:
-  tgate-batch macs             every figure that T-GATE published, reproduced
-  tgate-batch macs sdxl        the arms of a config, by its file or its shipped name
+  tgate-batch macs             the table that T-GATE published, reproduced
+  tgate-batch macs sdxl        the arms of a config (a file, or the name of a bundled one)
 """
 
 import argparse
@@ -27,9 +27,11 @@ _HEADINGS = [
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("configs", nargs="*", help="runs to count; none: the published table")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one item an arm")
-    parser.add_argument("--parts", action="store_true", help="text encoders and VAE as well")
+    parser.add_argument("configs", nargs="*", help="configs to count; default: the published table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one item per arm")
+    parser.add_argument(
+        "--parts", action="store_true", help="count the text encoders and the VAE too"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

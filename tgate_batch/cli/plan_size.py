@@ -1,4 +1,4 @@
-"""Says how many prompts show a difference with power 90% (one-sided 5%), from a pilot run.
+"""Computes how many prompts show a difference (power 90%, one-sided 5%), from a pilot run.
 
 Examples:
   tgate-batch plan-size --output out/pilot --see "clip_score_change -0.2"
@@ -15,10 +15,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--see",
         required=True,
         metavar="'FIGURE DIFFERENCE'",
-        help="a figure of the report and a difference in its units",
+        help="a figure of the report, and the difference to show, in its units",
     )
-    parser.add_argument("--model", help="only this one")
-    parser.add_argument("--arm", help="only this one")
+    parser.add_argument("--model", help="this model only")
+    parser.add_argument("--arm", help="this arm only")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Makes the file that pictures are compared with: statistics of a set of pictures, one .npz.
+"""Computes the statistics of a reference set of images, which FID needs, into one .npz file.
 
 Examples:
   tgate-batch reference --config coco10k --from val2014/
@@ -17,18 +17,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="source",
         required=True,
         metavar="SOURCE",
-        help="pictures: a folder, a .tar, .parquet rows (a file or a folder), or a .txt of paths",
+        help="images: a folder, a .tar, .parquet rows (a file or a folder), or a .txt of paths",
     )
     parser.add_argument(
         "--to",
         metavar="FILE.npz",
-        help="in place of the config's score.reference; {extractor} stands for its name",
+        help="the file to write; default: score.reference; {extractor} is replaced by its name",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     settings = configured.read(options)
-    say.info(f"{options.config}: finding the pictures ...", event="phase")
+    say.info(f"{options.config}: reading the images ...", event="phase")
 
     from tgate_batch import workflow
 

@@ -1,6 +1,6 @@
-"""The whole way: draws a config's prompts, scores the pictures, writes the report.
+"""Renders a config's prompts, scores the images, and writes the report.
 
-The same command goes on where a run was stopped.
+Run the same command again to continue a run that was stopped.
 
 Examples:
   tgate-batch render --config demo
@@ -15,14 +15,14 @@ from tgate_batch.cli import configured
 
 def configure(parser: argparse.ArgumentParser) -> None:
     configured.configure(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done and leave")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     parser.add_argument(
         "--replace-stale",
         action="store_true",
-        help="delete pictures of other settings than the config's, and render them again",
+        help="delete images rendered with other settings, and render them again",
     )
     parser.add_argument(
-        "--retry-errors", action="store_true", help="draw the pictures again that failed before"
+        "--retry-errors", action="store_true", help="render the images again that failed before"
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes an output folder's report again from the scores in it.
+"""Writes the report of an output folder again, from its scores.
 
 Examples:
   tgate-batch report --config demo

@@ -1,4 +1,4 @@
-"""Scores what an output folder holds, and writes its report again.
+"""Scores the images of an output folder, and writes its report again.
 
 Examples:
   tgate-batch score --config demo

@@ -1,10 +1,10 @@
-"""Says how far a run is: what is done and pending by arm, and who works on it.
+"""Shows the progress of a run: finished and pending images by arm, and the process at work.
 
-It reads a listing of the output, so it runs on any machine, also while the run goes on.
+It reads a file listing of the output, so it runs on any machine, also during the run.
 
 Examples:
   tgate-batch status out/demo
-  tgate-batch status s3://bucket/run --errors       counts error rows too: opens every file
+  tgate-batch status s3://bucket/run --errors       counts error rows too (opens every file)
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Proves an output folder: every page, row, picture and identity, and nothing foreign in it.
+"""Verifies an output folder: checksums, rows, images and provenance; and finds unexpected files.
 
-With --again, a fresh process without the network draws some rows again and compares them.
+With --again, a new process without network access renders some rows again and compares them.
 
 Examples:
   tgate-batch verify out/demo
-  tgate-batch verify out/demo --repair      removes what is damaged: rendering makes it again
+  tgate-batch verify out/demo --repair      removes damaged files; render makes them again
   tgate-batch verify out/demo --again 2
 """
 
@@ -17,14 +17,14 @@ from tgate_batch.storage import without_credentials
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
     parser.add_argument(
-        "--again", type=int, default=0, metavar="N", help="rows of every arm to draw again"
+        "--again", type=int, default=0, metavar="N", help="render N rows of every arm again"
     )
-    parser.add_argument("--repair", action="store_true", help="remove what is damaged")
+    parser.add_argument("--repair", action="store_true", help="remove damaged files")
 
 
 def run(options: argparse.Namespace) -> int:
     where = without_credentials(options.output)
-    say.info(f"{where}: checking ledger, prompts and files ...", event="phase")
+    say.info(f"{where}: checking provenance, prompts and files ...", event="phase")
 
     from tgate_batch import workflow
 
