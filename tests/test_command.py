@@ -94,7 +94,7 @@ def test_init_names_every_key_with_what_it_means(capsys):
 
 def test_init_overwrites_nothing(tmp_path):
     (tmp_path / "run.yaml").write_text("mine")
-    with pytest.raises(UserError, match="exists; give another file"):
+    with pytest.raises(UserError, match="Fix: give another file"):
         run(["init", "demo", "--to", str(tmp_path / "run.yaml")])
     assert (tmp_path / "run.yaml").read_text() == "mine"
 
