@@ -35,9 +35,12 @@ def owners(
     ]
     for process in processes:
         process.start()
-    each = [won.get(timeout=300) for _ in processes]
-    for process in processes:
-        process.join()
+    try:
+        each = [won.get(timeout=300) for _ in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
     return [sum(one) for one in zip(*each, strict=True)]
 
 
@@ -53,4 +56,7 @@ def _race(uris: list[str], beat: float, barrier: Any, won: Any) -> None:
         except UserError:
             barrier.wait()
             found.append(False)
+        except BaseException:
+            barrier.abort()  # the others fail too, and soon
+            raise
     won.put(found)

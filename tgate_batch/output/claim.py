@@ -252,11 +252,22 @@ def _owner(folder: Folder) -> str | None:
 def _read(folder: Folder, name: str) -> Claim | None:
     """A claim as its file has it; None where there is none, or it is damaged."""
     try:
-        claim = json.loads(folder.get(name) or b"{}")
+        claim = json.loads(_content(folder, name) or b"{}")
         known = {key: claim[key] for key in ("host", "pid", "since")}
         return dict(claim) | {"token": str(claim.get("token"))} if all(known.values()) else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _content(folder: Folder, name: str) -> bytes | None:
+    """What a file holds; None where there is none, also if it is deleted while it is read.
+
+    Of the latter a store's client makes an error that is not told from an outage.
+    """
+    try:
+        return folder.hasty.get(name)
+    except StorageError:
+        return folder.get(name) if folder.exists(name) else None
 
 
 def _in_use(folder: Folder, claim: Claim) -> UserError:
