@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from object_store import BUCKET, Store
+from racers import leave_a_dead_claim, owners
 
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import run_as_job
 from tgate_batch.config import Workers
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import OutputLost, StorageError, UserError
 from tgate_batch.execute.verify import verify
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output import run as runs
@@ -289,8 +290,67 @@ def test_outage_at_the_end_hides_no_error_and_leaves_a_claim_that_is_taken_over(
     with pytest.raises(UserError, match="the error to be seen"):
         failing()
     store.away = False
-    assert folder.names("") == [layout.CLAIM, layout.HISTORY]
+    key, *others = folder.names("")
+    assert layout.token_of(key)
+    assert others == [layout.CLAIM, layout.HISTORY]
     assert history.read(folder)[0].get("exit_code") is None
+
+
+@pytest.mark.parametrize(
+    ("rounds", "dead"),
+    [
+        pytest.param(2, False, id="no claim"),
+        pytest.param(2, True, id="a dead claim"),
+        pytest.param(15, False, id="no claim, 15 rounds", marks=pytest.mark.slow),
+        pytest.param(15, True, id="a dead claim, 15 rounds", marks=pytest.mark.slow),
+    ],
+)
+def test_of_drivers_that_begin_at_one_moment_one_owns_the_folder(store, rounds, dead):
+    def place(number):
+        return store.uri(f"race-{rounds}-{dead}-{number}")
+
+    assert owners(place, rounds, 4, dead, beat=1.0) == [1] * rounds
+
+
+def test_driver_that_lost_its_claim_changes_nothing_more_on_a_store(store, folder):
+    folder.write("a.txt", "theirs")
+    folder.write("b/c.txt", "theirs")
+    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
+        folder.write("a.txt", "ours, while it owns the folder")
+        worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
+        leave_a_dead_claim(another := Folder(folder.uri))
+        for key in set(filter(layout.token_of, another.top_names())):
+            another.delete(key)
+        another.write("a.txt", "theirs")
+        for one in (folder, worker):
+            for act in (
+                lambda one=one: one.write("a.txt", "ours"),
+                lambda one=one: one.append("a.txt", "ours"),
+                lambda one=one: one.delete("a.txt"),
+                lambda one=one: one.delete_all("b"),
+                lambda one=one: one.remove("b"),
+            ):
+                with pytest.raises(OutputLost):
+                    act()
+    assert another.names("") == ["a.txt", "b/c.txt", layout.CLAIM]
+    assert another.read("a.txt") == b"theirs"
+
+
+def test_driver_that_is_taken_over_during_an_outage_does_not_write_after_it(
+    store, folder, monkeypatch
+):
+    upload, another = remote.upload, Folder(folder.uri)
+
+    def breaks_off(*arguments):
+        for key in filter(layout.token_of, another.top_names()):
+            another.delete(key)
+        monkeypatch.setattr(remote, "upload", upload)
+        raise ConnectionError("reset by peer")
+
+    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
+        monkeypatch.setattr(remote, "upload", breaks_off)
+        folder.write("a.txt", "ours")
+    assert not folder.exists("a.txt")
 
 
 def test_missing_reference_is_refused_before_anything_is_rendered(store, settings):

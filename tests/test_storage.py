@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import resource
@@ -5,7 +6,10 @@ import resource
 import pytest
 
 from tgate_batch.errors import StorageError, UserError
-from tgate_batch.storage import Folder, without_credentials
+from tgate_batch.output.claim import claimed
+from tgate_batch.storage import Folder, is_lasting, without_credentials
+
+HEX = "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_many_files_are_read_in_the_order_asked_for(folder):
 
 def test_what_a_killed_writer_left_is_hidden_and_cleared(folder, tmp_path):
     folder.write("images/a.parquet", "x")
-    left = tmp_path / "out" / "images" / ".tmp-b.parquet-0123"
+    left = tmp_path / "out" / "images" / f".tmp-b.parquet-{HEX}"
     left.write_bytes(b"half")
     assert folder.names("images") == ["images/a.parquet"]
     assert folder.clear_temporary() == 1
@@ -94,10 +98,101 @@ def test_unknown_kind_of_storage_is_refused():
         Folder("nowhere://bucket/out")
 
 
-def test_file_that_is_there_is_not_written_first(folder):
-    assert folder.write_first("a.txt", "one")
-    assert not folder.write_first("a.txt", "two")
-    assert folder.read("a.txt") == b"one"
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"a.tmp-b-{HEX}",
+        ".tmp-",
+        ".tmp-notes.txt",
+        ".tmp-b.parquet-0123",
+        f".tmp-b.parquet-{HEX.upper()}",
+        f".tmp-{HEX}",
+        f".tmp-b-{HEX}/c.txt",
+    ],
+)
+def test_file_is_temporary_only_under_the_very_name_of_an_unfinished_write(folder, name):
+    folder.write(name, "a person's")
+    assert folder.names("") == [name]
+    assert folder.temporary() == []
+    assert folder.clear_temporary() == 0
+    assert folder.read(name) == b"a person's"
+
+
+def test_output_below_a_folder_named_like_a_temporary_file_works(tmp_path):
+    folder = Folder(str(tmp_path / f".tmp-run-{HEX}" / "my.tmp-out"))
+    folder.write("a/b.txt", "x")
+    assert folder.names("") == ["a/b.txt"]
+    folder.check_writable()
+    assert folder.clear_temporary() == 0
+    assert folder.names("a") == ["a/b.txt"]
+
+
+@pytest.fixture
+def victim(folder, tmp_path):
+    """A folder elsewhere, to which ``images`` and ``b/linked`` of the output are links."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("thesis")
+    (victim / f".tmp-a-{HEX}").write_text("theirs")
+    folder.write("b/a.txt", "x")
+    for link in ("images", "b/linked"):
+        os.symlink(victim, folder.path(link))
+    os.symlink(victim / "thesis.txt", folder.path("history.jsonl"))
+    yield victim
+    assert sorted(os.listdir(victim)) == [f".tmp-a-{HEX}", "thesis.txt"]
+    assert (victim / "thesis.txt").read_text() == "thesis"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: folder.write("images/thesis.txt", "ours"),
+        lambda folder: folder.write("b/linked/new/file.txt", "ours"),
+        lambda folder: folder.append("images/thesis.txt", "ours"),
+        lambda folder: folder.append("history.jsonl", "ours"),
+        lambda folder: folder.delete("images/thesis.txt"),
+        lambda folder: folder.delete_all("images"),
+        lambda folder: folder.delete_all("b"),
+        lambda folder: folder.remove("images"),
+        lambda folder: folder.remove("b/linked"),
+    ],
+)
+def test_nothing_is_written_or_deleted_through_a_symbolic_link(folder, victim, act):
+    with pytest.raises(UserError, match=r"is a symbolic link, and nothing is written .* Fix: put"):
+        act(folder)
+
+
+def test_link_itself_is_replaced_removed_or_passed_over(folder, victim):
+    folder.write("history.jsonl", "ours")
+    assert not os.path.islink(folder.path("history.jsonl"))
+    assert folder.clear_temporary() == 0
+    folder.remove("b")
+    folder.delete("images")
+    assert folder.names("") == ["history.jsonl"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_full_or_read_only_disk_is_named_and_no_file_on_it(folder, monkeypatch, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(StorageError) as caught:
+        folder.write("workers/a.json", "x")
+    assert str(caught.value).startswith(f"{folder} cannot be written: {os.strerror(number)}; make")
+    assert is_lasting(caught.value)
+    assert is_lasting(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301
+
+
+def test_storage_without_hard_links_is_one_to_work_on(folder, monkeypatch):
+    """As SMB, exFAT and FUSE mounts often are."""
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with claimed(folder):
+        folder.write("a.txt", "x")
     assert folder.names("") == ["a.txt"]
 
 

@@ -13,13 +13,25 @@ class StorageError(Exception):
 
     One line, which the jobs print without a traceback. It is no ``OSError``, so nobody takes an
     outage for a damaged or a missing file. ``denied``: the storage answered, and said no.
-    ``store``: it is an object store, so that all files on it are concerned.
+    ``store``: it is an object store, so that all files on it are concerned. ``lasting``: it does
+    not end by waiting (a full or read-only disk, a right that lacks).
     """
 
-    def __init__(self, message: str, denied: bool = False, store: bool = False):
+    def __init__(
+        self, message: str, denied: bool = False, store: bool = False, lasting: bool = False
+    ):
         super().__init__(message)
         self.denied = denied
         self.store = store
+        self.lasting = lasting
+
+
+class OutputLost(RuntimeError):
+    """Another run has taken the output folder over, so this one must not write there any more.
+
+    The message is one line for the user; the jobs exit with code 4. It is no ``StorageError`` and
+    no ``OSError``, so nobody waits for its end or tries again.
+    """
 
 
 class DeviceLost(RuntimeError):

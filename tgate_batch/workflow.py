@@ -200,6 +200,8 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
     if repair:
         with claimed(folder):
             found, run = verified(output)
+            if run is not None:
+                run.folder.fence = folder.fence
             _say(found.lines())
             _say(repaired(folder, run, found))
     else:

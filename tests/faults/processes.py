@@ -21,7 +21,7 @@ from world import ARMS, World
 
 from tgate_batch import workflow
 from tgate_batch.config import Config
-from tgate_batch.output import layout
+from tgate_batch.output import goodbye, layout
 from tgate_batch.storage import Folder
 
 HERE = Path(__file__).parent
@@ -118,7 +118,14 @@ def surroundings(**more: str) -> dict[str, str]:
 class Driver:
     """A run as a process."""
 
-    def __init__(self, world: World, settings: Config, cluster: Cluster | None = None):
+    def __init__(
+        self,
+        world: World,
+        settings: Config,
+        cluster: Cluster | None = None,
+        options: Collection[str] = (),
+        **environment: str,
+    ):
         self.world = world
         self.settings = settings
         self.cluster = cluster
@@ -129,8 +136,8 @@ class Driver:
         where = {MARK: self._mark} | ({"RAY_ADDRESS": cluster.address} if cluster else {})
         with open(self._log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "driver.py"), str(file)],
-                env=surroundings(**where),
+                [sys.executable, str(HERE / "driver.py"), str(file), *options],
+                env=surroundings(**where, **environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -220,6 +227,57 @@ def disturbed(
     if code != workflow.DONE:
         world.resume(settings)
     world.check(settings)
+
+
+def suspended_and_taken_over(
+    first_world: World, second_world: World, rng: random.Random, **changes: object
+) -> None:
+    """A driver is suspended for longer than a claim may stand still; another one takes over.
+
+    The first one wakes while the other one works, or after it. It writes no more, and says so.
+    """
+    Mischief(seconds=0.1).tell()
+    settings = first_world.config(**changes)
+    theirs = second_world.config(**{"output": settings.output, **changes})
+    beat = {"TGATE_BATCH_BEAT": "0.2"}
+    first = Driver(first_world, settings, **beat)
+    drivers = [first]
+    try:
+        first_files(first)
+        time.sleep(rng.uniform(0, 0.5))
+        first.process.send_signal(signal.SIGSTOP)
+        assert first.process.poll() is None, "it ended before it was suspended"
+        second = Driver(second_world, theirs, None, ["--replace-stale"], **beat)
+        drivers.append(second)
+        second.wait_for(lambda: f'"pid": {second.process.pid},' in _claim(theirs))
+        during = rng.random() < 0.5
+        if during:
+            time.sleep(rng.uniform(0, 1))
+        else:
+            assert second.ended() == workflow.DONE, second.said()
+        before = _files(theirs)
+        first.process.send_signal(signal.SIGCONT)
+        assert first.ended() == goodbye.MISSING, first.said()
+        if during:
+            assert second.ended() == workflow.DONE, second.said()
+        else:
+            assert _files(theirs) == before, "it wrote after it had lost its claim"
+        errors = [line for line in first.said().splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, first.said()
+        assert "no longer belongs to this run" in errors[0]
+    finally:
+        for driver in drivers:
+            driver.process.kill()
+    second_world.check(theirs)
+
+
+def _claim(settings: Config) -> str:
+    return (Folder(settings.output).get(layout.CLAIM) or b"").decode()
+
+
+def _files(settings: Config) -> dict[str, bytes]:
+    folder = Folder(settings.output)
+    return {name: folder.read(name) for name in folder.names("")}
 
 
 def kill_a_worker(driver: Driver, rng: random.Random, how: int = signal.SIGKILL) -> None:

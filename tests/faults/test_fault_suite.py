@@ -4,6 +4,7 @@ import random
 
 import damage
 import injected
+import processes
 import pytest
 from world import World
 
@@ -36,3 +37,26 @@ def test_fault_on_the_way_loses_doubles_and_changes_nothing(world, kind):
 def test_damage_is_told_repaired_and_made_again(world, kind):
     one, _ = damage.ROUNDS[kind]
     one(world, random.Random(kind))
+
+
+@pytest.fixture(scope="module")
+def other_world(world, tmp_path_factory):
+    """Another config: no picture of it equals one of the first world's."""
+    return World(tmp_path_factory.mktemp("faults") / "other", sampling={"seed": 1})
+
+
+@pytest.mark.parametrize("config", ["the same config", "another config"])
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_suspended_driver_that_was_taken_over_writes_nothing_more(
+    world, other_world, config, rounds
+):
+    second = world if config == "the same config" else other_world
+    for number in range(rounds):
+        rng = random.Random(f"{config} {number}")
+        processes.suspended_and_taken_over(world, second, rng)
+
+
+@pytest.mark.slow
+def test_workers_of_a_driver_that_was_taken_over_publish_nothing_more(world, other_world):
+    on_ray = processes.ON_RAY
+    processes.suspended_and_taken_over(world, other_world, random.Random(0), workers=on_ray)

@@ -1,19 +1,22 @@
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
 
-import psutil
 import pytest
+from racers import LEFT, TOKEN, owners
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import OutputLost, UserError
 from tgate_batch.output import layout
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.claim import check_free, claimed, holder
 from tgate_batch.storage import Folder
 
-BEAT = 0.02  # seconds
+BEAT = 0.05  # seconds
 
 
 @pytest.fixture
@@ -22,15 +25,42 @@ def folder(tmp_path):
 
 
 def claim(**changes) -> str:
-    mine = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-        "since": "2026-01-01 10:00:00 +0000",
-        "token": "t",
-        "beats": 0,
-    }
-    return json.dumps(mine | changes)
+    """A claim of another machine."""
+    return json.dumps(LEFT | {"beats": 0} | changes)
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    code = "import os; print(os.getpid())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
+
+
+def mine(folder) -> dict:
+    """What this process writes into its claim."""
+    with claimed(folder, beat_seconds=BEAT):
+        return json.loads(folder.read(layout.CLAIM))
+
+
+@contextmanager
+def beating(folder, **changes):
+    """Another driver that owns the folder, as its files show it."""
+    ended = threading.Event()
+
+    def beat():
+        beats = 0
+        while not ended.wait(BEAT / 10):
+            beats += 1
+            folder.write(layout.CLAIM, claim(beats=beats, **changes))
+
+    folder.write(layout.claim_key(TOKEN), claim(**changes))
+    folder.write(layout.CLAIM, claim(**changes))
+    owner = threading.Thread(target=beat)
+    owner.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        owner.join()
 
 
 def test_claim_stands_during_the_block_alone(folder):
@@ -46,68 +76,165 @@ def test_claim_is_given_back_after_an_error(folder):
 
 
 def test_second_driver_is_told_host_process_and_time(folder):
-    other = psutil.Process(os.getppid())
-    folder.write(layout.CLAIM, claim(pid=other.pid, process_started=other.create_time()))
-    with pytest.raises(UserError) as caught, claimed(folder):
-        pass
-    for word in (socket.gethostname(), str(other.pid), "2026-01-01 10:00:00"):
-        assert word in str(caught.value)
-    assert folder.exists(layout.CLAIM)
+    with beating(folder):
+        for act in (lambda: claimed(folder, beat_seconds=BEAT).__enter__(), check_free):
+            with pytest.raises(UserError, match="is in use") as caught:
+                act() if act is not check_free else check_free(folder, BEAT)
+            for word in ("process 7 on elsewhere", "2026-01-01 10:00:00"):
+                assert word in str(caught.value)
+        assert [layout.token_of(name) for name in folder.top_names()] == [TOKEN, None]
 
 
 def test_claim_that_this_process_holds_is_refused_and_one_that_it_left_is_taken_over(folder):
     with claimed(folder):
-        left = folder.read(layout.CLAIM)
+        left = {name: folder.read(name) for name in folder.names("")}
         with pytest.raises(UserError, match="is in use"), claimed(folder):
             pass
-    folder.write(layout.CLAIM, left)  # an outage kept it from being deleted
+    for name, content in left.items():
+        folder.write(name, content)  # an outage kept them from being deleted
     with claimed(folder):
         pass
     assert folder.names("") == []
 
 
-def test_claim_of_a_dead_process_is_taken_over(folder):
-    done = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
-    )
-    folder.write(layout.CLAIM, claim(pid=int(done.stdout)))
-    with claimed(folder):
+def test_claim_of_a_process_that_is_gone_is_taken_over_at_once(folder):
+    left = mine(folder) | {"pid": gone(), "token": TOKEN}
+    folder.write(layout.claim_key(TOKEN), json.dumps(left))
+    folder.write(layout.CLAIM, json.dumps(left))
+    assert holder(folder) is None
+    with claimed(folder, beat_seconds=1e6):
         assert json.loads(folder.read(layout.CLAIM))["pid"] == os.getpid()
+    assert folder.names("") == []
 
 
-def test_claim_of_another_process_with_the_same_number_is_taken_over(folder):
-    folder.write(layout.CLAIM, claim(process_started=1.0))
-    with claimed(folder):
+@pytest.mark.parametrize("elsewhere", ["another boot", "another PID namespace"])
+def test_number_of_a_process_says_nothing_in_another_boot_or_container(folder, elsewhere):
+    left = mine(folder)
+    boot, _, space = left["processes"].partition(" ")
+    other = f"{TOKEN} {space}" if elsewhere == "another boot" else f"{boot} pid:[1]"
+    with beating(folder, host=left["host"], pid=gone(), processes=other):
+        assert holder(folder)["token"] == TOKEN
+        with pytest.raises(UserError, match="is in use"), claimed(folder, beat_seconds=BEAT):
+            pass
+
+
+def test_set_clock_and_moved_boot_time_do_not_make_a_living_claim_dead(folder):
+    """As older claims had it, the start of a process in seconds of a clock that somebody sets."""
+    with (
+        beating(folder, host=socket.gethostname(), pid=os.getppid(), process_started=1.0),
+        pytest.raises(UserError, match="is in use"),
+        claimed(folder, beat_seconds=BEAT),
+    ):
         pass
 
 
-def test_still_claim_of_another_machine_is_taken_over(folder):
-    folder.write(layout.CLAIM, claim(host="elsewhere"))
-    with claimed(folder, beat_seconds=BEAT):
-        assert json.loads(folder.read(layout.CLAIM))["host"] == socket.gethostname()
+@pytest.mark.parametrize("key", [True, False], ids=["claim", "claim of an older version"])
+def test_claim_that_stands_still_is_taken_over_on_every_machine(folder, key):
+    for host in (socket.gethostname(), "elsewhere"):
+        if key:
+            folder.write(layout.claim_key(TOKEN), claim(host=host, pid=os.getppid()))
+        folder.write(layout.CLAIM, claim(host=host, pid=os.getppid()))
+        with claimed(folder, beat_seconds=BEAT):
+            assert json.loads(folder.read(layout.CLAIM))["host"] == socket.gethostname()
+            assert not folder.exists(layout.claim_key(TOKEN))
 
 
-def test_beating_claim_of_another_machine_is_refused(folder):
-    ended = threading.Event()
-
-    def beat():
-        beats = 0
-        while not ended.wait(BEAT / 2):
-            beats += 1
-            folder.write(layout.CLAIM, claim(host="elsewhere", beats=beats))
-
-    folder.write(layout.CLAIM, claim(host="elsewhere"))
-    holder = threading.Thread(target=beat)
-    holder.start()
-    try:
+def test_beating_claim_of_an_older_version_is_refused(folder):
+    with beating(folder):
+        folder.delete(layout.claim_key(TOKEN))  # it has none
         with pytest.raises(UserError, match="on elsewhere"), claimed(folder, beat_seconds=BEAT):
             pass
-    finally:
-        ended.set()
-        holder.join()
 
 
 def test_damaged_claim_is_no_claim(folder):
     folder.write(layout.CLAIM, "{")
-    with claimed(folder):
+    folder.write(layout.claim_key(TOKEN), "{")
+    with claimed(folder, beat_seconds=BEAT):
         pass
+    assert folder.names("") == []
+
+
+@pytest.mark.parametrize("token", ["../victim", "x/../../victim", "/victim"])
+def test_token_of_a_stranger_names_no_file_elsewhere(folder, tmp_path, token):
+    victim = tmp_path / "victim.json"
+    victim.write_text("x")
+    folder.write("claim-../x", "x")
+    folder.write("claim-x/x", "x")
+    folder.write(layout.CLAIM, claim(token=token))
+    with claimed(folder, beat_seconds=BEAT):
+        pass
+    assert victim.exists()
+
+
+def test_driver_that_lost_its_claim_writes_and_deletes_nothing_more(folder):
+    folder.write("a.txt", "theirs")
+    folder.write("b/c.txt", "theirs")
+
+    def stale(act):
+        with pytest.raises(OutputLost, match="no longer belongs to this run"):
+            act()
+
+    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
+        worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
+        for name in folder.top_names():
+            if layout.token_of(name):
+                os.unlink(folder.path(name))  # as whoever takes it over does
+        folder_of_another = Folder(folder.uri)
+        folder_of_another.write(layout.CLAIM, claim())
+        for one in (folder, folder.hasty, worker):
+            stale(lambda one=one: one.write("a.txt", "ours"))
+            stale(lambda one=one: one.append("a.txt", "ours"))
+            stale(lambda one=one: one.delete("a.txt"))
+            stale(lambda one=one: one.delete_all("b"))
+            stale(lambda one=one: one.remove("b"))
+    assert folder.names("") == ["a.txt", "b/c.txt", layout.CLAIM]
+    assert folder.read("a.txt") == b"theirs"
+    assert json.loads(folder.read(layout.CLAIM))["token"] == TOKEN
+    folder.write("a.txt", "ours")  # the claim's end is the fence's end
+
+
+def test_driver_whose_claim_was_taken_over_does_not_take_it_back_with_its_next_beat(folder):
+    def first():
+        with claimed(folder, beat_seconds=BEAT):
+            own = next(filter(layout.token_of, folder.top_names()))
+            os.unlink(folder.path(own))
+            folder_of_another.write(layout.CLAIM, claim())
+            time.sleep(4 * BEAT)
+            assert json.loads(folder.read(layout.CLAIM))["token"] == TOKEN
+
+    folder_of_another = Folder(folder.uri)
+    with pytest.raises(OutputLost):
+        first()
+    assert json.loads(folder.read(layout.CLAIM))["token"] == TOKEN
+
+
+def test_unfinished_file_of_a_driver_that_was_taken_over_never_appears(folder, tmp_path):
+    """It is suspended after it found its claim, and before it renames: no file is to check then."""
+    other = Folder(folder.uri)
+    folder.write(layout.claim_key(TOKEN), claim())
+    folder.write(layout.CLAIM, claim())
+    folder.fence = folder.path(layout.claim_key(TOKEN))
+
+    def suspended():
+        with folder.create("a.txt") as file:
+            file.write(b"of the first run")
+            with claimed(other, beat_seconds=BEAT):
+                other.write("a.txt", "of the second run")
+
+    with pytest.raises(OutputLost):
+        suspended()
+    assert other.read("a.txt") == b"of the second run"
+
+
+RACES = [
+    pytest.param(5, 3, False, id="no claim"),
+    pytest.param(5, 3, True, id="a dead claim"),
+    pytest.param(100, 6, False, id="no claim, 100 rounds", marks=pytest.mark.slow),
+    pytest.param(100, 6, True, id="a dead claim, 100 rounds", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("rounds", "racers", "dead"), RACES)
+def test_of_drivers_that_begin_at_one_moment_one_owns_the_folder(tmp_path, rounds, racers, dead):
+    found = owners(lambda number: str(tmp_path / str(number)), rounds, racers, dead, 4 * BEAT)
+    assert found == [1] * rounds

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from tgate_batch import say
-from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError
 from tgate_batch.output import goodbye, history
 from tgate_batch.storage import without_credentials
 
@@ -13,7 +13,7 @@ from tgate_batch.storage import without_credentials
 def run_as_job(job: Callable[[], int | None]) -> None:
     """Runs a job and exits with its code.
 
-    A user error is 2, a lost cluster or storage 4, Ctrl-C 130, SIGTERM 143.
+    A user error is 2, a lost cluster, output or storage 4, Ctrl-C 130, SIGTERM 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What Ray says of workers that died: we say it. It reads this while it is imported.
@@ -28,7 +28,7 @@ def run_as_job(job: Callable[[], int | None]) -> None:
         code = goodbye.exit_code(error)
     except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
         goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
-    except ClusterLost as error:
+    except (ClusterLost, OutputLost) as error:
         goodbye.leave_now(f"error: {error}", goodbye.exit_code(error))
     sys.stdout.flush()
     sys.exit(code or 0)

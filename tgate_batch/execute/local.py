@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import DeviceLost, UserError
+from tgate_batch.errors import DeviceLost, OutputLost, UserError
 from tgate_batch.execute.pool import Pool, Send, SetAside, Stop
 from tgate_batch.execute.task import Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.storage import Folder, is_outage
+from tgate_batch.storage import Folder, is_lasting, is_outage
 
 _NAME = "this process"
 _POLL_SECONDS = 0.2
@@ -50,8 +50,8 @@ class LocalExecutor:
         """Works until the pool is done. Yields what workers deliver, tasks given up, and the
         decision to stop.
 
-        Raises UserError as workers do, and where the device is lost: only another process could
-        go on.
+        Raises OutputLost and UserError as workers do, and UserError where the device is lost: only
+        another process could go on.
         """
         pool.in_flight, pool.patience = 1, None
         pool.joined(_NAME)
@@ -78,8 +78,10 @@ class LocalExecutor:
                     yield piece
         except (UserError, DeviceLost) as error:
             raise UserError(" ".join(str(error).split())) from None
+        except OutputLost:
+            raise
         except Exception as error:
             pool.tick(time.monotonic())
-            pool.failed(_NAME, task, reason_of(error), is_outage(error))
+            pool.failed(_NAME, task, reason_of(error), is_outage(error), is_lasting(error))
         else:
             pool.finished(_NAME, task)

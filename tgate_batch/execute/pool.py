@@ -17,6 +17,7 @@ from tgate_batch.execute.task import LIVES, STORAGE_LIVES, Task
 _USUAL_PACES = 20  # a worker that says nothing for so many times the usual pace hangs
 _REMEMBERED = 101  # gaps between two signs of life, of which the usual pace is the median
 _LONGEST_PAUSE = 60.0  # seconds, after storage errors
+_LASTING_LIVES = 3  # pauses after which a full or read-only disk ends the run
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,17 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Stop:
-    """Worker after worker failed at everything: a further one would do no better."""
+    """Worker after worker failed at everything: a further one would do no better.
+
+    ``storage``: each time it was the storage.
+    """
 
     reason: str
+    storage: bool = False
 
     def __str__(self) -> str:
+        if self.storage:
+            return self.reason
         return f"workers fail at everything, the last time with {self.reason}"
 
 
@@ -108,6 +115,12 @@ class Pool:
         self._set_aside = 0  # since a task was last finished
         self._pause, self._paused_until = 0.0, 0.0
         self._pauses = 0  # since a task was last finished
+        self._pauses_for = ""
+
+    @property
+    def waits_for(self) -> str:
+        """Why nobody gets a task just now; empty where the pool does not rest."""
+        return f"waiting: {self._pauses_for}" if self._now < self._paused_until else ""
 
     @property
     def is_done(self) -> bool:
@@ -178,14 +191,19 @@ class Pool:
         else:
             self._return([task])
 
-    def failed(self, worker: str, task: Task, reason: str, storage: bool = False) -> None:
-        """A task raised an error that is none of its rows'; ``storage``: one of the storage."""
+    def failed(
+        self, worker: str, task: Task, reason: str, storage: bool = False, lasting: bool = False
+    ) -> None:
+        """A task raised an error that is none of its rows'.
+
+        ``storage``: one of the storage; ``lasting``: one that does not end by waiting.
+        """
         seat = self._seats[worker]
         seat.heard = self._now
         seat.held.remove(task)
         task.avoid.add(worker)
         if storage:
-            self._rest(reason)
+            self._rest(reason, _LASTING_LIVES if lasting else STORAGE_LIVES)
             again = task.storage_failed()
         else:
             again = task.failed() if seat.proven else True
@@ -225,15 +243,19 @@ class Pool:
         self._gaps.append(self._now - seat.heard)
         seat.heard = self._now
 
-    def _rest(self, reason: str) -> None:
-        """The storage is away: nobody gets a task for a while, each time for twice as long."""
+    def _rest(self, reason: str, lives: int) -> None:
+        """The storage is away: nobody gets a task for a while, each time for twice as long.
+
+        After ``lives`` of these pauses without a finished task the run stops.
+        """
         if self._now < self._paused_until:
             return
         self._pauses += 1
         self._pause = min(_LONGEST_PAUSE, max(1.0, 2 * self._pause))
         self._paused_until = self._now + self._pause
-        if self._pauses >= STORAGE_LIVES:
-            self._decided.append(Stop(reason))
+        self._pauses_for = reason
+        if self._pauses >= lives:
+            self._decided.append(Stop(reason, storage=True))
 
     def _decide_to_replace(self, worker: str, reason: str) -> None:
         self._set_aside += 1

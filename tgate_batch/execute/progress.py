@@ -131,7 +131,8 @@ class RunProgress:
 
     def _note(self, done: int) -> str:
         rate, errors = self._rate.now(), f", {self._errors:,} errors" if self._errors else ""
-        left = duration((sum(self._totals.values()) - done) / rate) + " left" if rate else "stalled"
+        idle = "waiting" if self._waits_for else "stalled"
+        left = duration((sum(self._totals.values()) - done) / rate) + " left" if rate else idle
         return f"{rate:.2f} images/s, {left}{errors}"
 
     def _print_line(self) -> None:

@@ -19,14 +19,14 @@ import ray.exceptions
 
 from tgate_batch import say
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import DeviceLost, UserError
+from tgate_batch.errors import DeviceLost, OutputLost, UserError
 from tgate_batch.execute import guardian
 from tgate_batch.execute.cluster import Cluster, start, stop
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
 from tgate_batch.output import goodbye
-from tgate_batch.storage import Folder, for_workers, is_outage, is_temporary
+from tgate_batch.storage import Folder, for_workers, is_lasting, is_outage, is_temporary
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 _POLL_SECONDS = 1.0
@@ -291,8 +291,10 @@ class RayExecutor:
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             del seat.streams[stream]
+            if isinstance(cause, OutputLost):
+                raise OutputLost(str(cause)) from None
             reason = "; ".join(filter(None, (reason_of(cause), for_workers(cause))))
-            pool.failed(seat.name, task, reason, is_outage(cause))
+            pool.failed(seat.name, task, reason, is_outage(cause), is_lasting(cause))
         else:
             if pool.delivered(seat.name, task, piece):
                 yield piece

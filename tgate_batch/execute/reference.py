@@ -67,7 +67,8 @@ def made(
     """
     with ExitStack() as claims:
         for making in makings:
-            claims.enter_context(claimed(making.folder.within(layout.parts(making.file))))
+            parts = making.folder.within(layout.parts(making.file))
+            making.folder.fence = claims.enter_context(claimed(parts))
         orders = [making.missing() for making in makings]
         if any(orders):
             with open_executor(makings[0].folder) as executor:
@@ -81,6 +82,7 @@ def made(
                 f"{about['pictures']:,} pictures{left_out}"
             )
     for making in makings:
+        making.folder.fence = None
         making.clear()
 
 

@@ -101,7 +101,8 @@ def rendered(
         if executor.apart and run.config.workers.gpus_each > 0:  # no GPU is to wait for a count
             counts.ahead(pending)  # while the first worker loads
             macs = counts.of
-        for said in executor.run(tasks(run, pending, again, macs)):
+        pool = tasks(run, pending, again, macs)
+        for said in executor.run(pool):
             if isinstance(said, Receipt):
                 if said.host not in hosts:
                     _check_arrived(run, said)
@@ -120,7 +121,7 @@ def rendered(
             elif isinstance(said, Beat):
                 progress.drawn(said)
             else:
-                progress.tick(executor.waits_for)
+                progress.tick(pool.waits_for or executor.waits_for)
             stopped = stopped or failures.too_many()
             if stopped:
                 break

@@ -1,10 +1,18 @@
-"""One driver at a time owns an output folder (``claim.json``).
+"""One driver at a time owns an output folder: ``claim-<token>.json`` and ``claim.json``.
 
-The claim says who works here: host, process and time. A claim whose holder is dead is taken over.
-On this machine the process table says so. On another one the claim's own beat does: its holder
-renews it, so one that stands still for some beats has no holder. No clocks are compared.
+A driver claims the folder by a file of a name that no other driver uses, its key. It owns the
+folder once a listing that began after this shows no other key. Of two drivers the one that wrote
+its key later sees the key of the other one, so never do two own the folder. This takes no more of
+a storage than that a listing shows what was written before: no hard links, no conditional writes.
 
-It also says what its holder has to say of itself, so that a killed one has said it.
+The owner renews ``claim.json`` all the time: each beat is a sign of life, and also carries the
+run's progress, so that the record survives a kill. A claim that stands still for some beats is
+dead, and whoever comes next deletes its key. No clocks, boot times or host names are compared. Only
+where a process number means the same to both drivers (the same boot and the same PID namespace) is
+a process that does not exist taken for dead at once.
+
+Whoever loses the key has lost the folder: it is the fence of the owner's ``Folder`` and of the
+copies that workers have, so nothing is published any more (``tgate_batch/storage/folder.py``).
 """
 
 import json
@@ -15,17 +23,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import psutil
-
-from tgate_batch.errors import StorageError, UserError
-from tgate_batch.output import history, layout
+from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
+from tgate_batch.output import goodbye, history, layout
 from tgate_batch.storage import Folder
 
 BEAT_SECONDS = 10.0
 _BEATS_OF_PATIENCE = 3
 _ON_A_DISK = 5  # times as often, where a beat costs next to nothing
+_TRIES = 5  # to write a key: whoever owned the folder may clear the unfinished file away
+
+Claim = dict[str, Any]
 
 _held: set[str] = set()  # tokens of this process's own claims, as long as it works under them
 
@@ -34,124 +44,271 @@ _held: set[str] = set()  # tokens of this process's own claims, as long as it wo
 def claimed(
     folder: Folder,
     says: Callable[[], dict[str, Any]] = dict,
-    beat_seconds: float = BEAT_SECONDS,
-) -> Iterator[None]:
+    beat_seconds: float | None = None,
+) -> Iterator[str]:
     """Owns the folder for the length of the block; each beat carries what ``says`` returns then.
 
-    What killed workers left under temporary names is gone when the block ends.
-    Raises UserError, naming host, process and time, where another driver owns it, and where the
-    folder cannot be written.
+    Yields the fence, which the folder has within the block. What killed workers left under
+    temporary names is gone when the block ends. Raises UserError, naming host, process and time,
+    where another driver owns it, and where the folder cannot be written; OutputLost where the claim
+    was lost meanwhile.
     """
-    claim = _mine() | says()
+    pace = _Pace.of(folder, beat_seconds)
+    mine = _mine()
     try:
-        while not folder.write_first(layout.CLAIM, json.dumps(claim)):
-            _bury(folder, beat_seconds)
-            folder.delete(layout.CLAIM)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"output {folder} cannot be written: {reason}") from None
-    except StorageError as error:
-        raise UserError(f"output {error}") from None
-    _held.add(claim["token"])
+        _enter(folder, mine, pace)
+        folder.fence = folder.path(layout.claim_key(mine["token"]))
+        _succeed(folder)
+        claim = mine | says() | {"beats": 0}
+        folder.write(layout.CLAIM, json.dumps(claim))
+    except BaseException as error:
+        _leave(folder, mine)
+        raise _as_user_error(folder, error) from None
     ended = threading.Event()
-    each = beat_seconds / _ON_A_DISK if folder.local else beat_seconds
-    beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, each), daemon=True)
+    beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, pace), daemon=True)
     beat.start()
     try:
-        yield
+        yield folder.fence
     finally:
         ended.set()
         beat.join()
-        _held.discard(claim["token"])
-        with suppress(StorageError):  # a claim that stays has a dead holder, and is taken over
-            folder.clear_temporary()
-            folder.hasty.delete(layout.CLAIM)
+        try:
+            with suppress(StorageError):  # a claim that stays has a dead holder
+                folder.clear_temporary()
+                folder.hasty.delete(layout.CLAIM)
+        finally:
+            _leave(folder, mine)
 
 
-def _mine() -> dict[str, Any]:
+class _Pace(NamedTuple):
+    """How often an owner beats, and how often others look until a claim stands still."""
+
+    beat: float  # seconds
+    look: float  # seconds
+    looks: int
+
+    @classmethod
+    def of(cls, folder: Folder, beat_seconds: float | None) -> "_Pace":
+        seconds = BEAT_SECONDS if beat_seconds is None else beat_seconds
+        each = seconds / _ON_A_DISK if folder.local else seconds
+        return cls(each, each / 2, round(2 * _BEATS_OF_PATIENCE * seconds / each))
+
+
+def _mine() -> Claim:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
+        "processes": _processes(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "token": uuid.uuid4().hex,
-        "beats": 0,
+        "token": "",
     }
+
+
+def _processes() -> str | None:
+    """Where process numbers mean the same: the boot and the PID namespace; None: not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _as_user_error(folder: Folder, error: BaseException) -> BaseException:
+    if isinstance(error, OSError):
+        reason = error.strerror or one_line(error)
+        return UserError(f"output {folder} cannot be written: {reason}")
+    return UserError(f"output {error}") if isinstance(error, StorageError) else error
+
+
+def _leave(folder: Folder, mine: Claim) -> None:
+    """Gives the folder back; of a key that stays the holder is dead."""
+    folder.fence = None
+    _held.discard(mine["token"])
+    with suppress(StorageError, OSError):
+        folder.hasty.delete(layout.claim_key(mine["token"]))
+
+
+def _enter(folder: Folder, mine: Claim, pace: _Pace) -> None:
+    """Writes the key and returns once the folder is this driver's alone.
+
+    ``mine`` gets its token, a fresh one for each try. Raises UserError where another driver is
+    alive there.
+    """
+    dead: set[str] = set()  # tokens of claims that stood still
+    while True:
+        _bury(folder, _claims(folder), dead, pace)
+        mine["token"] = uuid.uuid4().hex
+        _held.add(mine["token"])
+        _write_key(folder, mine)
+        while mine["token"] in (claims := _claims(folder)):
+            others = {t: one for t, one in claims.items() if t != mine["token"] and t not in dead}
+            if not others:
+                return
+            if min(others) < mine["token"] or _owner(folder) in others:
+                break  # they go first
+            _bury(folder, others, dead, pace, withdrawing=True)
+        _leave(folder, mine)
+
+
+def _write_key(folder: Folder, mine: Claim) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            return folder.write(layout.claim_key(mine["token"]), json.dumps(mine))
+        except FileNotFoundError:
+            if not left:
+                raise
+
+
+def _succeed(folder: Folder) -> None:
+    """Ends the invocation of whoever owned the folder and did not give it back."""
+    if (before := _read(folder, layout.CLAIM)) is not None:
+        folder.clear_temporary()  # what it is writing cannot be published any more
+        history.end_killed(folder, before)
+
+
+def _bury(
+    folder: Folder,
+    claims: dict[str, Claim],
+    dead: set[str],
+    pace: _Pace,
+    withdrawing: bool = False,
+) -> None:
+    """Returns when all of these claims are gone or dead; the keys of dead ones are deleted.
+
+    Raises UserError where one is alive. Where they are ``withdrawing``, it returns instead.
+    """
+    left = {token: claim for token, claim in claims.items() if token not in dead}
+    while left:
+        alive, still = _watched(folder, left, pace)
+        for token in still:
+            if layout.token_of(key := layout.claim_key(token)):
+                folder.delete(key)
+            dead.add(token)
+        if alive is not None:
+            if withdrawing:
+                return
+            raise _in_use(folder, alive)
+        left = {} if withdrawing else {t: c for t, c in _claims(folder).items() if t not in dead}
+
+
+def _watched(
+    folder: Folder, first: dict[str, Claim], pace: _Pace
+) -> tuple[Claim | None, list[str]]:
+    """A claim that shows a sign of life, if any, and the tokens of those that are dead.
+
+    It takes some beats to see that a claim stands still. One that is gone is neither.
+    """
+    if working := _held & first.keys():
+        return first[working.pop()], []
+    still = [token for token, claim in first.items() if _is_surely_dead(claim)]
+    left = first.keys() - still
+    for _ in range(pace.looks):
+        if not left:
+            break
+        time.sleep(pace.look)
+        now = _claims(folder)
+        left &= now.keys()
+        for token in left:
+            if now[token] != first[token]:
+                return now[token], still
+    return None, [*still, *left]
+
+
+def _is_surely_dead(claim: Claim) -> bool:
+    """Whether the process is gone, which only its own boot and PID namespace can tell."""
+    here, pid = _processes(), claim["pid"]
+    if here is None or claim.get("processes") != here or type(pid) is not int or pid <= 0:
+        return False
+    if pid == os.getpid():
+        return claim["token"] not in _held
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _claims(folder: Folder) -> dict[str, Claim]:
+    """Every claim by its token: that of ``claim.json``, and each that has a key."""
+    found: dict[str, Claim] = {}
+    for name in folder.top_names():
+        if (token := layout.token_of(name)) is not None:
+            found[token] = (_read(folder, name) or _NOBODY) | {"token": token}
+    beating = _read(folder, layout.CLAIM)
+    return found if beating is None else found | {beating["token"]: beating}
+
+
+_NOBODY: Claim = {"host": "?", "pid": "?", "since": "?"}  # in a key that cannot be read
+
+
+def _owner(folder: Folder) -> str | None:
+    """The token of whoever renews ``claim.json``."""
+    claim = _read(folder, layout.CLAIM)
+    return None if claim is None else claim["token"]
+
+
+def _read(folder: Folder, name: str) -> Claim | None:
+    """A claim as its file has it; None where there is none, or it is damaged."""
+    try:
+        claim = json.loads(_content(folder, name) or b"{}")
+        known = {key: claim[key] for key in ("host", "pid", "since")}
+        return dict(claim) | {"token": str(claim.get("token"))} if all(known.values()) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _content(folder: Folder, name: str) -> bytes | None:
+    """What a file holds; None where there is none, also if it is deleted while it is read.
+
+    Of the latter a store's client makes an error that is not told from an outage.
+    """
+    try:
+        return folder.hasty.get(name)
+    except StorageError:
+        return folder.get(name) if folder.exists(name) else None
+
+
+def _in_use(folder: Folder, claim: Claim) -> UserError:
+    who = f"process {one_line(claim['pid'])} on {one_line(claim['host'])}"
+    return UserError(
+        f"output {folder} is in use: {who} has worked there since {one_line(claim['since'])}; "
+        "wait for it, stop it, or give another output"
+    )
 
 
 def _renew(
     folder: Folder,
-    claim: dict[str, Any],
+    claim: Claim,
     says: Callable[[], dict[str, Any]],
     ended: threading.Event,
-    beat_seconds: float,
+    pace: _Pace,
 ) -> None:
-    while not ended.wait(beat_seconds):
+    """Beats until the block ends. A job that has lost the folder is ended here, at once."""
+    while not ended.wait(pace.beat):
         claim |= says() | {"beats": claim["beats"] + 1}
         try:
             folder.hasty.write(layout.CLAIM, json.dumps(claim))
         except (OSError, StorageError):
             continue  # a storage that is away for a moment; the next beat tries again
+        except OutputLost as lost:
+            if goodbye.is_job():
+                goodbye.leave_now(f"error: {lost}", goodbye.exit_code(lost))
+            return  # the next write says it
 
 
-def _bury(folder: Folder, beat_seconds: float) -> None:
-    """Ends the invocation of a dead claim in its place; raises UserError where it is alive."""
-    claim = _read(folder)
-    if claim is None:
-        return
-    if not _is_alive(folder, claim, beat_seconds):
-        history.end_killed(folder, claim)
-        return
-    raise UserError(
-        f"output {folder} is in use: process {claim['pid']} on {claim['host']} has worked there "
-        f"since {claim['since']}; wait for it, stop it, or give another output"
-    )
+def holder(folder: Folder) -> Claim | None:
+    """Who has the folder claimed; None where nobody has, or the process is surely dead.
 
-
-def _read(folder: Folder) -> dict[str, Any] | None:
-    try:
-        claim = json.loads(folder.get(layout.CLAIM) or b"{}")
-        return claim if claim["pid"] and claim["host"] and claim["since"] else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_alive(folder: Folder, claim: dict[str, Any], beat_seconds: float) -> bool:
-    if claim["host"] == socket.gethostname():
-        if claim["pid"] == os.getpid():
-            return claim.get("token") in _held
-        try:
-            started = psutil.Process(claim["pid"]).create_time()
-        except psutil.Error:
-            return False
-        return abs(started - claim.get("process_started", started)) < 1  # else: its number, reused
-    for _ in range(2 * _BEATS_OF_PATIENCE):
-        time.sleep(beat_seconds / 2)
-        now = _read(folder)
-        if now is None or (now.get("token"), now.get("beats")) != (
-            claim.get("token"),
-            claim.get("beats"),
-        ):
-            return now is not None
-    return False
-
-
-def holder(folder: Folder) -> dict[str, Any] | None:
-    """Who has the folder claimed; None where nobody has, or the process is dead on this machine.
-
-    Whether one on another machine is alive would take half a minute to tell.
+    Whether another one is alive would take half a minute to tell.
     """
-    claim = _read(folder)
-    if claim is None or (claim["host"] == socket.gethostname() and not _is_alive(folder, claim, 0)):
-        return None
-    return claim
+    claim = _read(folder, layout.CLAIM)
+    return None if claim is None or _is_surely_dead(claim) else claim
 
 
-def check_free(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> None:
+def check_free(folder: Folder, beat_seconds: float | None = None) -> None:
     """Raises UserError where a living driver owns the folder; claims nothing."""
-    claim = _read(folder) if folder.exists(layout.CLAIM) else None
-    if claim is not None and _is_alive(folder, claim, beat_seconds):
-        raise UserError(
-            f"output {folder} is in use: process {claim['pid']} on {claim['host']} has worked "
-            f"there since {claim['since']}; wait for it, or stop it"
-        )
+    alive, _ = _watched(folder, _claims(folder), _Pace.of(folder, beat_seconds))
+    if alive is not None:
+        raise _in_use(folder, alive)

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError
 
 UNUSABLE, MISSING = 2, 4
 _GRACE_SECONDS = 20.0  # for leaving in good order
 
 _stopped_by: signal.Signals | None = None
 _is_job = False
+_last_word = threading.Lock()
 
 
 def listen() -> None:
@@ -65,7 +66,7 @@ def exit_code(error: BaseException) -> int:
     """What a job exits with that ends by this."""
     if isinstance(error, UserError):
         return UNUSABLE
-    if isinstance(error, ClusterLost | StorageError):
+    if isinstance(error, ClusterLost | OutputLost | StorageError):
         return MISSING
     if isinstance(error, KeyboardInterrupt):
         return 128 + _signal()
@@ -79,7 +80,11 @@ def stopped() -> str:
 
 
 def leave_now(line: str, code: int) -> None:
-    """Ends the process here, whatever its other threads do. Says the line on stderr."""
+    """Ends the process here, whatever its other threads do. Prints the line on stderr.
+
+    Of several threads that call it the first one prints.
+    """
+    _last_word.acquire(timeout=_GRACE_SECONDS)
     print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)

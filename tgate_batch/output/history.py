@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from tgate_batch.config import Workers
-from tgate_batch.errors import StorageError
+from tgate_batch.errors import OutputLost, StorageError
 from tgate_batch.output import goodbye, layout
 from tgate_batch.storage import Folder, without_credentials
 
@@ -138,10 +138,14 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
         yield
     except BaseException as error:
         invocation["exit_code"] = goodbye.exit_code(error)
-        with suppress(StorageError):  # what is wrong is the error; it is said
+        with suppress(StorageError, OutputLost):  # what is wrong is the error; it is said
             _end(folder.hasty, invocation)
         raise
-    _end(folder, invocation)
+    try:
+        _end(folder, invocation)
+    except StorageError:
+        if not invocation["exit_code"]:  # else the same storage ended the run, and that was said
+            raise
 
 
 def _end(folder: Folder, invocation: Invocation) -> None:

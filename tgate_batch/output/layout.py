@@ -14,6 +14,7 @@ No other module spells a name of the output, and no other decides what an identi
     scores/reference/<extractor>.npz                      what the pictures are compared with
     report/index.html  report.json  report.md
 
+While a driver works there, the folder also holds ``claim.json`` and ``claim-<token>.json``.
 A reference's file is made in parts: ``<file>.parts/<extractor>/part-00000.parquet``, gone at the
 end.
 """
@@ -33,7 +34,7 @@ CARD = "README.md"
 RUN = "run.json"
 LEDGER = "made_of.json"
 HISTORY = "history.jsonl"
-CLAIM = "claim.json"  # only while a driver works here
+CLAIM = "claim.json"  # only while a driver works here: who it is, and its beats
 DAMAGED = "damaged.json"  # only while a damaged file waits for the next run
 PROMPTS = "prompts"
 IMAGES = "images"
@@ -51,6 +52,20 @@ IDENTITY_KEY = b"tgate_batch.identity"  # in each Parquet file's footer
 ERRORS_KEY = "tgate_batch.errors"  # in a picture file's footer: how many of its rows are errors
 
 Settings = dict[str, str | int | float | bool | None]  # flat, so that a difference has a name
+
+
+_CLAIM_KEY = re.compile(r"claim-([0-9a-f]{32})\.json")
+
+
+def claim_key(token: str) -> str:
+    """The file that a driver writes once to claim the output; without it the claim is lost."""
+    return f"claim-{token}.json"
+
+
+def token_of(name: str) -> str | None:
+    """The token in the name of a ``claim_key``; None for every other name."""
+    found = _CLAIM_KEY.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def prompts_part(number: int) -> str:

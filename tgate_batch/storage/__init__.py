@@ -3,12 +3,13 @@
 from tgate_batch.errors import StorageError
 from tgate_batch.storage.credentials import without_credentials
 from tgate_batch.storage.folder import Folder, is_temporary
-from tgate_batch.storage.trouble import for_workers, is_outage
+from tgate_batch.storage.trouble import for_workers, is_lasting, is_outage
 
 __all__ = [
     "Folder",
     "StorageError",
     "for_workers",
+    "is_lasting",
     "is_outage",
     "is_temporary",
     "without_credentials",

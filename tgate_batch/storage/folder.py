@@ -2,10 +2,16 @@
 
 On a disk a file is written under a hidden temporary name, flushed and renamed. For an object store
 (``s3://``, ``gs://``, ``abfs://``) it is built beside, and uploaded when it is whole.
+
+A folder with a ``fence`` is written only while that file exists: it is the claim of the run that
+owns the folder, and whoever takes the folder over deletes it. On a disk nothing is written or
+deleted through a symbolic link inside the folder.
 """
 
 import contextlib
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +20,26 @@ from typing import BinaryIO, TypeVar, cast
 
 from pyarrow import NativeFile, PythonFile, fs
 
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import OutputLost, StorageError, UserError
 from tgate_batch.storage import remote
 from tgate_batch.storage.credentials import without_credentials
-from tgate_batch.storage.trouble import PATIENCE, asked, is_outage, told
+from tgate_batch.storage.trouble import PATIENCE, asked, concerns_all_files, is_outage, told
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
 _PROBE = f"{_TEMPORARY}probe-"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(_TEMPORARY)}.+-[0-9a-f]{{32}}", re.DOTALL)
 _READERS = 16  # files that are read at once: a store answers each after a while
 
 Answer = TypeVar("Answer")
 
 
 def is_temporary(path: str) -> bool:
-    """Whether this is a file that somebody is writing, or was when he was killed."""
-    return PurePosixPath(path).name.startswith(_TEMPORARY)
+    """Whether the file's own name is that of an unfinished write; folders above it do not count."""
+    return _TEMPORARY_NAME.fullmatch(PurePosixPath(path).name) is not None
+
+
+def _temporary_name(name: str) -> str:
+    return f"{_TEMPORARY}{name}-{uuid.uuid4().hex}"
 
 
 class Folder:
@@ -36,9 +47,13 @@ class Folder:
 
     Every method raises StorageError where the storage is in trouble. An object store that is away
     is waited for before that, for ``patience`` seconds.
+
+    ``fence`` is the full path of a file, or None. Where there is one, every method that writes or
+    deletes raises OutputLost unless the file exists. Copies that are sent to workers keep it.
     """
 
     patience = PATIENCE
+    fence: str | None = None
 
     def __init__(self, uri: str):
         """Raises UserError where the URI names no storage that can be reached."""
@@ -73,7 +88,7 @@ class Folder:
             raise UserError(f"{self} cannot be reached: {reason}") from None
 
     def __reduce__(self):
-        return (Folder, (self.uri,))
+        return (Folder, (self.uri,), {"fence": self.fence})
 
     def __str__(self) -> str:
         return without_credentials(self.uri)
@@ -99,11 +114,57 @@ class Folder:
             return call()
         except OSError as error:
             if is_outage(error):
-                raise told(where, done, error) from error
+                raise self._told(name, done, error) from error
             raise
 
     def _shown(self, name: str) -> str:
         return f"{name} in {self}" if name and not name.startswith(_PROBE) else str(self)
+
+    def _told(self, name: str, done: str, error: OSError) -> StorageError:
+        return told(str(self) if concerns_all_files(error) else self._shown(name), done, error)
+
+    def _change(self, done: str, call: Callable[[], Answer], name: str) -> Answer:
+        """As ``_ask``, for what writes or deletes: only while the folder is ours, at each try."""
+
+        def owned() -> Answer:
+            self._check_owner()
+            return call()
+
+        return self._ask(done, owned, name)
+
+    def _check_owner(self) -> None:
+        """Raises OutputLost where the file that fences this folder is gone."""
+        if self.fence is None:
+            return
+        if self.local:
+            try:
+                os.close(os.open(self.fence, os.O_RDONLY))  # a network's disk asks its server then
+                return
+            except FileNotFoundError:
+                pass
+        elif self._filesystem.get_file_info(self.fence).is_file:
+            return
+        raise OutputLost(
+            f"output {self} no longer belongs to this run: another run took it over while this one "
+            "showed no sign of life, or its claim was deleted; nothing more is written. Fix: wait "
+            "for the other run, then rerun the same command"
+        )
+
+    def _real(self, name: str) -> Path:
+        """The path of a name on a disk. Raises UserError where a part of it is a symbolic link."""
+        place = Path(self._base)
+        for part in PurePosixPath(name).parts:
+            place /= part
+            if place.is_symlink():
+                raise UserError(
+                    f"output {self}: {place.relative_to(self._base)} is a symbolic link, and "
+                    "nothing is written or deleted through one. Fix: put a folder in its place, or "
+                    "give another output"
+                )
+        return place
+
+    def _real_parent(self, name: str) -> Path:
+        return self._real(str(PurePosixPath(name).parent))
 
     def exists(self, name: str) -> bool:
         return self._kind_of(name) is fs.FileType.File
@@ -131,8 +192,14 @@ class Folder:
         return sorted(
             (info.path.removeprefix(base), info.size, info.mtime_ns)
             for info in self._ask("listed", lambda: self._filesystem.get_file_info(selector))
-            if info.is_file and _TEMPORARY not in info.path
+            if info.is_file and not is_temporary(info.path)
         )
+
+    def top_names(self) -> list[str]:
+        """Finished files of this folder itself, sorted, without those in folders below it."""
+        selector = fs.FileSelector(self._base, allow_not_found=True)
+        found = self._ask("listed", lambda: self._filesystem.get_file_info(selector))
+        return sorted(one.base_name for one in found if one.is_file and not is_temporary(one.path))
 
     def stamps_of(self, names: Sequence[str]) -> list[tuple[str, int, int | None]]:
         """Name, bytes and time of these files, in their order, without those that are missing."""
@@ -180,7 +247,7 @@ class Folder:
                 yield stream
         except OSError as error:
             if is_outage(error):
-                raise told(self._shown(name), "written", error) from error
+                raise self._told(name, "written", error) from error
             raise
 
     @contextlib.contextmanager
@@ -190,45 +257,30 @@ class Folder:
             content = remote.content_of(file)
             path = self.path(name)
             try:
-                self._ask("written", lambda: remote.upload(self._filesystem, path, content), name)
+                upload = lambda: remote.upload(self._filesystem, path, content)  # noqa: E731
+                self._change("written", upload, name)
             except FileNotFoundError as error:
                 raise told(self._shown(name), "written", error) from None
 
     @contextlib.contextmanager
     def _create_local(self, name: str) -> Iterator[BinaryIO]:
+        self._real_parent(name)
         final = Path(self.path(name))
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
+        temporary = final.parent / _temporary_name(final.name)
         try:
             with open(temporary, "wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, final)
+            self._check_owner()
+            try:
+                os.replace(temporary, final)
+            except FileNotFoundError:
+                self._check_owner()  # whoever took the folder over removed the temporary file
+                raise
         finally:
             temporary.unlink(missing_ok=True)
-
-    def write_first(self, name: str, content: str) -> bool:
-        """Writes a file unless it is there; returns whether this call wrote it.
-
-        On a disk only one of several callers can succeed. An object store cannot promise that.
-        """
-        if not self.local:
-            if self.exists(name):
-                return False
-            self.write(name, content)
-            return True
-        final = Path(self.path(name))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
-        temporary.write_text(content, encoding="utf-8")
-        try:
-            os.link(temporary, final)  # fails where the name is taken
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        return True
 
     def append(self, name: str, line: str) -> None:
         """Adds a line of text at the end of a file."""
@@ -237,33 +289,48 @@ class Folder:
             return
 
         def add() -> None:
-            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path(name), "a", encoding="utf-8") as file:
+            place = self._real(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-        self._ask("written", add, name)
+        self._change("written", add, name)
 
     def delete(self, name: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file; one that is not there is no error. Of a symbolic link the link itself."""
+
+        def away() -> None:
+            if self.local:
+                self._real_parent(name)
+            self._filesystem.delete_file(self.path(name))
+
         with contextlib.suppress(FileNotFoundError):
-            self._ask("deleted", lambda: self._filesystem.delete_file(self.path(name)), name)
+            self._change("deleted", away, name)
 
     def delete_all(self, under: str) -> None:
         """Removes every finished file below ``under``."""
         if not self.local:  # a thousand with each request
-            self._ask(
+            self._change(
                 "deleted",
                 lambda: self._filesystem.delete_dir_contents(self.path(under), missing_dir_ok=True),
                 under,
             )
             return
+        self._real(under)
         for name in self.names(under):
             self.delete(name)
 
     def remove(self, under: str) -> None:
         """Removes a folder with everything in it; one that is not there is no error."""
+
+        def away() -> None:
+            if self.local:
+                shutil.rmtree(self._real(under))  # of links inside it the links alone
+            else:
+                self._filesystem.delete_dir(self.path(under))
+
         with contextlib.suppress(FileNotFoundError):
-            self._ask("deleted", lambda: self._filesystem.delete_dir(self.path(under)), under)
+            self._change("deleted", away, under)
 
     def check_writable(self) -> None:
         """Raises UserError unless files can be listed, written, read and deleted here.
@@ -283,7 +350,7 @@ class Folder:
             here = next(p for p in (Path(self._base), *Path(self._base).parents) if p.exists())
             if not here.is_dir() or not os.access(here, os.R_OK | os.W_OK | os.X_OK):
                 raise UserError(f"output {self} cannot be written: no right to write in {here}")
-            probe = here / f"{_PROBE}{uuid.uuid4().hex}"
+            probe = here / _temporary_name("probe")
             try:
                 probe.write_bytes(b"tgate_batch")
             finally:
@@ -313,13 +380,16 @@ class Folder:
         if not self.local:
             return []
         base = Path(self._base)
-        return sorted(file.relative_to(base).as_posix() for file in base.rglob(f"{_TEMPORARY}*"))
+        return sorted(
+            (Path(place) / name).relative_to(base).as_posix()
+            for place, _, names in os.walk(base)  # it follows no link
+            for name in names
+            if is_temporary(name)
+        )
 
     def clear_temporary(self) -> int:
         """Removes what killed writers left under temporary names; returns how many."""
-        if not self.local or not Path(self._base).is_dir():
-            return 0
-        left = list(Path(self._base).rglob(f"{_TEMPORARY}*"))
-        for file in left:
-            file.unlink(missing_ok=True)
+        left = self.temporary()
+        for name in left:
+            self.delete(name)
         return len(left)

@@ -25,6 +25,15 @@ _TROUBLE = {
     )
     if hasattr(errno, name)
 }
+# Of these, what does not end by waiting, and what concerns the whole disk whatever the file is.
+_LASTING = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM")
+    if hasattr(errno, name)
+}
+_OF_THE_DISK = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS") if hasattr(errno, name)
+}
 _AWS = re.compile(
     r"AWS Error (?P<code>\w+(?: \(.*?\))?) during (?P<call>\w+) operation: (?P<say>.*)"
 )
@@ -45,6 +54,18 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, StorageError | ConnectionError | TimeoutError) or (
         isinstance(error, OSError) and error.errno in _TROUBLE
     )
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether an outage does not end by waiting: a full or read-only disk, a right that lacks."""
+    if isinstance(error, StorageError):
+        return error.lasting
+    return isinstance(error, OSError) and error.errno in _LASTING
+
+
+def concerns_all_files(error: OSError) -> bool:
+    """Whether it is the disk that is full or read-only, so that no single file is to be named."""
+    return error.errno in _OF_THE_DISK
 
 
 def for_workers(error: BaseException) -> str:
@@ -73,7 +94,8 @@ def told(where: str, done: str, error: OSError) -> StorageError:
     else:
         reason = f"the storage does not answer as it should ({_short(text)})"
         advice = "look after endpoint and network, then the same command goes on"
-    return StorageError(f"{where} cannot be {done}: {reason}; {advice}", denied)
+    lasting = denied or is_lasting(error)
+    return StorageError(f"{where} cannot be {done}: {reason}; {advice}", denied, lasting=lasting)
 
 
 def _short(text: str) -> str:

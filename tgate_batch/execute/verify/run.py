@@ -274,7 +274,8 @@ class _Checking:
         self._found.checked[NAMES] += len(self._present)
         for name in self._folder.temporary():
             self._fault(NAMES, STRAY, name, "a writer that was killed left it")
-        for name in sorted(self._left - {layout.CARD, layout.CLAIM}):
+        claims = {name for name in self._left if layout.token_of(name)}
+        for name in sorted(self._left - claims - {layout.CARD, layout.CLAIM}):
             place = layout.place(name)
             if place is None:
                 reason = "it has no name of a run's; remove it if it is not yours"
