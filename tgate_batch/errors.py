@@ -26,6 +26,25 @@ class DeviceLost(RuntimeError):
     """The device is in an error state that only a fresh process leaves."""
 
 
+_JOINERS = "\u200c\u200d"  # between letters of some scripts, and parts of an emoji
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that moves no cursor and hides nothing: what is not printable is written as an escape.
+
+    Control characters, line breaks, bidirectional overrides and halves of surrogate pairs are not
+    printable. ``keep``: characters that stay, such as line breaks of our own.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable() or one in keep or one in _JOINERS
+        else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """Text for a message: of printable characters alone, without line breaks, cut to ``limit``."""
     text = str(text)

@@ -26,6 +26,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     data = plain(path)
     for override in overrides:
         _override(data, override)
+    return parse_plain(data, source)
+
+
+def parse_plain(data: dict, source: str) -> Config:
+    """As ``parse``, of data from a file: odd numbers, deep nesting and NUL are refused too."""
     if fault := _not_plain(data):
         raise UserError(f"{source}: {fault}")
     return parse(data, source)

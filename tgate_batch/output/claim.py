@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from tgate_batch.errors import StorageError, UserError
-from tgate_batch.output import history, layout
+from tgate_batch.output import history, layout, shapes
 from tgate_batch.storage import Folder
 
 BEAT_SECONDS = 10.0
@@ -110,9 +110,8 @@ def _bury(folder: Folder, beat_seconds: float) -> None:
 
 def _read(folder: Folder) -> dict[str, Any] | None:
     try:
-        claim = json.loads(folder.get(layout.CLAIM) or b"{}")
-        return claim if claim["pid"] and claim["host"] and claim["since"] else None
-    except (ValueError, KeyError, TypeError):
+        return shapes.checked(shapes.parsed(folder.get(layout.CLAIM) or b"{}"), shapes.ClaimFile)
+    except ValueError:
         return None
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, StorageError, UserError, printable
 
 UNUSABLE, MISSING = 2, 4
 _GRACE_SECONDS = 20.0  # for leaving in good order
@@ -80,7 +80,7 @@ def stopped() -> str:
 
 def leave_now(line: str, code: int) -> None:
     """Ends the process here, whatever its other threads do. Says the line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 

@@ -6,6 +6,8 @@ On a disk a file is written under a hidden temporary name, flushed and renamed. 
 
 import contextlib
 import os
+import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from pyarrow import NativeFile, PythonFile, fs
 
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import StorageError, UserError, one_line
 from tgate_batch.storage import remote
 from tgate_batch.storage.credentials import without_credentials
 from tgate_batch.storage.trouble import PATIENCE, asked, is_outage, told
@@ -31,18 +33,33 @@ def is_temporary(path: str) -> bool:
     return PurePosixPath(path).name.startswith(_TEMPORARY)
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name, joined to a folder, is inside it on every system, links left aside."""
+    return not (
+        name.startswith("/")
+        or ".." in name.split("/")
+        or any(mark in name for mark in "\0\\")
+        or re.match("[A-Za-z]:", name)  # a drive
+    )
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
 
-    Every method raises StorageError where the storage is in trouble. An object store that is away
-    is waited for before that, for ``patience`` seconds.
+    Every method raises UserError for a name that leaves the folder, and StorageError where the
+    storage is in trouble. An object store that is away is waited for before that, for ``patience``
+    seconds.
     """
 
     patience = PATIENCE
 
-    def __init__(self, uri: str):
-        """Raises UserError where the URI names no storage that can be reached."""
+    def __init__(self, uri: str, roams: bool = False):
+        """Raises UserError where the URI names no storage that can be reached.
+
+        ``roams``: names may lead out of it, for reading: a list that a person wrote has such paths.
+        """
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
+        self._roams = roams
         self._filesystem, self._base = self._resolve()
         self.local = isinstance(self._filesystem, fs.LocalFileSystem)
 
@@ -52,12 +69,13 @@ class Folder:
         scheme, mark, path = uri.partition("://") if "://" in uri else ("", "", uri)
         path, *query = path.split("?", 1) if mark else [path]
         parent, slash, name = path.rpartition("/")
-        if mark and not slash:
-            return cls(uri), ""  # a bucket
+        if (mark and not slash) or name in (".", ".."):
+            return cls(uri), ""  # a bucket, or a folder
         return cls("?".join([scheme + mark + parent + slash or ".", *query])), name
 
     def within(self, name: str) -> "Folder":
         """A folder inside this one."""
+        self.path(name)
         where, *query = self.uri.split("?", 1) if "://" in self.uri else [self.uri]
         return Folder("?".join([f"{where.rstrip('/')}/{name}", *query]))
 
@@ -73,21 +91,52 @@ class Folder:
             raise UserError(f"{self} cannot be reached: {reason}") from None
 
     def __reduce__(self):
-        return (Folder, (self.uri,))
+        return (Folder, (self.uri, self._roams))
 
     def __str__(self) -> str:
         return without_credentials(self.uri)
 
     def path(self, name: str) -> str:
-        """The full path of a name inside this folder, as its filesystem spells it."""
+        """The full path of a name inside this folder, as its filesystem spells it.
+
+        Raises UserError for a name that leaves the folder.
+        """
+        if not self._roams and not stays_inside(name):
+            raise _leaves(name, self)
         return str(PurePosixPath(self._base) / name)
+
+    def _to_change(self, name: str, itself: bool = False) -> str:
+        """As ``path``, for what is written or deleted: no link on the way leads out of the folder.
+
+        ``itself``: the name is no link either.
+        """
+        path = self.path(name)
+        if not stays_inside(name):
+            raise _leaves(name, self)
+        if self.local:
+            base = os.path.realpath(self._base)
+            place = os.path.realpath(path if itself else os.path.dirname(path))
+            if name and os.path.commonpath([base, place]) != base:
+                raise _leaves(name, self)
+        return path
 
     @property
     def hasty(self) -> "Folder":
         """This folder for somebody who would rather hear of trouble than wait."""
+        made = self._copy()
+        made.patience = 0.0
+        return made
+
+    @property
+    def roaming(self) -> "Folder":
+        """This folder for paths that a person wrote in it, which may lead elsewhere."""
+        made = self._copy()
+        made._roams = True
+        return made
+
+    def _copy(self) -> "Folder":
         made = object.__new__(Folder)
         made.__dict__ |= self.__dict__
-        made.patience = 0.0
         return made
 
     def _ask(self, done: str, call: Callable[[], Answer], name: str = "") -> Answer:
@@ -145,8 +194,10 @@ class Folder:
         ]
 
     def open(self, name: str) -> NativeFile:
-        """Opens a finished file for random reading."""
+        """Opens a finished file for random reading. Raises OSError for what is no regular file."""
         path = self.path(name)
+        if self.local and not _may_be_opened(path):
+            raise OSError(f"{self._shown(name)} is not a regular file")
         file = self._ask("read", lambda: self._filesystem.open_input_file(path), name)
         if self.local:
             return file
@@ -188,7 +239,7 @@ class Folder:
         with remote.new_file() as file:
             yield cast(BinaryIO, file)
             content = remote.content_of(file)
-            path = self.path(name)
+            path = self._to_change(name)
             try:
                 self._ask("written", lambda: remote.upload(self._filesystem, path, content), name)
             except FileNotFoundError as error:
@@ -196,7 +247,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _create_local(self, name: str) -> Iterator[BinaryIO]:
-        final = Path(self.path(name))
+        final = Path(self._to_change(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
         try:
@@ -218,7 +269,7 @@ class Folder:
                 return False
             self.write(name, content)
             return True
-        final = Path(self.path(name))
+        final = Path(self._to_change(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex}"
         temporary.write_text(content, encoding="utf-8")
@@ -236,24 +287,30 @@ class Folder:
             self.write(name, (self.get(name) or b"") + line.encode() + b"\n")
             return
 
+        path = self._to_change(name, itself=True)
+
         def add() -> None:
-            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path(name), "a", encoding="utf-8") as file:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if not _may_be_opened(path):
+                raise OSError(f"{self._shown(name)} is not a regular file")
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
         self._ask("written", add, name)
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
+        path = self._to_change(name)
         with contextlib.suppress(FileNotFoundError):
-            self._ask("deleted", lambda: self._filesystem.delete_file(self.path(name)), name)
+            self._ask("deleted", lambda: self._filesystem.delete_file(path), name)
 
     def delete_all(self, under: str) -> None:
         """Removes every finished file below ``under``."""
+        path = self._to_change(under, itself=True)
         if not self.local:  # a thousand with each request
             self._ask(
                 "deleted",
-                lambda: self._filesystem.delete_dir_contents(self.path(under), missing_dir_ok=True),
+                lambda: self._filesystem.delete_dir_contents(path, missing_dir_ok=True),
                 under,
             )
             return
@@ -262,8 +319,9 @@ class Folder:
 
     def remove(self, under: str) -> None:
         """Removes a folder with everything in it; one that is not there is no error."""
+        path = self._to_change(under, itself=True)
         with contextlib.suppress(FileNotFoundError):
-            self._ask("deleted", lambda: self._filesystem.delete_dir(self.path(under)), under)
+            self._ask("deleted", lambda: self._filesystem.delete_dir(path), under)
 
     def check_writable(self) -> None:
         """Raises UserError unless files can be listed, written, read and deleted here.
@@ -323,3 +381,19 @@ class Folder:
         for file in left:
             file.unlink(missing_ok=True)
         return len(left)
+
+
+def _leaves(name: str, folder: Folder) -> UserError:
+    return UserError(
+        f"{one_line(name)}: this name leads out of the folder {folder}, and nothing there is "
+        "touched. Fix: remove it from the file or folder that names it"
+    )
+
+
+def _may_be_opened(path: str) -> bool:
+    """Whether a file is a regular one, or not there; opening a pipe would wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # of a folder the storage says so itself
+    except (OSError, ValueError):
+        return True  # the storage says why
