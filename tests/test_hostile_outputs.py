@@ -36,7 +36,12 @@ from tgate_batch.output import layout
 SECONDS_A_COMMAND = 120
 MODULE = "hostile_module"  # a file of this name lies in the output and in the current folder
 
-TRAVERSALS = ["../../victim/thesis.tex", "../victim/thesis.tex", "{victim}", "x/../../../victim/new"]
+TRAVERSALS = [
+    "../../victim/thesis.tex",
+    "../victim/thesis.tex",
+    "{victim}",
+    "x/../../../victim/new",
+]
 TEXTS = [
     *TRAVERSALS,
     "\x1b]0;owned\x07\x1b[2J\x1b[1;32msound\x1b[0m: every file",

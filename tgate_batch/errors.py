@@ -1,5 +1,7 @@
 """The exceptions that a person at the command line is meant to read, and that say what is lost."""
 
+import unicodedata
+
 
 class UserError(ValueError):
     """Something the user gave cannot work: what was found, why, and what to do, in one line.
@@ -33,13 +35,13 @@ def printable(text: str, keep: str = "") -> str:
     """Text that moves no cursor and hides nothing: what is not printable is written as an escape.
 
     Control characters, line breaks, bidirectional overrides and halves of surrogate pairs are not
-    printable. ``keep``: characters that stay, such as line breaks of our own.
+    printable; spaces of every width are. ``keep``: characters that stay, such as our line breaks.
     """
     if text.isprintable():
         return text
     return "".join(
         one
-        if one.isprintable() or one in keep or one in _JOINERS
+        if one.isprintable() or unicodedata.category(one) == "Zs" or one in keep or one in _JOINERS
         else one.encode("unicode_escape").decode()
         for one in text
     )

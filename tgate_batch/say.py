@@ -61,7 +61,7 @@ def _say(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
     with _lock:
         stream = sys.stderr if _apart else stream
         if not _as_json:
-            print(_fitted(printable(text, keep="\n"), stream), file=stream, flush=True)
+            print(_fitted(printable(text), stream), file=stream, flush=True)
             return
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         text = text.removeprefix(f"{event}: ")
