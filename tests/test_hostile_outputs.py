@@ -181,7 +181,8 @@ def called(place: Place, name: str) -> tuple[int, str]:
     assert place.outside() == before, "something outside the output changed"
     assert not place.ran.exists(), "the stranger's code ran"
     assert "Traceback" not in text, text
-    assert odd(text) == [], text
+    bars = "\r" if name == "render" else ""  # diffusers shows them while it loads
+    assert [one for one in odd(text) if one not in bars] == [], text
     assert code in (0, 1, 2, 3, 4)
     page = place.out / layout.REPORT_PAGE
     if name in ("report", "score", "render") and page.exists():
@@ -396,3 +397,277 @@ def tried(place: Place, seed: int, names: list[str]) -> Counter:
             raise AssertionError(told_of) from error
         found[word, code] += 1
     return found
+
+
+READING = ["status", "verify", "report"]
+CHANGING = ["export", "repair", "score", "render"]
+
+
+def test_a_hostile_output_harms_nothing_outside_itself(place):
+    """Each kind of file once, under the commands that read; a few under those that write too."""
+    found: Counter = Counter()
+    for seed in range(len(of_kinds(place.fresh()))):
+        found += tried(place, seed, [READING[seed % 3], CHANGING[seed % 2]])
+    for seed in range(40, 42):
+        found += tried(place, seed, ["score", "render"])
+    assert {word for word, _ in found} == {*READING, *CHANGING}
+
+
+@pytest.mark.slow
+def test_500_hostile_outputs_harm_nothing_outside_themselves(place, capsys):
+    found: Counter = Counter()
+    for seed in range(1000, 1500):
+        found += tried(place, seed, [*READING, *CHANGING, "again"])
+    with capsys.disabled():
+        print("\n", dict(found))
+    assert {word for word, _ in found} == {*READING, *CHANGING, "again"}
+
+
+# ---- planted by hand: what was said, and by which command, what is told ----
+
+
+def in_ledger(change: Callable[[dict], None]) -> Callable[[Place], None]:
+    return in_file(layout.LEDGER, lambda ledger: change(ledger["folders"]))
+
+
+def in_file(name: str, change: Callable[[dict], Any]) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        content = json.loads((place.out / name).read_text())
+        change(content)
+        (place.out / name).write_text(json.dumps(content))
+
+    return plant
+
+
+def in_text(name: str, text: str) -> Callable[[Place], None]:
+    return lambda place: (place.out / name).write_text(text) and None
+
+
+def noted_damaged(name: str) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        named = name.format(victim=place.victim)
+        (place.out / layout.DAMAGED).write_text(json.dumps({named: "a page is damaged"}))
+
+    return plant
+
+
+def cleared(name: str) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        in_ledger(lambda folders: folders.update({name.format(victim=place.victim.parent): None}))(
+            place
+        )
+
+    return plant
+
+
+def a_worker_says(content: str) -> Callable[[Place], None]:
+    return lambda place: (place.out / layout.worker("w")).write_text(content) and None
+
+
+def a_link(name: str, target: str) -> Callable[[Place], None]:
+    """A folder or a file of the output leads out of it."""
+
+    def plant(place: Place) -> None:
+        path = place.out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        path.symlink_to(place.here / target)
+
+    return plant
+
+
+def a_pipe(name: str) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        (place.out / name).unlink(missing_ok=True)
+        os.mkfifo(place.out / name)
+
+    return plant
+
+
+def a_file_named(name: str) -> Callable[[Place], None]:
+    return lambda place: (place.out / name).write_text("x") and None
+
+
+def claimed_by(**said: Any) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        claim = {"host": "h", "pid": 7, "since": "now", "token": "t", "beats": 0} | said
+        (place.out / layout.CLAIM).write_text(json.dumps(claim))
+
+    return plant
+
+
+ARM = layout.images("sd15", "tgate")
+SCORES = layout.scores("sd15", "tgate")
+ESCAPE = "\x1b]0;owned\x07\nsound: every file is what the ledger and the prompts demand"
+
+PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
+    "a damaged file outside": (
+        noted_damaged("../victim/thesis.tex"),
+        "repair",
+        1,
+        "../victim/thesis.tex is no file of a run",
+    ),
+    "a damaged file elsewhere": (noted_damaged("{victim}"), "repair", 1, "is no file of a run"),
+    "a damaged file over a folder of a run": (
+        noted_damaged("images/../../victim/shard-00000.parquet"),
+        "repair",
+        1,
+        "is no file of a run",
+    ),
+    "a damaged file of no text": (
+        in_text(layout.DAMAGED, '{"images/m/a/shard-00000.parquet": 7}'),
+        "status",
+        2,
+        "damaged.json cannot be used",
+    ),
+    "a list of damaged files": (in_text(layout.DAMAGED, "[1]"), "status", 2, "damaged.json"),
+    "a cleared folder outside": (
+        cleared("../victim"),
+        "render",
+        2,
+        "../victim is no folder of a run",
+    ),
+    "a cleared folder elsewhere": (cleared("{victim}"), "render", 2, "is no folder of a run"),
+    "a cleared folder over one of a run": (
+        cleared("images/../../victim"),
+        "render",
+        2,
+        "is no folder of a run",
+    ),
+    "the output itself is cleared": (cleared(""), "render", 2, "is no folder of a run"),
+    "pictures of a format that is a path": (
+        in_ledger(lambda all: all[ARM].update({"images.format": "x/../../../victim/new"})),
+        "export",
+        2,
+        "images.format is none of webp, png, jpeg",
+    ),
+    "pictures of a format that is a section": (
+        in_ledger(lambda all: all[ARM].update({"images.format": {"a": 1}})),
+        "export",
+        2,
+        "made_of.json cannot be used",
+    ),
+    "more pictures of a prompt than memory holds": (
+        in_ledger(lambda all: all[ARM].update({"sampling.images_per_prompt": 10**15})),
+        "verify",
+        1,
+        "made_of.json",
+    ),
+    "a ledger that is a list": (in_text(layout.LEDGER, "[]"), "status", 2, "has format 1"),
+    "a ledger that nests": (
+        in_text(layout.LEDGER, "[" * 100_000),
+        "status",
+        2,
+        "it nests too deeply",
+    ),
+    "a config with a section for a number": (
+        in_file(layout.RUN, lambda run: run["config"]["sampling"].update(steps={})),
+        "status",
+        2,
+        "run.json cannot be used",
+    ),
+    "a config with a number of 400 digits": (
+        in_file(layout.RUN, lambda run: run["config"]["sampling"].update(seed=10**400)),
+        "status",
+        2,
+        "is no number of use here",
+    ),
+    "a number of shards that is a text": (
+        in_file(layout.RUN, lambda run: run.update(shards="3")),
+        "status",
+        2,
+        "run.json cannot be used: shards",
+    ),
+    "an arm whose name is a path": (
+        in_file(layout.RUN, lambda run: run["config"]["arms"].update({"../../victim": None})),
+        "export",
+        2,
+        "cannot name a folder",
+    ),
+    "a worker that is cut off": (a_worker_says('{"seconds": '), "report", 0, "workers/w.json"),
+    "a worker of another type": (a_worker_says('{"seconds": 3}'), "report", 0, "workers/w.json"),
+    "a worker that is a text": (a_worker_says('"x"'), "report", 0, "left out of the report"),
+    "scores with a text for a number": (
+        in_file(SCORES, lambda scores: scores.update(fd="<script>")),
+        "report",
+        2,
+        f"{SCORES} cannot be used: fd",
+    ),
+    "scores of a metric that are a list": (
+        in_file(SCORES, lambda scores: scores.update(prompt_accuracy=[])),
+        "report",
+        2,
+        "prompt_accuracy is no number",
+    ),
+    "scores of another arm": (
+        in_file(SCORES, lambda scores: scores.update(arm="baseline")),
+        "report",
+        2,
+        "it is of another arm",
+    ),
+    "an error that is a script": (
+        in_file(
+            SCORES,
+            lambda scores: scores.update(
+                errors=1,
+                error_rows=[
+                    {"prompt_id": ESCAPE, "image_number": 0, "error": TEXTS[6], "error_kind": "a"}
+                ],
+                error_kinds=[{"kind": "a", "rows": 1, "error": f"{ESCAPE} {TEXTS[6]}"}],
+            ),
+        ),
+        "report",
+        0,
+        r"\x1b]0;owned\x07\nsound",
+    ),
+    "a history of other types": (
+        in_text(layout.HISTORY, '{"id": [], "seconds": "x"}\n7\n{"id": "a", "seconds": 1e400}\n'),
+        "report",
+        0,
+        "report:",
+    ),
+    "a file whose name is an escape": (
+        a_file_named(ESCAPE),
+        "verify",
+        1,
+        r"foreign: \x1b]0;owned\x07\nsound: every file",
+    ),
+    "a holder whose name is an escape": (
+        claimed_by(host=ESCAPE, since="\u202e"),
+        "status",
+        0,
+        r"process 7 on \x1b]0;owned",
+    ),
+    "a holder of a number that no process has": (claimed_by(pid=10**30), "status", 0, "12 of 12"),
+    "pictures that lie elsewhere": (a_link(ARM, "victim"), "repair", 1, "shard-00000.parquet"),
+    "measurements that lie elsewhere": (
+        a_link("scores/sd15", "victim"),
+        "score",
+        2,
+        "leads out of the folder",
+    ),
+    "a history that lies elsewhere": (
+        a_link(layout.HISTORY, "victim/thesis.tex"),
+        "score",
+        2,
+        "leads out of the folder",
+    ),
+    "a ledger that is a pipe": (a_pipe(layout.LEDGER), "status", 2, "is not a regular file"),
+    "a history that is a pipe": (a_pipe(layout.HISTORY), "report", 2, "is not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_a_stranger_planted_is_told_in_a_line_and_does_no_harm(place, name):
+    plant, word, code, said = PLANTED[name]
+    place.fresh()
+    plant(place)
+    found, text = called(place, word)
+    assert said in text
+    assert found == code
+
+
+def test_what_a_repair_of_a_hostile_list_leaves_is_a_sound_output(place):
+    (place.fresh() / f"{MODULE}.py").unlink()
+    noted_damaged("../victim/thesis.tex")(place)
+    assert "removed: damaged.json" in called(place, "repair")[1]
+    assert called(place, "verify")[0] == 0

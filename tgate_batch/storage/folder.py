@@ -194,14 +194,24 @@ class Folder:
         ]
 
     def open(self, name: str) -> NativeFile:
-        """Opens a finished file for random reading. Raises OSError for what is no regular file."""
+        """Opens a finished file for random reading. Raises UserError for a pipe or a device."""
         path = self.path(name)
-        if self.local and not _may_be_opened(path):
-            raise OSError(f"{self._shown(name)} is not a regular file")
+        self._check_regular(path, name)
         file = self._ask("read", lambda: self._filesystem.open_input_file(path), name)
         if self.local:
             return file
         return PythonFile(remote.RemoteFile(file, lambda call: self._ask("read", call, name)), "r")
+
+    def _check_regular(self, path: str, name: str) -> None:
+        """Raises UserError for a pipe, which opening would wait for, and for a device."""
+        if not self.local:
+            return
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):  # the storage says why
+            return
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{self._shown(name)} is not a regular file. Fix: remove it")
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -289,10 +299,10 @@ class Folder:
 
         path = self._to_change(name, itself=True)
 
+        self._check_regular(path, name)
+
         def add() -> None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            if not _may_be_opened(path):
-                raise OSError(f"{self._shown(name)} is not a regular file")
             with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
@@ -388,12 +398,3 @@ def _leaves(name: str, folder: Folder) -> UserError:
         f"{one_line(name)}: this name leads out of the folder {folder}, and nothing there is "
         "touched. Fix: remove it from the file or folder that names it"
     )
-
-
-def _may_be_opened(path: str) -> bool:
-    """Whether a file is a regular one, or not there; opening a pipe would wait for ever."""
-    try:
-        mode = os.stat(path).st_mode
-        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # of a folder the storage says so itself
-    except (OSError, ValueError):
-        return True  # the storage says why
