@@ -619,6 +619,20 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         0,
         r"\x1b]0;owned\x07\nsound",
     ),
+    "a picture that changed most and is of no shard": (
+        in_file(
+            SCORES,
+            lambda scores: scores["most_changed"].update(
+                psnr=[
+                    {"prompt_id": "none", "image_number": 0, "shard": shard, "value": 1.0}
+                    for shard in (0, 10**9)
+                ]
+            ),
+        ),
+        "report",
+        0,
+        "report:",
+    ),
     "a history of other types": (
         in_text(layout.HISTORY, '{"id": [], "seconds": "x"}\n7\n{"id": "a", "seconds": 1e400}\n'),
         "report",
