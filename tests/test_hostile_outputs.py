@@ -310,7 +310,10 @@ def in_sums(file: str, way: tuple) -> Change:
 
 
 def changes(out: Path) -> dict[str, Change]:
-    """Every place of a run in which a stranger may say something, by a name."""
+    """Every place of a run in which a stranger may say something, by a name.
+
+    Other frozen prompts than were planned are damage, which `tests/execute/test_verify.py` plants.
+    """
     found: dict[str, Change] = {}
     for path in sorted(out.rglob("*")):
         file = path.relative_to(out).as_posix()
@@ -326,7 +329,7 @@ def changes(out: Path) -> dict[str, Change]:
                 about = json.loads(str(archive["about"])) if "about" in archive else None
             for way in leaves(about):
                 found[f"{file} {way}"] = in_sums(file, way)
-        elif path.suffix == ".parquet":
+        elif path.suffix == ".parquet" and not file.startswith(layout.PROMPTS):
             schema = pq.read_schema(path)
             for key, text in (schema.metadata or {}).items():
                 if key == b"ARROW:schema":
@@ -335,7 +338,7 @@ def changes(out: Path) -> dict[str, Change]:
                 with contextlib.suppress(ValueError):
                     for way in leaves(json.loads(text)):
                         found[f"{file} footer {key.decode()} {way}"] = in_footer(file, key, way)
-            for field in schema if not file.startswith(layout.PROMPTS) else ():
+            for field in schema:
                 if field.type == pa.string():
                     found[f"{file} column {field.name}"] = in_cell(file, field.name)
     return found
@@ -495,6 +498,7 @@ def claimed_by(**said: Any) -> Callable[[Place], None]:
     return plant
 
 
+PLANS = b"tgate_batch.shards"
 ARM = layout.images("sd15", "tgate")
 SCORES = layout.scores("sd15", "tgate")
 ESCAPE = "\x1b]0;owned\x07\nsound: every file is what the ledger and the prompts demand"
@@ -582,6 +586,18 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         "export",
         2,
         "cannot name a folder",
+    ),
+    "a plan of shards of another type": (
+        lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 0))(place.out, "../x"),
+        "status",
+        2,
+        "prompts/part-00000.parquet is damaged",
+    ),
+    "a plan of more shards than there are numbers": (
+        lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 0))(place.out, 10**30),
+        "status",
+        2,
+        "prompts/part-00000.parquet is damaged",
     ),
     "a worker that is cut off": (a_worker_says('{"seconds": '), "report", 0, "workers/w.json"),
     "a worker of another type": (a_worker_says('{"seconds": 3}'), "report", 0, "workers/w.json"),
