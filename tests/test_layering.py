@@ -31,16 +31,17 @@ models.loras models.checkpoint models.fingerprint models.engine models.guidance 
 models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
-output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
-output.card output.run output.remarks output.failed output.status output.export output
+output.layout output.shapes output.ledger output.goodbye output.history output.claim
+output.parquet output.frozen output.card output.run output.remarks output.failed output.status
+output.export output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary
 report.parts report.gallery report.drawing report.plot report.plots_of_time report.plots_of_quality
 report.plots report.page report.terminal report
-execute.plugins execute.task execute.pool execute.on_demand execute.worker execute.local
-execute.guardian execute.cluster execute.ray
+execute.import_path execute.plugins execute.task execute.pool execute.on_demand execute.worker
+execute.local execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
 execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute

@@ -57,3 +57,14 @@ def test_standard_output_is_for_results_while_lines_go_apart(capsys):
         say.info("half is done")
     say.info("done")
     assert capsys.readouterr() == ("done\n", "half is done\n")
+
+
+def test_what_moves_a_cursor_or_hides_is_shown_as_an_escape(capsys):
+    say.info("a\x1b[2Jb\nsound: c\r\x00\u202e\x9b\udc80")
+    assert capsys.readouterr().out == (r"a\x1b[2Jb\nsound: c\r\x00\u202e\x9b\udc80" + "\n")
+
+
+def test_letters_spaces_and_emoji_of_any_script_are_shown_as_they_are(capsys):
+    text = "Käse 奶酪\u3000\u00a0 می\u200cخواهم \N{WOMAN}\u200d\N{ROCKET}"
+    say.info(text)
+    assert capsys.readouterr().out == text + "\n"

@@ -214,3 +214,83 @@ def test_lines_are_added_at_the_end(folder):
 )
 def test_credentials_are_taken_out_of_a_uri(uri, shown):
     assert without_credentials(uri) == shown
+
+
+LEAVING = ["../x", "a/../../x", "/etc/passwd", "..", "a/..", "a\0b", "..\\x", "C:x", "C:/x"]
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_a_name_that_leaves_the_folder_is_refused_by_every_method(folder, tmp_path, name):
+    (tmp_path / "x").write_text("kept")
+    for call in (
+        folder.read,
+        folder.exists,
+        folder.names,
+        folder.delete,
+        folder.delete_all,
+        folder.remove,
+        folder.within,
+        lambda name: folder.write(name, "y"),
+        lambda name: folder.append(name, "y"),
+        lambda name: folder.stamps_of([name]),
+    ):
+        with pytest.raises(UserError, match="leads out of the folder") as told:
+            call(name)
+        assert str(told.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["a..b", "..a/b..", ".hidden", "a b/c$(d)", "ä/x.parquet"])
+def test_a_name_that_only_looks_odd_is_a_file_inside(folder, name):
+    folder.write(name, "x")
+    assert folder.read(name) == b"x"
+    assert folder.names("") == [name]
+
+
+def test_nothing_is_written_or_deleted_over_a_link_that_leads_out(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").mkdir()
+    victim = tmp_path / "victim" / "file"
+    victim.write_text("kept")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "victim")
+    (tmp_path / "out" / "line").symlink_to(victim)
+    for call in (
+        lambda: folder.delete("link/file"),
+        lambda: folder.delete_all("link"),
+        lambda: folder.remove("link"),
+        lambda: folder.write("link/file", "y"),
+        lambda: folder.write("link/other", "y"),
+        lambda: folder.append("line", "y"),
+    ):
+        with pytest.raises(UserError, match="is a symbolic link"):
+            call()
+    folder.write("line", "y")  # takes the link's place
+    assert folder.read("line") == b"y"
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["file"]
+    assert victim.read_text() == "kept"
+
+
+def test_a_link_inside_the_folder_is_read_through_but_not_written_through(folder, tmp_path):
+    folder.write("a/b", "x")
+    (tmp_path / "out" / "c").symlink_to("a")
+    assert folder.read("c/b") == b"x"
+    with pytest.raises(UserError, match="is a symbolic link"):
+        folder.write("c/d", "y")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder, tmp_path):
+    folder.write("a", "x")
+    os.mkfifo(tmp_path / "out" / "pipe")
+    for call in (lambda: folder.read("pipe"), lambda: folder.append("pipe", "x")):
+        with pytest.raises(UserError, match="is not a regular file"):
+            call()
+
+
+def test_paths_of_a_list_that_a_person_wrote_may_lead_elsewhere(folder, tmp_path):
+    (tmp_path / "x").write_text("x")
+    (tmp_path / "out").mkdir()
+    there = pickle.loads(pickle.dumps(folder.roaming))  # noqa: S301
+    assert there.read("../x") == b"x"
+    with pytest.raises(UserError, match="leads out of the folder"):
+        folder.roaming.write("../x", "y")

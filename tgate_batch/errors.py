@@ -1,5 +1,7 @@
 """The exceptions that a person at the command line is meant to read, and that say what is lost."""
 
+import unicodedata
+
 
 class UserError(ValueError):
     """Something the user gave cannot work: what was found, why, and what to do, in one line.
@@ -36,6 +38,25 @@ class OutputLost(RuntimeError):
 
 class DeviceLost(RuntimeError):
     """The device is in an error state that only a fresh process leaves."""
+
+
+_JOINERS = "\u200c\u200d"  # between letters of some scripts, and parts of an emoji
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that moves no cursor and hides nothing: what is not printable is written as an escape.
+
+    Control characters, line breaks, bidirectional overrides and halves of surrogate pairs are not
+    printable; spaces of every width are. ``keep``: characters that stay, such as our line breaks.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable() or unicodedata.category(one) == "Zs" or one in keep or one in _JOINERS
+        else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 def one_line(text: object, limit: int = 300) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tgate_batch.errors import printable
+
 _lock = threading.Lock()
 _as_json = False
 _apart = False
@@ -59,7 +61,7 @@ def _say(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
     with _lock:
         stream = sys.stderr if _apart else stream
         if not _as_json:
-            print(_fitted(text, stream), file=stream, flush=True)
+            print(_fitted(printable(text), stream), file=stream, flush=True)
             return
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         text = text.removeprefix(f"{event}: ")

@@ -1,7 +1,7 @@
 """The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -187,10 +187,11 @@ def export(
     return MISSING if missing else DONE
 
 
-def verify(output: str, again: int = 0, repair: bool = False) -> int:
+def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[str] = ()) -> int:
     """Proves an output folder; 1 where something in it is not as it should be.
 
-    ``again``: as many pictures of every arm are drawn again and compared with the stored ones.
+    ``again``: as many pictures of every arm are drawn again and compared with the stored ones;
+    ``trusted``: the plugins that this may import, of those that the run names.
     ``repair``: what is damaged is removed, so that the next run makes it again.
     """
     from tgate_batch.execute.verify import repaired
@@ -210,7 +211,7 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
         check_free(folder)
         _say(found.lines())
     if again and not found.faults:
-        return _drawn_again(output, again)
+        return _drawn_again(output, again, trusted)
     return 1 if found.faults else 0
 
 
@@ -219,14 +220,22 @@ def _say(lines: Iterable[str]) -> None:
         say.info(line)
 
 
-def _drawn_again(output: str, count: int) -> int:
+def _drawn_again(output: str, count: int, trusted: Sequence[str]) -> int:
     """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
     from tgate_batch.execute.again import draw_again
+
+    named = runs.load_run(output).config.plugins
+    for name in named:
+        if name not in trusted:
+            say.warning(
+                f"the run names the plugin {name}, which is code and is not run. Fix: if you trust "
+                f"it, add --plugin {name}"
+            )
 
     each = f"{count:,} pictures" if count != 1 else "1 picture"
     say.info(f"drawing {each} of every arm again, in another process ...", event="phase")
     found = []
-    for picture in draw_again(output, count):
+    for picture in draw_again(output, count, trusted):
         found.append(picture)
         if picture.levels is None:
             verdict = f"cannot be drawn: {picture.error}"

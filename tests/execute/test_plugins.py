@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import tgate_batch
 from tgate_batch.errors import UserError
-from tgate_batch.execute import plugins
+from tgate_batch.execute import import_path, plugins
 
 BROKEN = {  # what a module says: what the line has to have
     "def half(:": ["SyntaxError", "line 1"],
@@ -50,3 +52,19 @@ def test_command_says_it_without_a_traceback_and_with_code_2(tmp_path):
     assert line.startswith("error: plugins: mine cannot be imported (SyntaxError: ")
     assert line.endswith("; mend the module")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_and_the_current_folder_are_taken_off_the_import_path(tmp_path, monkeypatch):
+    out, other = tmp_path / "out", tmp_path / "other"
+    out.mkdir(), other.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(tmp_path)
+    path = ["", ".", str(tmp_path), "out", str(out), str(tmp_path / "link"), str(other), "other"]
+    assert import_path.without([".", "out"], path) == [str(other), "other"]
+    assert import_path.without(["out"], path)[:3] == ["", ".", str(tmp_path)]
+
+
+def test_folder_of_this_package_stays_on_the_import_path_as_the_last(monkeypatch):
+    ours = str(Path(tgate_batch.__file__).resolve().parents[1])
+    monkeypatch.chdir(ours)
+    assert import_path.without(["."], ["", ours, "/usr/lib"]) == ["/usr/lib", ours]

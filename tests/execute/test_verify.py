@@ -344,7 +344,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no entry in the ledger but a number": (
         lambda out: in_json(out / layout.LEDGER, lambda held: held["folders"].update(prompts=7)),
         layout.LEDGER,
-        "its entry of prompts is none",
+        "folders.prompts: Input should be a valid dictionary",
     ),
     "no ledger": (
         lambda out: (out / layout.LEDGER).unlink(),
@@ -601,3 +601,25 @@ def test_pictures_are_told_as_they_are_drawn_again(out, capsys):
         "tgate",
     ]
     assert lines[-1] == "2 pictures drawn again, 2 alike (bit for bit)"
+
+
+def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
+    out, tmp_path_factory, monkeypatch, capsys
+):
+    """Somebody verifies a stranger's output where it was unpacked, beside modules of many names."""
+    places = tmp_path_factory.mktemp("places")
+    code = f"import pathlib; pathlib.Path({str(places)!r}, __name__).touch()\n"
+    for name in ("theirs", "psutil", "yaml", "sitecustomize"):
+        (out.parent / f"{name}.py").write_text(code)
+    (places / "mine").mkdir()
+    metric = "from tgate_batch.metrics.psnr import METRIC\n"
+    (places / "mine" / "ours.py").write_text(code + metric)
+    in_json(out / layout.RUN, lambda run: run["config"].update(plugins=["theirs", "ours"]))
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}{out.parent}")
+    monkeypatch.setattr(sys, "path", ["", *sys.path, str(places / "mine")])
+    assert workflow.verify(str(out), again=1, trusted=["ours"]) == 0
+    assert sorted(file.name for file in places.iterdir()) == ["mine", "ours"]
+    said = capsys.readouterr().err
+    assert "the plugin theirs, which is code and is not run. Fix: " in said
+    assert "plugin ours" not in said

@@ -82,6 +82,21 @@ def finished(world: World) -> tuple[Config, dict[str, int]]:
     return run, rows_of_scores(run)
 
 
+def planted(world: World, rng: random.Random, file: str, content: str) -> None:
+    """A list of somebody else names a file outside: a repair leaves it, and the run goes on."""
+    run, _ = finished(world)
+    victim = world.place / "victim" / f"{rng.randrange(10**9)}.parquet"
+    victim.parent.mkdir(exist_ok=True)
+    victim.write_text("years of work")
+    names = (str(victim), f"../victim/{victim.name}", f"images/../../victim/{victim.name}")
+    (Path(run.output) / file).write_text(content.replace("NAME", rng.choice(names)))
+    workflow.verify(run.output, repair=True)
+    refused_or_done(world, run)
+    assert victim.read_text() == "years of work"
+    if file == layout.DAMAGED:
+        world.check(run)
+
+
 def matches(run: Config, pattern: str) -> list[Path]:
     return sorted(path for path in Path(run.output).glob(pattern) if path.is_file())
 
@@ -96,4 +111,10 @@ ROUNDS = {
     for patterns, one, times in ((MADE_AGAIN, made_again, 2), (KEPT, kept, 2))
     for what, pattern in patterns.items()
     for harm in (truncated, zeroed, removed)
+} | {
+    f"planted: {file}": (partial(planted, file=file, content=content), 3)
+    for file, content in (
+        (layout.DAMAGED, '{"NAME": "a page is damaged"}'),
+        (layout.LEDGER, f'{{"format": {layout.FORMAT}, "folders": {{"NAME": null}}}}'),
+    )
 }

@@ -32,6 +32,8 @@ def test_fault_on_the_way_loses_doubles_and_changes_nothing(world, kind):
         "scores: removed",
         "the ledger: truncated",
         "the run's config: zeroed",
+        "planted: damaged.json",
+        "planted: made_of.json",
     ],
 )
 def test_damage_is_told_repaired_and_made_again(world, kind):

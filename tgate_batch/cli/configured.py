@@ -5,7 +5,7 @@ import json
 
 from tgate_batch import config
 from tgate_batch.config import Config
-from tgate_batch.execute import plugins
+from tgate_batch.execute import import_path, plugins
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,5 +37,6 @@ def read(options: argparse.Namespace) -> Config:
     if options.output is not None:
         overrides.append(f"output={json.dumps(options.output)}")
     found = config.load(config.find(options.config), overrides)
+    import_path.leave_out(found.output)  # what lies in it may be somebody else's
     plugins.register(found.plugins)
     return found

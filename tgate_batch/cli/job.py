@@ -21,14 +21,19 @@ def run_as_job(job: Callable[[], int | None]) -> None:
     history.whole_process = True
     goodbye.listen()
     try:
-        code = job()
-    except (UserError, StorageError) as error:
-        line = " ".join(without_credentials(str(error)).split())
-        say.error(line)
-        code = goodbye.exit_code(error)
+        code = told(job)
     except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
         goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
     except (ClusterLost, OutputLost) as error:
         goodbye.leave_now(f"error: {error}", goodbye.exit_code(error))
     sys.stdout.flush()
-    sys.exit(code or 0)
+    sys.exit(code)
+
+
+def told(job: Callable[[], int | None]) -> int:
+    """Runs a job; its exit code. A user error and a storage in trouble are said in one line."""
+    try:
+        return job() or 0
+    except (UserError, StorageError) as error:
+        say.error(" ".join(without_credentials(str(error)).split()))
+        return goodbye.exit_code(error)

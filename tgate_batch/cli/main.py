@@ -5,12 +5,14 @@ A command is a module of this package with a docstring (what it does, and exampl
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from tgate_batch import say
 from tgate_batch.cli.job import run_as_job
+from tgate_batch.execute import import_path
 
 COMMANDS = {  # name -> its line in the list; its module has the name, with _ for -
     "render": "render a config's prompts, score the images, write the report",
@@ -53,6 +55,8 @@ def run(words: Sequence[str]) -> int | None:
         )
         options = parser.parse_args(rest)
         say.as_json(options.log == "json")
+        if not hasattr(options, "config") and getattr(options, "output", None):
+            import_path.leave_out(os.curdir, options.output)  # it may be somebody else's
         return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(

@@ -10,6 +10,8 @@ Examples:
 import argparse
 import json
 
+from tgate_batch import say
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
@@ -29,15 +31,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(found: dict) -> None:
-    print(f"{found['output']}: {found['done']:,} of {found['images']:,} pictures are done")
+    say.info(f"{found['output']}: {found['done']:,} of {found['images']:,} pictures are done")
     for arm in found["arms"]:
         errors = "" if arm["errors"] is None else f", {arm['errors']:,} errors"
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
-        print(
+        say.info(
             f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} pictures, "
             f"{arm['files']:,} of {arm['shards']:,} files{errors}{damaged}"
         )
     if (worker := found["worked_on_by"]) is not None:
-        print(f"process {worker['pid']} on {worker['host']} works there since {worker['since']}")
+        say.info(f"process {worker['pid']} on {worker['host']} works there since {worker['since']}")
     elif found["done"] < found["images"]:
-        print("nobody works there; tgate-batch render with its config goes on")
+        say.info("nobody works there; tgate-batch render with its config goes on")

@@ -1,7 +1,7 @@
 """A run, as validated data: YAML in, frozen sections out, unknown keys refused."""
 
 from tgate_batch.config.checking import parse
-from tgate_batch.config.reading import load, plain
+from tgate_batch.config.reading import load, parse_plain, plain
 from tgate_batch.config.sections import (
     OWN_SCHEDULER,
     Arm,
@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "names",
     "parse",
+    "parse_plain",
     "plain",
     "scheduler_of",
     "source_of",

@@ -1,6 +1,5 @@
 """A config's file: bounded YAML of plain sections, with ``a.b=value`` overrides laid over it."""
 
-import math
 import stat
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     data = plain(path)
     for override in overrides:
         _override(data, override)
+    return parse_plain(data, source)
+
+
+def parse_plain(data: dict, source: str) -> Config:
+    """As ``parse``, of data from a file: odd numbers, deep nesting and NUL are refused too."""
     if fault := _not_plain(data):
         raise UserError(f"{source}: {fault}")
     return parse(data, source)
@@ -157,7 +161,7 @@ def _not_plain(value: Any, where: str = "", depth: int = 0) -> str | None:
     if isinstance(value, bool | None):
         return None
     if isinstance(value, int | float):
-        usable = math.isfinite(value) and abs(value) < 2**63
+        usable = abs(value) < 2**63  # which NaN is not either
         return None if usable else f"{one_line(where)}: {shown(value)} is no number of use here"
     return f"{one_line(where)}: a {type(value).__name__} is no value here; write it in quotes"
 

@@ -1,7 +1,8 @@
 """Draws stored pictures again, from what an output folder holds, and compares them.
 
 ``draw_again`` does it in a fresh process that cannot reach the network: what it needs beside the
-folder is the checkpoint on this machine.
+folder is the checkpoint on this machine. The process imports nothing from the current folder or
+from the output, and no plugin but those that the user names.
 """
 
 import json
@@ -11,15 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, NoReturn
 
 import numpy as np
 
-from tgate_batch.errors import UserError
-from tgate_batch.execute import plugins
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.execute import import_path, plugins
 from tgate_batch.execute.worker import limit_threads
 from tgate_batch.output import frozen, history, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
@@ -55,13 +56,30 @@ class Redrawn:
         return self.levels is not None and self.levels <= (0 if self.exact else 1)
 
 
-def draw_again(output: str, count: int) -> Iterator[Redrawn]:
+# What the process runs: it takes over the import path that it is given.
+_CODE = f"""\
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from {__name__} import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def draw_again(output: str, count: int, trusted: Sequence[str] = ()) -> Iterator[Redrawn]:
     """Draws ``count`` pictures of every arm again, in a process of its own; each as it is drawn.
 
-    Raises UserError where the process cannot do it.
+    ``trusted``: the plugins that it may import. Raises UserError where the process cannot do it.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [sys.executable, "-m", __name__, output, str(count)]
+    untrusted = (os.curdir, output)
+    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(import_path.without(untrusted, given)),
+    }
+    path = json.dumps(import_path.without(untrusted, sys.path))
+    command = [sys.executable, "-P", "-c", _CODE, path, output, str(count), *trusted]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
@@ -212,18 +230,15 @@ def _without_network() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``OUTPUT COUNT``: prints a JSON line a picture."""
+    """``OUTPUT COUNT PLUGIN ...``: prints a JSON line a picture."""
+    output, count, *trusted = arguments
     _without_network()
     try:
-        run = load_run(arguments[0])
-        plugins.register(run.config.plugins)
-        for found in redraw(run, int(arguments[1])):
+        run = load_run(output)
+        plugins.register(trusted)
+        for found in redraw(run, int(count)):
             print(json.dumps(asdict(found)), flush=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, 2000)}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

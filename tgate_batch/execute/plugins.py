@@ -1,4 +1,8 @@
-"""Families and metrics of one's own, from modules that a config names (``plugins``)."""
+"""Families and metrics of one's own, from modules that a config names (``plugins``).
+
+A plugin is code: those that somebody else's output names are imported only where the user names
+them too.
+"""
 
 import importlib
 import traceback

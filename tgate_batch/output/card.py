@@ -202,7 +202,7 @@ def _commands(folder: Folder) -> Iterator[str]:
         versions = entry.get("versions") or {}
         by = ", ".join(f"{key} {versions[key]}" for key in _SHOWN if key in versions)
         command = shlex.join(_words(entry.get("command") or ["unknown"]))
-        lines[f"    {one_line(command, 1000)}  # {by}"] = None
+        lines[f"    {one_line(command, 1000)}  # {one_line(by)}"] = None
     yield from list(lines)[-_COMMANDS:] or ["    unknown"]
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
-from tgate_batch.output import goodbye, history, layout
+from tgate_batch.output import goodbye, history, layout, shapes
 from tgate_batch.storage import Folder
 
 BEAT_SECONDS = 10.0
@@ -252,22 +252,10 @@ def _owner(folder: Folder) -> str | None:
 def _read(folder: Folder, name: str) -> Claim | None:
     """A claim as its file has it; None where there is none, or it is damaged."""
     try:
-        claim = json.loads(_content(folder, name) or b"{}")
-        known = {key: claim[key] for key in ("host", "pid", "since")}
-        return dict(claim) | {"token": str(claim.get("token"))} if all(known.values()) else None
-    except (ValueError, KeyError, TypeError):
+        claim = shapes.checked(shapes.parsed(folder.get(name) or b"{}"), shapes.ClaimFile)
+    except ValueError:
         return None
-
-
-def _content(folder: Folder, name: str) -> bytes | None:
-    """What a file holds; None where there is none, also if it is deleted while it is read.
-
-    Of the latter a store's client makes an error that is not told from an outage.
-    """
-    try:
-        return folder.hasty.get(name)
-    except StorageError:
-        return folder.get(name) if folder.exists(name) else None
+    return claim | {"token": str(claim.get("token"))}
 
 
 def _in_use(folder: Folder, claim: Claim) -> UserError:

@@ -43,7 +43,7 @@ def _errors(run: Run, model: str, shard: ShardPlan, arm: str) -> int:
     try:
         with parquet.opened(run.folder, *run.pictures(model, arm, shard)) as file:
             return int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
-    except parquet.DAMAGE:
+    except (*parquet.DAMAGE, ValueError):
         return 0
 
 

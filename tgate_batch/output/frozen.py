@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output import layout, parquet
+from tgate_batch.output import layout, parquet, shapes
 from tgate_batch.output.ledger import Ledger
 from tgate_batch.prompts import listing
 from tgate_batch.prompts.kinds import cut, in_order
@@ -242,7 +242,7 @@ def plans(file: pq.ParquetFile) -> list[ShardPlan]:
 
     Raises KeyError, ValueError or TypeError where its footer does not say them.
     """
-    rows = json.loads(parquet.footer(file)[_PLANS_KEY])
+    rows: list[Any] = shapes.Plans.validate_json(parquet.footer(file)[_PLANS_KEY], strict=True)
     return [
         ShardPlan(index, prompts, digest, part, group, Kind(*kind), first)
         for index, prompts, digest, part, group, kind, first in rows

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError, printable
 
 UNUSABLE, MISSING = 2, 4
 _GRACE_SECONDS = 20.0  # for leaving in good order
@@ -85,7 +85,7 @@ def leave_now(line: str, code: int) -> None:
     Of several threads that call it the first one prints.
     """
     _last_word.acquire(timeout=_GRACE_SECONDS)
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 

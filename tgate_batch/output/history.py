@@ -24,7 +24,7 @@ import psutil
 
 from tgate_batch.config import Workers
 from tgate_batch.errors import OutputLost, StorageError
-from tgate_batch.output import goodbye, layout
+from tgate_batch.output import goodbye, layout, shapes
 from tgate_batch.storage import Folder, without_credentials
 
 _PACKAGES = (
@@ -190,21 +190,22 @@ def process_seconds() -> float:
 
 
 def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
-    """What the file holds, without lines that a broken disk or machine left torn."""
+    """What the file holds, without lines that are torn, or are no entries."""
     for line in (folder.get(layout.HISTORY) or b"").splitlines():
         try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError):
+            yield shapes.checked(shapes.parsed(line), shapes.HistoryLine)
+        except ValueError:
             continue
 
 
 def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
     """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
     try:
-        claim = json.loads(folder.get(layout.CLAIM) or b"{}")
+        content = folder.get(layout.CLAIM) or b"{}"
+        claim = shapes.checked(shapes.parsed(content), shapes.ClaimFile)
         if claim["id"] == invocation:
             return {"seconds": claim["seconds"], "workers": claim["workers"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         pass
     return {}
 

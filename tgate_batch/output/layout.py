@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
+from tgate_batch.storage import stays_inside
 
 FORMAT = 4  # of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards
 
@@ -180,6 +181,8 @@ _PLACES = {
 
 def place(name: str) -> Place | None:
     """What a file in a folder of the output is; None for a name that nothing here gives."""
+    if not stays_inside(name):
+        return None
     for kind, pattern in _PLACES.items():
         if found := re.fullmatch(pattern, name):
             said = found.groupdict()

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tgate_batch.errors import UserError
-from tgate_batch.output import layout
+from tgate_batch.errors import UserError, shown
+from tgate_batch.output import layout, shapes
 from tgate_batch.output.layout import Settings
 from tgate_batch.storage import Folder
 
@@ -26,10 +26,10 @@ class Ledger:
         """
         self._folder = folder
         self._entries: dict[str, Settings | None] = {}
-        content = read_json(folder, layout.LEDGER)
+        content = shapes.read_json(folder, layout.LEDGER)
         if content is not None:
             check_format(folder, content)
-            self._entries = content["folders"]
+            self._entries = shapes.read(folder, layout.LEDGER, shapes.LedgerFile)["folders"]
 
     def __getitem__(self, name: str) -> Settings:
         """What a folder's files are made of. Raises KeyError for a folder without an entry."""
@@ -101,23 +101,8 @@ class Ledger:
 def check_format(folder: Folder, content: Any) -> None:
     """Raises UserError unless the content of a JSON file of the output has this format."""
     found = content.get("format", 1) if isinstance(content, dict) else 1
-    if found != layout.FORMAT:
+    if type(found) is not int or found != layout.FORMAT:
         raise UserError(
-            f"output {folder} has format {found}, and this version reads format {layout.FORMAT}; "
-            "give another output, or read it with the version that wrote it"
+            f"output {folder} has format {shown(found)}, and this version reads format "
+            f"{layout.FORMAT}; give another output, or read it with the version that wrote it"
         )
-
-
-def read_json(folder: Folder, name: str) -> Any:
-    """A JSON file of the output, None where there is none.
-
-    Raises UserError where it cannot be read.
-    """
-    try:
-        content = folder.get(name)
-        return None if content is None else json.loads(content)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"output {folder} holds a {name} that cannot be read ({reason}); give another output"
-        ) from None

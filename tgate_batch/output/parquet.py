@@ -99,8 +99,16 @@ def opened(folder: Folder, name: str, identity: str | None = None) -> Iterator[p
 
 def footer(file: pq.ParquetFile) -> dict[str, str]:
     """What an open file says of itself."""
-    found = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
+    return footer_of(file.metadata.metadata or {})
+
+
+def footer_of(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A footer's entries as text; what is no UTF-8 in it is no reason to fail."""
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in metadata.items()
+        if key != b"ARROW:schema"
+    }
 
 
 def read_table(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tgate_batch.config import Arm, Config, Model, ResolvedSampling
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.family import Family
@@ -15,9 +15,9 @@ from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
 from tgate_batch.models.scheduling import begins_with_pictures
 from tgate_batch.models.used import Used, read_used, used
-from tgate_batch.output import card, frozen, layout
+from tgate_batch.output import card, frozen, layout, shapes
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
-from tgate_batch.output.ledger import Ledger, check_format, read_json
+from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.records import AS_OTHERS, Kind
 from tgate_batch.storage import Folder, without_credentials
 
@@ -212,26 +212,25 @@ def load_run(output: str) -> Run:
 
 def held_models(folder: Folder) -> dict[str, Used]:
     """How each model samples, as the folder says; older ones do not."""
-    said = (read_json(folder.hasty, layout.RUN) or {}).get("models")
-    return read_used(said)
+    return read_used((shapes.read(folder.hasty, layout.RUN, shapes.RunFile) or {}).get("models"))
 
 
 def held_config(folder: Folder, output: str) -> Config:
     """The config that a folder holds, with ``output`` as its output; raises as ``load_run``."""
     try:
-        content = json.loads(folder.hasty.read(layout.RUN))
-        settings = content["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = shapes.read_json(folder.hasty, layout.RUN)
+    except UserError:
+        content = None
+    if not isinstance(content, dict) or "config" not in content:
         raise UserError(
             f"output {folder} holds no run: it has no readable {layout.RUN}; render it first with "
             "tgate-batch render"
-        ) from None
+        )
     check_format(folder, content)
-    try:
-        return Config.model_validate(settings | {"output": output})
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"output {folder}: {layout.RUN} cannot be used: {reason}") from None
+    content = shapes.read(folder.hasty, layout.RUN, shapes.RunFile)
+    return parse_plain(
+        content["config"] | {"output": output}, f"output {folder}: {layout.RUN} cannot be used"
+    )
 
 
 def finished(run: Run) -> Finished:
@@ -261,7 +260,7 @@ def pending(run: Run, held: Finished | None = None) -> Pending:
 
 def damaged(folder: Folder) -> dict[str, str]:
     """Files that a reader found damaged and no run has drawn again: name -> what was found."""
-    return read_json(folder, layout.DAMAGED) or {}
+    return shapes.read(folder, layout.DAMAGED, shapes.DamagedFile) or {}
 
 
 def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
@@ -332,7 +331,7 @@ def _check_strength(what: str, family: Family, sampling: ResolvedSampling) -> No
 
 def _check_run(folder: Folder) -> None:
     """Raises UserError where the folder holds a run that this version does not write."""
-    content = read_json(folder, layout.RUN)
+    content = shapes.read_json(folder, layout.RUN)
     if content is not None:
         check_format(folder, content)
 

@@ -46,7 +46,7 @@ class Source:
         if "://" in path:
             return Source.of(path)
         if self.folder.local:
-            return Source(path, self.folder, os.path.expanduser(path))
+            return Source(path, self.folder.roaming, os.path.expanduser(path))
         return Source(path, self.folder, path.lstrip("/"))
 
     def __str__(self) -> str:

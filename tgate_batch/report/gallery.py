@@ -86,9 +86,10 @@ def _gallery(run: Run, model: str, arms: Sequence[Arm], models: Sequence[str]) -
     wanted = _with_others(run, changed, count)
     budget = BYTES // len(models) // max(1, len(wanted))
     by_shard: dict[int, list[Key]] = {}
-    for key, shard in wanted.items():
-        by_shard.setdefault(shard, []).append(key)
     plans = {plan.index: plan for plan in run.shards}
+    for key, shard in wanted.items():
+        if shard in plans:  # what scores say is checked no further
+            by_shard.setdefault(shard, []).append(key)
     with ThreadPoolExecutor(_THREADS) as threads:
         parts = threads.map(
             lambda item: list(_rows(run, model, arms, plans[item[0]], item[1], budget)),
@@ -148,7 +149,8 @@ def _rows(
     prompts = {prompt.id: prompt.text for prompt in frozen.load_shard(run.folder, shard).prompts}
     places = {name: place for place, name in enumerate(prompts)}
     baseline = next((arm["arm"] for arm in arms if arm["is_baseline"]), None)
-    for key in sorted(keys, key=lambda key: (places[key[0]], key[1])):
+    known = [key for key in keys if key[0] in places]
+    for key in sorted(known, key=lambda key: (places[key[0]], key[1])):
         held = {name: found[key] for name, found in pictures.items() if found.get(key)}
         small = dict(zip(held, shrunk(list(held.values()), budget), strict=True))
         cells = []

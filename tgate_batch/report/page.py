@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tgate_batch.errors import printable
 from tgate_batch.metrics.entry import Arm
 from tgate_batch.output import layout
 from tgate_batch.output.run import Run, describe
@@ -41,7 +42,7 @@ def _markdown(summary: dict[str, Any]) -> str:
     lines = [f"# Run {summary['run']['output']}", ""]
     lines += [*(f"- {line}" for line in verdicts(summary)), ""]
     for part in parts(summary):
-        lines += [f"## {part.title}", "", table.markdown(part.rows), ""]
+        lines += [f"## {part.title}", "", *table.markdown(part.rows).split("\n"), ""]
         lines += [part.note, ""] if part.note else []
     lines += [f"- {note}" for note in (*notes(arms), *cost_notes(summary))]
     for arm in summary["arms"]:
@@ -51,7 +52,7 @@ def _markdown(summary: dict[str, Any]) -> str:
             lines.append(
                 f"- error: {arm['model']} {arm['arm']} prompt {row['prompt_id']}: {row['error']}"
             )
-    return "\n".join(lines) + "\n"
+    return "".join(printable(line).replace("<", "\\<") + "\n" for line in lines)
 
 
 def _html(run: Run, summary: dict[str, Any]) -> str:
@@ -59,6 +60,7 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         loader=PackageLoader("tgate_batch.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -84,16 +86,21 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         standing=standing,
-        svg=Markup,
+        svg=lambda drawing: Markup(_shown(drawing)),
         strong=_strong,
         places={(arm["model"], arm["arm"]): place for place, arm in enumerate(arms)},
     )
 
 
+def _shown(value: Any) -> Any:
+    """A text of a run, without what a page is not to be given; what is markup already stays."""
+    return printable(value, keep="\n\t") if type(value) is str else value
+
+
 def _strong(sentence: str) -> Markup:
     """A verdict with its first figure, the speed, set off."""
     figure = r"(?<= draws )[\d.,]+(?: \[[^\]]*\])?(?: times)?"
-    return Markup(re.sub(figure, r"<strong>\g<0></strong>", str(escape(sentence)), count=1))
+    return Markup(re.sub(figure, r"<strong>\g<0></strong>", str(escape(_shown(sentence))), count=1))
 
 
 def _text(name: str) -> str:

@@ -5,12 +5,14 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
+from tgate_batch.errors import UserError
 from tgate_batch.metrics.cost import Devices, bill, per_1000_images, usd_per_1000_images
-from tgate_batch.output import history, layout
+from tgate_batch.output import history, layout, shapes
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
 from tgate_batch.report import thresholds
 from tgate_batch.report.columns import MACS
+from tgate_batch.score import metrics
 
 
 def schema() -> dict[str, Any]:
@@ -31,8 +33,7 @@ def summarize(run: Run) -> dict[str, Any]:
         for model, name, arm in run.pairs()
         if run.folder.exists(layout.scores(model.name, name))
     ]
-    sheets = run.folder.read_all(run.folder.names(layout.WORKERS, ".json"))
-    workers = together([json.loads(sheet) for sheet in sheets])
+    workers = together(shapes.read_workers(run.folder))
     billed = bill(history.read(run.folder), run.config.cost, run.config.workers)
     joules = None if workers is None else workers["joules"]
     _share(arms, "usd_per_1000_images_billed", billed["usd"], billed["withheld"])
@@ -88,7 +89,7 @@ def _add_older_keys(config: dict[str, Any]) -> None:
 
 
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
-    scores = json.loads(run.folder.read(layout.scores(model, name)))
+    scores = _scores(run, model, name)
     plan = None if arm.plan is None else asdict(arm.plan)
     guidance = None if arm.guidance is None else asdict(arm.guidance)
     rate, workers = scores["images_per_second_per_worker"], run.config.workers
@@ -107,6 +108,23 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
         "usd_per_1000_images": dollars,
         "withheld": withheld,
     }
+
+
+def _scores(run: Run, model: str, name: str) -> dict[str, Any]:
+    """An arm's scores; raises UserError where the file has another shape, or is of another arm."""
+    file = layout.scores(model, name)
+    found = shapes.read(run.folder, file, shapes.ScoresFile)
+    odd = [
+        metric.name
+        for metric in metrics.METRICS
+        if not isinstance(found.get(metric.name), int | float | None)
+    ]
+    if odd or (found["model"], found["arm"]) != (model, name):
+        why = f"{odd[0]} is no number" if odd else "it is of another arm"
+        raise UserError(
+            f"output {run.folder}: {file} cannot be used: {why}. Fix: {shapes.ScoresFile.advice}"
+        )
+    return found
 
 
 def _share(arms: list[dict[str, Any]], key: str, total: float | None, reason: str | None) -> None:

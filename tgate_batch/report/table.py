@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tgate_batch.errors import printable
 from tgate_batch.metrics.entry import UNKNOWN, Arm, Column
 from tgate_batch.metrics.entry import Table as TableName
 from tgate_batch.report.columns import columns
@@ -46,6 +47,8 @@ def comparisons(arms: Sequence[Arm], table: TableName) -> int:
 
 
 def markdown(rows: list[list[str]]) -> str:
+    """A table in Markdown, a row a line, whatever a cell says."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    cells = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

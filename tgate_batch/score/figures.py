@@ -32,7 +32,7 @@ from tgate_batch.metrics.jackknife import (
 from tgate_batch.metrics.moments import frechet_values, statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
 from tgate_batch.metrics.throughput import quantile
-from tgate_batch.output import layout
+from tgate_batch.output import layout, shapes
 from tgate_batch.score import drawn
 from tgate_batch.score.reduce import Source, summaries
 from tgate_batch.score.reference import Reference
@@ -191,6 +191,7 @@ class Conclusion:
                 about = json.loads(str(archive["about"]))
                 if about["identity"] != identity:
                     return None
+                shapes.checked(about["named"], shapes.Named)
                 keys = [tuple(key) for key in about["sums"]]
                 sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
                 sets = {}

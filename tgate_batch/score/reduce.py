@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from tgate_batch.metrics import throughput
 from tgate_batch.metrics.entry import PictureMetric
 from tgate_batch.metrics.jackknife import GROUPS, groups
 from tgate_batch.metrics.moments import Moments
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import frozen, layout, parquet, shapes
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
 from tgate_batch.score import drawn, metrics
@@ -271,7 +270,11 @@ class _Adding:
 
     def _rows(self, folders: Folders, shard: ShardPlan) -> _Rows | None:
         table = self._read(folders, layout.ROWS, shard)
-        return None if table is None else _Rows(table)
+        try:
+            return None if table is None else _Rows(table)
+        except (pa.ArrowException, KeyError, TypeError, ValueError):  # not the columns of rows
+            self._drop(layout.shard_file(folders[layout.ROWS][0], shard.index))
+            return None
 
     def _values(
         self, folders: Folders, metric: str, shard: ShardPlan, rows: _Rows
@@ -355,11 +358,7 @@ class _Rows:
         self.prompt = self.ids.dictionary_encode().indices.to_numpy().astype(np.int64)
         self.ok = pc.equal(table["status"], "ok").to_numpy(zero_copy_only=False)
         self.whole = self.ok & table["broken"].is_null().to_numpy(zero_copy_only=False)
-        footer = {
-            key.decode(): json.loads(value)
-            for key, value in (table.schema.metadata or {}).items()
-            if key.decode() in (*MACS, "made_by")
-        }
+        footer = shapes.of_rows(parquet.footer_of(table.schema.metadata or {}), MACS)
         known = {key: footer[key] for key in MACS if footer.get(key) is not None}
         self.macs = {key: {str(value): len(table)} for key, value in known.items()}
         self.made_by = [footer["made_by"]] if "made_by" in footer else []

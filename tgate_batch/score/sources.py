@@ -230,6 +230,7 @@ def _of_list(folder: Folder, name: str, spec: str) -> Source:
     twice = [one for one, other in pairwise(sorted(names)) if one == other]
     if twice:
         raise UserError(f"reference {_shown(spec)} lists {twice[0]} twice")
+    folder = folder.roaming
     stamps = folder.stamps_of(names)
     if missing := set(names) - {stamp[0] for stamp in stamps}:
         raise UserError(f"reference {_shown(spec)} lists {min(missing)}, which is not there")

@@ -19,7 +19,7 @@ import numpy as np
 
 from tgate_batch.metrics.jackknife import GROUPS
 from tgate_batch.metrics.moments import Moments
-from tgate_batch.output import history
+from tgate_batch.output import history, shapes
 from tgate_batch.output.frozen import ShardPlan
 
 SAMPLE = 10_000  # pictures whose features are kept for distances that need them one by one
@@ -259,6 +259,7 @@ class Summary:
                 about = json.loads(str(archive["about"]))
                 if about["identity"] != identity:
                     return None
+                shapes.checked(about, shapes.Named)
                 keys = [tuple(key) for key in about["keys"]]
                 sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
                 features = {}

@@ -2,7 +2,7 @@
 
 from tgate_batch.errors import StorageError
 from tgate_batch.storage.credentials import without_credentials
-from tgate_batch.storage.folder import Folder, is_temporary
+from tgate_batch.storage.folder import Folder, is_temporary, stays_inside
 from tgate_batch.storage.trouble import for_workers, is_lasting, is_outage
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "is_lasting",
     "is_outage",
     "is_temporary",
+    "stays_inside",
     "without_credentials",
 ]

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from pyarrow import NativeFile, PythonFile, fs
 
-from tgate_batch.errors import OutputLost, StorageError, UserError
+from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
 from tgate_batch.storage import remote
 from tgate_batch.storage.credentials import without_credentials
 from tgate_batch.storage.trouble import PATIENCE, asked, concerns_all_files, is_outage, told
@@ -42,11 +43,22 @@ def _temporary_name(name: str) -> str:
     return f"{_TEMPORARY}{name}-{uuid.uuid4().hex}"
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name, joined to a folder, is inside it on every system, links left aside."""
+    return not (
+        name.startswith("/")
+        or ".." in name.split("/")
+        or any(mark in name for mark in "\0\\")
+        or re.match("[A-Za-z]:", name)  # a drive
+    )
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
 
-    Every method raises StorageError where the storage is in trouble. An object store that is away
-    is waited for before that, for ``patience`` seconds.
+    Every method raises UserError for a name that leaves the folder, and StorageError where the
+    storage is in trouble. An object store that is away is waited for before that, for ``patience``
+    seconds.
 
     ``fence`` is the full path of a file, or None. Where there is one, every method that writes or
     deletes raises OutputLost unless the file exists. Copies that are sent to workers keep it.
@@ -55,9 +67,13 @@ class Folder:
     patience = PATIENCE
     fence: str | None = None
 
-    def __init__(self, uri: str):
-        """Raises UserError where the URI names no storage that can be reached."""
+    def __init__(self, uri: str, roams: bool = False):
+        """Raises UserError where the URI names no storage that can be reached.
+
+        ``roams``: names may lead out of it, for reading: a list that a person wrote has such paths.
+        """
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
+        self._roams = roams
         self._filesystem, self._base = self._resolve()
         self.local = isinstance(self._filesystem, fs.LocalFileSystem)
 
@@ -67,12 +83,13 @@ class Folder:
         scheme, mark, path = uri.partition("://") if "://" in uri else ("", "", uri)
         path, *query = path.split("?", 1) if mark else [path]
         parent, slash, name = path.rpartition("/")
-        if mark and not slash:
-            return cls(uri), ""  # a bucket
+        if (mark and not slash) or name in (".", ".."):
+            return cls(uri), ""  # a bucket, or a folder
         return cls("?".join([scheme + mark + parent + slash or ".", *query])), name
 
     def within(self, name: str) -> "Folder":
         """A folder inside this one."""
+        self.path(name)
         where, *query = self.uri.split("?", 1) if "://" in self.uri else [self.uri]
         return Folder("?".join([f"{where.rstrip('/')}/{name}", *query]))
 
@@ -88,21 +105,58 @@ class Folder:
             raise UserError(f"{self} cannot be reached: {reason}") from None
 
     def __reduce__(self):
-        return (Folder, (self.uri,), {"fence": self.fence})
+        return (Folder, (self.uri, self._roams), {"fence": self.fence})
 
     def __str__(self) -> str:
         return without_credentials(self.uri)
 
     def path(self, name: str) -> str:
-        """The full path of a name inside this folder, as its filesystem spells it."""
+        """The full path of a name inside this folder, as its filesystem spells it.
+
+        Raises UserError for a name that leaves the folder.
+        """
+        if not self._roams and not stays_inside(name):
+            raise _leaves(name, self)
         return str(PurePosixPath(self._base) / name)
+
+    def _to_change(self, name: str, itself: bool = False) -> str:
+        """As ``path``, for what is written or deleted: no folder on the way is a symbolic link.
+
+        ``itself``: the name is no link either. Raises UserError where one is.
+        """
+        if not stays_inside(name):
+            raise _leaves(name, self)
+        path = self.path(name)
+        if self.local:
+            parts = PurePosixPath(name).parts
+            place = Path(self._base)
+            for part in parts if itself else parts[:-1]:
+                place /= part
+                if place.is_symlink():
+                    raise UserError(
+                        f"output {self}: {one_line(place.relative_to(self._base))} is a symbolic "
+                        "link, and nothing is written or deleted through one. Fix: put a folder in "
+                        "its place, or give another output"
+                    )
+        return path
 
     @property
     def hasty(self) -> "Folder":
         """This folder for somebody who would rather hear of trouble than wait."""
+        made = self._copy()
+        made.patience = 0.0
+        return made
+
+    @property
+    def roaming(self) -> "Folder":
+        """This folder for paths that a person wrote in it, which may lead elsewhere."""
+        made = self._copy()
+        made._roams = True
+        return made
+
+    def _copy(self) -> "Folder":
         made = object.__new__(Folder)
         made.__dict__ |= self.__dict__
-        made.patience = 0.0
         return made
 
     def _ask(self, done: str, call: Callable[[], Answer], name: str = "") -> Answer:
@@ -150,22 +204,6 @@ class Folder:
             "for the other run, then rerun the same command"
         )
 
-    def _real(self, name: str) -> Path:
-        """The path of a name on a disk. Raises UserError where a part of it is a symbolic link."""
-        place = Path(self._base)
-        for part in PurePosixPath(name).parts:
-            place /= part
-            if place.is_symlink():
-                raise UserError(
-                    f"output {self}: {place.relative_to(self._base)} is a symbolic link, and "
-                    "nothing is written or deleted through one. Fix: put a folder in its place, or "
-                    "give another output"
-                )
-        return place
-
-    def _real_parent(self, name: str) -> Path:
-        return self._real(str(PurePosixPath(name).parent))
-
     def exists(self, name: str) -> bool:
         return self._kind_of(name) is fs.FileType.File
 
@@ -212,12 +250,24 @@ class Folder:
         ]
 
     def open(self, name: str) -> NativeFile:
-        """Opens a finished file for random reading."""
+        """Opens a finished file for random reading. Raises UserError for a pipe or a device."""
         path = self.path(name)
+        self._check_regular(path, name)
         file = self._ask("read", lambda: self._filesystem.open_input_file(path), name)
         if self.local:
             return file
         return PythonFile(remote.RemoteFile(file, lambda call: self._ask("read", call, name)), "r")
+
+    def _check_regular(self, path: str, name: str) -> None:
+        """Raises UserError for a pipe, which opening would wait for, and for a device."""
+        if not self.local:
+            return
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):  # the storage says why
+            return
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{self._shown(name)} is not a regular file. Fix: remove it")
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -255,7 +305,7 @@ class Folder:
         with remote.new_file() as file:
             yield cast(BinaryIO, file)
             content = remote.content_of(file)
-            path = self.path(name)
+            path = self._to_change(name)
             try:
                 upload = lambda: remote.upload(self._filesystem, path, content)  # noqa: E731
                 self._change("written", upload, name)
@@ -264,8 +314,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _create_local(self, name: str) -> Iterator[BinaryIO]:
-        self._real_parent(name)
-        final = Path(self.path(name))
+        final = Path(self._to_change(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / _temporary_name(final.name)
         try:
@@ -288,49 +337,41 @@ class Folder:
             self.write(name, (self.get(name) or b"") + line.encode() + b"\n")
             return
 
+        path = self._to_change(name, itself=True)
+        self._check_regular(path, name)
+
         def add() -> None:
-            place = self._real(name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with open(place, "a", encoding="utf-8") as file:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
         self._change("written", add, name)
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error. Of a symbolic link the link itself."""
-
-        def away() -> None:
-            if self.local:
-                self._real_parent(name)
-            self._filesystem.delete_file(self.path(name))
-
+        path = self._to_change(name)
         with contextlib.suppress(FileNotFoundError):
-            self._change("deleted", away, name)
+            self._change("deleted", lambda: self._filesystem.delete_file(path), name)
 
     def delete_all(self, under: str) -> None:
         """Removes every finished file below ``under``."""
+        path = self._to_change(under, itself=True)
         if not self.local:  # a thousand with each request
             self._change(
                 "deleted",
-                lambda: self._filesystem.delete_dir_contents(self.path(under), missing_dir_ok=True),
+                lambda: self._filesystem.delete_dir_contents(path, missing_dir_ok=True),
                 under,
             )
             return
-        self._real(under)
         for name in self.names(under):
             self.delete(name)
 
     def remove(self, under: str) -> None:
         """Removes a folder with everything in it; one that is not there is no error."""
-
-        def away() -> None:
-            if self.local:
-                shutil.rmtree(self._real(under))  # of links inside it the links alone
-            else:
-                self._filesystem.delete_dir(self.path(under))
-
+        path = self._to_change(under, itself=True)
+        delete = shutil.rmtree if self.local else self._filesystem.delete_dir
         with contextlib.suppress(FileNotFoundError):
-            self._change("deleted", away, under)
+            self._change("deleted", lambda: delete(path), under)  # of links inside the links alone
 
     def check_writable(self) -> None:
         """Raises UserError unless files can be listed, written, read and deleted here.
@@ -393,3 +434,10 @@ class Folder:
         for name in left:
             self.delete(name)
         return len(left)
+
+
+def _leaves(name: str, folder: Folder) -> UserError:
+    return UserError(
+        f"{one_line(name)}: this name leads out of the folder {folder}, and nothing there is "
+        "touched. Fix: remove it from the file or folder that names it"
+    )

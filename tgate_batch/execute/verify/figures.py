@@ -14,7 +14,7 @@ import numpy as np
 
 from tgate_batch.execute.verify.findings import guarded
 from tgate_batch.execute.verify.tables import pages
-from tgate_batch.output import layout
+from tgate_batch.output import layout, shapes
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
@@ -120,6 +120,7 @@ def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
         assert place is not None
         if (content["model"], content["arm"]) != (place.model, place.arm):
             return [f"it is of {content['model']} {content['arm']}"]
+        shapes.checked(content, shapes.ScoresFile)
         found = content["images"], content["errors"]
         return [] if counts is None else counts.differ(*found)
 
@@ -135,7 +136,10 @@ def worker(folder: Folder, name: str) -> list[str]:
         stages = (*ON_DEVICE, *BESIDE, "wall")
         lacking = [stage for stage in stages if not isinstance(seconds.get(stage), int | float)]
         lacking += [key for key in ("device", "gpu", "joules") if key not in content]
-        return [f"it does not say {', '.join(lacking)}"] if lacking else []
+        if lacking:
+            return [f"it does not say {', '.join(lacking)}"]
+        shapes.checked(content, shapes.WorkerFile)
+        return []
 
     return guarded(check)
 

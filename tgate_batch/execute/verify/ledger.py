@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
+
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify.findings import DAMAGED, JSONS, KEPT, Findings, guarded
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import frozen, layout, parquet, shapes
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
@@ -51,15 +53,18 @@ def opened(output: str, found: Findings) -> Run | None:
         raise UserError(
             f"output {folder} holds no run; give the output folder of tgate-batch render"
         )
-    for name, key, kind, advice in (
-        (layout.RUN, "config", DAMAGED, "tgate-batch render --config writes it again"),
-        (layout.LEDGER, "folders", KEPT, "restore it from a copy, or give another output"),
+    for name, shape, kind, advice in (
+        (layout.RUN, shapes.RunFile, DAMAGED, "tgate-batch render --config writes it again"),
+        (layout.LEDGER, shapes.LedgerFile, KEPT, "restore it from a copy, or give another output"),
     ):
-        if reasons := guarded(partial(_lacks, folder, name, key)):
+        held: list[Any] = []
+        reasons = guarded(partial(_read, folder, name, held))
+        if held and isinstance(held[0], dict):
+            check_format(folder, held[0])
+        if reasons := reasons or guarded(partial(_misshapen, held[0], shape)):
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
             return None
-        check_format(folder, json.loads(folder.read(name)))
     try:
         config = runs.held_config(folder, output)
     except UserError as error:
@@ -76,13 +81,16 @@ def opened(output: str, found: Findings) -> Run | None:
     return Run(config, folder, shards, Ledger(folder), models=runs.held_models(folder))
 
 
-def _lacks(folder: Folder, name: str, key: str) -> list[str]:
-    held = json.loads(folder.read(name)).get(key)
-    if not isinstance(held, dict):
-        return [f"it has no {key}"]
-    if name == layout.LEDGER:
-        odd = [one for one, entry in held.items() if not isinstance(entry, dict | None)]
-        return [f"its entry of {one} is none" for one in odd]
+def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
+    into.append(shapes.parsed(folder.read(name)))
+    return []
+
+
+def _misshapen(content: Any, shape: type[BaseModel]) -> list[str]:
+    try:
+        shapes.checked(content, shape)
+    except ValueError as error:
+        return [str(error)]
     return []
 
 

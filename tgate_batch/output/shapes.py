@@ -1,0 +1,377 @@
+"""The shapes of what an output says in JSON: each file, line and footer is checked when it is read.
+
+An output may come from a stranger. A value of another type is told in one line that names the file,
+or passed over with a warning where the file only adds detail. Unknown keys are left alone, since a
+later version may write them.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from tgate_batch import say
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.output import layout
+from tgate_batch.render.codec import FORMATS
+from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
+from tgate_batch.storage import Folder
+
+_READERS = 16  # files that are read at once: a store answers each after a while
+
+
+def _usable(number: float) -> float:
+    if abs(number) > 1e18 and not math.isnan(number):
+        raise ValueError("is too large")
+    return number
+
+
+Whole = Annotated[int, Field(ge=0, lt=2**53)]
+Number = Annotated[float, AfterValidator(_usable)]
+Positive = Annotated[float, Field(ge=0, le=1e18)]  # or 0
+Scalar = str | Annotated[int, Field(gt=-(2**64), lt=2**64)] | float | bool | None
+
+
+class Shape(BaseModel):
+    """The keys that are read of a file. ``advice``: how a file of another shape is made good."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    advice: ClassVar[str] = "restore it from a copy, or give another output"
+
+
+class RunFile(Shape):
+    """``run.json``; its config is checked as a config is."""
+
+    advice: ClassVar[str] = "write it again with tgate-batch render and the run's config"
+    config: dict[str, Any]
+    models: dict[str, Any] | None = None
+    prompts: Whole | None = None
+    shards: Whole | None = None
+
+
+class LedgerFile(Shape):
+    """``made_of.json``: a folder's name -> its settings, or null while it is cleared."""
+
+    folders: dict[str, dict[str, Scalar] | None]
+
+    @model_validator(mode="after")
+    def _are_folders_of_a_run(self) -> "LedgerFile":
+        for name, entry in self.folders.items():
+            place = layout.place_of(name)
+            if place is None and name != layout.PROMPTS:
+                raise ValueError(f"{one_line(name, 100)} is no folder of a run")
+            if place is not None and place.kind == "images" and entry is not None:
+                _check_pictures(name, entry)
+        return self
+
+
+def _check_pictures(name: str, entry: Mapping[str, Any]) -> None:
+    form = entry.get("images.format", "webp")
+    if not isinstance(form, str) or form not in FORMATS:
+        raise ValueError(f"{name}: images.format is none of {', '.join(FORMATS)}")
+    for key, most in (("sampling.images_per_prompt", 10_000), ("sampling.batch_size", 2**31)):
+        number = entry.get(key, 1)
+        if type(number) is not int or not 1 <= number <= most:
+            raise ValueError(f"{name}: {key} is no number from 1 to {most:,}")
+
+
+class DamagedFile(RootModel[dict[str, str]]):
+    """``damaged.json``: the name of a file in this output -> what was found."""
+
+    model_config = ConfigDict(strict=True)
+    advice: ClassVar[str] = "remove it with tgate-batch verify --repair"
+
+    @model_validator(mode="after")
+    def _are_files_of_a_run(self) -> "DamagedFile":
+        for name in self.root:
+            if layout.place(name) is None:
+                raise ValueError(f"{one_line(name, 100)} is no file of a run")
+        return self
+
+
+class ClaimFile(Shape):
+    """``claim.json``: who works here, and what it says of itself."""
+
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    since: str
+    processes: str | None = None
+    token: str | None = None
+    beats: Whole | None = None
+    id: str | None = None
+    born: Number | None = None
+    seconds: Positive | None = None
+    workers: Whole | None = None
+
+
+class HistoryLine(Shape):
+    """A line of ``history.jsonl``: the start or the end of an invocation."""
+
+    event: str | None = None
+    id: str | None = None
+    command: list[str] | None = None
+    versions: dict[str, str] | None = None
+    device: str | None = None
+    exit_code: int | None = None
+    seconds: Positive | None = None
+    workers: Whole | None = None
+    gpus_each: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    cpus_each: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
+class WorkerFile(Shape):
+    """``workers/<name>.json``: where a worker's time went."""
+
+    gpu: str | None
+    joules: Positive | None
+    counted: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    seconds: dict[str, Positive]
+
+    @model_validator(mode="after")
+    def _has_every_stage(self) -> "WorkerFile":
+        if lacking := [one for one in (*ON_DEVICE, *BESIDE, "wall") if one not in self.seconds]:
+            raise ValueError(f"seconds: {', '.join(lacking)} is missing")
+        return self
+
+
+class _Estimate(Shape):
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    gained: Whole | None = None
+    lost: Whole | None = None
+    count: Whole | None = None
+    pictures: Whole | None = None
+
+
+class _Timed(Shape):
+    images: Whole
+    seconds: Positive
+
+
+class _Spread(Shape):
+    low: Number
+    high: Number
+    counts: list[Whole]
+
+
+class Maker(Shape):
+    """Who drew: software and device."""
+
+    versions: dict[str, str]
+    git: str | None = None
+    device: str | None = None
+    invariant: bool | None = None
+    files: Whole = 1
+
+
+class _Row(Shape):
+    prompt_id: str
+    image_number: Whole
+
+
+class _FailedRow(_Row):
+    error: str | None
+    error_kind: str | None = None
+
+
+class _BrokenRow(_Row):
+    broken: str | None
+
+
+class _ChangedRow(_Row):
+    shard: Whole
+    value: Number
+
+
+class _Kind(Shape):
+    kind: str
+    rows: Whole
+    error: str | None
+
+
+class _Reference(Shape):
+    name: str
+    sha256: str
+    count: Whole | None
+    sample: Whole | None = None
+
+
+class _Set(Shape):
+    distance: Number | None = None
+    distance_label: str | None = None
+    distance_note: str | None = None
+    distance_corrected: _Estimate | None = None
+    distance_change: _Estimate | None = None
+    kid: _Estimate | None = None
+    kid_change: _Estimate | None = None
+    precision: Number | None = None
+    recall: Number | None = None
+    reference: _Reference | None = None
+    withheld: dict[str, str] | None = None
+
+
+class _By(Shape):
+    prompts: Whole
+    change: dict[str, _Estimate | None] | None
+
+
+class ScoresFile(_Set):
+    """``scores/<model>/<arm>.json``."""
+
+    advice: ClassVar[str] = "write it again with tgate-batch score"
+    model: str
+    arm: str
+    images: Whole
+    errors: Whole
+    error_rows: list[_FailedRow]
+    error_kinds: list[_Kind]
+    broken: Whole
+    broken_rows: list[_BrokenRow]
+    prompts: Whole
+    prompts_compared: Whole | None = None
+    macs_per_image: Positive | None
+    macs_per_image_with_attention: Positive | None
+    made_by: list[Maker]
+    images_per_second_per_worker: Positive | None
+    images_per_second_interval: _Estimate | None = None
+    speedup_interval: _Estimate | None = None
+    batch_seconds_p50: Positive | None = None
+    batch_seconds_p95: Positive | None = None
+    device_seconds: Positive | None = None
+    seconds_per_image: dict[str, Positive | None] | None = None
+    paired: dict[str, Number | None] | None = None
+    intervals: dict[str, _Estimate | None] | None = None
+    change: dict[str, _Estimate | None] | None = None
+    by: dict[str, _By] | None = None
+    course: list[_Timed] | None = None
+    by_worker: dict[str, _Timed] | None = None
+    spread: dict[str, _Spread] | None = None
+    most_changed: dict[str, list[_ChangedRow]] | None = None
+    fid: Number | None = None
+    fd: Number | None = None
+    distances: dict[str, _Set] | None = None
+
+
+class Named(Shape):
+    """What sums say of rows by name, and of who drew them (``about`` in an ``.npz`` of sums)."""
+
+    failed: list[_FailedRow]
+    broken: list[_BrokenRow]
+    made_by: list[Maker]
+    macs: dict[str, dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], Whole]]
+    worst: dict[str, list[_ChangedRow]]
+
+
+# One row a shard: its number, prompts, digest, file, row group, kind, and the first one's place.
+Plans = TypeAdapter(
+    list[
+        tuple[
+            Whole,
+            Whole,
+            str,
+            Whole,
+            Whole,
+            Annotated[list[bool | Whole | Positive | None], Field(max_length=6)],
+            Whole,
+        ]
+    ]
+)
+
+_Macs = TypeAdapter(Annotated[int, Field(strict=True, ge=0, lt=2**63)])
+
+
+def parsed(content: bytes | str) -> Any:
+    """What a JSON text holds. Raises ValueError for what is none, and for what nests too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def checked(content: Any, shape: type[BaseModel]) -> Any:
+    """Plain data, unchanged. Raises ValueError, in one line, where it has not this shape."""
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        where = one_line(".".join(map(str, fault["loc"])), 100)
+        said = one_line(fault["msg"].removeprefix("Value error, "))
+        raise ValueError(f"{where}: {said}" if where else said) from None
+    return content
+
+
+def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
+    """A JSON file of an output, as plain data of its shape; None where there is none.
+
+    Raises UserError, naming the file, where it cannot be read or has another shape.
+    """
+    content = read_json(folder, name)
+    if content is None:
+        return None
+    try:
+        return checked(content, shape)
+    except ValueError as error:
+        advice = getattr(shape, "advice", Shape.advice)
+        raise UserError(
+            f"output {folder}: {one_line(name)} cannot be used: {error}. Fix: {advice}"
+        ) from None
+
+
+def read_json(folder: Folder, name: str) -> Any:
+    """A JSON file of an output, of any shape; None where there is none.
+
+    Raises UserError where it cannot be read.
+    """
+    try:
+        content = folder.get(name)
+        return None if content is None else parsed(content)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"output {folder} holds a {name} that cannot be read ({one_line(error)}); give another "
+            "output"
+        ) from None
+
+
+def of_rows(footer: Mapping[str, str], macs: Iterable[str]) -> dict[str, Any]:
+    """What a footer says of its rows: ``made_by``, and each figure of ``macs`` that is known.
+
+    Raises ValueError where one has another shape.
+    """
+    found = {key: parsed(footer[key]) for key in (*macs, "made_by") if key in footer}
+    if "made_by" in found:
+        checked(found["made_by"], Maker)
+    for key in macs:
+        if found.get(key) is not None:
+            _Macs.validate_python(found[key])
+    return found
+
+
+def read_workers(folder: Folder) -> list[dict[str, Any]]:
+    """Where each worker's time went; a file of another shape is passed over with a warning."""
+
+    def worker(name: str) -> dict[str, Any] | None:
+        try:
+            return read(folder, name, WorkerFile)
+        except UserError as error:
+            said = str(error).partition(". Fix: ")[0].partition("; give another")[0]
+            say.warning(f"{said}; its times and its energy are left out of the report")
+            return None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(worker, folder.names(layout.WORKERS, ".json"))
+        return [one for one in found if one is not None]
