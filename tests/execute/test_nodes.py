@@ -6,6 +6,7 @@ import secrets
 import signal
 import time
 
+import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray
@@ -14,6 +15,9 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
+from tgate_batch.errors import NoRoom
+from tgate_batch.execute import rendering
+from tgate_batch.execute.cluster import stop
 from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
@@ -54,7 +58,7 @@ def begun(settings, **sections):
 
 def drawn_by(executor, run):
     """(arm, shard) of each receipt, as they come."""
-    for found in executor.run(workflow.rendering(run, runs.pending(run), executor.in_flight)):
+    for found in executor.run(rendering.tasks(run, runs.pending(run))):
         if isinstance(found, Receipt):
             yield found.arm, found.shard
 
@@ -98,7 +102,7 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
     run = begun(settings)
     joined = False
     with RayExecutor(run.config, run.folder, open_runner=slow_runner(0)) as executor:
-        pool = workflow.rendering(run, runs.pending(run), executor.in_flight)
+        pool = rendering.tasks(run, runs.pending(run))
         drawn = []
         for found in executor.run(pool):
             if isinstance(found, Receipt):
@@ -112,3 +116,63 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
     line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
     assert line in capsys.readouterr().out.splitlines()
     assert requested() == [], "taken back at the end"
+
+
+@pytest.fixture
+def watched_ray(monkeypatch):
+    """Starts a local Ray that ends workers once so much of this machine's memory is in use."""
+
+    def at(share):
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        monkeypatch.setenv("RAY_memory_usage_threshold", f"{share:.3f}")
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+        start()
+
+    yield at
+    stop()
+
+
+@pytest.mark.slow
+def test_workers_ended_for_memory_at_their_start_end_the_run_in_one_line(settings, watched_ray):
+    watched_ray(0.01)
+    run = begun(settings, workers={"max": 1})
+    killed = []
+    with (
+        pytest.raises(NoRoom, match=r"^workers: 3 in a row did not start: its machine ran out of"),
+        RayExecutor(
+            run.config, run.folder, run.config.models[0], killed=lambda: killed.append(1)
+        ) as executor,
+    ):
+        list(drawn_by(executor, run))
+    assert len(killed) == 3
+
+
+@pytest.mark.slow
+def test_a_worker_ended_for_memory_in_the_middle_costs_nothing_but_time(
+    settings, watched_ray, tmp_path
+):
+    memory = psutil.virtual_memory()
+    watched_ray((memory.total - memory.available + 3 * 2**30) / memory.total)
+    marker = tmp_path / "was full"
+
+    def open_runner(model, config):
+        class Hungry(StandIn):
+            def denoise(self, conditions, seeds):
+                if not marker.exists() and list(tmp_path.glob("out/images/*/*/*.parquet")):
+                    marker.touch()
+                    self.held = bytearray(b"x") * (6 * 2**30)
+                    time.sleep(60)
+                return super().denoise(conditions, seeds)
+
+        return Hungry(model, config)
+
+    run = begun(settings, workers={"max": 1})
+    killed = []
+    with RayExecutor(
+        run.config, run.folder, None, open_runner, killed=lambda: killed.append(1)
+    ) as executor:
+        drawn = list(drawn_by(executor, run))
+    assert marker.exists()
+    assert killed
+    assert sorted(drawn) == [("baseline", shard) for shard in range(3)]
+    assert rows(settings) == EVERY_ROW

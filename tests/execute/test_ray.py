@@ -19,8 +19,8 @@ from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
 from tgate_batch.errors import NoRoom, UserError
 from tgate_batch.execute import rendering
-from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.cluster import Cluster, first_sentence, to_join
+from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.ray import RayExecutor, kind_of, out_of_memory, start, why_not_started
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
@@ -204,30 +204,19 @@ def every(kind):
     return {kind}.union(*(every(derived) for derived in kind.__subclasses__()))
 
 
-KINDS = {
-    "task": {"RayTaskError"},
-    "memory": {"OutOfMemoryError"},
-    "worker": {
-        *("ActorAlreadyExistsError ActorDiedError ActorHandleNotFoundError".split()),
-        *("ActorPlacementGroupRemoved ActorUnavailableError ActorUnschedulableError".split()),
-        *("AsyncioActorExit AuthenticationError CrossLanguageError GetTimeoutError".split()),
-        *("LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError ObjectFreedError".split()),
-        *(
-            "ObjectLostError ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError".split()
-        ),
-        *("ObjectStoreFullError OufOfBandObjectRefSerializationException OutOfDiskError".split()),
-        *(
-            "OwnerDiedError PendingCallsLimitExceeded PlasmaObjectNotAvailable RayActorError".split()
-        ),
-        *("RayCgraphCapacityExceeded RayChannelError RayChannelTimeoutError".split()),
-        *(
-            "RayDirectTransportError RayError RaySystemError ReferenceCountingAssertionError".split()
-        ),
-        *("RpcError RuntimeEnvSetupError StreamingGeneratorReplayInconsistentError".split()),
-        *("TaskCancelledError TaskPlacementGroupRemoved TaskUnschedulableError".split()),
-        *("UnserializableException UserCodeException WorkerCrashedError".split()),
-    },
-}
+WORKERS = """
+ActorAlreadyExistsError ActorDiedError ActorHandleNotFoundError ActorPlacementGroupRemoved
+ActorUnavailableError ActorUnschedulableError AsyncioActorExit AuthenticationError
+CrossLanguageError GetTimeoutError LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError
+ObjectFreedError ObjectLostError ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError
+ObjectStoreFullError OufOfBandObjectRefSerializationException OutOfDiskError OwnerDiedError
+PendingCallsLimitExceeded PlasmaObjectNotAvailable RayActorError RayCgraphCapacityExceeded
+RayChannelError RayChannelTimeoutError RayDirectTransportError RayError RaySystemError
+ReferenceCountingAssertionError RpcError RuntimeEnvSetupError
+StreamingGeneratorReplayInconsistentError TaskCancelledError TaskPlacementGroupRemoved
+TaskUnschedulableError UnserializableException UserCodeException WorkerCrashedError
+"""
+KINDS = {"task": {"RayTaskError"}, "memory": {"OutOfMemoryError"}, "worker": set(WORKERS.split())}
 
 
 def test_every_exception_of_ray_is_an_event_of_the_pool():
@@ -254,8 +243,8 @@ def test_a_worker_ended_for_memory_is_told_in_one_line():
 
 
 HELP = (
-    "The actor died unexpectedly before finishing this task.\n\tclass_name: _RayWorker\n\tactor_id: "
-    "3a\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: _RayWorker\n\tactor_id:"
+    " 3a\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
     "Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. "
     "There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due "
     "to high memory usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly "
@@ -348,7 +337,7 @@ def test_a_run_that_waits_for_room_says_so_and_ends_at_its_limit(monkeypatch, ca
         line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
         assert capsys.readouterr().out.splitlines() == [line]
         time.sleep(0.1)
-        with pytest.raises(NoRoom, match="raise workers.room_within"):
+        with pytest.raises(NoRoom, match=r"raise workers\.room_within"):
             found.check(is_placed=False)
     finally:
         found.close()
