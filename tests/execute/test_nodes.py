@@ -4,6 +4,8 @@ import json
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -176,3 +178,27 @@ def test_a_worker_ended_for_memory_in_the_middle_costs_nothing_but_time(
     assert killed
     assert sorted(drawn) == [("baseline", shard) for shard in range(3)]
     assert rows(settings) == EVERY_ROW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_server_of_ray_that_is_killed_while_it_starts_is_one_line_and_exit_code_4(server):
+    code = (
+        "from tgate_batch.cli.job import run_as_job\n"
+        "from tgate_batch.execute.cluster import start\n"
+        "run_as_job(start)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    children = psutil.Process(driver.pid).children
+    while driver.poll() is None:
+        if found := [child for child in children() if child.name() == server]:
+            found[0].kill()
+            break
+        time.sleep(0.02)
+    _, errors = driver.communicate(timeout=180)
+    lines = [line for line in errors.splitlines() if not line.startswith("[")]  # Ray's C++
+    assert lines == [
+        f"error: Ray did not start on this machine: its {server} ended while it started; run the "
+        "same command again to continue"
+    ]
+    assert driver.returncode == 4

@@ -7,7 +7,7 @@ import pytest
 
 from tgate_batch.config import Model, Workers
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
-from tgate_batch.execute.task import LIVES, MEMORY_LIVES, MeasureTask, RenderTask
+from tgate_batch.execute.task import LIVES, MeasureTask, RenderTask
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.records import Beat
 from tgate_batch.score.measure import MeasureOrder
@@ -387,7 +387,7 @@ def test_a_task_is_not_blamed_where_its_machine_ran_out_of_memory():
         if life:
             pool.joined(f"w{life}")
         ((worker, _),) = sent(pool)
-        pool.killed_for_memory(worker, "full", crowded=True)
+        pool.killed_for_memory(worker, crowded=True)
     assert (tasks[0].deaths, tasks[0].errors, tasks[0].quarantined) == (0, 0, {})
     assert pool.deaths == 2 * LIVES
     assert pool.memory_kills_in_a_row == 0
@@ -395,31 +395,23 @@ def test_a_task_is_not_blamed_where_its_machine_ran_out_of_memory():
     assert sent(pool) == [("x", 0)]
 
 
-def test_workers_ended_alone_for_memory_stop_the_run_after_many_in_a_row():
+def test_workers_ended_alone_for_memory_are_counted_until_a_task_is_finished():
     pool, tasks = pool_of(2)
-    for life in range(MEMORY_LIVES - 1):
-        worker = f"w{life}" if life else "w"
-        if life:
-            pool.joined(worker)
-        assert sent(pool) == [(worker, 0)]
-        pool.killed_for_memory(worker, "full", crowded=False)
+    for kills in range(5):
+        if kills:
+            pool.joined(f"w{kills}")
+        assert pool.memory_kills_in_a_row == kills
+        ((worker, _),) = sent(pool)
+        pool.killed_for_memory(worker, crowded=False)
     pool.joined("x")
     assert sent(pool) == [("x", 0)]
     pool.finished("x", tasks[0])
     assert pool.memory_kills_in_a_row == 0
-    for life in range(MEMORY_LIVES):
-        worker = f"x{life}" if life else "x"
-        if life:
-            pool.joined(worker)
-        decided = pool.decide()
-        assert [d.task for d in decided if isinstance(d, Send)] == [tasks[1]]
-        pool.killed_for_memory(worker, "full", crowded=False)
-    assert pool.decide() == [Stop("full")]
 
 
 def test_what_a_worker_delivered_before_it_was_ended_for_memory_is_kept():
     pool, tasks = pool_of(1)
     sent(pool)
     assert pool.delivered("w", tasks[0], "a receipt")
-    pool.killed_for_memory("w", "full", crowded=False)
+    pool.killed_for_memory("w", crowded=False)
     assert pool.left == 0

@@ -44,6 +44,7 @@ _OPTIONS: Any = {"log_to_driver": False, "logging_level": logging.ERROR, "includ
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = b"\x04"
 
+_SERVERS = ("gcs_server", "raylet")
 _THREAD = "ray"
 _calls: SimpleQueue[tuple[Callable[[], Any], Future]] = SimpleQueue()
 _started: set[psutil.Process] = set()  # the local Ray of this process
@@ -74,7 +75,7 @@ def start() -> bool:
     try:
         _guardian = guardian.watching()
         before |= {psutil.Process(_guardian.pid)}
-        _aside(partial(ray.init, address="local", **_OPTIONS))
+        _aside(partial(ray.init, address="local", **_OPTIONS), look=partial(_check_servers, before))
         _started.update(set(psutil.Process().children()) - before)
         guardian.watch_only(_guardian, [process.pid for process in _started])
     except BaseException as error:
@@ -140,7 +141,7 @@ def _check_address(address: str) -> None:
 def _join(address: str) -> None:
     """Raises UserError where the cluster does not let this driver in."""
     try:
-        _aside(partial(ray.init, **_OPTIONS), _JOINING_SECONDS)
+        _aside(partial(ray.init, **_OPTIONS), seconds=_JOINING_SECONDS)
     except TimeoutError:
         reason = f"it did not answer in {_JOINING_SECONDS:.0f} s"
     except Exception as error:
@@ -190,12 +191,25 @@ def is_local() -> bool:
     return bool(_started)
 
 
-def _aside(call: Callable[[], Any], seconds: float = inf) -> None:
+def _check_servers(before: set[psutil.Process]) -> None:
+    """Raises ChildProcessError if a server of the Ray that is starting has ended.
+
+    Ray itself would go on waiting for it, or end this process.
+    """
+    for process in set(psutil.Process().children()) - before:
+        with contextlib.suppress(psutil.Error):
+            if process.name() in _SERVERS and not _is_alive(process):
+                raise ChildProcessError(f"its {process.name()} ended while it started")
+
+
+def _aside(
+    call: Callable[[], Any], seconds: float = inf, look: Callable[[], None] = lambda: None
+) -> None:
     """Calls in a thread, where Ray sets no handlers of Python's in place of ours.
 
     Those that it sets beneath Python end the process: ours are put back as often as it takes. A
     signal meanwhile raises here, and the call is left to itself. Raises TimeoutError after
-    ``seconds``.
+    ``seconds``, and what ``look`` raises, which is called now and then.
     """
     if threading.current_thread() is not threading.main_thread():
         call()
@@ -205,10 +219,13 @@ def _aside(call: Callable[[], Any], seconds: float = inf) -> None:
     _calls.put((call, done))
     if not any(thread.name == _THREAD for thread in threading.enumerate()):
         threading.Thread(target=_calling, name=_THREAD, daemon=True).start()
-    until = time.monotonic() + seconds
+    until, next_look = time.monotonic() + seconds, 0.0
     while not done.done():
         if time.monotonic() > until:
             raise TimeoutError
+        if time.monotonic() > next_look:
+            look()
+            next_look = time.monotonic() + _PROBE_SECONDS
         wait([done], _HANDLER_SECONDS)
         signal.signal(signal.SIGTERM, ours)
     done.result()

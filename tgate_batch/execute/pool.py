@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgate_batch.config import Workers
-from tgate_batch.execute.task import LIVES, MEMORY_LIVES, STORAGE_LIVES, Task
+from tgate_batch.execute.task import LIVES, STORAGE_LIVES, Task
 
 _USUAL_PACES = 20  # a worker that says nothing for so many times the usual pace hangs
 _REMEMBERED = 101  # gaps between two signs of life, of which the usual pace is the median
@@ -205,7 +205,7 @@ class Pool:
         """A worker's process is gone."""
         self._died(worker, "the worker's process died")
 
-    def killed_for_memory(self, worker: str, reason: str, crowded: bool) -> None:
+    def killed_for_memory(self, worker: str, crowded: bool) -> None:
         """A worker was ended because its machine ran out of memory.
 
         ``crowded``: others were on that machine, so with one worker fewer it may do.
@@ -217,8 +217,6 @@ class Pool:
         self._return(tasks)
         if not crowded:
             self.memory_kills_in_a_row += 1
-            if self.memory_kills_in_a_row >= MEMORY_LIVES:
-                self._decided.append(Stop(reason))
 
     def _died(self, worker: str, reason: str) -> None:
         self.deaths += 1

@@ -157,7 +157,7 @@ class RayExecutor:
         """Works until the pool is done. Yields what workers deliver, tasks given up, the decision
         to stop, and None now and then while it waits.
 
-        Raises UserError where workers keep failing to start, and ClusterLost.
+        Raises UserError where workers keep failing to start, NoRoom, and ClusterLost.
         """
         pool.in_flight, pool.patience = _IN_FLIGHT, self._limits.hang_after
         pool.tick(time.monotonic())
@@ -348,14 +348,19 @@ class RayExecutor:
                 yield piece
 
     def _died(self, pool: Pool, seat: _Seat, error: ray.exceptions.RayError) -> None:
-        """A worker is gone, or cannot be reached. Raises ClusterLost where the cluster is, too."""
+        """A worker is gone, or cannot be reached.
+
+        Raises the error if the cluster is gone too, and NoRoom if no machine has memory for one.
+        """
         if not self._cluster.answers():
             raise error  # ``__exit__`` raises the loss
         self._close(seat.name)
         if kind_of(error) == "memory":
-            pool.killed_for_memory(seat.name, out_of_memory(error), self._make_room(seat, error))
-            if pool.memory_kills_in_a_row:
-                self._pause(pool.memory_kills_in_a_row)
+            pool.killed_for_memory(seat.name, crowded=self._make_room(seat, error))
+            if kills := pool.memory_kills_in_a_row:
+                self._pause(kills)
+            if kills >= MEMORY_LIVES:
+                raise NoRoom(f"workers: {kills} in a row were ended: {out_of_memory(error)}")
         else:
             pool.died(seat.name)
             say.warning(f"{seat.name} died; its work goes to others")
