@@ -159,7 +159,7 @@ def _join(address: str) -> None:
 def first_sentence(error: object) -> str:
     """What an error says first, in one line. Ray's errors go on with pages of help."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    found = re.match(r".*?[^.\d]\.(?=\s|$)", lines[0])
+    found = re.match(r".*?\.(?=\s|$)", lines[0])
     return one_line(found[0].rstrip(".") if found else lines[0])
 
 
