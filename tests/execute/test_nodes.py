@@ -12,12 +12,12 @@ import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray
+import yaml
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
-from tgate_batch.errors import NoRoom
 from tgate_batch.execute import rendering
 from tgate_batch.execute.cluster import stop
 from tgate_batch.execute.ray import RayExecutor, start
@@ -135,18 +135,25 @@ def watched_ray(monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_ended_for_memory_at_their_start_end_the_run_in_one_line(settings, watched_ray):
-    watched_ray(0.01)
-    run = begun(settings, workers={"max": 1})
-    killed = []
-    with (
-        pytest.raises(NoRoom, match=r"^workers: 3 in a row did not start: its machine ran out of"),
-        RayExecutor(
-            run.config, run.folder, run.config.models[0], killed=lambda: killed.append(1)
-        ) as executor,
-    ):
-        list(drawn_by(executor, run))
-    assert len(killed) == 3
+def test_workers_ended_for_memory_at_their_start_end_the_run_in_one_line(settings, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**settings, "workers": {"max": 1}}))
+    full = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tgate_batch", "render", "--config", str(file)],
+        env={**os.environ, "RAY_ADDRESS": "local", **full},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4, done.stderr
+    *warnings, line = done.stderr.splitlines()
+    assert line.startswith(
+        "error: workers: 3 in a row did not start: its machine ran out of memory"
+    )
+    ended = [line for line in warnings if " was ended: its machine ran out of memory" in line]
+    assert len(ended) == 3
+    last = json.loads((tmp_path / "out" / "history.jsonl").read_text().splitlines()[-1])
+    assert (last["exit_code"], last["memory_kills"]) == (4, 3)
 
 
 @pytest.mark.slow

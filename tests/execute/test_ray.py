@@ -228,16 +228,15 @@ def test_every_exception_of_ray_is_an_event_of_the_pool():
 
 
 ENDED = (
-    "Memory on the node (IP: 10.0.0.2, ID: 0123456789abcdef0123456789abcdef) where the task was "
-    "running was 22.91GB / 24.00GB (0.954), which exceeds the memory usage threshold of 0.95. Ray "
-    "killed this worker (ID: fedcba) because it was the most recently scheduled task; to see more "
-    "information about memory usage on this node, use `ray logs raylet.out -ip 10.0.0.2`."
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "10.0.0.2, ID: f24a4ed16fa091e310f72177080fb18776506af518c30006205c1cdb) was 22.91GB used / "
+    "24.00GB limit (0.954321), which exceeds the memory usage threshold."
 )
 
 
 def test_a_worker_ended_for_memory_is_told_in_one_line():
     assert out_of_memory(ray.exceptions.OutOfMemoryError(ENDED)) == (
-        "its machine ran out of memory (22.91GB / 24.00GB in use). Fix: lower workers.max or "
+        "its machine ran out of memory (22.91GB of 24.00GB in use). Fix: lower workers.max or "
         "sampling.batch_size, or use machines with more memory"
     )
 

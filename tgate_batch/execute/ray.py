@@ -379,8 +379,8 @@ def kind_of(error: ray.exceptions.RayError) -> Literal["task", "memory", "worker
 
 def out_of_memory(error: BaseException) -> str:
     """Why Ray ended a worker, in a line, and what can be done."""
-    found = re.search(r"\bwas ([\d.]+ ?[KMGT]?i?B / [\d.]+ ?[KMGT]?i?B)", str(error))
-    used = f" ({found[1]} in use)" if found else ""
+    found = re.search(r"\bwas ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)", str(error))
+    used = f" ({found[1]} of {found[2]} in use)" if found else ""
     return (
         f"its machine ran out of memory{used}. Fix: lower workers.max or sampling.batch_size, or "
         "use machines with more memory"
