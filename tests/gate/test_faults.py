@@ -1,5 +1,9 @@
 """The reference's faults (tgate 1.0.0 with diffusers 0.42), each with ours right."""
 
+import copy
+import gc
+import threading
+import weakref
 from types import SimpleNamespace
 
 import diffusers
@@ -7,7 +11,16 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, denoiser_of, gated, is_guided
+from tgate_batch.gate import (
+    DeepCache,
+    GatePlan,
+    cache_bytes,
+    denoiser_of,
+    disable_tgate,
+    enable_tgate,
+    gated,
+    is_guided,
+)
 
 PLAN = GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0)
 NAMES = ["sd15", "sdxl", "pixart_alpha", "pixart_sigma"]
@@ -409,3 +422,61 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_an_enabled_pipeline_that_nobody_refers_to_is_freed(tiny_models, arguments, called):
+    pipe = tiny_models("sd15", fresh=True)
+    denoiser = weakref.ref(pipe.unet)
+    enable_tgate(pipe, PLAN)
+    if called:
+        pipe(**arguments(pipe))
+    del pipe
+    gc.collect()
+    assert denoiser() is None
+
+
+def test_a_copy_of_an_enabled_pipeline_is_not_enabled_and_disables_nothing(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True)
+    call = arguments(pipe)
+    plain = draw(pipe, call, None)
+    enable_tgate(pipe, PLAN)
+    inside = pipe(**call).images
+    copied = copy.deepcopy(pipe)
+    disable_tgate(copied)
+    assert torch.equal(draw(copied, call, None), plain)
+    assert torch.equal(pipe(**call).images, inside)
+    assert not torch.equal(inside, plain)
+
+
+def test_two_threads_in_one_pipeline_are_refused_by_name_and_the_next_call_is_right(
+    tiny_models, arguments
+):
+    pipe = tiny_models("sd15", fresh=True)
+    call = arguments(pipe)
+    found = []
+
+    def second():
+        try:
+            found.append(pipe(**call))
+        except ValueError as error:
+            found.append(str(error))
+
+    def in_between(pipe, step, timestep, kwargs):
+        if step == 1:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        return kwargs
+
+    with gated(pipe, PLAN):
+        right = pipe(**call).images
+        with pytest.raises(ValueError, match="two threads call one StableDiffusionPipeline"):
+            pipe(**call, callback_on_step_end=in_between)
+        assert len(found) == 1
+        assert "two threads call one StableDiffusionPipeline" in found[0]
+        thread = threading.Thread(target=second)  # one after the other may be any thread's
+        thread.start()
+        thread.join()
+        assert torch.equal(found[1].images, right)
+        assert torch.equal(pipe(**call).images, right)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from tgate_batch import say
-from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, NoRoom, OutputLost, StorageError, UserError
 from tgate_batch.output import goodbye, history
 from tgate_batch.storage import without_credentials
 
@@ -13,7 +13,7 @@ from tgate_batch.storage import without_credentials
 def run_as_job(job: Callable[[], int | None]) -> None:
     """Runs a job and exits with its code.
 
-    A user error is 2, a lost cluster, output or storage 4, Ctrl-C 130, SIGTERM 143.
+    A user error is 2; a lost cluster, output or storage, or a cluster without room, 4; Ctrl-C 130, SIGTERM 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What Ray says of workers that died: we say it. It reads this while it is imported.
@@ -34,6 +34,6 @@ def told(job: Callable[[], int | None]) -> int:
     """Runs a job; its exit code. A user error and a storage in trouble are said in one line."""
     try:
         return job() or 0
-    except (UserError, StorageError) as error:
+    except (UserError, StorageError, NoRoom) as error:
         say.error(" ".join(without_credentials(str(error)).split()))
         return goodbye.exit_code(error)

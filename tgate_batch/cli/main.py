@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from tgate_batch import say
@@ -28,6 +29,9 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
     "bench": "run a benchmark (in a checkout)",
     "init": "write a first config",
 }
+
+# Commands of a run: in the terminal stand their own lines alone, and no library's.
+_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference"})
 
 EXIT_CODES = """exit codes:
   0    done
@@ -57,7 +61,8 @@ def run(words: Sequence[str]) -> int | None:
         say.as_json(options.log == "json")
         if not hasattr(options, "config") and getattr(options, "output", None):
             import_path.leave_out(os.curdir, options.output)  # it may be somebody else's
-        return command.run(options)
+        with say.alone() if name in _ALONE else nullcontext():
+            return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(
         "tgate-batch",

@@ -9,6 +9,7 @@ has, and when the loop is over. Nothing of it is told, and nothing is guessed.
 - The loop is over when its progress bar closes, whatever closed it, or else with the last step.
 """
 
+import threading
 import warnings
 from contextlib import ExitStack
 from typing import Any
@@ -45,6 +46,8 @@ class PipelineCall:
         self._told = guided
         self._bar_steps: int | None = None  # of the open progress bar
         self._pictures: int | None = None  # rows of the sample, None before the first step
+        self._thread: int | None = None  # whose loop runs
+        self._is_crossed = False  # a second thread began a loop meanwhile
         self.end()
 
     @property
@@ -62,15 +65,24 @@ class PipelineCall:
         self._stack = stack
 
     def opened(self, steps: int | None) -> bool:
-        """A progress bar of ``steps`` opens; whether it frames the loop, and is not one within."""
+        """A progress bar of ``steps`` opens; whether it frames the loop, and is not one within.
+
+        Raises ValueError while another thread's loop runs.
+        """
+        me = threading.get_ident()
+        if self._thread not in (None, me):
+            self._is_crossed = True
+            raise ValueError(self._two_threads())
         if self._evaluation > 0 or self._in_step:
             return False
+        self._thread = me
         self._bar_steps = steps
         return True
 
     def end(self) -> None:
         """The denoising loop is over, or was left: forgets it, and frees every stored tensor."""
         self._timesteps: Any = None
+        self._thread, self._is_crossed = None, False
         self._bar_steps = None
         self._evaluation = 0
         self._in_step = False
@@ -79,6 +91,8 @@ class PipelineCall:
 
     def entered(self, body: Body, rows: int) -> None:
         """``body`` is called with ``rows`` rows. Raises ValueError where its step is unclear."""
+        if self._is_crossed:
+            raise ValueError(self._two_threads())
         scheduler = self._pipe.scheduler
         if scheduler is not self._watched:  # replaced inside the block
             self._watched = scheduler
@@ -89,7 +103,8 @@ class PipelineCall:
                 raise ValueError(
                     f"the {type(scheduler).__name__} of {type(self._pipe).__name__} got other "
                     "timesteps in the middle of its loop, so its steps cannot be counted; give "
-                    "what runs in a callback a scheduler of its own"
+                    "what runs in a callback a scheduler of its own, and each thread its own "
+                    "pipeline"
                 )
             self._begin(scheduler)
         if body is self._denoiser and body.calls and not body.kind.branch_a_call:
@@ -137,6 +152,13 @@ class PipelineCall:
         if self._bar_steps is None and self._evaluation == self._counted:
             for body in self.bodies:
                 body.forget()
+
+    def _two_threads(self) -> str:
+        name = type(self._pipe).__name__
+        return (
+            f"two threads call one {name} at the same time, and its steps belong to both; give "
+            f"each thread its own {name}, or let one call at a time with a lock"
+        )
 
     @property
     def _counted(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakSet, ref
 
 import torch
 
@@ -16,8 +16,8 @@ from tgate_batch.gate.summary import Summary
 
 Plan = GatePlan | GuidanceInterval | Literal["documented"] | None
 
-_gated: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # modules of open blocks
-_enabled: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()  # pipelines, until disabled
+_gated: WeakSet[Any] = WeakSet()  # modules of open blocks
+_ENABLED = "_tgate_enabled"  # the attribute in which a pipeline keeps its own `_Enabled`
 
 
 @contextmanager
@@ -79,8 +79,8 @@ def following(
             body.kind = replace(body.kind, kept=1)
     with ExitStack() as stack:
         for body in bodies:
-            _gated[body.module] = pipe
-            stack.callback(_gated.pop, body.module)
+            _gated.add(body.module)
+            stack.callback(_gated.discard, body.module)
         call = PipelineCall(pipe, plan, bodies, guided)
         for body in bodies:
             body.follow(call.entered, call.left, isinstance(plan, GatePlan), stack)
@@ -92,18 +92,32 @@ def following(
         yield call
 
 
+class _Enabled(ExitStack):
+    """What ends ``enable_tgate``. Only the pipeline refers to it, so both are freed together."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.pipe = ref(pipe)
+
+    def __deepcopy__(self, memo: dict) -> "_Enabled":
+        """A copied pipeline is not enabled: it is not the one this refers to."""
+        return self
+
+
 def enable_tgate(pipe: Any, plan: Plan = "documented", **options: Any) -> Summary:
     """``gated`` without a block: until ``disable_tgate``. Takes and raises what ``gated`` does."""
-    stack = ExitStack()
-    summary = stack.enter_context(gated(pipe, plan, **options))
-    _enabled[pipe] = stack
+    enabled = _Enabled(pipe)
+    summary = enabled.enter_context(gated(pipe, plan, **options))
+    vars(pipe)[_ENABLED] = enabled
     return summary
 
 
 def disable_tgate(pipe: Any) -> None:
     """Ends ``enable_tgate``; a pipeline that is not enabled stays as it is."""
-    if pipe in _enabled:
-        _enabled.pop(pipe).close()
+    enabled = vars(pipe).get(_ENABLED)
+    if enabled is not None and enabled.pipe() is pipe:
+        del vars(pipe)[_ENABLED]
+        enabled.close()
 
 
 def is_guided(pipe: Any, guidance_scale: float) -> bool:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import wraps
 from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 
 class _Heard:
@@ -14,13 +14,12 @@ class _Heard:
     def __init__(self, scheduler: Any) -> None:
         self.listeners: list[tuple[Any, Callable[[int], None]]] = []
         self.before = before = vars(scheduler).get("step")
-        listeners = self.listeners
 
         @wraps(type(scheduler).step)  # pipelines look for `generator` in its signature
         def step(asked: Any, *args: Any, **kwargs: Any) -> Any:
             if asked is not scheduler:
                 return type(asked).step(asked, *args, **kwargs)
-            for pipe, stepped in listeners:
+            for pipe, stepped in self.listeners:  # which keeps this object with its scheduler
                 if pipe.scheduler is scheduler:
                     stepped(len(args[2] if len(args) > 2 else kwargs["sample"]))
             own = MethodType(type(asked).step, asked) if before is None else before
@@ -29,7 +28,8 @@ class _Heard:
         scheduler.step = MethodType(step, scheduler)
 
 
-_heard: WeakKeyDictionary[Any, _Heard] = WeakKeyDictionary()  # by scheduler
+# By scheduler. Listeners refer to pipelines, and these to the scheduler: nothing here keeps them.
+_heard: WeakKeyDictionary[Any, ref[_Heard]] = WeakKeyDictionary()
 
 
 def watch_scheduler(pipe: Any, stepped: Callable[[int], None], stack: ExitStack) -> None:
@@ -37,18 +37,20 @@ def watch_scheduler(pipe: Any, stepped: Callable[[int], None], stack: ExitStack)
 
     It does until ``stack`` closes. Some pipelines step a deep copy: that is another scheduler.
     """
-    if pipe.scheduler not in _heard:
-        _heard[pipe.scheduler] = _Heard(pipe.scheduler)
+    known = _heard.get(pipe.scheduler)
+    heard = known() if known is not None else None
+    if heard is None:
+        heard = _Heard(pipe.scheduler)
+        _heard[pipe.scheduler] = ref(heard)
     listener = pipe, stepped
-    _heard[pipe.scheduler].listeners.append(listener)
-    stack.callback(_unwatch, pipe.scheduler, listener)
+    heard.listeners.append(listener)
+    stack.callback(_unwatch, pipe.scheduler, heard, listener)
 
 
-def _unwatch(scheduler: Any, listener: tuple[Any, Callable[[int], None]]) -> None:
-    heard = _heard[scheduler]
+def _unwatch(scheduler: Any, heard: _Heard, listener: tuple[Any, Callable[[int], None]]) -> None:
     heard.listeners.remove(listener)
     if not heard.listeners:
-        del _heard[scheduler]
+        _heard.pop(scheduler, None)
         _restore(scheduler, "step", heard.before)
 
 

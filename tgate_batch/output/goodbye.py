@@ -2,12 +2,19 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tgate_batch.errors import ClusterLost, OutputLost, StorageError, UserError, printable
+from tgate_batch import say
+from tgate_batch.errors import (
+    ClusterLost,
+    NoRoom,
+    OutputLost,
+    StorageError,
+    UserError,
+    printable,
+)
 
 UNUSABLE, MISSING = 2, 4
 _GRACE_SECONDS = 20.0  # for leaving in good order
@@ -66,7 +73,7 @@ def exit_code(error: BaseException) -> int:
     """What a job exits with that ends by this."""
     if isinstance(error, UserError):
         return UNUSABLE
-    if isinstance(error, ClusterLost | OutputLost | StorageError):
+    if isinstance(error, ClusterLost | NoRoom | OutputLost | StorageError):
         return MISSING
     if isinstance(error, KeyboardInterrupt):
         return 128 + _signal()
@@ -85,8 +92,9 @@ def leave_now(line: str, code: int) -> None:
     Of several threads that call it the first one prints.
     """
     _last_word.acquire(timeout=_GRACE_SECONDS)
-    print(printable(line), file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    print(printable(line), file=say.err(), flush=True)
+    say.out().flush()
+    say.forget()
     os._exit(code)
 
 
