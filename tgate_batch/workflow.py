@@ -230,9 +230,13 @@ def _drawn_again(output: str, count: int) -> int:
             verdict = f"cannot be drawn: {picture.error}"
         elif picture.same_bytes:
             verdict = "equal, bit for bit"
+        elif not picture.alike:
+            verdict = f"differs by up to {picture.levels} of 255 levels"
+            verdict += ", though it is to be equal bit for bit here" if picture.exact else ""
+        elif picture.levels:
+            verdict = f"alike within {picture.levels} of 255 levels"
         else:
-            verdict = f"equal within {picture.levels} of 255 levels"
-            verdict += ", and this machine drew it" if not picture.alike else ""
+            verdict = "equal in every pixel, in other bytes"
         name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
         say.info(f"{name}: {verdict}")
     alike = [picture for picture in found if picture.alike]
