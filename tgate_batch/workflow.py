@@ -29,7 +29,7 @@ from tgate_batch.prompts import read as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
-from tgate_batch.score.measurements import Measurements, orders
+from tgate_batch.score.measurements import Measurements, orders, promised
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -193,7 +193,7 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
     ``again``: as many pictures of every arm are drawn again and compared with the stored ones.
     ``repair``: what is damaged is removed, so that the next run makes it again.
     """
-    from tgate_batch.execute.verify import repaired
+    from tgate_batch.execute.verify import prompts_again, repaired
     from tgate_batch.execute.verify import verify as verified
 
     folder = Folder(output)
@@ -201,7 +201,16 @@ def verify(output: str, again: int = 0, repair: bool = False) -> int:
         with claimed(folder):
             found, run = verified(output)
             _say(found.lines())
-            _say(repaired(folder, run, found))
+            left, again_run = found, run
+            try:
+                written = [] if run is None else list(prompts_again(run, found))
+            except UserError as error:
+                say.error(f"prompts cannot be written again: {error}")
+            else:
+                _say(written)
+                if written:  # now all the rest can be judged
+                    left, again_run = verified(output)
+            _say(repaired(folder, again_run, left))
     else:
         check_free(folder)
         found, _ = verified(output)
@@ -424,7 +433,7 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
 def _conclude(
     run: Run, measurements: Measurements, problems: dict[str, None], executor: Any
 ) -> bool:
-    """Adds the measurements up and writes the scores; returns whether some were damaged.
+    """Adds the measurements up and writes the scores; returns whether some were damaged or lost.
 
     What could not be done joins the problems.
     """
@@ -455,7 +464,14 @@ def _conclude(
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
         say.warning(f"{name} was damaged; tgate-batch score measures it again")
-    return bool(found.damaged)
+    lost = promised(run, found.missing)
+    if lost:
+        say.error(
+            f"{len(lost):,} measurements were not found while sums were made (first: {lost[0]}), "
+            "and the figures lack their images. Fix: see that the storage is well, then run "
+            "tgate-batch score again"
+        )
+    return bool(found.damaged or lost)
 
 
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tgate_batch import say
+from tgate_batch import __version__, say
 from tgate_batch.cli.job import run_as_job
 
 COMMANDS = {  # name -> its line in the list; its module has the name, with _ for -
@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int | None:
         "Batch text-to-image rendering with T-GATE: drawn, scored, reported.\n\n"
         f"commands:\n{listed}\n\ntgate-batch COMMAND --help says more of each.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"tgate-batch {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the above")
     parser.parse_args(words or ["--help"])
     return None
@@ -72,9 +72,3 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"tgate-batch {version('tgate-batch')}"

@@ -27,7 +27,9 @@ from typing import NamedTuple
 from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 
-FORMAT = 4  # of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards
+# Of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards, 4 no seals.
+FORMAT = 5
+READABLE = (4, FORMAT)  # what is rendered into a folder of format 4 makes it one of format 5
 
 CARD = "README.md"
 RUN = "run.json"

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from tgate_batch.metrics.cost import Devices, bill, per_1000_images, usd_per_1000_images
-from tgate_batch.output import history, layout
+from tgate_batch.output import history, layout, seal
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import together
 from tgate_batch.report import thresholds
@@ -89,6 +89,7 @@ def _add_older_keys(config: dict[str, Any]) -> None:
 
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
     scores = json.loads(run.folder.read(layout.scores(model, name)))
+    scores.pop(seal.KEY, None)
     plan = None if arm.plan is None else asdict(arm.plan)
     guidance = None if arm.guidance is None else asdict(arm.guidance)
     rate, workers = scores["images_per_second_per_worker"], run.config.workers

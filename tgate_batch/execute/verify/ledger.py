@@ -9,8 +9,8 @@ from typing import Any
 
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError
-from tgate_batch.execute.verify.findings import DAMAGED, JSONS, KEPT, Findings, guarded
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.execute.verify.findings import DAMAGED, JSONS, MISSING, Findings, guarded
+from tgate_batch.output import frozen, layout, parquet, seal
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
@@ -20,6 +20,10 @@ from tgate_batch.score.measure import features_of
 from tgate_batch.storage import Folder
 
 _LOOKED_AT = 3  # files of an arm whose footers say whether the ledger's entry is theirs
+_AGAIN = (
+    "restore it from a copy, or let --repair remove it: tgate-batch render with the run's config "
+    "then enters again what the files prove to be made of"
+)
 _MOST_MEASUREMENTS = 12  # of an arm: more have too many subsets to try
 
 Pair = tuple[str, str]  # model, arm
@@ -53,9 +57,11 @@ def opened(output: str, found: Findings) -> Run | None:
         )
     for name, key, kind, advice in (
         (layout.RUN, "config", DAMAGED, "tgate-batch render --config writes it again"),
-        (layout.LEDGER, "folders", KEPT, "restore it from a copy, or give another output"),
+        (layout.LEDGER, "folders", DAMAGED, _AGAIN),
     ):
         if reasons := guarded(partial(_lacks, folder, name, key)):
+            if not folder.exists(name):
+                kind = MISSING
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
             return None
@@ -77,7 +83,10 @@ def opened(output: str, found: Findings) -> Run | None:
 
 
 def _lacks(folder: Folder, name: str, key: str) -> list[str]:
-    held = json.loads(folder.read(name)).get(key)
+    content = json.loads(folder.read(name))
+    if content.get("format") not in layout.READABLE and seal.is_broken(content):
+        return [f"its format {content.get('format')!r} is not the one that its digest was made of"]
+    held = content.get(key)
     if not isinstance(held, dict):
         return [f"it has no {key}"]
     if name == layout.LEDGER:
