@@ -31,7 +31,7 @@ models.loras models.checkpoint models.fingerprint models.engine models.guidance 
 models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
-output.layout output.shapes output.ledger output.goodbye output.history output.claim
+output.layout output.seal output.shapes output.ledger output.goodbye output.history output.claim
 output.parquet output.frozen output.card output.run output.remarks output.failed output.status
 output.export output
 score.metrics score.sources score.reference score.reference_file score.measure score.sums

@@ -13,5 +13,5 @@ def test_seed_depends_on_run_prompt_and_number_alone_and_all_differ():
 
 def test_a_row_has_the_columns_of_the_schema_but_for_its_files_own():
     row = ImageRecord("1", 0, "a cat", 5, "ok", image=b"x").row()
-    assert ["model", "arm", *row] == SCHEMA.names
+    assert ["model", "arm", *row, "digest"] == SCHEMA.names
     assert row["image"] == {"bytes": b"x", "path": None}

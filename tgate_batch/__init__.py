@@ -18,3 +18,5 @@ module in order: each imports only what stands above it.
 
 This module imports nothing, so that ``tgate_batch.gate`` stays light.
 """
+
+__version__ = "0.2.0"  # the only place that says it

@@ -118,6 +118,23 @@ def image_seed(run_seed: int, prompt_id: str, image_number: int, own: int | None
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
+def row_digest(
+    model: str,
+    arm: str,
+    prompt_id: str,
+    image_number: int,
+    image: bytes | None,
+    video: bytes | None,
+) -> str:
+    """The SHA-256 of a row's image and video, bound to the row: no other row has it."""
+    whose = json.dumps([model, arm, prompt_id, image_number]).encode()
+    digest = sha256(len(whose).to_bytes(8, "big") + whose)
+    for content in (image, video):
+        digest.update((0 if content is None else len(content) + 1).to_bytes(8, "big"))
+        digest.update(content or b"")
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a picture has none: the kind (an exception's class), a line, and a traceback if any."""
@@ -142,7 +159,8 @@ _TRACEBACK = 8000  # characters
 class ImageRecord:
     """One row: exactly one per (model, arm, prompt id, image number).
 
-    A file holds the rows of one model and one arm, and adds these two columns itself.
+    A file holds the rows of one model and one arm, and adds these two columns and ``digest``
+    (:func:`row_digest`) itself.
 
     ``batch_seconds`` is the wall time of the whole batch this picture was made in (denoising and
     decoding), ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time
@@ -191,7 +209,7 @@ class ImageRecord:
         return cls(**known | {"image": None if picture is None else picture["bytes"]})
 
     def row(self) -> dict:
-        """The record as a row of :data:`SCHEMA`, but for the file's own model and arm."""
+        """The record as a row of :data:`SCHEMA`, but for the columns that its file adds."""
         row = asdict(self)
         row["image"] = None if self.image is None else {"bytes": self.image, "path": None}
         return row
@@ -259,6 +277,7 @@ _FIELDS: list[tuple[str, pa.DataType, dict]] = [
     ("place", pa.int64(), {"dtype": "int64", "_type": "Value"}),
     ("kept", pa.string(), {"dtype": "string", "_type": "Value"}),
     ("strength", pa.float64(), {"dtype": "float64", "_type": "Value"}),
+    ("digest", pa.string(), {"dtype": "string", "_type": "Value"}),
 ]
 
 
@@ -271,4 +290,5 @@ def _schema(fields: list[tuple[str, pa.DataType, dict]]) -> pa.Schema:
 
 
 SCHEMA = _schema(_FIELDS)
-BEFORE_STRENGTH = _schema(_FIELDS[:-1])  # of files from before rows had one
+BEFORE_DIGEST = _schema(_FIELDS[:-1])  # of files from before rows had one
+BEFORE_STRENGTH = _schema(_FIELDS[:-2])

@@ -29,7 +29,7 @@ from tgate_batch.prompts import read as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
-from tgate_batch.score.measurements import Measurements, orders
+from tgate_batch.score.measurements import Measurements, orders, promised
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -194,7 +194,7 @@ def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[
     ``trusted``: the plugins that this may import, of those that the run names.
     ``repair``: what is damaged is removed, so that the next run makes it again.
     """
-    from tgate_batch.execute.verify import repaired
+    from tgate_batch.execute.verify import prompts_again, repaired
     from tgate_batch.execute.verify import verify as verified
 
     folder = Folder(output)
@@ -204,7 +204,16 @@ def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[
             if run is not None:
                 run.folder.fence = folder.fence
             _say(found.lines())
-            _say(repaired(folder, run, found))
+            left, again_run = found, run
+            try:
+                written = [] if run is None else list(prompts_again(run, found))
+            except UserError as error:
+                say.error(f"prompts cannot be written again: {error}")
+            else:
+                _say(written)
+                if written:  # now all the rest can be judged
+                    left, again_run = verified(output)
+            _say(repaired(folder, again_run, left))
     else:
         check_free(folder)
         found, _ = verified(output)
@@ -241,9 +250,13 @@ def _drawn_again(output: str, count: int, trusted: Sequence[str]) -> int:
             verdict = f"cannot be drawn: {picture.error}"
         elif picture.same_bytes:
             verdict = "equal, bit for bit"
+        elif not picture.alike:
+            verdict = f"differs by up to {picture.levels} of 255 levels"
+            verdict += ", though it is to be equal bit for bit here" if picture.exact else ""
+        elif picture.levels:
+            verdict = f"alike within {picture.levels} of 255 levels"
         else:
-            verdict = f"equal within {picture.levels} of 255 levels"
-            verdict += ", and this machine drew it" if not picture.alike else ""
+            verdict = "equal in every pixel, in other bytes"
         name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
         say.info(f"{name}: {verdict}")
     alike = [picture for picture in found if picture.alike]
@@ -442,7 +455,7 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
 def _conclude(
     run: Run, measurements: Measurements, problems: dict[str, None], executor: Any
 ) -> bool:
-    """Adds the measurements up and writes the scores; returns whether some were damaged.
+    """Adds the measurements up and writes the scores; returns whether some were damaged or lost.
 
     What could not be done joins the problems.
     """
@@ -473,7 +486,14 @@ def _conclude(
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
         say.warning(f"{name} was damaged; tgate-batch score measures it again")
-    return bool(found.damaged)
+    lost = promised(run, found.missing)
+    if lost:
+        say.error(
+            f"{len(lost):,} measurements were not found while sums were made (first: {lost[0]}), "
+            "and the figures lack their images. Fix: see that the storage is well, then run "
+            "tgate-batch score again"
+        )
+    return bool(found.damaged or lost)
 
 
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:

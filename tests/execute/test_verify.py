@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from PIL import Image
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify import verify
-from tgate_batch.output import layout
+from tgate_batch.output import layout, parquet
 from tgate_batch.output.claim import claimed
+from tgate_batch.records import BEFORE_DIGEST, ImageRecord
 from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,37 @@ def picture(width: int, height: int, kind: str = "webp") -> dict:
 
 def swap_rows(table: pa.Table) -> pa.Table:
     return table.take(list(range(len(table)))[::-1])
+
+
+def swap_cells(table: pa.Table, *columns: str) -> pa.Table:
+    """Exchanges the cells of the first two rows of some columns."""
+    for column in columns:
+        place, values = table.schema.get_field_index(column), table[column].to_pylist()
+        values[:2] = values[1::-1]
+        array = pa.array(values, table.field(column).type)
+        table = table.set_column(place, table.field(column), array)
+    return table
+
+
+def rewritten(file: Path, old: bytes, new: bytes) -> None:
+    """Exchanges the last such bytes of a file for as many others."""
+    assert len(old) == len(new)
+    before, found, after = file.read_bytes().rpartition(old)
+    assert found
+    file.write_bytes(before + new + after)
+
+
+def digit(name: str, key: bytes) -> Callable[[Path], object]:
+    """Changes the first digit that stands after a word in a file's footer."""
+
+    def change(out: Path) -> None:
+        content = (out / name).read_bytes()
+        place = content.rindex(key) + len(key)
+        while not 0x30 <= content[place] <= 0x39 or content[place + 1] < 0x30:
+            place += 1
+        flip(out / name, place)
+
+    return change
 
 
 def in_json(file: Path, change: Callable[[dict], object]) -> None:
@@ -239,6 +272,51 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         rows(lambda t: t.set_column(5, "seed", t["batch_seconds"])),
         shard(),
         "column seed is double, not int64",
+    ),
+    "images exchanged between two rows": (
+        rows(lambda t: swap_cells(t, "image")),
+        shard(),
+        "not the one its digest was made of",
+    ),
+    "a digest exchanged with its image": (
+        rows(lambda t: swap_cells(t, "image", "digest")),
+        shard(),
+        "not the one its digest was made of",
+    ),
+    "a digit of MACs in a footer": (
+        digit(shard(), b"macs_per_image"),
+        shard(),
+        "its rows or its footer are not those",
+    ),
+    "a digit of MACs in a measurement's footer": (
+        digit(figures("rows"), b"macs_per_image"),
+        figures("rows"),
+        "its rows or its footer are not those",
+    ),
+    "a figure with a right checksum": (
+        rows(set_cell("value", 1.0), figures("psnr")),
+        figures("psnr"),
+        "its rows or its footer are not those",
+    ),
+    "a byte of text in a measurement's footer": (
+        lambda out: rewritten(out / figures("rows"), b'"made_by', b'"mad\xe8_by'),
+        figures("rows"),
+        "cannot be read",
+    ),
+    "a word of the card": (
+        lambda out: rewritten(out / layout.CARD, b"Prompts: 6", b"Prompts: 7"),
+        layout.CARD,
+        "not what its digest was made of",
+    ),
+    "a price in the config": (
+        lambda out: in_json(out / layout.RUN, lambda r: r["config"]["prompts"].update(limit=3)),
+        layout.RUN,
+        "not what its digest was made of",
+    ),
+    "a word of the page": (
+        lambda out: rewritten(out / layout.REPORT_PAGE, b"baseline", b"basement"),
+        layout.REPORT_PAGE,
+        "not what its digest was made of",
     ),
     "a shard missing": (lambda out: (out / shard()).unlink(), shard(), "missing: "),
     "a shard beyond the plan": (copied(shard(), shard(index=3)), shard(index=3), "stray: "),
@@ -481,6 +559,26 @@ def test_wrong_entries_of_the_ledger_cost_no_picture(out, sound, settings):
     assert lines_of(out)[-1].startswith("sound: ")
 
 
+def test_a_measurement_that_is_not_found_while_sums_are_made_is_an_error(
+    out, settings, monkeypatch, capsys
+):
+    (out / TOTAL).unlink()
+    whole, failures = Folder.open, {figures("rows"): 1}
+
+    def failing(folder: Folder, name: str):
+        if failures.get(name, 0) > 0:
+            failures[name] -= 1
+            raise FileNotFoundError(name)
+        return whole(folder, name)
+
+    monkeypatch.setattr(Folder, "open", failing)
+    assert workflow.score(config.parse(settings | {"output": str(out)})) == workflow.MISSING
+    said = capsys.readouterr()
+    told = f"1 measurements were not found while sums were made (first: {figures('rows')})"
+    assert told in said.out + said.err
+    assert workflow.score(config.parse(settings | {"output": str(out)})) == 0
+
+
 def test_damaged_prompts_stay_and_are_frozen_again_once_they_are_deleted(out, sound, settings):
     DAMAGE["a byte of the prompts"][0](out)
     before = names(out)
@@ -490,6 +588,145 @@ def test_damaged_prompts_stay_and_are_frozen_again_once_they_are_deleted(out, so
     rendered(out, settings)
     assert pictures(out) == pictures(sound)
     assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_damaged_prompts_end_in_a_line_and_are_written_again_from_their_source(
+    out, sound, settings, capsys
+):
+    DAMAGE["a byte of the prompts"][0](out)
+    more = settings["arms"] | {"more": {"gate_step": 2}}
+    asked = config.parse(settings | {"output": str(out), "arms": more})
+    for refused in (workflow.report, workflow.render):
+        with pytest.raises(UserError, match=r"\A.*part-00000\.parquet is damaged.*--repair.*\Z"):
+            refused(asked)
+    assert workflow.verify(str(out), repair=True) == 1
+    assert f"written again: {PROMPTS}" in capsys.readouterr().out
+    assert (out / PROMPTS).read_bytes() == (sound / PROMPTS).read_bytes()
+    DAMAGE["no prompts"][0](out)
+    with pytest.raises(UserError, match=r"\A.*part-00000\.parquet is missing.*--repair.*\Z"):
+        workflow.score(asked)
+    assert workflow.verify(str(out), repair=True) == 1
+    assert (out / PROMPTS).read_bytes() == (sound / PROMPTS).read_bytes()
+
+
+def test_prompts_whose_source_changed_are_told_with_what_is_needed(out, settings, tmp_path, capsys):
+    other = tmp_path / "captions.txt"
+    other.write_text("something else\n" * 6)
+    in_json(out / layout.RUN, lambda r: r["config"]["prompts"].update(path=str(other)))
+    DAMAGE["a byte of the prompts"][0](out)
+    assert workflow.verify(str(out), repair=True) == 1
+    said = capsys.readouterr()
+    assert "is not the one that was frozen (another source; its sha256 was" in said.out + said.err
+    assert (out / PROMPTS).exists()
+
+
+def test_a_missing_part_of_the_prompts_is_the_first_fault_and_the_rest_one_line(out):
+    (out / PROMPTS).unlink()
+    found, _ = verify(str(out))
+    assert found.faults[0].name == PROMPTS
+    assert sum("cannot be judged" in str(fault) for fault in found.faults) == 1
+
+
+def test_a_lost_or_damaged_ledger_is_made_again(out, sound, settings):
+    for planted in ("a ledger cut off", "no ledger"):
+        gone = repaired(out, settings, planted)
+        assert not {name for name in gone if name.startswith(layout.IMAGES)}
+        assert pictures(out) == pictures(sound)
+        assert lines_of(out)[-1].startswith("sound: ")
+
+
+def test_files_without_digests_are_told_and_are_no_fault(out):
+    file = out / shard()
+    table = pq.read_table(file)
+    footer = {k: v for k, v in table.schema.metadata.items() if k not in (b"tgate_batch.seal",)}
+    footer |= BEFORE_DIGEST.metadata
+    old = table.drop_columns("digest").replace_schema_metadata(footer)
+    pq.write_table(old, file, write_page_checksum=True)
+    lines = lines_of(out)
+    assert lines[-1].startswith("sound: ")
+    assert lines[-2].startswith("1 files of images have no digests: a version before 0.2.0")
+
+
+def test_an_image_that_differs_from_the_one_drawn_again_is_called_so(out, capsys):
+    for arm in ("baseline", "tgate"):
+        for index in range(SHARDS):
+            name = shard(arm, index)
+            table = parquet.read_table(Folder(str(out)), name)
+            records = [ImageRecord.of(row) for row in table.to_pylist()]
+            other = [replace(record, image=picture(32, 32)["bytes"]) for record in records]
+            footer = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+            identity = footer.pop(layout.IDENTITY_KEY.decode())
+            parquet.write_records(Folder(str(out)), name, MODEL, arm, other, identity, footer)
+    assert workflow.verify(str(out), again=1) == 1
+    said = capsys.readouterr().out
+    assert "differs by up to" in said
+    assert "equal within" not in said
+
+
+def content_of(file: Path) -> object:
+    """What a file says, without what only its seal says."""
+    content = file.read_bytes()
+    if file.suffix == ".parquet":
+        opened = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        footer = opened.metadata.metadata or {}
+        said = {k: v for k, v in footer.items() if k != b"ARROW:schema" and len(v) != 64}
+        return opened.read().to_pylist(), opened.schema_arrow.names, said
+    if file.suffix == ".npz":
+        with np.load(io.BytesIO(content), allow_pickle=False) as held:
+            return {name: held[name].tobytes() for name in held.files}
+    if file.suffix in (".json", ".jsonl"):
+        lines = [content] if file.suffix == ".json" else content.splitlines()
+        return [
+            [one for one in json.loads(line).items() if len(str(one[1])) != 64] for line in lines
+        ]
+    return content
+
+
+KINDS = {  # of files -> how many of their bytes are flipped, one at a time
+    layout.CARD: 2,
+    layout.RUN: 4,
+    layout.LEDGER: 4,
+    layout.HISTORY: 3,
+    PROMPTS: 12,
+    shard(): 16,
+    figures("rows"): 12,
+    figures("psnr"): 8,
+    FEATURES: 6,
+    STATISTICS: 3,
+    TOTAL: 4,
+    REFERENCE: 3,
+    SCORES: 3,
+    layout.REPORT_JSON: 3,
+    layout.REPORT_MARKDOWN: 2,
+    layout.REPORT_PAGE: 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_byte_is_found_or_changes_nothing_and_a_repair_mends_it(
+    out, sound, settings, name
+):
+    chance, whole = np.random.default_rng(0), (out / name).read_bytes()
+    known, mended = content_of(out / name), False
+    # The later half holds a Parquet file's footer.
+    places = chance.integers(0, len(whole), KINDS[name]).tolist()
+    places += chance.integers(len(whole) // 2, len(whole), KINDS[name]).tolist()
+    for place in places:
+        flip(out / name, place)
+        found, _ = verify(str(out))
+        if not found.faults:
+            assert content_of(out / name) == known, f"byte {place} was not noticed"
+        elif not mended:
+            mended = True
+            assert workflow.verify(str(out), repair=True) == 1
+            rendered(out, settings)
+            assert lines_of(out)[-1].startswith("sound: "), f"byte {place} was not mended"
+            assert pictures(out) == pictures(sound)
+            shutil.rmtree(out)
+            shutil.copytree(sound, out)
+        (out / name).write_bytes(whole)
+    assert mended
 
 
 def test_a_missing_shard_is_no_damage_and_the_next_run_makes_it(out, settings):

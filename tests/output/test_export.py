@@ -20,7 +20,7 @@ from tgate_batch.output import export as exports
 from tgate_batch.output import layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.export import METADATA, Exported, chosen
-from tgate_batch.records import ImageRecord, Shard
+from tgate_batch.records import SCHEMA, ImageRecord, Shard
 
 ROOT = Path(__file__).parents[2]
 IDS = ("a", "../../b", "c/d", "e f; $(g)", "g")  # of the prompts "picture 0" to "picture 4"
@@ -171,6 +171,42 @@ def test_files_have_the_stored_bytes_and_no_name_of_an_id(run, tmp_path):
         ("demo", "test"),
     }
     assert sum(path.suffix == ".webp" for path in tmp_path.rglob("*")) == 8
+
+
+def test_every_column_of_a_row_is_exported(run, tmp_path):
+    said = {
+        "negative_prompt": "blurry",
+        "guidance_scale": 4.5,
+        "steps": 20,
+        "strength": 0.5,
+        "place": 0,
+        "kept": '{"source": "me"}',
+        "memory": "halved",
+    }
+    plan = run.shards[0]
+    name, identity = run.pictures("demo", "test", plan)
+    prompts = runs.frozen.load_shard(run.folder, plan).prompts
+    rows = [
+        ImageRecord(p.id, 0, p.text, 1, "ok", image=stored(1), width=8, height=8, **said)
+        for p in prompts
+    ]
+    parquet.write_records(run.folder, name, "demo", "test", rows, identity)
+    export(run, str(tmp_path / "files"), arm="test")
+    (first, *_) = metadata(tmp_path / "files" / "demo" / "test")
+    assert said.items() <= first.items()
+    left_out = {"prompt", "status", "error", "error_kind", "error_traceback", "image", "video"}
+    assert first.keys() == {"file_name", "text", *SCHEMA.names} - left_out
+
+
+def test_a_prompt_has_the_same_file_name_in_every_arm(run, tmp_path):
+    draw(run, runs.frozen.load_shard(run.folder, run.shards[0]), "test", first=100)
+    export(run, str(tmp_path / "files"))
+    base, test = (
+        {row["prompt_id"]: row["file_name"] for row in metadata(tmp_path / "files" / "demo" / arm)}
+        for arm in ("baseline", "test")
+    )
+    assert base == test
+    assert len(set(base.values())) == len(base)
 
 
 def test_second_export_writes_nothing_and_says_so(run, tmp_path):

@@ -47,6 +47,49 @@ def test_frozen_shards_are_those_planned(folder, captions):
     ]
 
 
+@pytest.mark.parametrize("harm", ["page", "footer", "gone"])
+@pytest.mark.parametrize("shards_a_file", [1000, 1])
+def test_parts_are_written_again_with_the_same_bytes(
+    folder, captions, monkeypatch, harm, shards_a_file
+):
+    monkeypatch.setattr(frozen, "SHARDS_A_FILE", shards_a_file)
+    wanted = spec(captions)
+    freeze(folder, wanted)
+    name = folder.names(layout.PROMPTS)[-1]
+    whole = folder.read(name)
+    if harm == "gone":
+        folder.delete(name)
+    else:
+        place = whole.index(b"a picture") if harm == "page" else len(whole) - 30
+        folder.write(name, whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    frozen.write_again(folder, wanted, Ledger(folder), 1, [name])
+    assert folder.read(name) == whole
+
+
+def test_parts_are_not_written_again_from_another_file(folder, captions):
+    wanted = spec(captions)
+    freeze(folder, wanted)
+    captions.write_text(captions.read_text() + "c10,one more\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"is not the one that was frozen .* Fix: put that one"):
+        frozen.write_again(folder, wanted, Ledger(folder), 1, [layout.prompts_part(0)])
+    captions.unlink()
+    with pytest.raises(UserError, match=r"cannot be read\. Fix: put it back"):
+        frozen.write_again(folder, wanted, Ledger(folder), 1, [layout.prompts_part(0)])
+
+
+def test_damaged_prompts_are_told_in_a_line_with_the_command_that_mends_them(folder, captions):
+    (first, *_) = freeze(folder, spec(captions)).shards
+    name = layout.prompts_part(0)
+    whole = folder.read(name)
+    place = whole.index(b"a picture")
+    folder.write(name, whole[:place] + b"A" + whole[place + 1 :])
+    for read_ in (frozen.load_shard, frozen.categories):
+        if read_ is frozen.categories:
+            folder.delete(name)
+        with pytest.raises(UserError, match=r"part-00000\.parquet is .* --repair"):
+            read_(folder, first)
+
+
 def test_unchanged_source_is_not_read_again(folder, captions, monkeypatch):
     freeze(folder, spec(captions))
     monkeypatch.setattr(frozen, "read", None)

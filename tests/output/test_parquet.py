@@ -47,6 +47,18 @@ def test_byte_flipped_inside_a_page_is_found_by_every_reader(folder, tmp_path):
             read()
 
 
+def test_pages_of_images_hold_no_statistics(folder, tmp_path):
+    write(folder)
+    content = (tmp_path / "out" / NAME).read_bytes()
+    assert content.count(bytes([1]) * 64) == len(bytes([1]) * 500) // 64  # one copy of each image
+    with folder.open(NAME) as file:
+        group = pq.read_metadata(file).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    for name in ("image.bytes", "video"):
+        assert columns[name].statistics is None
+    assert columns["seed"].statistics is not None
+
+
 def test_truncated_file_is_damage(folder, tmp_path):
     write(folder)
     file = tmp_path / "out" / NAME

@@ -2,10 +2,11 @@ import json
 
 import pytest
 
-from tgate_batch import config
+from tgate_batch import __version__, config
 from tgate_batch.errors import UserError
-from tgate_batch.output import layout, parquet
+from tgate_batch.output import layout, parquet, seal
 from tgate_batch.output import run as runs
+from tgate_batch.output.status import status
 from tgate_batch.records import ImageRecord
 
 
@@ -212,16 +213,59 @@ def test_output_of_an_older_format_is_refused_with_one_line(settings):
     run = begun(settings)
     run.folder.write(layout.RUN, json.dumps({"config": {}}))
     for refused in (lambda: prepared(settings), lambda: runs.load_run(settings["output"])):
-        with pytest.raises(UserError, match="has format 1, and this version reads format 4"):
+        with pytest.raises(UserError, match=r"has format 1, and tgate-batch .* reads 4 and 5"):
             refused()
 
 
-def test_pictures_without_an_entry_are_refused(settings):
+@pytest.mark.parametrize("name", [layout.RUN, layout.LEDGER])
+def test_a_newer_format_is_refused_with_the_version_that_is_needed(settings, name):
+    run = begun(settings)
+    content = json.loads(run.folder.read(name))
+    assert content["version"] == __version__
+    newer = seal.sealed(content | {"format": layout.FORMAT + 1, "version": "0.9.0"})
+    run.folder.write(name, json.dumps(newer))
+    for refused in (lambda: prepared(settings), lambda: runs.load_run(settings["output"])):
+        with pytest.raises(UserError, match=r"has format 6, .* Fix: install tgate-batch 0\.9\.0"):
+            refused()
+
+
+def test_an_output_of_the_last_format_is_read_and_becomes_one_of_this(settings):
+    run = begun(settings)
+    pretend(run, "tgate", 0)
+    for name in (layout.RUN, layout.LEDGER):
+        content = json.loads(run.folder.read(name)) | {"format": 4}
+        del content["version"], content["seal"]
+        run.folder.write(name, json.dumps(content))
+    assert runs.finished(runs.load_run(settings["output"]))["sd15", "tgate"] == {0}
+    begun(settings)
+    for name in (layout.RUN, layout.LEDGER):
+        assert json.loads(run.folder.read(name))["format"] == layout.FORMAT
+    assert runs.finished(runs.load_run(settings["output"]))["sd15", "tgate"] == {0}
+
+
+def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_config(settings):
     run = begun(settings)
     pretend(run, "tgate", 0)
     run.folder.delete(layout.LEDGER)
     with pytest.raises(UserError, match=r"made_of\.json does not say what it was made of"):
-        prepared(settings)
+        prepared(settings, sampling={"seed": 5})
+    again = begun(settings)
+    assert again.ledger[layout.images("sd15", "tgate")] == run.made_of("sd15", "tgate")
+    assert runs.finished(again)["sd15", "tgate"] == {0}
+
+
+def test_a_missing_part_of_the_prompts_is_named_before_anything_else(settings, monkeypatch):
+    monkeypatch.setattr(runs.frozen, "SHARDS_A_FILE", 1)
+    run = begun(settings)
+    run.folder.delete(layout.prompts_part(1))
+    told = r"prompts/part-00001\.parquet is missing: of 3 shards of prompts 2 .* Fix: copy"
+    for refused in (
+        lambda: status(settings["output"]),
+        lambda: runs.load_run(settings["output"]),
+        lambda: prepared(settings),
+    ):
+        with pytest.raises(UserError, match=told):
+            refused()
 
 
 def test_change_by_another_run_between_preparing_and_beginning_is_refused(settings):

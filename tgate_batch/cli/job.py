@@ -13,7 +13,8 @@ from tgate_batch.storage import without_credentials
 def run_as_job(job: Callable[[], int | None]) -> None:
     """Runs a job and exits with its code.
 
-    A user error is 2; a lost cluster, output or storage, or a cluster without room, 4; Ctrl-C 130, SIGTERM 143.
+    A user error is 2; a lost cluster, output or storage, or a cluster without room, 4; Ctrl-C 130;
+    SIGTERM 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What Ray says of workers that died: we say it. It reads this while it is imported.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 
-from tgate_batch import say
+from tgate_batch import __version__, say
 from tgate_batch.cli.job import run_as_job
 from tgate_batch.execute import import_path
 
@@ -69,7 +69,7 @@ def run(words: Sequence[str]) -> int | None:
         "Batch text-to-image rendering with T-GATE: render, score, report.\n\n"
         f"commands:\n{listed}\n\nRun tgate-batch COMMAND --help for the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"tgate-batch {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the above")
     parser.parse_args(words or ["--help"])
     return None
@@ -83,9 +83,3 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"tgate-batch {version('tgate-batch')}"

@@ -14,10 +14,14 @@ from tgate_batch.score.scoring import reduce_orders
 
 
 class Concluded(NamedTuple):
-    """Conclusions by model and arm, and the measurements that could not be read, and are gone."""
+    """Conclusions by model and arm, and the measurements that they lack.
+
+    ``damaged``: could not be read, and are gone. ``missing``: were not found.
+    """
 
     arms: dict[tuple[str, str], Conclusion]
     damaged: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def concluded(
@@ -41,7 +45,9 @@ def concluded(
         arms = [ConcludeTask(order) for order in missing]
         found = _run(executor, arms, "arms are concluded", problems)
     damaged = [name for names in (*lost, *(one.damaged for one in found)) for name in names]
-    return Concluded(known | {(one.model, one.arm): one for one in found}, tuple(damaged))
+    lacking = dict.fromkeys(name for one in found for name in one.missing if name not in damaged)
+    concluded = known | {(one.model, one.arm): one for one in found}
+    return Concluded(concluded, tuple(damaged), tuple(lacking))
 
 
 def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, None]) -> list[Any]:

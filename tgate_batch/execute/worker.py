@@ -20,9 +20,9 @@ from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.models.opened import resolve
-from tgate_batch.output import frozen, history, layout, parquet
+from tgate_batch.output import frozen, history, layout, parquet, seal
 from tgate_batch.output.run import device_of
-from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard
+from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard, row_digest
 from tgate_batch.render.time_sheet import Energy, TimeSheet
 from tgate_batch.score import metrics
 from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
@@ -148,7 +148,13 @@ class Worker:
             table = parquet.read_table(self._folder, name, identity=order.identity)
         except parquet.DAMAGE:
             return []
-        records = [ImageRecord.of(row) for row in table.to_pylist()]
+        rows = table.to_pylist()
+        records = [ImageRecord.of(row) for row in rows]
+        model, arm = order.model.name, order.arm
+        for row, one in zip(rows, records, strict=True):
+            whose = (model, arm, one.prompt_id, one.image_number)
+            if "digest" in row and row["digest"] != row_digest(*whose, one.image, one.video):
+                return []
         return [((record.prompt_id, record.image_number), record) for record in records]
 
     def measure(self, order: MeasureOrder) -> Iterator[Measured]:
@@ -235,7 +241,7 @@ class Worker:
             "counted": self._energy.counted(),
             "seconds": self._times.summary(),
         }
-        self._folder.write(layout.worker(self._name), json.dumps(summary))
+        self._folder.write(layout.worker(self._name), json.dumps(seal.sealed(summary)))
 
     def _about(self, order: RenderOrder) -> dict[str, str]:
         """What every file of a (model, arm) and kind of rows says of itself."""

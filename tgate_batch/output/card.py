@@ -18,7 +18,7 @@ from tgate_batch.config import OWN_SCHEDULER, Arm, Sampling
 from tgate_batch.errors import one_line
 from tgate_batch.models import catalogue
 from tgate_batch.models.used import Used, read_used
-from tgate_batch.output import history, layout
+from tgate_batch.output import history, layout, seal
 from tgate_batch.output.ledger import Ledger
 from tgate_batch.records import SCHEMA
 from tgate_batch.render.codec import MARK
@@ -60,6 +60,7 @@ COLUMNS = {
     "place": "the prompt's place in the set, from 0: shards hold rows of one kind",
     "kept": "further columns of the prompt set, as JSON, where they were asked for",
     "strength": "of a row that begins with a picture: how much of it is replaced",
+    "digest": "SHA-256 of the row's model, arm, prompt id, image number, image and video",
 }
 
 
@@ -71,9 +72,14 @@ def write(folder: Folder) -> None:
     over what they are made of. Raises UserError where the ledger cannot be read.
     """
     held = folder.get(layout.CARD)
-    if held is not None and _OLDER_MARK.encode() not in held:
+    if held is not None and not is_ours(held):
         return
-    folder.write(layout.CARD, _card(folder))
+    folder.write(layout.CARD, seal.sealed_text(_card(folder)))
+
+
+def is_ours(content: bytes) -> bool:
+    """Whether a card is one that the next run writes again."""
+    return _OLDER_MARK.encode() in content
 
 
 def _card(folder: Folder) -> str:

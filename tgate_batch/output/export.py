@@ -1,11 +1,11 @@
 """Stored pictures as files of their own: the `imagefolder` convention of Hugging Face `datasets`.
 
-    <model>/<arm>/00000-00012-0123456789abcdef.webp   shard, row, and a hash of the bytes
+    <model>/<arm>/00000-00012-0123456789abcdef.webp   shard, row, and a hash of prompt id and number
     <model>/<arm>/metadata.jsonl                      a line a picture: file_name, text, ...
 
 An arm's folder is one data set, and flat: `pytorch-fid` and training scripts read it. A file has
-the bytes of the stored picture. Its name tells its content, so that one that is there need not be
-written again; ``metadata.jsonl`` is written last, so its existence means that all of them are.
+the bytes of the stored image, and the same name in every arm. One that is there with these bytes is
+not written again; ``metadata.jsonl`` is written last, so its existence means that all of them are.
 """
 
 import json
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -20,27 +21,13 @@ from tgate_batch.errors import UserError
 from tgate_batch.output import parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
+from tgate_batch.records import SCHEMA
 from tgate_batch.storage import Folder
 
 FORMATS = ("imagefolder",)
 METADATA = "metadata.jsonl"
-TOLD = (  # of a picture, beside its file and its text
-    "model",
-    "arm",
-    "prompt_id",
-    "image_number",
-    "seed",
-    "width",
-    "height",
-    "batch",
-    "batch_size",
-    "batch_seconds",
-    "denoise_seconds",
-    "decode_seconds",
-    "encode_seconds",
-    "warm_up",
-    "worker",
-)
+_APART = ("prompt", "status", "error", "error_kind", "error_traceback", "image", "video")
+TOLD = tuple(name for name in SCHEMA.names if name not in _APART)  # beside its file and its text
 _OURS = re.compile(r"\d{5,}-\d{5,}-[0-9a-f]{16}\.[a-z]+")
 _WRITERS = 16  # files that are written at once: a disk flushes, a store answers, each after a while
 
@@ -139,11 +126,10 @@ def _export(
             try:
                 for rows in _rows(run, model, arm, shard):
                     new = {name: row for name, row in rows.items() if row["status"] == "ok"}
-                    left = {name: row for name, row in new.items() if name not in there}
-                    contents = [row["image"]["bytes"] for row in left.values()]
-                    list(writers.map(target.write, left, contents))
-                    there |= left.keys()
-                    found.written += len(left)
+                    contents = [row["image"]["bytes"] for row in new.values()]
+                    found.written += sum(
+                        writers.map(partial(_written, target, there), new, contents)
+                    )
                     errors += len(rows) - len(new)
                     lines |= {name: _line(name, row) for name, row in new.items()}
             except (*parquet.DAMAGE, KeyError):
@@ -155,6 +141,15 @@ def _export(
     found.pictures = len(told)
     _conclude(target, "".join(told.values()), sorted(there - told.keys() - {METADATA}))
     return found
+
+
+def _written(target: Folder, there: set[str], name: str, content: bytes) -> bool:
+    """Writes an image's file unless it is there with these bytes; returns whether it wrote it."""
+    if name in there and target.get(name) == content:
+        return False
+    target.write(name, content)
+    there.add(name)
+    return True
 
 
 def _rows(run: Run, model: str, arm: str, shard: ShardPlan) -> Iterator[dict[str, dict[str, Any]]]:
@@ -169,15 +164,15 @@ def _rows(run: Run, model: str, arm: str, shard: ShardPlan) -> Iterator[dict[str
     for batch in parquet.read_batches(run.folder, file, columns, identity=identity):
         named = {}
         for row in batch.to_pylist():
-            content = row["image"]["bytes"] if row["image"] is not None else b""
-            digest = blake2b(content, digest_size=8).hexdigest()
+            key = json.dumps([row["prompt_id"], row["image_number"]]).encode()
+            digest = blake2b(key, digest_size=8).hexdigest()
             named[f"{shard.index:05d}-{number:05d}-{digest}.{form}"] = row
             number += 1
         yield named
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    told = {"file_name": name, "text": row["prompt"], **{key: row[key] for key in TOLD}}
+    told = {"file_name": name, "text": row["prompt"], **{key: row.get(key) for key in TOLD}}
     return json.dumps(told) + "\n"
 
 

@@ -8,18 +8,19 @@ frozen stay as they are: more prompts of the same set join as further shards.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tgate_batch.config import Prompts
-from tgate_batch.errors import UserError
-from tgate_batch.output import layout, parquet, shapes
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.output import layout, parquet, seal, shapes
 from tgate_batch.output.ledger import Ledger
+from tgate_batch.output.seal import TableSeal
 from tgate_batch.prompts import listing
 from tgate_batch.prompts.kinds import cut, in_order
 from tgate_batch.prompts.read import count, read, unique
@@ -108,6 +109,8 @@ def plan(
     held: list[ShardPlan] = []
     if ledger is not None and not ledger.is_cleared(layout.PROMPTS):
         held = frozen(folder)
+        if held:  # without any they are frozen again
+            check_whole(folder, held, ledger)
     before = ledger[layout.PROMPTS] if ledger is not None and layout.PROMPTS in ledger else {}
     if held:
         apart = bool(before.get("apart", apart))
@@ -187,6 +190,7 @@ def _write_part(
     schema: pa.Schema,
 ) -> None:
     footer = {_PLANS_KEY: json.dumps([astuple(shard) for shard in plans])}
+    sealed = TableSeal(footer)
     with (
         folder.create(layout.prompts_part(part)) as stream,
         pq.ParquetWriter(
@@ -208,7 +212,10 @@ def _write_part(
             cells = len(schema) - 1
             rows = [(shard.index, *_cells(prompt)[:cells]) for prompt in shard.prompts]
             columns = [list(column) for column in zip(*rows, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            table = pa.Table.from_arrays(columns, schema=schema)
+            sealed.add(table)
+            writer.write_table(table)
+        writer.add_key_value_metadata({seal.FOOTER: sealed.value()})
 
 
 def _cells(prompt: Prompt) -> tuple:
@@ -231,10 +238,7 @@ def _plans_of(folder: Folder, name: str) -> list[ShardPlan]:
         with parquet.opened(folder, name) as file:
             return plans(file)
     except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"output {folder}: {name} is damaged ({reason}); restore it, or give another output"
-        ) from None
+        raise _damaged(folder, name, error) from None
 
 
 def plans(file: pq.ParquetFile) -> list[ShardPlan]:
@@ -249,12 +253,160 @@ def plans(file: pq.ParquetFile) -> list[ShardPlan]:
     ]
 
 
+def _damaged(folder: Folder, name: str, error: object) -> UserError:
+    """The error of a part that is not as it was written, or that is not there."""
+    why = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({one_line(error)})"
+    return UserError(f"output {folder}: {name} is {why}. Fix: {repair_of(folder)}")
+
+
+def repair_of(folder: Folder) -> str:
+    """How frozen prompts that are damaged or missing come back."""
+    return (
+        f"restore it from a copy, or run tgate-batch verify {folder} --repair, which writes it "
+        "again from the prompt file"
+    )
+
+
+def check_whole(folder: Folder, held: Sequence[ShardPlan], ledger: Ledger) -> None:
+    """Raises UserError, naming the first missing part, where the ledger promises more shards."""
+    missing = missing_parts(held, ledger)
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"output {folder}: {missing[0]}{more} is missing: of {_promised(ledger):,} shards of "
+            f"prompts {len(held):,} are here, as in a folder that was copied in part. Fix: copy "
+            f"the missing files too, or {repair_of(folder)}"
+        )
+
+
+def missing_parts(held: Sequence[ShardPlan], ledger: Ledger) -> list[str]:
+    """The files of shards that the ledger promises; of those after the last, the first alone."""
+    indices, parts = {shard.index for shard in held}, {shard.part for shard in held}
+    wanted = range(max(_promised(ledger), len(held)))
+    if indices == set(wanted):
+        return []
+    gaps = [part for part in range(max(parts, default=-1)) if part not in parts]
+    if max(indices, default=-1) < len(wanted) - 1 or not gaps:
+        gaps.append(max(parts, default=-1) + 1)
+    return [layout.prompts_part(part) for part in gaps]
+
+
+def _promised(ledger: Ledger) -> int:
+    """How many shards the ledger says are frozen; 0 where it does not."""
+    found = ledger[layout.PROMPTS].get("shards") if layout.PROMPTS in ledger else 0
+    return found if isinstance(found, int) else 0
+
+
+def write_again(
+    folder: Folder, spec: Prompts, ledger: Ledger, batch: int, names: Collection[str]
+) -> None:
+    """Writes parts that are damaged or missing again, from the set that they were frozen from.
+
+    ``names``: those parts; ``batch`` as in ``plan``. Raises UserError where the set is not there
+    or another one, or its shards cannot be told from it.
+    """
+    if layout.PROMPTS not in ledger:
+        raise UserError(f"{layout.LEDGER} does not say what the prompts were frozen from")
+    before = ledger[layout.PROMPTS]
+    by = frozen_by(ledger)
+    now = _settings(spec, by)
+    if now["source"] is None:
+        raise UserError(
+            f"the prompt file {listing.named(spec)} cannot be read. Fix: put it back, then run the "
+            "same command again"
+        )
+    if changed := [key for key in now if before.get(key) != now[key]]:
+        raise UserError(
+            f"the prompt file {listing.named(spec)} is not the one that was frozen (another "
+            f"{', '.join(changed)}; its sha256 was {before.get('source')}). Fix: put that one "
+            "back, then run the same command again"
+        )
+    cutting = (spec.shard_size, batch, bool(before.get("apart")))
+    sound, told = _known(folder, names)
+    shards = _planned_again(spec, by, cutting, _promised(ledger), sound, told)
+    planned = [(shard.kind, shard.prompts) for shard in shards]
+    schema = OWN_SCHEMA if before.get("own") else SCHEMA
+    for part, plans in itertools.groupby(shards, key=lambda shard: shard.part):
+        if layout.prompts_part(part) in names:
+            mine = list(plans)
+            again = cut(read(spec, by), planned, 0, *cutting)
+            _write_part(folder, spec, part, mine, in_order(again, mine[0].index), schema)
+
+
+def _known(folder: Folder, names: Collection[str]) -> tuple[list[ShardPlan], list[ShardPlan]]:
+    """The plans of the parts that are sound, and those that all parts still tell.
+
+    ``names``: the parts that are not.
+    """
+    sound: list[ShardPlan] = []
+    told: list[ShardPlan] = []
+    for name in folder.names(layout.PROMPTS, ".parquet"):
+        place = layout.place(name)
+        try:
+            found = _plans_of(folder, name) if place is not None else []
+        except UserError:
+            continue
+        if place is not None and name in names:
+            told += [
+                replace(shard, part=place.number, group=group) for group, shard in enumerate(found)
+            ]
+        else:
+            sound += found
+    return sound, sound + told
+
+
+def _planned_again(
+    spec: Prompts,
+    by: str | None,
+    cutting: tuple[int, int, bool],
+    promised: int,
+    sound: list[ShardPlan],
+    told: list[ShardPlan],
+) -> list[ShardPlan]:
+    """The plans of all shards: of the sizes that the parts tell, or cut as a first run cuts them.
+
+    Raises UserError where neither gives the shards that are ``sound``.
+    """
+    by_index = {shard.index: shard for shard in told}
+    whole = sorted(by_index) == list(range(promised))
+    first_cuts: list[tuple[list[ShardPlan], int]] = [([], count(spec))]
+    if whole:
+        first_cuts.insert(0, ([by_index[index] for index in range(promised)], 0))
+    for plans, joining in first_cuts:
+        planned = [(shard.kind, shard.prompts) for shard in plans]
+        found: dict[int, ShardPlan] = {}
+        for kind, shard in cut(read(spec, by), planned, joining, *cutting):
+            place = divmod(shard.index, SHARDS_A_FILE)
+            if shard.index < len(plans):
+                place = plans[shard.index].part, plans[shard.index].group
+            first = shard.prompts[0].place
+            found[shard.index] = ShardPlan(
+                shard.index, len(shard.prompts), shard.digest, *place, kind, first
+            )
+        if len(found) == promised and all(found.get(shard.index) == shard for shard in sound):
+            return [found[index] for index in sorted(found)]
+    raise UserError(
+        "the set was frozen in several steps, and what is left does not tell its shards. Fix: "
+        "restore the files from a copy"
+    )
+
+
+def _table(folder: Folder, shard: ShardPlan, columns: list[str] | None = None) -> pa.Table:
+    """A shard's frozen rows. Raises UserError where its part is damaged or missing."""
+    name = layout.prompts_part(shard.part)
+    try:
+        with parquet.opened(folder, name) as file:
+            return file.read_row_group(shard.group, columns=columns)
+    except parquet.DAMAGE as error:
+        raise _damaged(folder, name, error) from None
+
+
 def load_shard(folder: Folder, shard: ShardPlan) -> Shard:
-    """A shard with its prompts. Raises as ``parquet.opened`` does."""
-    with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
-        found = Shard(shard.index, prompts_of(shard, file.read_row_group(shard.group).to_pylist()))
+    """A shard with its prompts. Raises UserError where its part is damaged or missing."""
+    found = Shard(shard.index, prompts_of(shard, _table(folder, shard).to_pylist()))
     if found.digest != shard.digest:
-        raise parquet.OtherFile(f"the frozen prompts of shard {shard.index} are not those planned")
+        why = f"the prompts of shard {shard.index} are not those planned"
+        raise _damaged(folder, layout.prompts_part(shard.part), why)
     return found
 
 
@@ -275,9 +427,8 @@ def prompts_of(shard: ShardPlan, rows: list[dict[str, Any]]) -> tuple[Prompt, ..
 
 
 def categories(folder: Folder, shard: ShardPlan) -> list[str | None]:
-    """The category of each prompt of a shard. Raises as ``parquet.opened`` does."""
-    with parquet.opened(folder, layout.prompts_part(shard.part)) as file:
-        return file.read_row_group(shard.group, columns=["category"])["category"].to_pylist()
+    """The category of each prompt of a shard. Raises as ``load_shard`` does."""
+    return _table(folder, shard, ["category"])["category"].to_pylist()
 
 
 def texts(folder: Folder, chosen: Iterable[ShardPlan]) -> Iterator[str]:

@@ -22,13 +22,13 @@ from typing import Any
 
 import psutil
 
+from tgate_batch import __version__
 from tgate_batch.config import Workers
 from tgate_batch.errors import OutputLost, StorageError
-from tgate_batch.output import goodbye, layout, shapes
+from tgate_batch.output import goodbye, layout, seal, shapes
 from tgate_batch.storage import Folder, without_credentials
 
 _PACKAGES = (
-    "tgate-batch",
     "torch",
     "diffusers",
     "transformers",
@@ -48,7 +48,7 @@ whole_process = False
 @cache
 def software() -> dict[str, Any]:
     """The versions of this process: ``{"versions": {...}, "git": commit or None}``."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "tgate-batch": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
@@ -137,7 +137,7 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
         "host": socket.gethostname(),
         **invocation.each,
     }
-    folder.append(layout.HISTORY, json.dumps(start))
+    _add(folder, start)
     _running[invocation["id"]] = invocation
     try:
         yield
@@ -155,8 +155,11 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
 
 def _end(folder: Folder, invocation: Invocation) -> None:
     _running.pop(invocation["id"])
-    end = {"event": "end", **invocation, **invocation.so_far(), "killed": False}
-    folder.append(layout.HISTORY, json.dumps(end))
+    _add(folder, {"event": "end", **invocation, **invocation.so_far(), "killed": False})
+
+
+def _add(folder: Folder, entry: Mapping[str, Any]) -> None:
+    folder.append(layout.HISTORY, json.dumps(seal.sealed(entry)))
 
 
 def read(folder: Folder) -> list[dict[str, Any]]:
@@ -180,8 +183,8 @@ def end_killed(folder: Folder, claim: Mapping[str, Any]) -> None:
     """Adds the end of a killed invocation, as its dead claim has it, unless it has one."""
     if any(e.get("id") == claim.get("id") and "exit_code" not in e for e in read(folder)):
         known = {key: claim.get(key) for key in ("id", "born", "seconds", "workers")}
-        end = {"event": "end", **known, "device": None, "exit_code": None, "killed": True}
-        folder.append(layout.HISTORY, json.dumps(end))
+        gone = {"device": None, "exit_code": None, "killed": True}
+        _add(folder, {"event": "end", **known, **gone})
 
 
 def process_seconds() -> float:
@@ -198,9 +201,11 @@ def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
     """What the file holds, without lines that are torn, or are no entries."""
     for line in (folder.get(layout.HISTORY) or b"").splitlines():
         try:
-            yield shapes.checked(shapes.parsed(line), shapes.HistoryLine)
+            entry = shapes.checked(shapes.parsed(line), shapes.HistoryLine)
         except ValueError:
             continue
+        entry.pop(seal.KEY, None)
+        yield entry
 
 
 def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 from tgate_batch.storage import stays_inside
 
-FORMAT = 4  # of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards
+# Of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards, 4 no seals.
+FORMAT = 5
+READABLE = (4, FORMAT)  # what is rendered into a folder of format 4 makes it one of format 5
 
 CARD = "README.md"
 RUN = "run.json"

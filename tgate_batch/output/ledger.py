@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tgate_batch.errors import UserError, shown
-from tgate_batch.output import layout, shapes
+from tgate_batch import __version__
+from tgate_batch.errors import UserError, one_line, shown
+from tgate_batch.output import layout, seal, shapes
 from tgate_batch.output.layout import Settings
 from tgate_batch.storage import Folder
 
@@ -81,6 +82,10 @@ class Ledger:
             if entry is None:
                 self._folder.delete_all(name)
 
+    def write_again(self) -> None:
+        """Writes the entries as they are, under a seal that is theirs."""
+        self._write()
+
     def is_current(self) -> bool:
         """Whether the file still says what was read from it."""
         return Ledger(self._folder)._entries == self._entries
@@ -94,15 +99,25 @@ class Ledger:
         return list(self._entries)
 
     def _write(self) -> None:
-        content = {"format": layout.FORMAT, "folders": self._entries}
-        self._folder.write(layout.LEDGER, json.dumps(content, indent=1))
+        content = {
+            "format": layout.FORMAT,
+            "version": __version__,
+            "folders": self._entries,
+        }
+        self._folder.write(layout.LEDGER, json.dumps(seal.sealed(content), indent=1))
 
 
 def check_format(folder: Folder, content: Any) -> None:
     """Raises UserError unless the content of a JSON file of the output has this format."""
-    found = content.get("format", 1) if isinstance(content, dict) else 1
-    if type(found) is not int or found != layout.FORMAT:
-        raise UserError(
-            f"output {folder} has format {shown(found)}, and this version reads format "
-            f"{layout.FORMAT}; give another output, or read it with the version that wrote it"
-        )
+    said = content if isinstance(content, dict) else {}
+    found = said.get("format", 1)
+    if found in layout.READABLE:
+        return
+    known = " and ".join(map(str, layout.READABLE))
+    about = (
+        f"output {folder} has format {shown(found)}, and tgate-batch {__version__} reads {known}"
+    )
+    if isinstance(found, int) and found > layout.FORMAT:
+        version = one_line(said.get("version", "newer than this one"), 40)
+        raise UserError(f"{about}. Fix: install tgate-batch {version}, which wrote it")
+    raise UserError(f"{about}. Fix: give another output, or read it with the version that wrote it")

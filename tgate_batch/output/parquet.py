@@ -1,4 +1,4 @@
-"""Rows to Parquet files and back. A file's footer says what it was made of.
+"""Rows to Parquet files and back. A file's footer says what it was made of, and seals it.
 
 One file per (model, arm, shard), in plain folders and with ``model`` and ``arm`` as columns, so
 that pandas, Polars, DuckDB, Arrow, `datasets` and Ray Data open the folder with no code of ours.
@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tgate_batch.output import seal
 from tgate_batch.output.layout import IDENTITY_KEY
-from tgate_batch.records import SCHEMA, ImageRecord
+from tgate_batch.output.seal import TableSeal
+from tgate_batch.records import SCHEMA, ImageRecord, row_digest
 from tgate_batch.storage import Folder, StorageError, is_outage
 
 ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
@@ -36,8 +38,11 @@ def write_table(
     rows_a_group: int = ROWS_A_GROUP,
 ) -> None:
     """Writes rows made of ``identity``; the file appears whole."""
-    footer = {**(table.schema.metadata or {}), **(metadata or {}), IDENTITY_KEY: identity}
-    table = table.replace_schema_metadata(footer)
+    own = dict(metadata or {}) | {IDENTITY_KEY.decode(): identity}
+    footer = footer_of(table.schema.metadata or {}) | own
+    sealed = TableSeal(footer)
+    sealed.add(table)
+    table = table.replace_schema_metadata(footer | {seal.FOOTER: sealed.value()})
     compression = {leaf: "none" if leaf in _INCOMPRESSIBLE else "zstd" for leaf in _leaves(table)}
     texts = [field.name for field in table.schema if field.type == pa.string()]
     with folder.create(name) as stream:
@@ -47,6 +52,7 @@ def write_table(
             row_group_size=rows_a_group,
             compression=compression,
             use_dictionary=texts,
+            write_statistics=[leaf for leaf in compression if leaf not in _INCOMPRESSIBLE],
             write_page_checksum=True,
         )
 
@@ -72,7 +78,17 @@ def write_records(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes image rows; ``metadata`` (plan, MACs per image, ...) goes into the file's footer."""
-    rows = [{"model": model, "arm": arm, **record.row()} for record in records]
+    rows = [
+        {
+            "model": model,
+            "arm": arm,
+            **record.row(),
+            "digest": row_digest(
+                model, arm, record.prompt_id, record.image_number, record.image, record.video
+            ),
+        }
+        for record in records
+    ]
     write_table(folder, name, pa.Table.from_pylist(rows, schema=SCHEMA), identity, metadata)
 
 

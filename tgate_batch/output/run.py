@@ -4,9 +4,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tgate_batch import __version__
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue, checkpoint
@@ -15,7 +17,7 @@ from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
 from tgate_batch.models.scheduling import begins_with_pictures
 from tgate_batch.models.used import Used, read_used, used
-from tgate_batch.output import card, frozen, layout, shapes
+from tgate_batch.output import card, frozen, layout, parquet, seal, shapes
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.records import AS_OTHERS, Kind
@@ -101,10 +103,8 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     folder.check_writable()
     _check_run(folder)
     ledger = Ledger(folder)
-    _check_all_entered(folder, ledger)
     stale: list[str] = []
-    rows = config.sampling
-    batch = rows.batch_size // math.gcd(rows.batch_size, rows.images_per_prompt)
+    batch = prompts_a_batch(config)
     apart = not all(mixes_guidance(model) for model in config.models)
     wanted = (config.score.by, batch, apart)
     try:
@@ -121,11 +121,18 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     run = Prepared(
         config, folder, plan.shards, ledger, plan, fingerprints=fingerprints, models=models
     )
+    _check_all_entered(run)
     found = _stale(run)
     if found and not replace_stale:
         raise UserError(_explained(run, found))
     names = [*stale, *(layout.images(model, arm) for model, arm in found)]
     return replace(run, stale=tuple(dict.fromkeys(names)))
+
+
+def prompts_a_batch(config: Config) -> int:
+    """The fewest prompts whose images fill whole batches."""
+    rows = config.sampling
+    return rows.batch_size // math.gcd(rows.batch_size, rows.images_per_prompt)
 
 
 def begin(run: Prepared) -> None:
@@ -143,7 +150,7 @@ def begin(run: Prepared) -> None:
         run.ledger.finish_clearing()
         if run.stale:
             run.ledger.clear(*run.stale)
-        run.folder.write(layout.RUN, json.dumps(describe(run), indent=2))
+        run.folder.write(layout.RUN, json.dumps(seal.sealed(describe(run)), indent=2))
         card.write(run.folder)
         frozen.freeze(run.folder, run.config.prompts, run.plan, run.config.score.by)
         run.ledger.record(layout.PROMPTS, run.plan.source)
@@ -179,6 +186,7 @@ def describe(run: Run) -> dict[str, Any]:
     """What ``run.json`` holds. No credentials are in it."""
     return {
         "format": layout.FORMAT,
+        "version": __version__,
         "config": _without_credentials_in(run.config.model_dump(mode="json")),
         "models": {name: one.described() for name, one in run.models.items()},
         "prompts": run.prompts,
@@ -198,16 +206,14 @@ def _without_credentials_in(value: Any) -> Any:
 def load_run(output: str) -> Run:
     """The run that an output folder holds: for scoring, reporting and verifying.
 
-    Raises UserError where the folder holds none, or one of another format.
+    Raises UserError where the folder holds none, one of another format, or only a part of its
+    prompts.
     """
     folder = Folder(output)
-    return Run(
-        held_config(folder, output),
-        folder,
-        frozen.frozen(folder),
-        Ledger(folder),
-        models=held_models(folder),
-    )
+    config, ledger = held_config(folder, output), Ledger(folder)
+    shards = frozen.frozen(folder)
+    frozen.check_whole(folder, shards, ledger)
+    return Run(config, folder, shards, ledger, models=held_models(folder))
 
 
 def held_models(folder: Folder) -> dict[str, Used]:
@@ -336,14 +342,37 @@ def _check_run(folder: Folder) -> None:
         check_format(folder, content)
 
 
-def _check_all_entered(folder: Folder, ledger: Ledger) -> None:
-    """Pictures that the ledger does not know could be of anything."""
-    known = set(ledger.names())
-    for name in folder.names(layout.IMAGES, ".parquet"):
-        if name.rpartition("/")[0] not in known:
+def _check_all_entered(run: Prepared) -> None:
+    """Images that the ledger does not know could be of anything, unless their files prove it.
+
+    Where a ledger was lost, the first file of an arm that can be read says whether it was made as
+    the config has it; the arm then is entered again. Raises UserError where it was not.
+    """
+    known, proven = set(run.ledger.names()), set()
+    wanted = {
+        layout.images(model.name, name): _settings(run, model, arm)
+        for model, name, arm in run.pairs()
+        if run.fingerprints[model.name] is not None
+    }
+    digests = {shard.index: shard.digest for shard in run.shards}
+    refused: dict[str, str] = {}
+    for name in run.folder.names(layout.IMAGES, ".parquet"):
+        place = layout.folder_and_shard(name)
+        folder = name.rpartition("/")[0]
+        if folder in known or folder in proven:
+            continue
+        refused.setdefault(folder, name)
+        if place is None or folder not in wanted or place[1] not in digests:
+            continue
+        identity = layout.file_identity(wanted[folder], digests[place[1]])
+        with suppress(*parquet.DAMAGE), parquet.opened(run.folder, name, identity):
+            proven.add(folder)
+    for folder, name in refused.items():
+        if folder not in proven:
             raise UserError(
-                f"output {folder} holds {name}, and {layout.LEDGER} does not say what it was made "
-                "of; give another output"
+                f"output {run.folder} holds {name}, and {layout.LEDGER} does not say what it was "
+                "made of, nor is it of this config. Fix: give the config that it was rendered "
+                "with, or another output"
             )
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 
 from tgate_batch import say
 from tgate_batch.errors import UserError, one_line
-from tgate_batch.output import layout
+from tgate_batch.output import layout, seal
 from tgate_batch.render.codec import FORMATS
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.storage import Folder
@@ -314,7 +314,7 @@ def checked(content: Any, shape: type[BaseModel]) -> Any:
 
 
 def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
-    """A JSON file of an output, as plain data of its shape; None where there is none.
+    """A JSON file of an output, as plain data of its shape, without its seal; None: it is missing.
 
     Raises UserError, naming the file, where it cannot be read or has another shape.
     """
@@ -322,12 +322,15 @@ def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
     if content is None:
         return None
     try:
-        return checked(content, shape)
+        checked(content, shape)
     except ValueError as error:
         advice = getattr(shape, "advice", Shape.advice)
         raise UserError(
             f"output {folder}: {one_line(name)} cannot be used: {error}. Fix: {advice}"
         ) from None
+    if isinstance(content, dict):
+        content.pop(seal.KEY, None)
+    return content
 
 
 def read_json(folder: Folder, name: str) -> Any:

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from tgate_batch.errors import printable
 from tgate_batch.metrics.entry import Arm
-from tgate_batch.output import layout
+from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.report import table
@@ -31,9 +31,9 @@ _MOST_ROWS = 200  # of a table, on the page
 def write(run: Run) -> dict[str, Any]:
     """Writes ``report/`` from the scores on disk; returns the content of ``report.json``."""
     summary = summarize(run)
-    run.folder.write(layout.REPORT_JSON, json.dumps(summary, indent=2))
-    run.folder.write(layout.REPORT_MARKDOWN, _markdown(summary))
-    run.folder.write(layout.REPORT_PAGE, _html(run, summary))
+    run.folder.write(layout.REPORT_JSON, json.dumps(seal.sealed(summary), indent=2))
+    run.folder.write(layout.REPORT_MARKDOWN, seal.sealed_text(_markdown(summary)))
+    run.folder.write(layout.REPORT_PAGE, seal.sealed_text(_html(run, summary)))
     return summary
 
 

@@ -158,6 +158,7 @@ class Conclusion:
     named: Mapping[str, Any]  # failed, broken and most changed pictures, makers, MACs
     sets: Mapping[str, SetFigures]  # by extractor
     damaged: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -259,7 +260,8 @@ def conclude(
     named = {key: getattr(summary, key) for key in ("failed", "broken", "made_by", "macs", "worst")}
     damaged = tuple(summary.damaged)
     model, arm = order.key
-    found = Conclusion(model, arm, summary.sums, named, sets, damaged, tuple(problems))
+    missing = tuple(dict.fromkeys(summary.missing))
+    found = Conclusion(model, arm, summary.sums, named, sets, damaged, missing, tuple(problems))
     if whole and not problems:
         with folder.create(layout.conclusion(*order.key)) as stream:
             found.save(stream, order.identity)

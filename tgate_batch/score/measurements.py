@@ -1,6 +1,6 @@
 """Which measurements a run wants, where their files are, and which of them are missing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tgate_batch.config import Model
@@ -10,7 +10,7 @@ from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.output import layout
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
-from tgate_batch.output.run import Finished, Run
+from tgate_batch.output.run import Finished, Run, finished
 from tgate_batch.score.measure import ArmOrder, MeasureOrder, features_of
 from tgate_batch.score.metrics import wanted, weights_of_extractors
 from tgate_batch.storage import Folder
@@ -89,6 +89,26 @@ def orders(
         for shard in run.shards:
             if order := _order(run, measurements, model.name, shard, arms, rendered, present):
                 yield model, order
+
+
+def promised(run: Run, names: Sequence[str]) -> list[str]:
+    """Those of some measurements that are to be there: a listing has them, or their images.
+
+    A measurement that could not be made is a problem of its own.
+    """
+    if not names:
+        return []
+    rendered = finished(run)
+    listed = {*run.folder.names(layout.MEASURED), *run.folder.names(layout.FEATURES)}
+    found = []
+    for name in names:
+        place = layout.place(name)
+        rows = place is not None and place.of == layout.ROWS
+        pair = (str(place.model), str(place.arm)) if place is not None else ("", "")
+        there = place is not None and place.number in rendered.get(pair, ())
+        if name in listed or (rows and there):
+            found.append(name)
+    return found
 
 
 def _enter(run: Run, folders: Mapping[str, tuple[str, Settings]]) -> None:

@@ -320,6 +320,7 @@ class _Adding:
             return parquet.read_table(self._folder, file, columns, identity=identity)
         except FileNotFoundError:
             self._whole = False
+            self._found.missing.append(file)
         except parquet.DAMAGE:
             self._drop(file)
         return None

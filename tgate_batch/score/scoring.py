@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from tgate_batch.output import layout
+from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run
 from tgate_batch.score import reduce
 from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, enough, scores
@@ -54,7 +54,7 @@ def write_scores(
         baseline = found.get((model.name, run.config.baseline or ""))
         beside = None if arm == run.config.baseline else baseline
         content = scores(own, beside, metrics, facts, references)
-        run.folder.write(layout.scores(*key), json.dumps(content, indent=2))
+        run.folder.write(layout.scores(*key), json.dumps(seal.sealed(content), indent=2))
 
 
 def reduce_orders(run: Run, orders: list[ConcludeOrder]) -> Iterator[ReduceOrder]:

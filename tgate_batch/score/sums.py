@@ -204,7 +204,7 @@ class Summary:
     ``failed`` and ``broken``: the first such rows. ``macs``: of each figure, how many rows cost so
     much. ``worst``: by metric, the pictures that changed
     most beside the baseline's. ``damaged``: measurements that could not be
-    read, and are gone now.
+    read, and are gone now. ``missing``: those that were not found.
     """
 
     sums: Sums = field(default_factory=dict)
@@ -214,6 +214,7 @@ class Summary:
     made_by: list[dict[str, Any]] = field(default_factory=list)
     macs: dict[str, dict[str, int]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     worst: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def merge(self, other: Summary) -> None:
@@ -231,6 +232,7 @@ class Summary:
             held = self.macs.get(name, {})
             self.macs[name] = dict(Counter(held) + Counter(rows))
         self.damaged += other.damaged
+        self.missing += other.missing
         for metric, pictures in other.worst.items():
             self.worst[metric] = worst_of(self.worst.get(metric, []), pictures)
 

@@ -14,12 +14,15 @@ import numpy as np
 
 from tgate_batch.execute.verify.findings import guarded
 from tgate_batch.execute.verify.tables import pages
-from tgate_batch.output import layout, shapes
+from tgate_batch.output import layout, seal, shapes
+from tgate_batch.output.card import is_ours
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
 
 _ADDED_TO = "withheld"  # of an arm's scores: a report has more reasons in it
+_END_OF_SEALED = b"<!-- sha256"
+BROKEN = "it is not what its digest was made of"
 
 
 def archive(content: bytes) -> dict[str, np.ndarray]:
@@ -34,7 +37,7 @@ def readable(folder: Folder, name: str) -> list[str]:
         return pages(folder, name)
     kinds: dict[str, Callable[[bytes], Any]] = {
         ".npz": archive,
-        ".json": json.loads,
+        ".json": read_object,
         ".md": bytes.decode,
         ".html": bytes.decode,
     }
@@ -45,6 +48,14 @@ def readable(folder: Folder, name: str) -> list[str]:
         return []
 
     return guarded(check)
+
+
+def read_object(content: bytes) -> Any:
+    """A JSON file's content. Raises ValueError where it is not what its seal was made of."""
+    found = json.loads(content)
+    if seal.is_broken(found):
+        raise ValueError(BROKEN)
+    return found
 
 
 def statistics(folder: Folder, name: str) -> list[str]:
@@ -118,11 +129,12 @@ def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
     def check() -> list[str]:
         place, content = layout.place(name), json.loads(folder.read(name))
         assert place is not None
+        broken = [BROKEN] if seal.is_broken(content) else []
         if (content["model"], content["arm"]) != (place.model, place.arm):
-            return [f"it is of {content['model']} {content['arm']}"]
+            return [f"it is of {content['model']} {content['arm']}", *broken]
         shapes.checked(content, shapes.ScoresFile)
         found = content["images"], content["errors"]
-        return [] if counts is None else counts.differ(*found)
+        return broken if counts is None else counts.differ(*found) + broken
 
     return guarded(check)
 
@@ -131,7 +143,7 @@ def worker(folder: Folder, name: str) -> list[str]:
     """Checks where a worker's time went."""
 
     def check() -> list[str]:
-        content = json.loads(folder.read(name))
+        content = read_object(folder.read(name))
         seconds = content["seconds"]
         stages = (*ON_DEVICE, *BESIDE, "wall")
         lacking = [stage for stage in stages if not isinstance(seconds.get(stage), int | float)]
@@ -149,36 +161,57 @@ def history(folder: Folder, name: str) -> list[str]:
 
     def check() -> list[str]:
         lines = folder.read(name).splitlines()
-        torn = [number for number, line in enumerate(lines, 1) if not _is_entry(line)]
+        torn = [number for number, line in enumerate(lines, 1) if not is_entry(line)]
         return [f"line {number} is no entry" for number in torn]
 
     return guarded(check)
 
 
-def _is_entry(line: bytes) -> bool:
+def is_entry(line: bytes) -> bool:
+    """Whether a line of the history is an entry, as it was written."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(read_object(line), dict)
     except ValueError:
         return False
 
 
+def card(folder: Folder, name: str) -> list[str]:
+    """Checks the dataset card, unless it is a person's."""
+
+    def check() -> list[str]:
+        content = folder.read(name)
+        if not is_ours(content) or _END_OF_SEALED not in content or seal.is_sealed_text(content):
+            return []
+        return [f"{BROKEN}; take out the line that says whose it is, and it stays as it is"]
+
+    return guarded(check)
+
+
 def report(folder: Folder) -> dict[str, list[str]]:
     """Checks the report's files, and that its figures are those of the scores: name -> reasons."""
+    sealed: list[bool] = []
 
     def figures() -> list[str]:
-        reasons = []
-        for arm in json.loads(folder.read(layout.REPORT_JSON))["arms"]:
+        content = json.loads(folder.read(layout.REPORT_JSON))
+        sealed.append(seal.KEY in content)
+        reasons = [BROKEN] if seal.is_broken(content) else []
+        for arm in content["arms"]:
             name = layout.scores(arm["model"], arm["arm"])
             if not folder.exists(name) or scores(folder, name, None):
                 continue
             for key, value in json.loads(folder.read(name)).items():
-                if key != _ADDED_TO and json.dumps(arm.get(key)) != json.dumps(value):
+                if key in (_ADDED_TO, seal.KEY):
+                    continue
+                if json.dumps(arm.get(key)) != json.dumps(value):
                     reasons.append(f"its {key} is not that of {name}")
         return reasons
 
     def text(name: str, end: str) -> list[str]:
-        content = folder.read(name).decode().rstrip()
-        return [] if content and content.endswith(end) else ["it is cut off"]
+        content = folder.read(name)
+        if any(sealed):  # all three are written together
+            return [] if seal.is_sealed_text(content) else [f"it is cut off, or {BROKEN}"]
+        whole = content.decode().rstrip()
+        return [] if whole and whole.endswith(end) else ["it is cut off"]
 
     checks = {
         layout.REPORT_JSON: figures,

@@ -15,6 +15,7 @@ DAMAGED = "damaged"  # can be made again
 STRAY = "stray"  # ours by its name, and of nothing in this run
 MISSING = "missing"
 FOREIGN = "foreign"  # of no name that is ours; it may be a person's
+LOST = "lost"  # prompts, which are written again from their source
 KEPT = "kept"  # cannot be made again; its reason says what to do
 
 NAMES, ENTRIES, PROMPTS = "names in the folder", "ledger entries", "files of prompts"
@@ -47,6 +48,7 @@ class Findings:
 
     checked: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
+    without_digests: int = 0  # files of images of an earlier version
 
     def add(self, what: str, name: str, reasons: list[str], kind: str = DAMAGED) -> None:
         """One more was checked; reasons make it a fault."""
@@ -55,12 +57,18 @@ class Findings:
             self.faults.append(Fault(what, kind, name, said(reasons)))
 
     def sort(self) -> None:
-        """Puts the faults in the order of the table, and of their names."""
-        self.faults.sort(key=lambda fault: (_ORDER.index(fault.what), fault.name))
+        """Puts the faults in the order of the table, and of their names; but prompts first.
+
+        Without them nothing else can be judged.
+        """
+        self.faults.sort(
+            key=lambda fault: (fault.what != PROMPTS, _ORDER.index(fault.what), fault.name)
+        )
 
     def merge(self, other: "Findings") -> None:
         self.checked += other.checked
         self.faults += other.faults
+        self.without_digests += other.without_digests
 
     def lines(self) -> Iterator[str]:
         """The table, the first faults, and a verdict."""
@@ -72,6 +80,11 @@ class Findings:
         yield from map(str, self.faults[:_SHOWN])
         if len(self.faults) > _SHOWN:
             yield f"and {len(self.faults) - _SHOWN:,} more"
+        if self.without_digests:
+            yield (
+                f"{self.without_digests:,} files of images have no digests: a version before 0.2.0 "
+                "wrote them, and images exchanged between their rows are not found"
+            )
         yield self._verdict()
 
     def _verdict(self) -> str:
@@ -80,6 +93,8 @@ class Findings:
         kinds = Counter(fault.kind for fault in self.faults)
         told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in kinds)
         advice = []
+        if kinds[LOST]:
+            advice.append("--repair writes prompts again from the file that they were read from")
         if kinds[MISSING]:
             advice.append("tgate-batch render makes what is missing")
         if kinds[DAMAGED] or kinds[STRAY]:

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tgate_batch.config import Arm
-from tgate_batch.errors import UserError
-from tgate_batch.execute.verify.findings import DAMAGED, JSONS, KEPT, Findings, guarded
-from tgate_batch.output import frozen, layout, parquet, shapes
+from tgate_batch.errors import UserError, shown
+from tgate_batch.execute.verify.findings import DAMAGED, JSONS, MISSING, Findings, guarded
+from tgate_batch.output import frozen, layout, parquet, seal, shapes
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
@@ -22,6 +22,10 @@ from tgate_batch.score.measure import features_of
 from tgate_batch.storage import Folder
 
 _LOOKED_AT = 3  # files of an arm whose footers say whether the ledger's entry is theirs
+_AGAIN = (
+    "restore it from a copy, or let --repair remove it: tgate-batch render with the run's config "
+    "then enters again what the files prove to be made of"
+)
 _MOST_MEASUREMENTS = 12  # of an arm: more have too many subsets to try
 
 Pair = tuple[str, str]  # model, arm
@@ -53,15 +57,16 @@ def opened(output: str, found: Findings) -> Run | None:
         raise UserError(
             f"output {folder} holds no run; give the output folder of tgate-batch render"
         )
-    for name, shape, kind, advice in (
-        (layout.RUN, shapes.RunFile, DAMAGED, "tgate-batch render --config writes it again"),
-        (layout.LEDGER, shapes.LedgerFile, KEPT, "restore it from a copy, or give another output"),
+    for name, shape, advice in (
+        (layout.RUN, shapes.RunFile, "tgate-batch render --config writes it again"),
+        (layout.LEDGER, shapes.LedgerFile, _AGAIN),
     ):
-        held: list[Any] = []
-        reasons = guarded(partial(_read, folder, name, held))
-        if held and isinstance(held[0], dict):
-            check_format(folder, held[0])
-        if reasons := reasons or guarded(partial(_misshapen, held[0], shape)):
+        content: list[Any] = []
+        reasons = guarded(partial(_read, folder, name, content))
+        if not reasons and isinstance(content[0], dict):
+            check_format(folder, content[0])
+        if reasons := reasons or guarded(partial(_misshapen, content[0], shape)):
+            kind = DAMAGED if folder.exists(name) else MISSING
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
             return None
@@ -82,7 +87,9 @@ def opened(output: str, found: Findings) -> Run | None:
 
 
 def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
-    into.append(shapes.parsed(folder.read(name)))
+    into.append(content := shapes.parsed(folder.read(name)))
+    if seal.is_broken(content) and content.get("format") not in layout.READABLE:
+        return [f"its format {shown(content.get('format'))} is not that of its digest"]
     return []
 
 

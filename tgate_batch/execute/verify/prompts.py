@@ -6,16 +6,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tgate_batch.execute.verify.findings import guarded, in_words
+from tgate_batch.execute.verify.findings import (
+    LOST,
+    MISSING,
+    PROMPTS,
+    Fault,
+    guarded,
+    in_words,
+)
 from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.ledger import Ledger
+from tgate_batch.output.seal import TableSeal
 from tgate_batch.records import Shard
 from tgate_batch.storage import Folder
 
-ADVICE = (
-    "restore it from a copy, or delete all of prompts and run tgate-batch render with the prompt "
-    "file it was begun with"
-)
+ADVICE = "--repair writes it again from the prompt file, or restore it from a copy"
 
 
 class Parts:
@@ -30,7 +36,7 @@ class Parts:
         self._names = sorted(name for name in mine if layout.place(name) is not None)
         self._ids: set[str] = set()
         self._twice = 0
-        self._indices: list[int] = []
+        self._plans: list[ShardPlan] = []
         self.reasons: dict[str, list[str]] = {}
         self.lost = False
 
@@ -44,37 +50,39 @@ class Parts:
                 reasons.append(f"cannot be read: {in_words(error)}")
                 self.lost = True
 
-    def faults(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[list[str], bool]:
-        """What is wrong with all of them together, and whether a run makes it good.
-
-        ``entry`` is the ledger's of the prompts, ``run`` the content of the run's file.
-        """
-        held, planned = len(self._indices), _count(entry)
-        reasons = [f"{self._twice:,} ids stand twice; {ADVICE}"] if self._twice else []
-        if not self.lost and (
-            held < planned or sorted(self._indices) != list(range(len(self._indices)))
-        ):
-            self.lost = True
-            reasons.append(f"of {planned} shards {held} are here; {ADVICE}")
+    def faults(self, ledger: Ledger, run: Mapping[str, Any]) -> Iterator[Fault]:
+        """What is wrong with all of them together; ``run`` is the content of the run's file."""
+        held = len(self._plans)
+        if self._twice:
+            yield Fault(PROMPTS, LOST, layout.PROMPTS, f"{self._twice:,} ids stand twice; {ADVICE}")
+        if not self.lost:
+            missing = frozen.missing_parts(self._plans, ledger)
+            self.lost = bool(missing)
+            for name in missing:
+                why = f"it is missing: of {_count(run):,} shards {held:,} are here; {ADVICE}"
+                yield Fault(PROMPTS, LOST, name, why)
         wanted = _count(run)
-        if not reasons and not self.lost and (held < wanted or not held):
-            return [f"of {wanted} shards {held} are frozen"], True
-        return reasons, False
+        if not self._twice and not self.lost and (held < wanted or not held):
+            why = f"of {wanted:,} shards {held:,} are frozen"
+            yield Fault(PROMPTS, MISSING, layout.PROMPTS, why)
 
     def _part(self, name: str, reasons: list[str]) -> Iterator[tuple[ShardPlan, Shard | None]]:
         with parquet.opened(self._folder, name) as file:
             plans = frozen.plans(file)
-            self._indices += [plan.index for plan in plans]
+            self._plans += plans
             unusual = _of_footer(file, name, plans)
             reasons += unusual
+            seal = TableSeal(parquet.footer(file))
             for plan in plans:
                 found: list[Shard] = []
                 if not unusual:
-                    why = guarded(partial(_of_shard, file, plan, found))
+                    why = guarded(partial(_of_shard, file, plan, found, seal))
                     reasons += [f"shard {plan.index} {reason}" for reason in why]
                     if not why:
                         self._count(found[0])
                 yield plan, found[0] if found else None
+            if not reasons and seal.is_broken():
+                reasons.append("its rows or its footer are not those that its digest was made of")
 
     def _count(self, shard: Shard) -> None:
         for prompt in shard.prompts:
@@ -99,9 +107,13 @@ def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[
     return []
 
 
-def _of_shard(file: pq.ParquetFile, plan: ShardPlan, found: list[Shard]) -> list[str]:
-    """Reads a shard into ``found`` where nothing is wrong with it."""
-    rows = file.read_row_group(plan.group).to_pylist()
+def _of_shard(
+    file: pq.ParquetFile, plan: ShardPlan, found: list[Shard], seal: TableSeal
+) -> list[str]:
+    """Reads a shard into ``found`` where nothing is wrong with it, and into its file's seal."""
+    table = file.read_row_group(plan.group)
+    seal.add(table)
+    rows = table.to_pylist()
     shard = Shard(plan.index, frozen.prompts_of(plan, rows))
     if {row["shard"] for row in rows} != {plan.index} or len(rows) != plan.prompts:
         return ["does not have the prompts that its plan counts"]

@@ -5,22 +5,22 @@ a measurement the arm's sums and scores. What the baseline loses, the other arms
 The caller owns the folder.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tgate_batch.execute.verify.figures import readable
+from tgate_batch.execute.verify.figures import is_entry, readable
 from tgate_batch.execute.verify.findings import (
     DAMAGED,
     FOREIGN,
     KEPT,
+    LOST,
     MISSING,
     STRAY,
     UNREAD,
     Fault,
     Findings,
 )
-from tgate_batch.output import layout
+from tgate_batch.output import frozen, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.layout import Place
 from tgate_batch.output.run import Run
@@ -31,6 +31,19 @@ _CHUNK = 2**22  # bytes
 _OF_SHARDS = ("images", "features", "measured")
 _OF_ARMS = ("sums", "conclusion", "statistics", "scores")
 _REPORT = (layout.REPORT_JSON, layout.REPORT_MARKDOWN, layout.REPORT_PAGE)
+
+
+def prompts_again(run: Run, found: Findings) -> Iterator[str]:
+    """Writes frozen prompts that are damaged or missing again; yields a line for each.
+
+    Raises UserError, which says what is needed, where they cannot be told from their source.
+    """
+    names = [fault.name for fault in found.faults if fault.kind == LOST]
+    if not names:
+        return
+    batch = runs.prompts_a_batch(run.config)
+    frozen.write_again(run.folder, run.config.prompts, run.ledger, batch, names)
+    yield from (f"written again: {name}" for name in names)
 
 
 def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
@@ -52,13 +65,17 @@ def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
     if layout.HISTORY in names:
         names.pop(layout.HISTORY)
         yield _without_torn_lines(folder)
+    if layout.LEDGER in names and run is not None:  # what is wrong in it is corrected by now
+        names.pop(layout.LEDGER)
+        run.ledger.write_again()
+        yield f"corrected: {layout.LEDGER}"
     for name in names:
         folder.delete(name)
     _forget(folder, set(names))
     yield from (f"removed: {name}" for name in [*names][:_SHOWN])
     if len(names) > _SHOWN:
         yield f"removed: {len(names) - _SHOWN:,} more"
-    left = [*(fault for fault in faults if fault.kind in (FOREIGN, KEPT)), *unread]
+    left = [*(fault for fault in faults if fault.kind in (FOREIGN, KEPT, LOST)), *unread]
     yield from (f"left alone: {fault.name}: {fault.reason}" for fault in left[:_SHOWN])
     yield _verdict(found, len(names), len(left))
 
@@ -178,8 +195,7 @@ def _without_torn_lines(folder: Folder) -> str:
     lines = folder.read(layout.HISTORY).splitlines()
     kept = []
     for line in lines:
-        with suppress(ValueError):
-            if isinstance(json.loads(line), dict):
-                kept.append(line + b"\n")
+        if is_entry(line):
+            kept.append(line + b"\n")
     folder.write(layout.HISTORY, b"".join(kept))
     return f"corrected: {layout.HISTORY}, {len(lines) - len(kept)} lines less"

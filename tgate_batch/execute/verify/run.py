@@ -23,6 +23,7 @@ from tgate_batch.execute.verify.findings import (
     FOREIGN,
     JSONS,
     KEPT,
+    LOST,
     MEASURED,
     MISSING,
     NAMES,
@@ -145,12 +146,9 @@ class _Checking:
         yield from parts.shards()
         for name, reasons in parts.reasons.items():
             self._left.discard(name)
-            self._found.add(PROMPTS, name, [*reasons, ADVICE] if reasons else [], KEPT)
-        known = layout.PROMPTS in self._run.ledger
-        frozen_as = self._run.ledger[layout.PROMPTS] if known else {}
-        reasons, by_run = parts.faults(frozen_as, json.loads(self._folder.read(layout.RUN)))
-        for reason in reasons:
-            self._fault(PROMPTS, MISSING if by_run else KEPT, layout.PROMPTS, reason)
+            self._found.add(PROMPTS, name, [*reasons, ADVICE] if reasons else [], LOST)
+        about = json.loads(self._folder.read(layout.RUN))
+        self._found.faults += parts.faults(self._run.ledger, about)
         self._lost = parts.lost
 
     def _shard(self, pair: Pair, plan: ShardPlan, shard: Shard | None) -> _OfShard:
@@ -167,6 +165,7 @@ class _Checking:
             pictures = tables.pictures(self._folder, name, whose)
             found.add(PICTURES, name, pictures.reasons)
             found.checked[DECODED] += pictures.decoded
+            found.without_digests += not pictures.digests
             rows = pictures.rows
             found.checked[ROWS] += len(rows or ())
         broken, lacking = None, False
@@ -248,10 +247,12 @@ class _Checking:
                 self._json(name, report[name])
             elif self._entries.pictures:
                 self._fault(JSONS, MISSING, name, "it is not there")
+        if layout.CARD in self._present:
+            self._json(layout.CARD, figures.card(self._folder, layout.CARD))
         if layout.HISTORY in self._present:
             self._json(layout.HISTORY, figures.history(self._folder, layout.HISTORY))
         for name in (layout.RUN, layout.LEDGER):
-            self._json(name, [])
+            self._json(name, figures.readable(self._folder, name))
         if layout.DAMAGED in self._present:
             self._noted()
 
@@ -275,15 +276,20 @@ class _Checking:
         for name in self._folder.temporary():
             self._fault(NAMES, STRAY, name, "a writer that was killed left it")
         claims = {name for name in self._left if layout.token_of(name)}
+        unjudged: list[str] = []
         for name in sorted(self._left - claims - {layout.CARD, layout.CLAIM}):
             place = layout.place(name)
             if place is None:
                 reason = "it has no name of a run's; remove it if it is not yours"
                 self._fault(NAMES, FOREIGN, name, reason)
             elif self._lost:
-                self._fault(NAMES, KEPT, name, "it cannot be judged while prompts are damaged")
+                unjudged.append(name)
             else:
                 self._fault(NAMES, STRAY, name, "it is of no arm and shard of this run")
+        if unjudged:
+            more = f"and {len(unjudged) - 1:,} more files " if len(unjudged) > 1 else ""
+            why = f"it {more}cannot be judged while prompts are damaged or missing"
+            self._fault(NAMES, KEPT, unjudged[0], why)
 
 
 def _rows_of(pair: Pair) -> str:

@@ -19,11 +19,20 @@ from PIL import Image
 from tgate_batch.execute.verify.findings import guarded, in_words
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
-from tgate_batch.records import BEFORE_STRENGTH, SCHEMA, Shard, image_seed
+from tgate_batch.output.seal import TableSeal
+from tgate_batch.records import (
+    BEFORE_DIGEST,
+    BEFORE_STRENGTH,
+    SCHEMA,
+    Shard,
+    image_seed,
+    row_digest,
+)
 from tgate_batch.score.measure import FIGURES_SCHEMA, MACS, ROWS_SCHEMA, Key
 from tgate_batch.storage import Folder
 
 _FOOTER = ("made_by", "settings", *MACS)
+_BROKEN = "its rows or its footer are not those that its digest was made of"
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,15 @@ class Row:
 
 @dataclass
 class Pictures:
-    """What a file of pictures holds; ``rows`` is None where it is not sound."""
+    """What a file of pictures holds; ``rows`` is None where it is not sound.
+
+    ``digests``: whether its rows have digests; files of format 4 have none.
+    """
 
     reasons: list[str]
     rows: list[Row] | None = None
     decoded: int = 0
+    digests: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
     def check() -> list[str]:
         reasons: list[str] = []
         for table in _groups(folder, name, expected.identity, _schema_of_pictures, reasons):
+            found.digests = "digest" in table.schema.names
             for row in table.to_pylist():
                 reasons += _of_row(row, expected)
                 found.decoded += row["image"] is not None
@@ -77,7 +91,7 @@ def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
                 rows.append(Row(key, row["status"], row["error"]))
         if reasons and not rows:
             return reasons  # of the footer
-        return reasons + _of_keys([row.key for row in rows], expected.keys())
+        return _of_keys([row.key for row in rows], expected.keys()) + reasons
 
     found.reasons = guarded(check)
     found.rows = None if found.reasons else rows
@@ -113,18 +127,25 @@ def measurement(
                 found += [Row(key, "ok", None) for key in keys]
             if place.kind == "features" and not np.isfinite(_values(table["features"])).all():
                 reasons.append("it has features that are not finite")
-        if reasons or rows is None:
+        if rows is None or (reasons and not found):
             return reasons
-        if by_rows:
-            return [] if found == rows else ["its rows are not those of the pictures"]
-        wanted = [row.key for row in rows if row.status == "ok"]
-        if place.kind == "features":
-            if broken is None:
-                return []
-            wanted = [key for key in wanted if key not in broken]
-        return _of_keys([row.key for row in found], wanted)
+        return reasons + _of_measured(place, found, rows, broken)
 
     return guarded(check), says_broken
+
+
+def _of_measured(
+    place: layout.Place, found: list[Row], rows: list[Row], broken: set[Key] | None
+) -> list[str]:
+    """Whether a measurement has the rows that it is to have beside the pictures' ``rows``."""
+    if place.kind == "measured" and place.of == layout.ROWS:
+        return [] if found == rows else ["its rows are not those of the pictures"]
+    wanted = [row.key for row in rows if row.status == "ok"]
+    if place.kind == "features":
+        if broken is None:
+            return []
+        wanted = [key for key in wanted if key not in broken]
+    return _of_keys([row.key for row in found], wanted)
 
 
 def pages(folder: Folder, name: str) -> list[str]:
@@ -145,7 +166,10 @@ def _groups(
     schema: Callable[[pq.ParquetFile], list[str]] | None = None,
     reasons: list[str] | None = None,
 ) -> Iterator[pa.Table]:
-    """The row groups of a file; none where its footer gives a reason, which joins ``reasons``."""
+    """The row groups of a file; none where its footer gives a reason, which joins ``reasons``.
+
+    After the last one the seal is compared: a broken one joins them too, or raises ValueError.
+    """
     with parquet.opened(folder, name) as file:
         if identity is not None and reasons is not None:
             found = (file.metadata.metadata or {}).get(IDENTITY_KEY)
@@ -155,8 +179,15 @@ def _groups(
             reasons += schema(file)
         if reasons:
             return
+        seal = TableSeal(parquet.footer(file))
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+            table = file.read_row_group(group)
+            seal.add(table)
+            yield table
+        if seal.is_broken():
+            if reasons is None:
+                raise ValueError(_BROKEN)
+            reasons.append(_BROKEN)
 
 
 def _differs(found: pa.Schema, wanted: pa.Schema) -> list[str]:
@@ -175,7 +206,8 @@ def _differs(found: pa.Schema, wanted: pa.Schema) -> list[str]:
 
 def _schema_of_pictures(file: pq.ParquetFile) -> list[str]:
     found = file.schema_arrow
-    wanted = SCHEMA if found.names[-1:] == SCHEMA.names[-1:] else BEFORE_STRENGTH
+    known = {one.names[-1]: one for one in (SCHEMA, BEFORE_DIGEST, BEFORE_STRENGTH)}
+    wanted = known.get(found.names[-1] if found.names else "", SCHEMA)
     reasons = _differs(found, wanted)
     footer = parquet.footer(file)
     for key, value in (wanted.metadata or {}).items():
@@ -252,6 +284,10 @@ def _of_row(row: Mapping[str, Any], expected: Expected) -> list[str]:
             reasons.append("has failed and has a picture")
     else:
         reasons.append(f"has status {row['status']!r}, which is neither ok nor error")
+    if "digest" in row:
+        image = (row["image"] or {}).get("bytes")
+        if row["digest"] != row_digest(row["model"], row["arm"], *key, image, row["video"]):
+            reasons.append("has an image or video that is not the one its digest was made of")
     return [f"row {_named(key)} {reason}" for reason in reasons]
 
 
