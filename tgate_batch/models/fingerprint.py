@@ -8,10 +8,11 @@ their sha256 as their name.
 import json
 import re
 from collections.abc import Iterator
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 from tgate_batch.config import Model
+from tgate_batch.metrics.weights import file_sha256
 from tgate_batch.models.architecture import read_json
 from tgate_batch.models.checkpoint import checkpoint, variant_of
 from tgate_batch.models.hub import cached, is_local
@@ -20,7 +21,6 @@ from tgate_batch.models.opened import INDEX, opened
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights that lie in several files
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_known: dict[tuple[str, int, int], str] = {}  # (file, bytes, time of change) -> sha256
 
 
 def fingerprint(model: Model, dtype: str) -> str | None:
@@ -113,9 +113,4 @@ def _sha256_of(file: Path) -> str:
     target = file.resolve()
     if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name
-    state = target.stat()
-    key = (str(target), state.st_size, state.st_mtime_ns)
-    if key not in _known:
-        with target.open("rb") as stream:
-            _known[key] = file_digest(stream, "sha256").hexdigest()
-    return _known[key]
+    return file_sha256(target)
