@@ -69,6 +69,10 @@ class Model(Section):
     out: the one that the catalogue names."""
     revision: str | None = None
     """Of a hub id in `path`: a branch, a tag or a commit. Left out: the main branch."""
+    variant: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
+    """Which weights of a folder or hub id are read, where it has several: `fp16` stands for
+    model.fp16.safetensors. A part without that variant is read from its plain files. Left out: the
+    plain ones, or the only variant that is there."""
     config: str | None = None
     """Of a single file: the folder or hub id of a pipeline with its configurations, tokenizers and
     scheduler. Left out: the catalogue's checkpoint of its kind."""

@@ -76,7 +76,7 @@ def _groups(
                         quarantined,
                         arm in again.get((model.name, shard.index), ()),
                         partial(macs, model, arm, shard.kind),
-                        run.made_of(model.name, arm).get("checkpoint"),
+                        run.promised(model.name, arm),
                     )
                     for arm in arms
                 ]

@@ -70,6 +70,11 @@ class Run:
         """What the arm's pictures are made of; raises KeyError where it has none yet."""
         return self.ledger[layout.images(model, arm)]
 
+    def promised(self, model: str, arm: str) -> str | None:
+        """The fingerprint of the checkpoint that renders an arm; None if it is not known."""
+        found = self.made_of(model, arm).get("checkpoint")
+        return found if isinstance(found, str) else None
+
     def pictures(self, model: str, arm: str, shard: ShardPlan) -> tuple[str, str]:
         """The file of a shard's pictures and its identity; raises as ``made_of`` does."""
         name = layout.shard_file(layout.images(model, arm), shard.index)
