@@ -11,7 +11,7 @@ from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.part_files import LINKS, PartFiles, laid_out
 from tgate_batch.metrics.weights import pickled_only
-from tgate_batch.models import hub, loras, scheduling
+from tgate_batch.models import hub, loras, scheduling, single_file
 from tgate_batch.models.architecture import class_names, read_json
 from tgate_batch.models.family import Entry
 from tgate_batch.models.files import Files, files, places_of_parts, variant_of
@@ -25,6 +25,12 @@ from tgate_batch.models.opened import (
     resolve,
 )
 
+_LATENT_CHANNELS = 4  # of Stable Diffusion's kin
+_OTHER_KINDS = {
+    9: "an inpainting model",
+    8: "a model that edits pictures",
+    5: "a model that takes a depth map",
+}
 _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
 
@@ -53,6 +59,7 @@ def check(model: Model, sampling: Sampling) -> ResolvedSampling:
         raise UserError(f"{key}: config is of a single file, and {place} is none; leave it out")
     scheduling.check_name(model.scheduler, f"{key}: scheduler")
     _check_parts(model, found)
+    _check_channels(model, found)
     loras.check(model, found.family)
     how = resolve(model, sampling, found)
     scheduling.check_arguments(model, found, how)
@@ -102,6 +109,26 @@ def _check_parts(model: Model, found: Opened) -> None:
                 f"{key}: {part}: {getattr(model, part)} is a {kind}, which is no model of "
                 f"diffusers; give a {part} that its save_pretrained wrote"
             )
+
+
+def _check_channels(model: Model, found: Opened) -> None:
+    """Raises UserError for a U-Net that needs more than noise, as that of an inpainting model."""
+    if found.family.denoiser != "unet" or found.family.draws != "picture" or found.folder is None:
+        return
+    place, channels = found.file or found.folder, None
+    if model.unet is not None:
+        place = part_folder(model, "unet")
+        channels = read_json(place / "config.json").get("in_channels")
+    elif found.file is not None:
+        channels = single_file.unet_channels(single_file.header_of(found.file))
+    elif found.row.unet is None and (found.folder / "unet" / "config.json").is_file():
+        channels = read_json(found.folder / "unet" / "config.json").get("in_channels")
+    if channels not in (None, _LATENT_CHANNELS):
+        kind = _OTHER_KINDS.get(channels, "another kind of model")
+        raise UserError(
+            f"models: {model.name}: {place} is {kind}: its U-Net takes {channels} channels, and "
+            f"text-to-image has {_LATENT_CHANNELS}. Fix: give a text-to-image checkpoint"
+        )
 
 
 def _unsafe(folder: Path, model: Model, found: Opened) -> str | None:

@@ -13,7 +13,7 @@ from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
-from tgate_batch.models.scheduling import begins_with_pictures
+from tgate_batch.models.scheduling import begins_with_pictures, check_file
 from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
@@ -102,6 +102,8 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
         models[model.name] = used(model, sampling)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
+            if arm.scheduler is not None:
+                check_file(opened(model), arm.scheduler, f"arms.{name}.scheduler with {model.name}")
     folder = Folder(config.output)
     folder.check_writable()
     _check_run(folder)
