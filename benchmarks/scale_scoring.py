@@ -28,8 +28,8 @@ from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output import run as runs
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.score.measure import features_of
 from tgate_batch.score.measurements import Measurements
+from tgate_batch.score.metrics import features_of
 from tgate_batch.score.reference import load_reference, of_sample
 from tgate_batch.score.scoring import conclude_orders, write_scores
 from tgate_batch.storage import Folder

@@ -34,7 +34,10 @@ class StandIn:
     def is_invariant(self) -> bool:
         return True
 
-    def encode(self, prompts: list[Prompt]) -> list[Condition]:
+    def encoded_as(self, arm: Arm) -> str:
+        return ""
+
+    def encode(self, prompts: list[Prompt], arm: Arm | None = None) -> list[Condition]:
         return [{} for _ in prompts]
 
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -18,8 +18,8 @@ records
 gate.plan gate.summary gate.families gate.steps gate.layers gate.body gate.watch gate.call
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
 config.sections config.shipped config.checking config.reading config.reference config
-metrics.weights metrics.entry metrics.broken metrics.features metrics.dinov2 metrics.cmmd
-metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
+metrics.weights metrics.part_files metrics.entry metrics.broken metrics.features metrics.dinov2
+metrics.cmmd metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
 metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
@@ -27,8 +27,8 @@ demo demo.pictures demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
 models.catalogue models.hub models.single_file models.opened models.scheduling models.used
-models.loras models.checkpoint models.fingerprint models.engine models.guidance models.runner
-models.call_macs models.macs models.published models
+models.loras models.files models.checkpoint models.fingerprint models.engine models.guidance
+models.runner models.call_macs models.macs models.published models
 prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.seal output.shapes output.ledger output.goodbye output.history output.claim

@@ -136,6 +136,18 @@ def test_pickled_clip_is_refused_by_name(tmp_path, loader):
         loader(str(tmp_path))
 
 
+@pytest.mark.parametrize("loader", [ClipScore, fingerprint])
+def test_an_index_of_clip_that_names_a_pickle_is_refused(tmp_path, loader):
+    """Beside a decoy, so that the folder has safetensors."""
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "decoy.safetensors").write_bytes(b"")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    index = {"metadata": {}, "weight_map": {"logit_scale": "pytorch_model.bin"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names pytorch_model\.bin, and only safetensors are read"):
+        loader(str(tmp_path))
+
+
 def test_pickled_dinov2_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")

@@ -2,17 +2,33 @@
 
 import json
 import re
+import shutil
+import socket
 import subprocess
 import sys
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from tgate_batch import config, workflow
-from tgate_batch.execute import plugins
+from tgate_batch.config import Model
+from tgate_batch.errors import UserError
+from tgate_batch.execute import plugins, rendering
+from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.worker import Worker
+from tgate_batch.metrics.features import load_extractor
+from tgate_batch.metrics.frechet import stream
 from tgate_batch.models import catalogue
+from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.output import run as runs
 from tgate_batch.score import metrics
+from tgate_batch.score.figures import ConcludeOrder, Facts
+from tgate_batch.score.measurements import Measurements
+from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,3 +164,87 @@ def test_no_line_of_a_library_appears_in_a_local_run(settings, captions, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert all(json.loads(line)["event"] for line in done.stdout.splitlines())
+
+
+def weights_of(folder: Path) -> Path:
+    return next((folder / "unet").glob("*.safetensors"))
+
+
+def with_one_weight_changed(folder: str, copy: Path) -> Path:
+    """A copy of a checkpoint's folder in which one number of the denoiser is another."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, copy)
+    tensors = load_file(weights_of(copy))
+    tensors["conv_in.bias"] = tensors["conv_in.bias"] + 1
+    save_file(tensors, weights_of(copy), metadata={"format": "pt"})
+    return copy
+
+
+def test_a_worker_refuses_weights_that_are_not_those_it_was_promised(settings, tiny, tmp_path):
+    """The checkpoint is replaced after the run was prepared, as on a machine with another copy."""
+    there = Path(shutil.copytree(tiny, tmp_path / "there"))
+    other = with_one_weight_changed(tiny, tmp_path / "other")
+    run = local({**settings, "models": [{"name": "sd15", "path": str(there)}]})
+    prepared = runs.prepare(run)
+    runs.begin(prepared)
+    pool = rendering.tasks(prepared, runs.pending(prepared))
+    shutil.copy(weights_of(other), weights_of(there))
+    digests = [fingerprint(Model(name="sd15", path=str(f)), "float32") for f in (tiny, other)]
+    with pytest.raises(UserError) as told:
+        list(LocalExecutor(run, prepared.folder).run(pool))
+    (line,) = str(told.value).splitlines()
+    for part in (socket.gethostname(), str(there), *(digest[:16] for digest in digests)):
+        assert part in line
+    assert not list(Path(settings["output"]).rglob("shard-*.parquet"))
+
+
+def test_a_worker_compares_again_for_an_order_after_it_has_loaded_a_model(settings, tiny, tmp_path):
+    run = local(settings)
+    prepared = runs.prepare(run)
+    runs.begin(prepared)
+    worker = Worker(run, prepared.folder)
+    worker.load(run.models[0])
+    (task, *_), *_ = rendering._groups(prepared, runs.pending(prepared), {}, lambda *_: None)
+    with pytest.raises(UserError, match="has other weights at"):
+        list(worker.render(replace(task.order(), checkpoint="0" * 64)))
+    assert [said.images for said in worker.render(task.order())] == [4]
+
+
+def test_weights_of_a_metric_that_are_not_those_promised_measure_nothing(
+    module, settings, tmp_path
+):
+    """Other weights lie there when a worker loads them; with the right ones scoring goes on."""
+    name = module("toy_promised", METRIC)
+    plugins.register([name])
+    weights = tmp_path / "brightness.txt"
+    weights.write_text("100")
+    score = {"reference": None, "weights": {"darkness": str(weights)}}
+    run = local(settings, plugins=[name], score=score, arms={"baseline": {}})
+    assert workflow.render(run) == 0
+    before = report(settings["output"])["arms"][0]["darkness"]
+    shutil.rmtree(Path(settings["output"]) / "measured" / "darkness")
+    held = runs.load_run(settings["output"])
+    wanted = Measurements.of(held)
+    weights.write_text("2000")
+    executor = LocalExecutor(run, held.folder)
+    (problem,) = workflow.measure_pending(held, wanted, executor)
+    digests = [sha256(text).hexdigest()[:16] for text in (b"100", b"2000")]
+    for part in ("darkness", socket.gethostname(), str(weights), *digests):
+        assert part in problem
+    assert not list(Path(settings["output"]).glob("measured/darkness/**/*.parquet"))
+    weights.write_text("100")
+    assert workflow.score(run) == 0
+    assert report(settings["output"])["arms"][0]["darkness"] == before
+
+
+def test_a_reference_that_changed_since_the_driver_read_it_is_refused(settings, tmp_path):
+    kind = load_extractor("efficientnet-lite0")
+    file = tmp_path / "reference.npz"
+    rows = np.random.default_rng(0).normal(size=(4, kind.dimensions))
+    stream([rows.astype(np.float32)]).save(file.open("wb"))
+    facts = Facts.of(kind)
+    order = ConcludeOrder(None, (), None, {facts.name: (str(file), "0" * 64)}, (facts,))
+    run = local(settings)
+    with pytest.raises(UserError, match=r"reference: .* has other weights at .*reference\.npz"):
+        list(Worker(run, Folder(settings["output"])).conclude(order))

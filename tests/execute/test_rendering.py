@@ -25,7 +25,7 @@ class Painter(StandIn):
 
     forbidden = ""
 
-    def encode(self, prompts):
+    def encode(self, prompts, arm=None):
         return [{"text": prompt.text} for prompt in prompts]
 
     def denoise(self, conditions, seeds):

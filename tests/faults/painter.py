@@ -86,7 +86,7 @@ class Painter(StandIn):
             raise RuntimeError("this worker is bad")
         return super().under(arm, sampling)
 
-    def encode(self, prompts: list[Prompt]) -> list[Condition]:
+    def encode(self, prompts: list[Prompt], arm: Arm | None = None) -> list[Condition]:
         return [{"text": prompt.text} for prompt in prompts]
 
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> Any:

@@ -3,7 +3,8 @@ import pytest
 from tgate_batch.config import OWN_SCHEDULER, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import checkpoint, load, resolved_dtype, variant_of
+from tgate_batch.models.checkpoint import checkpoint, load, resolved_dtype
+from tgate_batch.models.files import variant_of
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate import GatePlan, denoiser_of, gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load, resolved_dtype, variant_of
+from tgate_batch.models.checkpoint import load, resolved_dtype
+from tgate_batch.models.files import variant_of
 from tgate_batch.models.macs import count_parts, find_architecture, macs_of
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.records import Prompt

@@ -1,16 +1,23 @@
 """A checkpoint's fingerprint: it follows what loading reads, and nothing else."""
 
+import json
+import re
 import shutil
 from hashlib import sha1, sha256
 from pathlib import Path
 
+import diffusers
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from tgate_batch.config import Model
+from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
+from tgate_batch.models.checkpoint import load
 from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.opened import resolve
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -23,6 +30,10 @@ def folder(tiny, tmp_path) -> Path:
 
 def of(folder: Path, dtype: str = "float32") -> str:
     return fingerprint(Model(name="sd15", path=str(folder)), dtype)
+
+
+def mine(folder: Path) -> Model:
+    return Model(name="sd15", path=str(folder))
 
 
 def change(file: Path) -> None:
@@ -158,6 +169,133 @@ def test_half_precision_files_count_where_they_are_read(folder, hub):
     assert half != full
     (snapshot / "unet" / WEIGHTS).unlink()
     assert fingerprint(model, "float16") == half
+
+
+def test_a_part_with_one_variant_alone_is_read_from_it(tiny, folder):
+    """Only the fp16 files were fetched: they are found without a key, and in the fingerprint."""
+    plain, name = of(folder), WEIGHTS.replace(".", ".fp16.", 1)
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / name)
+    model = Model(name="sd15", path=str(folder))
+    pipeline = load(model, resolve(model, Sampling()), "cpu")
+    before = load(Model(name="sd15", path=tiny), resolve(model, Sampling()), "cpu")
+    assert torch.equal(pipeline.unet.conv_in.weight, before.unet.conv_in.weight)
+    assert of(folder) != plain
+    change(folder / "unet" / name)
+    (folder / "unet" / name).unlink()
+    with pytest.raises(UserError, match=r"unet has no weights \(no \.safetensors\)\. Fix: "):
+        of(folder)
+
+
+def test_the_variant_of_the_config_is_what_is_read(folder):
+    """Both are there and differ; a part that has no such variant is read from its plain files."""
+    name = WEIGHTS.replace(".", ".fp16.", 1)
+    tensors = load_file(folder / "unet" / WEIGHTS)
+    half = {key: value.half() + 1 for key, value in tensors.items()}
+    save_file(half, folder / "unet" / name)
+    plain, chosen = (Model(name="sd15", path=str(folder), variant=v) for v in (None, "fp16"))
+    assert fingerprint(plain, "float32") != fingerprint(chosen, "float32")
+    pipeline = load(chosen, resolve(chosen, Sampling()), "cpu")
+    assert torch.equal(pipeline.unet.conv_in.weight, half["conv_in.weight"].float())
+    with pytest.raises(UserError, match=r"no weights of the variant 'bf16' \(there are: plain\)"):
+        fingerprint(Model(name="sd15", path=str(folder), variant="bf16"), "float32")
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / WEIGHTS.replace(".", ".bf16.", 1))
+    with pytest.raises(UserError, match=r"variants bf16, fp16 and no plain ones. Fix: give one"):
+        fingerprint(plain, "float32")
+
+
+def in_two_shards(folder: Path, variant: str = "") -> Path:
+    """Writes the denoiser's weights as two shards with an index, as save_pretrained does."""
+    pipeline_part = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / "unet" / WEIGHTS).unlink()
+    pipeline_part.save_pretrained(folder / "unet", max_shard_size="200KB", variant=variant or None)
+    (index,) = folder.glob("unet/*.index*.json")
+    return index
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_sharded_weights_of_a_variant_are_read_whole(tiny, folder, variant):
+    in_two_shards(folder, variant)
+    model = Model(name="sd15", path=str(folder))
+    pipeline = load(model, resolve(model, Sampling()), "cpu")
+    before = load(Model(name="sd15", path=tiny), resolve(model, Sampling()), "cpu").unet
+    for name, value in before.state_dict().items():
+        assert torch.equal(pipeline.unet.state_dict()[name], value)
+    change(sorted(folder.glob("unet/*-of-*.safetensors"))[-1])
+    assert of(folder) != fingerprint(Model(name="sd15", path=tiny), "float32")
+
+
+def renamed_in(index: Path, name: str) -> None:
+    content = json.loads(index.read_text())
+    first = next(iter(content["weight_map"]))
+    content["weight_map"][first] = name
+    index.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weights.bin", "only safetensors are read"),
+        ("../../elsewhere/weights.safetensors", "that is no name of a file"),
+        ("gone.safetensors", "which its index names. Fix: copy the whole checkpoint"),
+    ],
+)
+def test_an_index_that_names_other_files_is_refused_before_anything_is_loaded(folder, name, said):
+    """A pickle beside a decoy: diffusers would load what the index names."""
+    index = in_two_shards(folder)
+    torch.save({"conv_in.bias": torch.ones(32)}, folder / "unet" / "weights.bin")
+    renamed_in(index, name)
+    for tried in (of, lambda folder: load(mine(folder), resolve(mine(folder), Sampling()), "cpu")):
+        with pytest.raises(UserError, match=re.escape(said)) as told:
+            tried(folder)
+        assert name in str(told.value)
+
+
+def test_an_index_that_leaves_a_file_out_is_refused(folder):
+    """transformers would make the weights up that no named file holds."""
+    index = in_two_shards(folder)
+    content = json.loads(index.read_text())
+    kept = sorted(set(content["weight_map"].values()))[0]
+    content["weight_map"] = {k: v for k, v in content["weight_map"].items() if v == kept}
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not name .*-of-.*, which lies in"):
+        of(folder)
+
+
+@pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", "tokenizer/tokenizer.json"])
+def test_a_link_out_of_the_folder_is_refused_and_one_within_it_is_read(folder, tmp_path, file):
+    before = of(folder)
+    inside = (folder / file).rename(folder / "moved")
+    (folder / file).symlink_to(inside)
+    assert of(folder) == before
+    inside.rename(tmp_path / "moved")
+    (folder / file).unlink()
+    (folder / file).symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"is a link to .*, outside the checkpoint's folder"):
+        of(folder)
+
+
+def test_files_that_lead_a_loader_to_another_model_are_refused(folder, tmp_path):
+    (folder / "text_encoder" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="would make the loader read another model"):
+        of(folder)
+    (folder / "text_encoder" / "adapter_config.json").unlink()
+    (tmp_path / "vocabulary.json").write_text("{}")
+    names = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    names["vocab_file"] = str(tmp_path / "vocabulary.json")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(names))
+    with pytest.raises(UserError, match=r"vocab_file names .*, outside its folder"):
+        of(folder)
+
+
+def test_a_name_that_only_looks_like_the_hubs_is_hashed_by_its_content(folder):
+    """A folder of one's own has no hub's cache in it, whatever its files are called."""
+    blob = folder / "blobs" / ("0" * 64)
+    blob.parent.mkdir()
+    (folder / "unet" / WEIGHTS).rename(blob)
+    (folder / "unet" / WEIGHTS).symlink_to(blob)
+    before = of(folder)
+    change(blob)
+    assert of(folder) != before
 
 
 def test_the_denoiser_that_replaces_the_checkpoints_counts(hub, tmp_path):

@@ -18,6 +18,7 @@ from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import opened, own_scheduler, resolve
 from tgate_batch.models.scheduling import told
 from tgate_batch.models.single_file import kind_of
+from tgate_batch.models.used import used
 
 FAMILIES = {
     "sd15": "sd15",
@@ -215,6 +216,82 @@ def test_a_single_file_without_some_of_its_weights_is_told(tiny, tmp_path):
     save_file(weights, file)
     with pytest.raises(UserError, match=r"mine cannot be loaded from .*: it lacks weights"):
         load(model, resolve(model, Sampling()), "cpu")
+
+
+@pytest.fixture
+def one(tiny, tmp_path):
+    """``one(tensors, metadata)`` is the tiny model as a single file with these beside."""
+    whole = load_file(save_as_one(Path(tiny), tmp_path / "one.safetensors"))
+
+    def make(tensors: dict | None = None, metadata: dict | None = None, **more) -> Model:
+        file = tmp_path / f"one-{len(list(tmp_path.iterdir()))}.safetensors"
+        save_file(whole | (tensors or {}), file, metadata=metadata)
+        return mine(file, config=tiny, **more)
+
+    return make
+
+
+MARK = torch.zeros(1)
+SAYS = {
+    "a tensor": ({"v_pred": MARK}, None, {"prediction_type": "v_prediction"}),
+    "the header": ({}, {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+    "what its configurations say": ({}, {"modelspec.prediction_type": "epsilon"}, {}),
+    "nothing": ({}, None, {}),
+}
+
+
+@pytest.mark.parametrize("how", SAYS)
+def test_what_a_single_file_says_of_itself_is_how_it_samples(one, how):
+    tensors, metadata, wanted = SAYS[how]
+    model = one(tensors, metadata)
+    sampling = check(model, Sampling())
+    assert sampling.scheduler_arguments == wanted
+    config = load(model, sampling, "cpu").scheduler.config
+    assert config.prediction_type == wanted.get("prediction_type", "epsilon")
+    told_of = used(model, sampling).told()
+    assert ("the file itself says prediction_type v_prediction" in told_of) == bool(wanted)
+    again = used(model, sampling).under(model, Sampling(scheduler="DDIMScheduler"))
+    assert again.scheduler_arguments == wanted
+    chosen = Sampling(scheduler={"class": "own", "prediction_type": "sample"})
+    assert check(model, chosen).scheduler_arguments == {"prediction_type": "sample"}
+
+
+def test_zero_terminal_snr_is_applied_where_the_scheduler_knows_it_and_asked_for_elsewhere(one):
+    model = one({"v_pred": MARK, "ztsnr": MARK.clone()})
+    both = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    sampling = check(model, Sampling(scheduler="DDIMScheduler"))
+    assert sampling.scheduler_arguments == both
+    scheduler = load(model, sampling, "cpu").scheduler
+    assert float(scheduler.alphas_cumprod[-1]) == 0
+    with pytest.raises(UserError, match=r"rescale_betas_zero_snr True .* PNDMScheduler has no"):
+        check(model, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "said"),
+    [
+        ({}, {"modelspec.prediction_type": "flow"}, "modelspec.prediction_type 'flow'"),
+        ({"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "epsilon, and its tensor"),
+        ({"edm_vpred.sigma_max": MARK}, None, "EDM's kind"),
+    ],
+)
+def test_what_a_file_says_and_nothing_applies_is_asked_for(one, tensors, metadata, said):
+    model = one(tensors, metadata)
+    with pytest.raises(UserError, match=said):
+        check(model, Sampling())
+    check(model, Sampling(scheduler={"class": "own", "prediction_type": "epsilon"}))
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "edits"), (5, "depth map")])
+def test_a_model_that_needs_more_than_noise_is_named_before_any_weight(one, tiny, channels, kind):
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    said = rf"{kind}.*: its U-Net takes {channels} channels, and text-to-image has 4\. Fix: "
+    with pytest.raises(UserError, match=said):
+        check(one({first: torch.zeros(32, channels, 3, 3)}), Sampling())
+    folder = Path(shutil.copytree(tiny, Path(one().path).parent / "folder"))
+    change(folder / "unet" / "config.json", in_channels=channels)
+    with pytest.raises(UserError, match=said):
+        check(mine(folder), Sampling())
 
 
 @pytest.mark.parametrize(

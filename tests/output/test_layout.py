@@ -98,6 +98,7 @@ def test_what_a_file_is_can_be_told_by_its_name(name, place):
 NO_PICTURE = {
     "models.path": "the files themselves decide: their fingerprint does",
     "models.config": "the same",
+    "models.variant": "the same",
     "models.unet": "the same",
     "models.vae": "the same",
     "prompts.path": "the prompts themselves decide: each shard's digest does",

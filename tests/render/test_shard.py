@@ -217,3 +217,35 @@ def test_prompts_that_are_longer_than_the_model_reads_are_told(pipeline):
     """The tiny CLIP reads 77 tokens: a letter each, a beginning and an end."""
     fits, too_long = Prompt("fits", "a" * 75), Prompt("long", "a" * 76)
     assert renderer(pipeline).cut(Shard(0, (fits, too_long, *PROMPTS))) == ("long",)
+
+
+class ByTheRecipe(Arm):
+    """An arm with further keys, added as CONTRIBUTING says and in no other place."""
+
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("run", "key", "value"),
+    [
+        ({}, "guidance_scale", 2.0),
+        ({"guidance_scale": 1.0}, "guidance_scale", 7.5),  # the run encodes no negative prompt
+        ({}, "guidance_scale", 1.0),
+        ({}, "negative_prompt", "a blurred picture"),
+    ],
+)
+def test_an_arm_key_of_the_recipe_changes_the_image_as_it_changes_the_identity(
+    pipeline, run, key, value
+):
+    """Its images are those of a run whose sampling has that value, and rows say so."""
+    arm = ByTheRecipe(**{key: value})
+    assert arm.settings == Arm().settings | {key: value}
+    assert ByTheRecipe().settings == Arm().settings
+    engine = renderer(pipeline, **run)
+    plain, changed = rows(engine, BASELINE), rows(engine, arm)
+    wanted = rows(renderer(pipeline, **run | {key: value}), BASELINE)
+    assert [row.image for row in changed] == [row.image for row in wanted]
+    assert changed[0].image != plain[0].image
+    assert {getattr(row, key) for row in changed} == {value}
+    assert [row.image for row in rows(engine, BASELINE)] == [row.image for row in plain]

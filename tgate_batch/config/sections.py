@@ -69,6 +69,10 @@ class Model(Section):
     out: the one that the catalogue names."""
     revision: str | None = None
     """Of a hub id in `path`: a branch, a tag or a commit. Left out: the main branch."""
+    variant: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
+    """Which weights of a folder or hub id are read, where it has several: `fp16` stands for
+    model.fp16.safetensors. A part without that variant is read from its plain files. Left out: the
+    plain ones, or the only variant that is there."""
     config: str | None = None
     """Of a single file: the folder or hub id of a pipeline with its configurations, tokenizers and
     scheduler. Left out: the catalogue's checkpoint of its kind."""
@@ -202,9 +206,9 @@ class ResolvedSampling(Section):
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
-        """The sampling of an arm that has steps or a scheduler of its own."""
-        own: dict[str, Any] = {"steps": arm.steps, "scheduler": arm.scheduler}
-        own = {key: value for key, value in own.items() if value}
+        """The sampling of an arm: its settings take the place of those of the same name here."""
+        own = {key: getattr(arm, key, None) for key in type(self).model_fields}
+        own = {key: value for key, value in own.items() if value is not None}
         if "scheduler" in own:
             own["scheduler_arguments"] = {}
         return self.model_copy(update=own)
@@ -302,9 +306,9 @@ class Arm(Section):
         The later ones are in it only where they are set, so that older outputs stay as they are.
         """
         cache = None if self.cache is None else asdict(self.cache)
-        later = {"steps", "scheduler", "guidance_from", "guidance_until"}
-        flat = self.model_dump(exclude={"deepcache", *later})
-        flat |= self.model_dump(include=later, exclude_defaults=True)
+        first = {"gate_step", "sp_interval", "fi_interval", "warm_up"}
+        flat = self.model_dump(include=first)
+        flat |= self.model_dump(exclude={"deepcache", *first}, exclude_defaults=True)
         return flat | {f"deepcache.{key}": cache and cache[key] for key in ("interval", "branch")}
 
 

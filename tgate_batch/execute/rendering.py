@@ -76,6 +76,7 @@ def _groups(
                         quarantined,
                         arm in again.get((model.name, shard.index), ()),
                         partial(macs, model, arm, shard.kind),
+                        run.promised(model.name, arm),
                     )
                     for arm in arms
                 ]

@@ -39,6 +39,7 @@ class RenderOrder:
     are not to be tried, with the reason. ``only``: a trial of these positions alone, which writes
     no file. ``errors_alone``: the file is there, and only its error rows are to be drawn.
     ``macs`` are those of a picture, as its file carries them; None: the worker counts them.
+    ``checkpoint`` is the fingerprint that the worker's files have to have; None if it is not known.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class RenderOrder:
     only: tuple[int, ...] | None = None
     errors_alone: bool = False
     macs: Mapping[str, int] | None = None
+    checkpoint: str | None = None
 
 
 @dataclass(eq=False)
@@ -103,7 +105,7 @@ class RenderTask(Task):
 
     After three deaths the shard is split into trials, ever smaller, until the prompt is found. It
     becomes a row with its error. The shard's other arms may share ``quarantined`` (by position), so
-    that it kills no worker there. ``macs`` gives the order's.
+    that it kills no worker there. ``macs`` and ``checkpoint`` give the order's.
     """
 
     model: Model
@@ -113,6 +115,7 @@ class RenderTask(Task):
     quarantined: dict[int, str] = field(default_factory=dict)
     errors_alone: bool = False
     macs: Callable[[], Mapping[str, int] | None] = lambda: None
+    checkpoint: str | None = None
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
 
@@ -135,6 +138,7 @@ class RenderTask(Task):
             self.suspects[-1] if self.is_trial else None,
             self.errors_alone,
             self.macs(),
+            self.checkpoint,
         )
 
     def delivered(self, piece: Any) -> bool:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.metrics.features import Extractor, load_extractor
+from tgate_batch.metrics.weights import unlike_promised
 from tgate_batch.models.opened import resolve
 from tgate_batch.output import frozen, history, layout, parquet, seal
 from tgate_batch.output.run import device_of
@@ -53,6 +55,24 @@ class _Beats:
         return beat
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded model, and the fingerprint of the files that it was loaded from."""
+
+    model: Model
+    renderer: Any
+    fingerprint: str | None  # None if its files are not on this machine
+
+
+def _check_promised(model: Model, here: str | None, promised: str | None) -> None:
+    """Raises UserError if a model's files are not those of the promised fingerprint."""
+    if promised is not None and here != promised:
+        from tgate_batch.models.checkpoint import checkpoint
+
+        name = f"models: {model.name}"
+        raise UserError(unlike_promised(name, checkpoint(model), here, promised))
+
+
 class Worker:
     """One process with one model or extractor at a time. Two calls may overlap; one computes."""
 
@@ -72,7 +92,7 @@ class Worker:
         self._device = threading.Lock()
         self._device_name, self._energy = history.CPU, Energy(None)
         self._invariant: bool | None = None
-        self._renderer: tuple[Model, Any] | None = None
+        self._renderer: _Loaded | None = None
         self._metrics: metrics.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], Beside] = {}
         self._baselines: dict[str, Summary] = {}  # by model
@@ -91,16 +111,14 @@ class Worker:
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads the model, and returns the fingerprint of its files."""
-        from tgate_batch.models.checkpoint import resolved_dtype
-        from tgate_batch.models.fingerprint import fingerprint
-
-        self.load(model)
-        return fingerprint(model, resolved_dtype(model, device_of(self._config)))
+        with self._device:
+            return self._ready(model).fingerprint
 
     def render(self, order: RenderOrder) -> Iterator[Beat | Receipt]:
         """Yields a beat now and then, and a receipt after the file is written; a trial has none.
 
-        Raises DeviceLost where only a fresh process can go on.
+        Raises DeviceLost where only a fresh process can go on, and UserError if this machine's
+        checkpoint is not the order's.
         """
         shard = frozen.load_shard(self._folder, order.shard)
         quarantined = {
@@ -113,7 +131,7 @@ class Worker:
         only = {key for key, record in kept if record.status != "ok"} if kept else None
         rows = []
         with self._device:
-            renderer = self._ready(order.model)
+            renderer = self._ready(order.model, order.checkpoint).renderer
             arm = self._config.arms[order.arm]
             beats = _Beats(order)
             for row in renderer.render(shard, order.arm, arm, quarantined, only):
@@ -196,7 +214,10 @@ class Worker:
             return None
         file, sha256 = order.references[facts.name]
         if (facts.name, sha256) not in self._references:
-            self._references[facts.name, sha256] = Beside(load_reference(file, facts))
+            loaded = load_reference(file, facts)
+            if sha256 not in (loaded.sha256, loaded.about.get("sha256")):
+                raise UserError(unlike_promised("reference", file, loaded.sha256, sha256))
+            self._references[facts.name, sha256] = Beside(loaded)
         return self._references[facts.name, sha256]
 
     def reference(self, order: ReferenceOrder) -> Iterator[int]:
@@ -220,10 +241,9 @@ class Worker:
             device = _available(device_of(self._config))
             loaded = load_extractor(order.extractor, order.weights, device)
             if loaded.sha256 != order.sha256:
-                raise UserError(
-                    f"extractor {order.extractor} has other weights on {socket.gethostname()} "
-                    f"({loaded.sha256[:8]}) than where the job was started ({order.sha256[:8]})"
-                )
+                place = order.weights or "its own place"
+                name = f"extractor {order.extractor}"
+                raise UserError(unlike_promised(name, place, loaded.sha256, order.sha256))
             self._extractor = (order.extractor, loaded)
         return self._extractor[1]
 
@@ -265,13 +285,29 @@ class Worker:
         with self._times.timed("load"), _without_collection():
             return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 
-    def _ready(self, model: Model) -> Any:
-        """The renderer of a model, loaded if it is not."""
-        if self._renderer is None or self._renderer[0] != model:
+    def _ready(self, model: Model, promised: str | None = None) -> "_Loaded":
+        """The model, loaded if it is not.
+
+        Raises UserError if its files have another fingerprint than ``promised``, or changed while
+        they were read.
+        """
+        if self._renderer is None or self._renderer.model != model:
             self._renderer = None  # frees the model before it
             with self._times.timed("load"), _without_collection():
-                self._renderer = (model, self._opened(model))
-        return self._renderer[1]
+                before = self._fingerprint(model)
+                _check_promised(model, before, before and promised)
+                renderer = self._opened(model)
+                after = self._fingerprint(model)
+            _check_promised(model, after, before)
+            self._renderer = _Loaded(model, renderer, after)
+        _check_promised(model, self._renderer.fingerprint, promised)
+        return self._renderer
+
+    def _fingerprint(self, model: Model) -> str | None:
+        from tgate_batch.models.checkpoint import resolved_dtype
+        from tgate_batch.models.fingerprint import fingerprint
+
+        return fingerprint(model, resolved_dtype(model, device_of(self._config)))
 
     def _opened(self, model: Model) -> Any:
         import torch

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.entry import Column, Measure, PictureMetric
-from tgate_batch.metrics.weights import folder_sha256, pickled_only
+from tgate_batch.metrics.part_files import PartFiles, laid_out, listed
+from tgate_batch.metrics.weights import folder_sha256
 
 _PICTURES_AT_ONCE = 32
 _READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loading reads
@@ -28,10 +29,11 @@ class ClipScore:
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        _refuse_pickles(checkpoint)
+        read = _listed(checkpoint)
         try:
-            model = CLIPModel.from_pretrained(checkpoint, use_safetensors=True)
-            self._processor = CLIPProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+            with laid_out(read.links()) as folder:
+                model = CLIPModel.from_pretrained(folder, use_safetensors=True)
+                self._processor = CLIPProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
@@ -74,7 +76,7 @@ def fingerprint(checkpoint: str) -> str:
     A hub id stands for its files in the local hub cache; what is not there is downloaded. Raises
     UserError where there are no such files.
     """
-    _refuse_pickles(checkpoint)
+    _listed(checkpoint)
     folder = _folder(checkpoint)
     try:
         return folder_sha256(folder, _READ)
@@ -82,9 +84,13 @@ def fingerprint(checkpoint: str) -> str:
         raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
 
 
-def _refuse_pickles(checkpoint: str) -> None:
-    if refused := pickled_only(Path(checkpoint)):
-        raise UserError(f"CLIP cannot be loaded: {refused}")
+def _listed(checkpoint: str) -> PartFiles:
+    """All that loading may read; each file is one of those that the fingerprint has."""
+    folder = _folder(checkpoint)
+    try:
+        return listed(folder)
+    except UserError as error:
+        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
 
 
 def _folder(checkpoint: str) -> Path:

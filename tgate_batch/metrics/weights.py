@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # may run code when transformers reads them
+_known: dict[tuple[str, int, int, int], str] = {}  # (file, inode, bytes, change) -> sha256
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "model-*-of-*.safetensors")
 
 
@@ -44,12 +46,30 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file; raises UserError where it cannot be read."""
+    """Hexadecimal SHA-256 of a file; raises UserError if it cannot be read.
+
+    A file of the same path, size and time of change is read once a process.
+    """
     try:
-        with open(Path(path).expanduser(), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        file = Path(path).expanduser().resolve()
+        state = file.stat()
+        key = (str(file), state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in _known:
+            with file.open("rb") as stream:
+                _known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, RuntimeError) as error:  # the latter of a link to itself
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    return _known[key]
+
+
+def unlike_promised(what: str, where: str, here: str | None, promised: str) -> str:
+    """The line that says that this machine's weights are not those that a run was started with."""
+    return (
+        f"{what}: {socket.gethostname()} has other weights at {where} (sha256 {str(here)[:16]}) "
+        f"than the run was started with (sha256 {promised[:16]}). Fix: put the same files on every "
+        "machine, and run the same command again"
+    )
 
 
 def folder_sha256(folder: Path, patterns: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Where a model's checkpoint lies, and loading it: safetensors only, and never remote code."""
 
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -8,10 +9,12 @@ from typing import Any
 
 from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.part_files import LINKS, PartFiles, laid_out
 from tgate_batch.metrics.weights import pickled_only
-from tgate_batch.models import hub, loras, scheduling
+from tgate_batch.models import hub, loras, scheduling, single_file
 from tgate_batch.models.architecture import class_names, read_json
 from tgate_batch.models.family import Entry
+from tgate_batch.models.files import Files, files, places_of_parts, variant_of
 from tgate_batch.models.opened import (
     INDEX,
     Opened,
@@ -22,6 +25,12 @@ from tgate_batch.models.opened import (
     resolve,
 )
 
+_LATENT_CHANNELS = 4  # of Stable Diffusion's kin
+_OTHER_KINDS = {
+    9: "an inpainting model",
+    8: "a model that edits pictures",
+    5: "a model that takes a depth map",
+}
 _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
 
@@ -41,10 +50,16 @@ def check(model: Model, sampling: Sampling) -> ResolvedSampling:
         raise UserError(
             f"{key}: diffusers loads no {found.row.pipeline} from a single file; give its folder"
         )
+    if model.variant is not None and found.file is not None:
+        raise UserError(
+            f"{key}: variant {model.variant!r} is of a folder or hub id, and {place} is a single "
+            "file; leave it out"
+        )
     if model.config is not None and found.file is None:
         raise UserError(f"{key}: config is of a single file, and {place} is none; leave it out")
     scheduling.check_name(model.scheduler, f"{key}: scheduler")
     _check_parts(model, found)
+    _check_channels(model, found)
     loras.check(model, found.family)
     how = resolve(model, sampling, found)
     scheduling.check_arguments(model, found, how)
@@ -96,6 +111,26 @@ def _check_parts(model: Model, found: Opened) -> None:
             )
 
 
+def _check_channels(model: Model, found: Opened) -> None:
+    """Raises UserError for a U-Net that needs more than noise, as that of an inpainting model."""
+    if found.family.denoiser != "unet" or found.family.draws != "picture" or found.folder is None:
+        return
+    place, channels = found.file or found.folder, None
+    if model.unet is not None:
+        place = part_folder(model, "unet")
+        channels = read_json(place / "config.json").get("in_channels")
+    elif found.file is not None:
+        channels = single_file.unet_channels(single_file.header_of(found.file))
+    elif found.row.unet is None and (found.folder / "unet" / "config.json").is_file():
+        channels = read_json(found.folder / "unet" / "config.json").get("in_channels")
+    if channels not in (None, _LATENT_CHANNELS):
+        kind = _OTHER_KINDS.get(channels, "another kind of model")
+        raise UserError(
+            f"models: {model.name}: {place} is {kind}: its U-Net takes {channels} channels, and "
+            f"text-to-image has {_LATENT_CHANNELS}. Fix: give a text-to-image checkpoint"
+        )
+
+
 def _unsafe(folder: Path, model: Model, found: Opened) -> str | None:
     """Why a local checkpoint is not loaded; None: what it is made of is data alone."""
     if not (folder / INDEX).is_file():
@@ -134,11 +169,6 @@ def resolved_dtype(model: Model, device: str) -> str:
     return opened(model).row.half if device.startswith("cuda") else "float32"
 
 
-def variant_of(model: Model, dtype: str) -> str | None:
-    """Which of the hub's files are read, e.g. the half-precision ones; None: the plain ones."""
-    return opened(model).row.variant if dtype == "float16" else None
-
-
 def pipeline_class(row: Entry) -> Any:
     """The class that the row names, of diffusers unless the name is dotted."""
     module, _, kind = row.pipeline.rpartition(".")
@@ -153,31 +183,17 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
     import torch
 
     found = opened(model)
-    row, where = found.row, checkpoint(model, found)
+    where = checkpoint(model, found)
     dtype = dtype or resolved_dtype(model, device)
     chosen = getattr(torch, dtype)
-    options = dict(row.options)
     try:
-        options |= _replaced(model, row, chosen)
-        if found.file is not None:
-            pipeline = (
-                pipeline_class(row)
-                .from_single_file(
-                    where, config=str(found.folder), dtype=chosen, local_files_only=True, **options
-                )
-                .to(device)
-            )
-        else:
-            common: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
-            if row.float32:
-                common["dtype"] = {"default": chosen, **dict.fromkeys(row.float32, torch.float32)}
-            if (variant := variant_of(model, dtype)) is not None:
-                common["variant"] = variant
-            if model.revision is not None:
-                common["revision"] = model.revision
-            pipeline = pipeline_class(row).from_pretrained(where, **common, **options)
+        read = files(model, dtype) or _fetched(model, found, dtype)
+        pipeline = _read(read, found, chosen).to(device)
+    except UserError:
+        raise
     except Exception as error:  # diffusers raises nearly anything for a damaged folder
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = re.sub(rf"\S*/{LINKS}\w+", where, reason)
         if "meta tensor" in reason:
             reason = "it lacks weights that its configurations ask for"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
@@ -192,24 +208,59 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
     return pipeline
 
 
-def _replaced(model: Model, row: Entry, dtype: Any) -> dict[str, Any]:
-    """The parts that are loaded in place of the checkpoint's, by the pipeline's argument."""
-    import diffusers
+def _read(read: Files, found: Opened, dtype: Any) -> Any:
+    """The pipeline from the listed files, which are all that the loaders are given."""
     import torch
 
-    parts: dict[str, Any] = {}
-    for part in ("unet", "vae"):
-        if getattr(model, part) is not None:
-            kind = getattr(diffusers, part_class(model, part))
-            place = getattr(model, part)
-            place = str(Path(place).expanduser()) if hub.is_local(place) else place
-        elif part == "unet" and row.unet is not None:
-            kind, place = diffusers.UNet2DConditionModel, row.unet
-        else:
-            continue
+    row = found.row
+    options = dict(row.options)
+    for part, its in read.replaced.items():
         wanted = torch.float32 if part in row.float32 else dtype
-        parts[part] = kind.from_pretrained(place, dtype=wanted, use_safetensors=True)
-    return parts
+        options[part] = _part(its, wanted)
+    with laid_out(read.links()) as folder:
+        if read.single is not None:
+            return pipeline_class(row).from_single_file(
+                str(read.single), config=str(folder), dtype=dtype, local_files_only=True, **options
+            )
+        kinds = {"default": dtype, **dict.fromkeys(row.float32, torch.float32)}
+        return pipeline_class(row).from_pretrained(
+            str(folder), dtype=kinds if row.float32 else dtype, use_safetensors=True, **options
+        )
+
+
+def _part(read: PartFiles, dtype: Any) -> Any:
+    """A network of diffusers from the listed files, of the class that its config.json names."""
+    import diffusers
+
+    links = read.links()
+    kind = read_json(links["config.json"]).get("_class_name")
+    if kind not in class_names("models"):
+        raise UserError(f"{links['config.json']} is of a {kind}, which is no model of diffusers")
+    with laid_out(links) as folder:
+        network = getattr(diffusers, kind)
+        return network.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+
+
+def _fetched(model: Model, found: Opened, dtype: str) -> Files:
+    """The files of a model that is at the hub, fetched."""
+    places = places_of_parts(model, found)
+    for part, place in places.items():
+        if not hub.is_local(place):
+            hub.fetched(place, None, f"models: {model.name}: {part}", hub.NETWORK)
+    loras.fetch(model)
+    if found.file is None and not hub.is_local(found.row.checkpoint):
+        pipeline_class(found.row).download(
+            found.row.checkpoint,
+            revision=model.revision,
+            variant=variant_of(model, dtype),
+            use_safetensors=True,
+            **found.row.options,
+            **dict.fromkeys(places),
+        )
+    read = files(model, dtype, must=True)
+    if read is None:
+        raise UserError(f"models: {model.name} cannot be fetched. Fix: give a local folder")
+    return read
 
 
 def check_hub(model: Model) -> None:

@@ -10,6 +10,14 @@ _SECONDS = 5.0  # to answer
 _ADVICE = "give a folder, or fetch it where there is a network"
 # All that a pipeline is but its weights.
 CONFIGURATIONS = ("*.json", "*.txt", "*.model")
+# One network, without its variants.
+_WEIGHTS = "diffusion_pytorch_model"
+NETWORK = (
+    "config.json",
+    f"{_WEIGHTS}.safetensors",
+    f"{_WEIGHTS}.safetensors.index.json",
+    f"{_WEIGHTS}-*-of-*.safetensors",
+)
 
 
 def is_local(path: str) -> bool:

@@ -139,6 +139,12 @@ def _in_folder(folder: Path, lora: Lora, key: str) -> Path:
     raise UserError(f"{key}: give as weight_name which of {lora.path}: {', '.join(held)}")
 
 
+def fetch(model: Model) -> None:
+    """Fetches the LoRAs that are at the hub and not on this machine; raises UserError."""
+    for number in range(len(model.loras)):
+        _had(model, number)
+
+
 def _had(model: Model, number: int) -> Path:
     """The file of a LoRA, fetched where it is not here."""
     file = located(model, number)

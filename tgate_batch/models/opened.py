@@ -6,7 +6,7 @@ Nothing here loads a weight, torch or diffusers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Opened:
 
     ``like``: the catalogue's name of the row. ``folder`` has the configurations: the checkpoint's
     folder, or the hub's snapshot in the local cache; None: not on this machine yet. ``file`` is a
-    single file with all weights.
+    single file with all weights. ``says``: arguments of a scheduler that the file itself names and
+    its configurations do not; ``unclear``: what it says that the config has to decide.
     """
 
     row: Entry
@@ -42,6 +43,8 @@ class Opened:
     like: str
     folder: Path | None
     file: Path | None = None
+    says: Mapping[str, Any] = field(default_factory=dict)
+    unclear: str | None = None
 
 
 def opened(model: Model) -> Opened:
@@ -50,6 +53,20 @@ def opened(model: Model) -> Opened:
     Raises UserError for a name or a class of pipeline that is not known, and for a place that is
     not there.
     """
+    found = _opened(model)
+    if found.file is None:
+        return found
+    own = own_scheduler(found)
+    held: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    held |= {} if own is None else own[1]
+    try:
+        said = single_file.scheduler_settings(single_file.header_of(found.file))
+    except ValueError as error:
+        return replace(found, unclear=str(error))
+    return replace(found, says={key: said[key] for key in said if held.get(key) != said[key]})
+
+
+def _opened(model: Model) -> Opened:
     if model.path is None:
         row = catalogue.entry(model.name)
         row = replace(row, unet=model.unet or row.unet)
@@ -84,7 +101,15 @@ def resolve(model: Model, sampling: Sampling, found: Opened | None = None) -> Re
     given = sampling
     if model.scheduler is not None:
         given = sampling.model_copy(update={"scheduler": model.scheduler})
-    return catalogue.resolved(found.row, given)
+    resolved = catalogue.resolved(found.row, given)
+    arguments = {**found.says, **resolved.scheduler_arguments}
+    if found.unclear is not None and "prediction_type" not in arguments:
+        raise UserError(
+            f"{_key(model)}: {found.file}: {found.unclear}, which is not applied by itself. Fix: "
+            "give a scheduler with its prediction_type, as scheduler: {class: own, "
+            "prediction_type: v_prediction}"
+        )
+    return resolved.model_copy(update={"scheduler_arguments": arguments})
 
 
 def architecture_of(found: Opened, model: Model) -> Architecture:

@@ -31,6 +31,8 @@ from tgate_batch.models.opened import opened, resolve
 from tgate_batch.models.scheduling import another_scheduler, noise_of_rows
 from tgate_batch.records import Prompt
 
+_PLAIN = Arm()
+_NOT_ENCODED = {"steps", "scheduler", "scheduler_arguments", "batch_size", "padding", "seed"}
 _NEGATIVES = 64  # negative prompts that are kept encoded
 
 
@@ -73,16 +75,24 @@ class PipelineRunner:
         return is_guided(self.pipeline, sampling.guidance_scale)
 
     @torch.inference_mode()
-    def encode(self, prompts: list[Prompt]) -> list[Condition]:
-        """One condition a prompt, its guidance scale in it; kept in main memory until its batch."""
+    def encode(self, prompts: list[Prompt], arm: Arm = _PLAIN) -> list[Condition]:
+        """One condition a prompt, its guidance scale in it; kept in main memory until its batch.
+
+        ``arm``: the one whose images they are for; conditions of arms that ``encoded_as`` the same
+        are equal.
+        """
         scale = self.family.guidance
-        samplings = [self.sampling.of_row(prompt.own) for prompt in prompts]
+        samplings = [self.sampling.of_row(prompt.own).under(arm) for prompt in prompts]
         return [
             {**condition, scale: sampling.guidance_scale, **_beginning(prompt, sampling)}
             for condition, prompt, sampling in zip(
                 self._conditions(prompts, samplings), prompts, samplings, strict=True
             )
         ]
+
+    def encoded_as(self, arm: Arm) -> str:
+        """What of an arm's sampling a condition may depend on, as text."""
+        return self.sampling.under(arm).model_dump_json(exclude=_NOT_ENCODED)
 
     def _conditions(
         self, prompts: list[Prompt], samplings: list[ResolvedSampling]

@@ -68,6 +68,7 @@ def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> 
             f"{key}: {_TREE_SEED} is one for a whole batch, and the noise of a picture is of its "
             "own seed alone; leave it out"
         )
+    check_file(found, name, key)
     kind = _class(name, key)
     known = [each for each in signature(kind.__init__).parameters if each not in ("self", "kwargs")]
     for argument in sampling.scheduler_arguments:
@@ -84,6 +85,18 @@ def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> 
             f"{key}: {name} cannot be made with {_listed(sampling.scheduler_arguments)} ({said}); "
             "give values that its documentation names"
         ) from None
+
+
+def check_file(found: Opened, name: str, key: str) -> None:
+    """Raises UserError if a scheduler does not take what the model's file says of its own."""
+    known = signature(_class(name, key).__init__).parameters if found.says else ()
+    for argument, value in found.says.items():
+        if argument not in known:
+            raise UserError(
+                f"{key}: {found.file} says {argument} {value} of itself, and {name} has no such "
+                "setting. Fix: name a scheduler that has it, as EulerDiscreteScheduler or "
+                "DDIMScheduler"
+            )
 
 
 def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | None = None) -> Any:

@@ -1,7 +1,7 @@
 """What a run uses of each model, as ``run.json`` and the report keep it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,13 +19,16 @@ class Used:
     like: str  # the catalogue's row whose documented settings hold
     scheduler: str  # the class that draws, as a person reads it
     sampling: ResolvedSampling
+    from_file: Mapping[str, Any] = field(default_factory=dict)  # scheduler arguments that it names
 
     def told(self) -> str:
         """In a line, as it is said at the start."""
         how = self.sampling
+        said = ", ".join(f"{key} {value}" for key, value in self.from_file.items())
+        file = f"; the file itself says {said}" if said else ""
         return (
             f"a {self.pipeline}, settings like {self.like}; {how.steps} steps of {self.scheduler}, "
-            f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels"
+            f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels{file}"
         )
 
     def under(self, model: Model, sampling: Sampling) -> ResolvedSampling:
@@ -33,7 +36,9 @@ class Used:
         given = sampling.model_dump(exclude_none=True, exclude={"scheduler"})
         scheduler = sampling.scheduler if model.scheduler is None else model.scheduler
         if scheduler is not None:
-            given |= scheduler_of(scheduler)
+            chosen = scheduler_of(scheduler)
+            given |= chosen
+            given["scheduler_arguments"] = {**self.from_file, **chosen["scheduler_arguments"]}
         return self.sampling.model_copy(update=given)
 
     def described(self) -> dict[str, Any]:
@@ -43,6 +48,7 @@ class Used:
             "like": self.like,
             "scheduler": self.scheduler,
             "sampling": self.sampling.model_dump(mode="json"),
+            "from_file": dict(self.from_file),
         }
 
 
@@ -50,7 +56,7 @@ def used(model: Model, sampling: ResolvedSampling) -> Used:
     """What a run uses of a model; raises UserError as ``opened`` does."""
     found = opened(model)
     pipeline = found.row.pipeline.rpartition(".")[2]
-    return Used(pipeline, found.like, told(found, sampling), sampling)
+    return Used(pipeline, found.like, told(found, sampling), sampling, found.says)
 
 
 def read_used(said: Any) -> dict[str, Used]:
@@ -59,7 +65,8 @@ def read_used(said: Any) -> dict[str, Used]:
     for name, one in said.items() if isinstance(said, Mapping) else ():
         try:
             sampling = ResolvedSampling.model_validate(one["sampling"])
-            found[name] = Used(one["pipeline"], one["like"], one["scheduler"], sampling)
-        except (KeyError, TypeError, ValidationError):
+            of_file = dict(one.get("from_file") or {})
+            found[name] = Used(one["pipeline"], one["like"], one["scheduler"], sampling, of_file)
+        except (AttributeError, KeyError, TypeError, ValueError, ValidationError):
             continue
     return found

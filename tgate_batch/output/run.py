@@ -15,7 +15,7 @@ from tgate_batch.models import catalogue, checkpoint
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
-from tgate_batch.models.scheduling import begins_with_pictures
+from tgate_batch.models.scheduling import begins_with_pictures, check_file
 from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout, parquet, seal, shapes
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
@@ -72,6 +72,11 @@ class Run:
         """What the arm's pictures are made of; raises KeyError where it has none yet."""
         return self.ledger[layout.images(model, arm)]
 
+    def promised(self, model: str, arm: str) -> str | None:
+        """The fingerprint of the checkpoint that renders an arm; None if it is not known."""
+        found = self.made_of(model, arm).get("checkpoint")
+        return found if isinstance(found, str) else None
+
     def pictures(self, model: str, arm: str, shard: ShardPlan) -> tuple[str, str]:
         """The file of a shard's pictures and its identity; raises as ``made_of`` does."""
         name = layout.shard_file(layout.images(model, arm), shard.index)
@@ -99,6 +104,8 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
         models[model.name] = used(model, sampling)
         for name, arm in config.arms.items():
             _check_arm(model.name, name, arm, sampling)
+            if arm.scheduler is not None:
+                check_file(opened(model), arm.scheduler, f"arms.{name}.scheduler with {model.name}")
     folder = Folder(config.output)
     folder.check_writable()
     _check_run(folder)

@@ -109,7 +109,7 @@ class Renderer:
         """
         pictures = [
             picture
-            for picture in self._pictures(shard, quarantined or {})
+            for picture in self._pictures(shard, arm, quarantined or {})
             if only is None or picture.key in only
         ]
         for alike in self._alike(pictures):
@@ -143,7 +143,7 @@ class Renderer:
         """
         self._ladder.stand(memory)
         self._text.stand(memory and memory.partition(_TEXT)[2])
-        known = {picture.key: picture for picture in self._pictures(shard, {})}
+        known = {picture.key: picture for picture in self._pictures(shard, arm, {})}
         batch = [known[key] for key in keys]
         failed = [p.failed(p.failure) for p in batch if p.failure is not None]
         ready = [picture for picture in batch if picture.failure is None]
@@ -158,23 +158,27 @@ class Renderer:
             self._cut = (shard.digest, ids)
         return self._cut[1]
 
-    def _pictures(self, shard: Shard, quarantined: Mapping[str, Failure]) -> list[_Picture]:
-        """The shard's pictures with their encoded prompts: encoded once, shared by its arms."""
-        key = f"{shard.digest}{sorted(quarantined)}"
+    def _pictures(
+        self, shard: Shard, arm: Arm, quarantined: Mapping[str, Failure]
+    ) -> list[_Picture]:
+        """The shard's pictures with their encoded prompts, which arms share that encode alike."""
+        key = f"{shard.digest}{sorted(quarantined)}{self._runner.encoded_as(arm)}"
         if key not in self._encoded:
             while len(self._encoded) > 1:  # two shards may be in flight
                 self._encoded.pop(next(iter(self._encoded)))
             with self._times.timed("text"):
-                self._encoded[key] = list(self._encode(shard, quarantined))
+                self._encoded[key] = list(self._encode(shard, arm, quarantined))
         return self._encoded[key]
 
-    def _encode(self, shard: Shard, quarantined: Mapping[str, Failure]) -> Iterator[_Picture]:
+    def _encode(
+        self, shard: Shard, arm: Arm, quarantined: Mapping[str, Failure]
+    ) -> Iterator[_Picture]:
         sampling = self._runner.sampling
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
-            conditions = self._conditions(prompts, quarantined)
+            conditions = self._conditions(prompts, arm, quarantined)
             for prompt, found in zip(prompts, conditions, strict=True):
-                own = sampling.of_row(prompt.own)
+                own = sampling.of_row(prompt.own).under(arm)
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number, prompt.own.seed)
                     if isinstance(found, Failure):
@@ -183,7 +187,7 @@ class Renderer:
                         yield _Picture(prompt, number, seed, own, found, self._text.rung)
 
     def _conditions(
-        self, prompts: list[Prompt], quarantined: Mapping[str, Failure]
+        self, prompts: list[Prompt], arm: Arm, quarantined: Mapping[str, Failure]
     ) -> list[Condition | Failure]:
         """Encoded prompts, or the reason why one has none."""
         wanted = [prompt for prompt in prompts if prompt.id not in quarantined]
@@ -192,7 +196,7 @@ class Renderer:
             encoded = [
                 condition
                 for start in range(0, len(wanted), size)
-                for condition in self._encoded_together(wanted[start : start + size])
+                for condition in self._encoded_together(wanted[start : start + size], arm)
             ]
         except Exception as error:
             _raise_if_lost(error)
@@ -201,14 +205,14 @@ class Renderer:
             found = iter(encoded)
             return [quarantined.get(prompt.id) or next(found) for prompt in prompts]
         if full and _asks_for_less(self._text, size):
-            return self._conditions(prompts, quarantined)
+            return self._conditions(prompts, arm, quarantined)
         if len(prompts) == 1:
             return [failure]
-        return [self._conditions([prompt], quarantined)[0] for prompt in prompts]
+        return [self._conditions([prompt], arm, quarantined)[0] for prompt in prompts]
 
-    def _encoded_together(self, prompts: list[Prompt]) -> list[Condition]:
+    def _encoded_together(self, prompts: list[Prompt], arm: Arm) -> list[Condition]:
         rows = padded(prompts, self._rows(prompts, self._text))
-        return self._runner.encode(rows)[: len(prompts)]
+        return self._runner.encode(rows, arm)[: len(prompts)]
 
     def _settle(
         self, pictures: list[_Picture], arm: str, shard: Shard, largest: int

@@ -23,7 +23,7 @@ from tgate_batch.output import layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.records import SCHEMA
 from tgate_batch.render.codec import decode
-from tgate_batch.score.metrics import LoadedMetrics
+from tgate_batch.score.metrics import LoadedMetrics, features_of
 from tgate_batch.storage import Folder
 
 TIMES = (
@@ -58,18 +58,17 @@ class ArmOrder:
     files: Mapping[str, tuple[str, str]]
 
 
-def features_of(extractor: str) -> str:
-    """The measurement that holds an extractor's features; no metric can have such a name."""
-    return f"features of {extractor}"
-
-
 @dataclass(frozen=True)
 class MeasureOrder:
-    """A shard's measurements of all arms. The baseline is read where a metric needs it."""
+    """A shard's measurements of all arms. The baseline is read where a metric needs it.
+
+    ``weights``: of each measurement the sha256 that the worker's weights have to have.
+    """
 
     shard: ShardPlan
     arms: Mapping[str, ArmOrder]
     baseline: str | None
+    weights: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,11 @@ class Measured:
 
 
 def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measured:
-    """Measures what the order lacks, and writes its files. A damaged arm costs only its own."""
+    """Measures what the order lacks, and writes its files. A damaged arm costs only its own.
+
+    Metrics and extractors whose weights are not the order's measure nothing, and are a problem.
+    """
+    loaded = loaded.promised(order.weights)
     metrics = {metric.name: (metric, call) for metric, call in loaded.measures}
     extractors = {features_of(extractor.name): extractor for extractor in loaded.extractors}
     with ExitStack() as stack:

@@ -11,8 +11,8 @@ from tgate_batch.output import layout
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
 from tgate_batch.output.run import Finished, Run, finished
-from tgate_batch.score.measure import ArmOrder, MeasureOrder, features_of
-from tgate_batch.score.metrics import wanted, weights_of_extractors
+from tgate_batch.score.measure import ArmOrder, MeasureOrder
+from tgate_batch.score.metrics import features_of, wanted, weights_of_extractors
 from tgate_batch.storage import Folder
 
 
@@ -45,6 +45,12 @@ class Measurements:
             except UserError as error:
                 problems.append(str(error))
         return cls(extractors, tuple(metrics), tuple(problems))
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """Measurement -> the sha256 of its weights."""
+        found = {features_of(each.name): each.sha256 for each in self.extractors.values()}
+        return found | {metric.name: sha256 for metric, sha256 in self.metrics}
 
     def of_arm(self, run: Run, model: str, arm: str) -> dict[str, tuple[str, Settings]]:
         """Measurement -> its folder, and what decides its content: all that this arm is to have."""
@@ -150,4 +156,4 @@ def _order(
     needed = {
         arm: order for arm, order in found.items() if order.files or (beside and arm == baseline)
     }
-    return MeasureOrder(shard, needed, baseline) if needed else None
+    return MeasureOrder(shard, needed, baseline, measurements.weights) if needed else None

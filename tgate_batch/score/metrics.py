@@ -1,8 +1,8 @@
 """Every metric of single pictures, in the order of the tables, and what a run wants of them."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from tgate_batch.config import Score
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
+from tgate_batch.metrics.weights import unlike_promised
 from tgate_batch.output import layout
 from tgate_batch.storage import Folder, without_credentials
 
@@ -143,11 +144,34 @@ def _check_reference(where: str, hint: str) -> None:
 
 @dataclass(frozen=True)
 class LoadedMetrics:
-    """What measures a run's pictures; ``problems`` says why some of it cannot, a line each."""
+    """What measures a run's pictures; ``problems`` says why some of it cannot, a line each.
+
+    ``weights``: measurement -> where its weights were read, and their sha256.
+    """
 
     extractors: tuple[Extractor, ...]
     measures: tuple[tuple[PictureMetric, Measure], ...]
     problems: tuple[str, ...]
+    weights: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def promised(self, weights: Mapping[str, str | None]) -> "LoadedMetrics":
+        """Without what has other weights than these, measurement -> sha256; each is a problem."""
+        refused = {
+            name: unlike_promised(name, *self.weights[name], wanted)
+            for name, wanted in weights.items()
+            if wanted is not None and name in self.weights and self.weights[name][1] != wanted
+        }
+        return LoadedMetrics(
+            tuple(each for each in self.extractors if features_of(each.name) not in refused),
+            tuple(pair for pair in self.measures if pair[0].name not in refused),
+            (*self.problems, *refused.values()),
+            self.weights,
+        )
+
+
+def features_of(extractor: str) -> str:
+    """The measurement that holds an extractor's features; no metric can have such a name."""
+    return f"features of {extractor}"
 
 
 def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics:
@@ -164,19 +188,23 @@ def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics
             problems.append(str(error))
             return None
 
+    weights: dict[str, tuple[str, str]] = {}
     extractors = []
     if score.reference is not None:
         for name, where in weights_of_extractors(score).items():
             extractor = loaded(load_extractor, name, where)
             if extractor is not None:
                 extractors.append(extractor)
+                weights[features_of(extractor.name)] = (where or "its own place", extractor.sha256)
     measures = []
     for metric in wanted(score, has_baseline):
         where = None if metric.weights is None else score.weights[metric.weights]
         measure = loaded(metric.load, where)
         if measure is not None:
             measures.append((metric, measure))
-    return LoadedMetrics(tuple(extractors), tuple(measures), tuple(problems))
+            if where is not None:
+                weights[metric.name] = (where, metric.fingerprint(where))
+    return LoadedMetrics(tuple(extractors), tuple(measures), tuple(problems), weights)
 
 
 for _module in MODULES:

@@ -18,7 +18,8 @@ from tgate_batch.output import frozen, layout, parquet, shapes
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import Settings
 from tgate_batch.score import drawn, metrics
-from tgate_batch.score.measure import MACS, features_of
+from tgate_batch.score.measure import MACS
+from tgate_batch.score.metrics import features_of
 from tgate_batch.score.sums import (
     Chunk,
     FeatureSums,

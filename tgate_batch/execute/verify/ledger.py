@@ -18,7 +18,7 @@ from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
 from tgate_batch.output.ledger import Ledger, check_format
 from tgate_batch.output.run import Run
-from tgate_batch.score.measure import features_of
+from tgate_batch.score.metrics import features_of
 from tgate_batch.storage import Folder
 
 _LOOKED_AT = 3  # files of an arm whose footers say whether the ledger's entry is theirs
