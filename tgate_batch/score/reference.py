@@ -17,6 +17,7 @@ from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.frechet import Statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, radii
 from tgate_batch.storage import Folder, without_credentials
+from tgate_batch.storage.archives import Archive
 
 
 class Kind(Protocol):
@@ -111,9 +112,9 @@ def maker(extractor: Kind) -> dict[str, Any]:
 def _beside(content: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What a file of ours holds beside the statistics: arrays, and what it says of itself."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("sample", "within", "radii") if key in archive}
-            about = json.loads(str(archive["about"])) if "about" in archive else {}
+        archive = Archive(content)
+        arrays = {key: archive[key] for key in ("sample", "within", "radii") if key in archive}
+        about = json.loads(str(archive["about"])) if "about" in archive else {}
     except Exception as error:  # zip, pickle and format faults have no common parent
         reason = " ".join(str(error).split())
         raise UserError(f"{name} cannot be read as a reference: {reason}") from None
