@@ -33,7 +33,8 @@ prompts.source prompts.formats prompts.listing prompts.columns prompts.read prom
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.ledger output.goodbye output.history output.claim output.parquet output.frozen
 output.card output.run output.remarks output.failed output.status output.export output
-score.metrics score.sources score.reference score.reference_file score.measure score.sums
+score.metrics score.sources score.reference score.reference_check score.reference_file score.measure
+score.sums
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary

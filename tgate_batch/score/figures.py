@@ -195,7 +195,7 @@ class Conclusion:
             sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
             sets = {}
             for number, (name, found) in enumerate(about["sets"].items()):
-                arrays = {
+                arrays: dict[str, Any] = {
                     key.removesuffix(f"-{number}"): archive[key]
                     for key in archive
                     if key.endswith(f"-{number}") and not key.startswith("sum-")
