@@ -26,7 +26,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ENDED = ("Complete", "Failed", "ValidationFailed")  # the states in which KubeRay leaves a RayJob
 SECONDS_BETWEEN_LOOKS = 30.0
 MOST_FAILURES = 20  # looks in a row without an answer
-_OUTPUT = re.compile(r"(--output[ =])(\S+?)/?(?=\s|$)")
+_OUTPUT = re.compile(r"(--output[ =])(\S+)")
 
 
 class Api:
@@ -70,7 +70,9 @@ def night_of(job: str, now: datetime) -> str:
 
 def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
     """The RayJob under the night's name, with the night's output. Raises ValueError without one."""
-    entrypoint, found = _OUTPUT.subn(rf"\g<1>\g<2>/{night}", manifest["spec"]["entrypoint"])
+    entrypoint, found = _OUTPUT.subn(
+        lambda option: option[1] + _within(option[2], night), manifest["spec"]["entrypoint"]
+    )
     if found != 1:
         raise ValueError("the RayJob's entrypoint needs one --output, which gets the night's date")
     metadata = manifest["metadata"] | {"name": f"{manifest['metadata']['name']}-{night}"}
@@ -78,6 +80,14 @@ def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
         "metadata": metadata,
         "spec": manifest["spec"] | {"entrypoint": entrypoint},
     }
+
+
+def _within(place: str, name: str) -> str:
+    """A folder in a path or URI, quoted or not; a URI's query (an S3 endpoint) stays at its end."""
+    quote = place[0] if place[0] in "\"'" and place.endswith(place[0]) else ""
+    place = place.strip(quote) if quote else place
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return f"{quote}{path.rstrip('/')}/{name}{mark}{query}{quote}"
 
 
 def ended(api: Api, name: str, pause: float = SECONDS_BETWEEN_LOOKS) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -76,7 +77,7 @@ def fetched(name: str, folder: Path) -> None:
         _prompts(run, folder)
     if run.score.reference not in (None, "drawn"):
         file = metrics.placed(run.score.reference, run.score.extractor[0])
-        (folder / file).write_bytes(b"statistics")  # dry runs do not open it
+        np.savez_compressed(folder / file, mu=np.zeros(2048), sigma=np.eye(2048))
 
 
 def needed(name: str) -> dict[str, str]:

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "tgate_batch"
 ORDER = """
 errors
 say
-storage.credentials storage.trouble storage.remote storage.folder storage
+storage.credentials storage.trouble storage.remote storage.folder storage.images storage.archives
+storage
 records
 gate.plan gate.summary gate.families gate.steps gate.layers gate.body gate.watch gate.call
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
@@ -34,7 +35,8 @@ render.time_sheet render.codec render.ladder render.shard render
 output.layout output.seal output.shapes output.ledger output.goodbye output.history output.claim
 output.parquet output.frozen output.card output.run output.remarks output.failed output.status
 output.export output
-score.metrics score.sources score.reference score.reference_file score.measure score.sums
+score.metrics score.sources score.reference score.reference_check score.reference_file score.measure
+score.sums
 score.drawn
 score.reduce score.figures score.measurements score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.table report.summary
@@ -51,6 +53,12 @@ cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli _
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """
+READERS = {  # what opens bytes that may be a stranger's, and the one module that may
+    "Image.open": "storage.images",
+    "load_image": "storage.images",
+    "np.load": "storage.archives",
+    "read_array": "storage.archives",
+}
 RAY = ("execute.cluster", "execute.ray")  # they alone import ray
 LAYERS = ORDER.split()
 FLOOR = {module: floor for floor, module in enumerate(LAYERS)}
@@ -96,6 +104,17 @@ def faults(module: str, source: str) -> list[str]:
     return found
 
 
+def opens(source: str) -> set[str]:
+    """Those of READERS that a module uses, under whatever name it imports them."""
+    called = {ast.unparse(n.func) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)}
+    brought = {name.replace("numpy.", "np.") for name in imports(source)}
+    return {
+        reader
+        for reader in READERS
+        if any(f".{name}".endswith(f".{reader}") for name in called | brought)
+    }
+
+
 MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 MODULES.pop("")
 
@@ -122,6 +141,26 @@ def test_module_imports_only_what_stands_above_it(module):
 )
 def test_planted_bad_import_is_found(module, planted):
     assert len(faults(module, planted)) == 1
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_images_and_archives_are_opened_by_one_module_each(module):
+    used = opens(MODULES[module].read_text(encoding="utf-8"))
+    assert {reader for reader in used if READERS[reader] != module} == set()
+
+
+@pytest.mark.parametrize(
+    ("planted", "reader"),
+    [
+        ("from PIL import Image\nImage.open(file)", "Image.open"),
+        ("import PIL.Image\nPIL.Image.open(file)", "Image.open"),
+        ("from PIL.Image import open", "Image.open"),
+        ("from numpy import load", "np.load"),
+        ("from diffusers.utils import load_image", "load_image"),
+    ],
+)
+def test_planted_opening_is_found(planted, reader):
+    assert opens(planted) == {reader}
 
 
 def test_at_most_18_modules_and_packages_stand_at_the_top():

@@ -30,6 +30,7 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, orders, promised
+from tgate_batch.score.reference_check import check_reference
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -47,6 +48,7 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     _check_sources(config)
     _check_words(config)
     thresholds.check_measured(config)
+    _check_references(config)
     scheduling.check_name(config.sampling.scheduler)
     for name, arm in config.arms.items():
         scheduling.check_name(arm.scheduler, f"arms.{name}.scheduler")
@@ -132,6 +134,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
+    _check_references(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
         problems, damaged = _measured_and_concluded(run, measurements, entry)
@@ -352,6 +355,12 @@ def _check_sources(config: Config) -> None:
     ]
     if missing:
         raise UserError("; ".join(missing))
+
+
+def _check_references(config: Config) -> None:
+    """Refuses references that cannot work, before anything is rendered or measured."""
+    if problems := check_reference(config):
+        raise UserError("; ".join(problems))
 
 
 def _check_words(config: Config) -> None:

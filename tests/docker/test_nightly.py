@@ -110,6 +110,15 @@ def test_name_and_output_get_the_date_and_nothing_else_changes():
     [
         ("x --output s3://b/a/ --set c=1", "x --output s3://b/a/2026-01-31 --set c=1"),
         ("x --output=/out/a", "x --output=/out/a/2026-01-31"),
+        (
+            "x --output s3://b/a?endpoint_override=minio:9000&scheme=http --set c=1",
+            "x --output s3://b/a/2026-01-31?endpoint_override=minio:9000&scheme=http --set c=1",
+        ),
+        (
+            "x --output 's3://b/a/?endpoint_override=minio:9000&scheme=http'",
+            "x --output 's3://b/a/2026-01-31?endpoint_override=minio:9000&scheme=http'",
+        ),
+        ('x --output="/out/a?"', 'x --output="/out/a?/2026-01-31"'),
     ],
 )
 def test_output_is_found_where_it_stands(given, made):

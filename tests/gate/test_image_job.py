@@ -58,8 +58,8 @@ WRONG = {
     "gate beyond": (["--prompt", "x", "--gate_step", "26"], "beyond the 25 steps"),
     "no prompt": (["--model", "sdxl"], "--prompt"),
     "no picture": (["--model", "svd", "--prompt", "x"], "--image"),
-    "picture missing": (["--model", "svd", "--image", "/no/such.png"], "is not a valid path"),
-    "not a picture": (["--model", "svd", "--image", str(JOB)], "is not a picture"),
+    "picture missing": (["--model", "svd", "--image", "/no/such.png"], "cannot be read: [Errno 2]"),
+    "not a picture": (["--model", "svd", "--image", str(JOB)], "cannot be read as a picture"),
     "no checkpoint": (["--prompt", "x", "--path", "/no/such"], "not a diffusers folder"),
 }
 

@@ -1,5 +1,6 @@
 """Costs and energy in report.json, from scores and a history that are written by hand."""
 
+import html
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tgate_batch import config
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
-from tgate_batch.report import page
+from tgate_batch.report import page, terminal
 
 SCORES = {
     "model": "demo",
@@ -43,6 +44,25 @@ def begun(tmp_path):
         return run
 
     return begin
+
+
+def test_speed_that_no_batch_was_timed_for_has_a_stated_reason_everywhere(begun, capsys):
+    run = begun(cost={"usd_per_cpu_hour": 1})
+    for arm in ("baseline", "tgate"):
+        scores = json.loads(run.folder.read(layout.scores("demo", arm)))
+        scores |= {"images_per_second_per_worker": None, "error_kinds": []}
+        run.folder.write(layout.scores("demo", arm), json.dumps(scores))
+    summary = page.write(run)
+    assert {"images_per_second_per_worker", "speedup"} <= summary["arms"][1]["withheld"].keys()
+    terminal.show(summary)
+    for text in (
+        capsys.readouterr().out,
+        run.folder.read(layout.REPORT_MARKDOWN).decode(),
+        html.unescape(run.folder.read(layout.REPORT_PAGE).decode()),
+    ):
+        assert "images/s per worker, " in text
+        assert "speed-up" in text
+        assert "each worker's first batch of an arm warms up and is left out" in text
 
 
 def happened(run, *lines):

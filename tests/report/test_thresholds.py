@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from tgate_batch.config import Threshold, Thresholds
 from tgate_batch.errors import UserError
-from tgate_batch.report.thresholds import check, judge, known
+from tgate_batch.report.columns import columns
+from tgate_batch.report.thresholds import check, judge, known, markdown
 
 BASELINE = {"images": 999, "errors": 1, "broken": 0, "fd": 20.0, "fid": None, "paired": None}
 
@@ -168,11 +171,39 @@ def test_arm_without_rows_has_no_share_of_errors():
     assert verdict("errors_percent", empty, max=0)["value"] is None
 
 
-@pytest.mark.parametrize("name", ["fdi", "model", "distance_change", "fd_change_percent"])
-def test_unknown_threshold_is_refused_with_the_known_ones(name):
-    with pytest.raises(UserError, match=f"unknown figure '{name}'.*fid, fid_corrected") as caught:
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("fdi", "did you mean fd or fid?"),
+        ("speed_up", "did you mean speedup?"),
+        ("distance_change", "did you mean fid_change or fd_change?"),  # a key of report.json
+        ("paired.psnr", "did you mean psnr?"),
+        ("change.clip_score.value", "did you mean clip_score_change?"),
+        ("zzz", "one of: images, errors"),
+    ],
+)
+def test_unknown_threshold_is_refused_with_near_names_and_the_page_that_has_all(name, near):
+    with pytest.raises(UserError) as caught:
         check({name: Threshold(max=1)})
+    assert f"unknown figure '{name}'; {near}" in str(caught.value)
+    assert "docs/metrics.md" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_page_names_every_figure_that_a_threshold_may_bound_with_its_key():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert markdown() in page, "put thresholds.markdown() there"
+
+
+def test_keys_of_the_page_lead_to_the_values():
+    arm = {"fd": 2.0, "distance_change": {"value": 3.0}, "paired": {"psnr": 4.0}}
+    rows = [line.split("`") for line in markdown().splitlines()[2:]]
+    keys = {row[1]: row[3] for row in rows}
+    for name in ("fd", "fd_change", "psnr"):
+        value = arm
+        for part in keys[name].split("."):
+            value = value[part]
+        assert value == next(c for c in columns() if c.name == name).value(arm)
 
 
 @pytest.mark.parametrize(

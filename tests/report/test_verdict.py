@@ -48,7 +48,7 @@ def judged(decided, passed):
 
 def test_sentence_says_how_fast_how_well_and_what_it_saves():
     assert said(BASELINE, GATED) == [
-        f"{FASTER}, at no resolvable loss of prompt accuracy (+3.5 points [-0.5, +8.0]); "
+        f"{FASTER}, at no resolvable gain of prompt accuracy (+3.5 points [-0.5, +8.0]); "
         "saves $0.0040 [0.0032, 0.0043] per 1,000 images ($0.0100 for $0.0140)"
     ]
 
@@ -69,6 +69,55 @@ def test_sentence_says_how_fast_how_well_and_what_it_saves():
 def test_interval_decides_what_a_change_is_called(value, low, high, words):
     arm = of_accuracy(value=value, low=low, high=high)
     assert said(BASELINE, arm)[0].startswith(f"{FASTER}, {words};")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(-0.01, "loss"), (0.01, "gain"), (0.0, "loss")],
+)
+def test_change_that_may_be_none_is_named_by_its_sign(value, words):
+    arm = of_accuracy(value=value, low=value - 0.03, high=value + 0.03)
+    assert f", at no resolvable {words} of prompt accuracy (" in said(BASELINE, arm)[0]
+
+
+def test_rise_of_a_distance_that_may_be_none_is_no_resolvable_rise():
+    for value, word in ((1, "rise"), (-1, "fall")):
+        arm = GATED | {"change": {}, "fid": 20.0, "distance_change": around(value, 3)}
+        assert f", at no resolvable {word} of FID (" in said(BASELINE, arm)[0]
+
+
+def test_few_prompts_tell_nothing_and_the_verdict_says_how_many_would():
+    change = {"value": -0.1, "low": -0.224, "high": 0.034}
+    few = of_accuracy(**change) | {"prompts_compared": 40}
+    text = said(BASELINE, few)[0]
+    assert (
+        ", with too few prompts to tell a loss of prompt accuracy (-10.0 points [-22.4, +3.4]): "
+        "about " in text
+    )
+    assert "no resolvable" not in text
+    would_do = int(text.partition(": about ")[2].partition(" would do")[0])
+    assert 100 < would_do < 400
+    clear = of_accuracy(value=-0.3, low=-0.4, high=-0.2) | {"prompts_compared": 40}
+    assert ", at a loss of prompt accuracy (" in said(BASELINE, clear)[0]
+    none = of_accuracy(value=0.0, low=-0.1, high=0.1) | {"prompts_compared": 40}
+    assert "too few prompts to tell" in said(BASELINE, none)[0]
+    assert "would do" not in said(BASELINE, none)[0]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "interval", "remarked"),
+    [
+        (2.39, {"value": 2.39, "low": 2.2, "high": 2.6}, True),
+        (2.39, None, True),
+        (1.63, {"value": 1.63, "low": 1.62, "high": 1.64}, False),  # a clock's error
+        (2.39, {"value": 2.39, "low": 1.5, "high": 3.0}, False),
+        (1.37, {"value": 1.37, "low": 1.3, "high": 1.44}, False),
+    ],
+)
+def test_speed_up_beyond_what_the_saved_macs_allow_is_remarked(speedup, interval, remarked):
+    arm = GATED | {"speedup": speedup, "speedup_interval": interval, "macs_saved": 1 - 1 / 1.61}
+    told = "(the saved MACs explain 1.61 at most: measure again"
+    assert (told in said(BASELINE, arm)[0]) == remarked
 
 
 def test_distance_that_falls_is_better_and_stands_beside_the_pictures_own_figure():

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -430,3 +431,48 @@ def test_named_sample_larger_than_the_set_is_the_set():
     sample = NamedSample(reference_file.SAMPLE)
     sample.add(["a", "b"], np.eye(2))
     assert len(sample.rows) == 2
+
+
+@pytest.fixture
+def truncated(pictures):
+    file = pictures / "part1" / "3.png"
+    file.write_bytes(file.read_bytes()[:60])
+    return "part1/3.png"
+
+
+def test_one_truncated_image_is_an_error_that_names_it_and_the_key(tmp_path, pictures, truncated):
+    with pytest.raises(UserError, match=rf"{truncated} cannot .*score.reference_skip_unreadable"):
+        made(tmp_path, pictures)
+
+
+def test_truncated_images_are_passed_over_and_counted_on_demand(
+    tmp_path, pictures, contents, truncated, capsys
+):
+    content = made(tmp_path, pictures, reference_skip_unreadable=True)
+    assert "6 pictures, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
+        capsys.readouterr().out
+    )
+    assert about(content)["pictures"] == 6
+    (tmp_path / pictures.name / truncated).unlink()
+    whole = made(tmp_path, pictures, "whole.npz")
+    for key in ("mu", "sigma", "sample"):
+        one, other = (np.load(io.BytesIO(held))[key] for held in (content, whole))
+        assert np.array_equal(one, other)
+
+
+def test_a_reference_made_without_unreadable_images_is_not_taken_where_they_count(
+    run, pictures, truncated
+):
+    def of(skip):
+        score = {"reference": str(pictures), "reference_skip_unreadable": skip}
+        return replace(
+            run,
+            config=run.config.model_copy(
+                update={"score": run.config.score.model_copy(update=score)}
+            ),
+        )
+
+    name = run.config.score.extractor[0]
+    assert prepared_reference(of(True), name, MeanColour()).statistics.count == 6
+    with pytest.raises(UserError, match=truncated):
+        prepared_reference(of(False), name, MeanColour())

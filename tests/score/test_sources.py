@@ -89,6 +89,52 @@ def test_order_of_files_does_not_matter(tmp_path, write):
     assert pictures(sources.source(str(write(tmp_path, backwards)))) == sorted(PICTURES.items())
 
 
+def shards(folder, named, hidden=()) -> Path:
+    """Two tars of the pictures, as webdataset and img2dataset write them."""
+    folder.mkdir(exist_ok=True)
+    cut = len(named) // 2
+    items = [*named.items()]
+    for number, chosen in enumerate((items[:cut], items[cut:])):
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            for name, content in [*chosen, *((one, b"not a picture") for one in hidden)]:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+HIDDEN = ("._0.png", "__MACOSX/a/._0.png", ".thumbs/x.png", ".DS_Store")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.tar", "/0000[01].tar"])
+def test_a_folder_and_a_pattern_of_tar_shards_are_references(tmp_path, pattern):
+    folder = shards(tmp_path / "x", PICTURES, HIDDEN)
+    read = pictures(sources.source(f"{folder}{pattern}"))
+    assert sorted(content for _, content in read) == sorted(PICTURES.values())
+    assert {name.partition("/")[0] for name, _ in read} == {"00000.tar", "00001.tar"}
+    assert {name.partition("/")[2] for name, _ in read} == set(PICTURES)
+
+
+def test_tables_that_describe_tar_shards_are_no_pictures(tmp_path):
+    folder = shards(tmp_path / "x", PICTURES)
+    pq.write_table(pa.table({"key": ["0"], "caption": ["a"]}), folder / "00000.parquet")
+    assert len(sources.source(str(folder))) == len(PICTURES)
+
+
+def test_a_pattern_of_pictures_takes_the_files_that_match(tmp_path):
+    for name, content in PICTURES.items():
+        (tmp_path / name.replace("/", "-")).write_bytes(content)
+    read = pictures(sources.source(f"{tmp_path}/a-*.png"))
+    assert [name for name, _ in read] == ["a-0.png", "a-2.png", "a-4.png", "a-6.png"]
+
+
+@pytest.mark.parametrize("write", [in_a_folder, in_a_tar])
+def test_hidden_files_and_those_of_a_mac_are_no_pictures(tmp_path, write):
+    named = dict(sorted(PICTURES.items()))
+    place = write(tmp_path, named | dict.fromkeys(HIDDEN, b"not a picture"))
+    assert pictures(sources.source(str(place))) == list(named.items())
+
+
 def test_plain_bytes_are_named_by_file_and_row(tmp_path):
     found = pictures(sources.source(str(in_rows("binary")(tmp_path, PICTURES))))
     assert found == [(f"x.parquet#{n}", content) for n, content in enumerate(PICTURES.values())]

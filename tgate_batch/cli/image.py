@@ -5,6 +5,7 @@ Examples:
 """
 
 import argparse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,22 @@ def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _picture(path: str) -> Any:
-    """The picture of a file or a URL, upright, in RGB; raises UserError."""
-    from diffusers.utils import load_image
-    from PIL import UnidentifiedImageError
+    """The image of a file or a URL, upright, in RGB; raises UserError."""
+    from tgate_batch.storage.images import open_upright
 
     try:
-        return load_image(path)
-    except UnidentifiedImageError:
-        raise UserError(
-            f"--image {path} is not an image. Fix: give a PNG, JPEG or WebP file"
-        ) from None
+        if path.startswith(("http://", "https://")):
+            with urllib.request.urlopen(path, timeout=60) as answer:
+                content = answer.read()
+        else:
+            content = Path(path).expanduser().read_bytes()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--image {path} cannot be read: {reason}") from None
+    try:
+        return open_upright(content)
+    except UserError as error:
+        raise UserError(f"--image {path} {error}") from None
 
 
 def _writable(path: str) -> Path:

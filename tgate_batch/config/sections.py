@@ -373,11 +373,15 @@ class Score(Section):
     """What the pictures are compared with; owners of the names in it refuse unknown ones."""
 
     reference: str | None = None
-    """What pictures are compared with: an .npz of tgate-batch reference or pytorch-fid, a folder,
-    `drawn` (the baseline's prompts as drawn pictures of the demo), or nothing: no distance.
+    """What pictures are compared with: an .npz of tgate-batch reference or pytorch-fid, a folder or
+    a pattern (`shards/*.tar`) of pictures or tar files, `drawn` (the baseline's prompts as drawn
+    pictures of the demo), or nothing: no distance.
     `{extractor}` in it stands for each extractor's name."""
     extractor: tuple[str, ...] = Field(("efficientnet-lite0",), min_length=1)
     """What takes the features; one or several. `inception` alone makes the distance FID."""
+    reference_skip_unreadable: bool = False
+    """Leave out, and count, images of the reference that cannot be read (cut off, damaged). Without
+    it the first one is an error that names it."""
     by: str | None = None
     """A column of the prompt set: figures of pictures are broken down by its values."""
     weights: dict[str, str] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgate_batch import say
 from tgate_batch.config import Config
-from tgate_batch.errors import UserError
+from tgate_batch.errors import UserError, one_line
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import Counter
@@ -52,7 +52,14 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
             raise UserError(f"reference {folder.path(file)} cannot be written: it is a folder")
     source = sources.source(spec)
     return [
-        Making(source, *place, name, weights, load_extractor(name, weights))
+        Making(
+            source,
+            *place,
+            name,
+            weights,
+            load_extractor(name, weights),
+            score.reference_skip_unreadable,
+        )
         for name, place in places.items()
         for weights in [weights_of(score, name)]
     ]
@@ -76,11 +83,7 @@ def made(
                     _extract(making, missing, executor)
         for making in makings:
             about = making.finish()
-            left_out = f", {about['broken']:,} left out as broken" if about["broken"] else ""
-            say.info(
-                f"{making.folder.path(making.file)}: {making.extractor.name} features of "
-                f"{about['pictures']:,} pictures{left_out}"
-            )
+            _say_made(making, about)
     for making in makings:
         making.folder.fence = None
         making.clear()
@@ -104,15 +107,30 @@ def prepared_reference(
     if source is None:
         return None
     file, weights = layout.reference(extractor.name), weights_of(run.config.score, name)
-    making = Making(source, run.folder, file, name, weights, extractor)
+    skip = run.config.score.reference_skip_unreadable
+    making = Making(source, run.folder, file, name, weights, extractor, skip)
     held = _held(making)
     if held is None:
         _extract(making, making.missing(), executor or LocalExecutor(run.config, run.folder))
-        making.finish(making.identity)
+        about = making.finish(making.identity)
         making.clear()
+        if about["broken"]:
+            _say_made(making, about)
         held = _held(making)
         assert held is not None  # it was just made
     return replace(held, name=source.name, sha256=held.about["sha256"])
+
+
+def _say_made(making: Making, about: dict[str, Any]) -> None:
+    """How many images a reference has, how many were left out, and the first of these."""
+    left_out = ""
+    if about["broken"]:
+        first = one_line(about["broken_named"][0])
+        left_out = f", {about['broken']:,} left out as broken or unreadable (first: {first})"
+    say.info(
+        f"{making.folder.path(making.file)}: {making.extractor.name} features of "
+        f"{about['pictures']:,} pictures{left_out}"
+    )
 
 
 def _held(making: Making) -> Reference | None:

@@ -103,6 +103,18 @@ class ClipVision:
         self.label = f"CMMD-{self.sha256[:8]}" if other else "CMMD"
         self.note = f"not CMMD, which is on {_CLIP}: {other}" if other else None
 
+    @classmethod
+    def sha256_of(cls, path: str | Path | None = None) -> str:
+        """The weights' digest, without loading the network."""
+        folder, _ = open_checkpoint(path, cls.name, _CLIP, ("clip", "clip_vision_model"))
+        return folder_sha256(folder, CHECKPOINT_FILES)
+
+    @classmethod
+    def dimensions_of(cls, path: str | Path | None = None) -> int | None:
+        """The features' width as ``config.json`` has it; None if it leaves it to its default."""
+        _, settings = open_checkpoint(path, cls.name, _CLIP, ("clip", "clip_vision_model"))
+        return settings.get("projection_dim")
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         return in_parts(images, 8 if self._device == "cpu" else 64, self._features, self.dimensions)
 

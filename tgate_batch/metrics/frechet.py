@@ -6,12 +6,14 @@ Heusel et al. 2017 (arXiv:1706.08500) define it; on the official Inception featu
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.linalg import lapack, svdvals
 
 from tgate_batch.errors import UserError
+from tgate_batch.storage.archives import Archive
 
 _ROWS = 1024  # features taken at once: the temporary copy in float64 stays at 16 MiB for 2048-d
 _SAFE_TO_SQUARE = 1e6  # a condition number whose square is still far from 1 / eps
@@ -79,26 +81,28 @@ class Statistics:
         """Reads ``mu``, ``sigma`` and, where present, ``count``; raises UserError, naming it."""
         name = name or str(file)
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                missing = sorted({"mu", "sigma"} - set(archive))
-                if missing:
-                    raise UserError(
-                        f"{name} has no {' and no '.join(missing)}; statistics need mu [d] and "
-                        "sigma [d, d], as `python -m pytorch_fid --save-stats` writes them"
-                    )
-                mean = np.asarray(archive["mu"], np.float64)
-                covariance = np.asarray(archive["sigma"], np.float64)
-                count = int(archive["count"]) if "count" in archive else None
+            content = Path(file).read_bytes() if isinstance(file, str | PathLike) else file.read()
+            archive = Archive(content)
+            missing = sorted({"mu", "sigma"} - set(archive))
+            if missing:
+                raise UserError(
+                    f"{name} has no {' and no '.join(missing)}; statistics need mu [d] and "
+                    "sigma [d, d], as `python -m pytorch_fid --save-stats` writes them"
+                )
+            shapes = archive.shapes["mu"], archive.shapes["sigma"]
+            if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
+                raise UserError(
+                    f"{name}: mu {list(shapes[0])} and sigma {list(shapes[1])} do not fit "
+                    "together; they must be [d] and [d, d]"
+                )
+            mean = np.asarray(archive["mu"], np.float64)
+            covariance = np.asarray(archive["sigma"], np.float64)
+            count = int(archive["count"]) if "count" in archive else None
         except UserError:
             raise
         except Exception as error:  # zip, pickle and format faults have no common parent
             reason = " ".join(str(error).split())
             raise UserError(f"{name} cannot be read as .npz statistics: {reason}") from None
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(
-                f"{name}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit "
-                "together; they must be [d] and [d, d]"
-            )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise UserError(f"{name} holds values that are not finite")
         return cls(count, mean, covariance * (1 if count is None else count - 1))

@@ -284,9 +284,12 @@ def of_sums(
     }
 
 
-def of_reference(listing: str, extractor: str, version: int, weights: str) -> Settings:
+def of_reference(
+    listing: str, extractor: str, version: int, weights: str, skip_unreadable: bool = False
+) -> Settings:
     """What decides a reference; ``listing`` is a digest of what its source holds."""
-    return {
+    skipping = {"skip_unreadable": True} if skip_unreadable else {}
+    return skipping | {
         "listing": listing,
         "extractor": extractor,
         "version": version,

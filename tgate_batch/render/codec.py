@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tgate_batch.config import Images
 from tgate_batch.errors import UserError
+from tgate_batch.storage.images import open_image
 
 MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (
@@ -82,12 +83,7 @@ def _marked(form: str) -> dict[str, Any]:
 
 def decode(content: bytes) -> Image.Image:
     """A stored picture in RGB; raises UserError for bytes that are no picture."""
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            return opened.convert("RGB")
-    except Exception as error:  # each of Pillow's decoders has faults of its own
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot be read as a picture: {reason}") from None
+    return open_image(content).convert("RGB")
 
 
 def video(frames: np.ndarray, mark: bool = True, frames_per_second: int = 7) -> bytes:

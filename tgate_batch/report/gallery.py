@@ -20,6 +20,7 @@ from tgate_batch.output import frozen, layout, parquet
 from tgate_batch.output.frozen import ShardPlan
 from tgate_batch.output.run import Run
 from tgate_batch.score import metrics
+from tgate_batch.storage.images import open_image
 
 BYTES = 2_400_000  # of all pictures together, before they are spelled in base64 (a third more)
 _PICTURES = 240  # of all models and arms, roughly
@@ -261,10 +262,7 @@ def _yes_no(metric: PictureMetric, value: float, theirs: float | None) -> str:
 
 def shrunk(pictures: list[bytes], budget: int) -> list[tuple[bytes, tuple[int, int]]]:
     """Pictures as WebP with their width and height, so small that all fit into ``budget`` bytes."""
-    opened = []
-    for content in pictures:
-        with Image.open(io.BytesIO(content)) as picture:
-            opened.append(picture.convert("RGB"))
+    opened = [open_image(content).convert("RGB") for content in pictures]
     if not opened:
         return []
     longest = max(max(picture.size) for picture in opened)

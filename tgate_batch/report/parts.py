@@ -138,7 +138,7 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             "where the groups vary more. Changes are over the prompts that both arms delivered "
             "unbroken."
         )
-    return [*found, *_withheld(every)]
+    return [*found, *withheld(every)]
 
 
 def _of_distances(arms: Sequence[Arm]) -> Iterator[str]:
@@ -182,12 +182,18 @@ def _of_distances(arms: Sequence[Arm]) -> Iterator[str]:
         )
 
 
-def _withheld(arms: Sequence[Arm]) -> Iterator[str]:
-    """Each reason for figures that are not shown, once: of what and of which arms."""
+def withheld(arms: Sequence[Arm], figures_of: table.TableName | None = None) -> Iterator[str]:
+    """Each reason for figures that are not shown, once: of what and of which arms.
+
+    ``figures_of``: a table, of whose columns alone the reasons are.
+    """
+    shown = {column.name for column in columns(arms) if figures_of in column.tables}
     words = {column.name: column.heading for column in columns(arms)} | _WITHHELD
     reasons: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for arm in arms:
         for key, reason in (arm.get("withheld") or {}).items():
+            if figures_of is not None and key not in shown:
+                continue
             figures, names = reasons.setdefault(reason, ({}, {}))
             figures[words.get(key, key)] = names[_name(arm)] = None
     for reason, (figures, names) in reasons.items():

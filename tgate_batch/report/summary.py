@@ -14,6 +14,11 @@ from tgate_batch.report import thresholds
 from tgate_batch.report.columns import MACS
 from tgate_batch.score import metrics
 
+_ONLY_WARM_UPS = (
+    "no batch was timed: each worker's first batch of an arm warms up and is left out; render more "
+    "prompts, or give fewer workers (workers.max) or a smaller sampling.batch_size"
+)
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of what ``summarize`` returns."""
@@ -96,8 +101,10 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
     devices = Devices.of(run.config.cost, workers.gpus_each, workers.cpus_each)
     dollars = usd_per_1000_images(rate, devices)
     withheld = dict(scores.get("withheld", {}))
+    if rate is None and scores["images"]:
+        withheld["images_per_second_per_worker"] = _ONLY_WARM_UPS
     if dollars is None:
-        withheld["usd_per_1000_images"] = devices.unpriced or "no batch but warm-ups was measured"
+        withheld["usd_per_1000_images"] = devices.unpriced or _ONLY_WARM_UPS
     return {
         "plan": plan,
         "deepcache": arm.deepcache,
@@ -148,6 +155,8 @@ def _beside_baseline(arm: dict[str, Any], baseline: dict[str, Any] | None) -> No
     arm["speedup"] = _ratio(
         arm["images_per_second_per_worker"], baseline["images_per_second_per_worker"]
     )
+    if arm["speedup"] is None and arm["images"] and baseline["images"]:
+        arm["withheld"]["speedup"] = _ONLY_WARM_UPS
     share = _ratio(arm["macs_per_image_with_attention"], baseline["macs_per_image_with_attention"])
     arm["macs_saved"] = None if share is None else 1 - share
 

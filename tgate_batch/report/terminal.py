@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tgate_batch import say
 from tgate_batch.metrics.entry import Arm
+from tgate_batch.report.parts import withheld
 from tgate_batch.report.table import rows
 from tgate_batch.report.verdict import verdicts
 
@@ -24,6 +25,8 @@ def show(summary: Mapping[str, Any]) -> None:
     else:
         for line in table(rows(arms, "brief"), width()):
             say.info(line)
+    for line in withheld(arms, "brief"):
+        say.info(line, event="withheld")
     for line in verdicts(summary):
         say.info(line, event="verdict")
     for arm in arms:

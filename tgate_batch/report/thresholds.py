@@ -7,6 +7,7 @@ measuring less.
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from tgate_batch.config import Config, Threshold, Thresholds
@@ -34,7 +35,7 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
     bounded = _bounded()
     for name, threshold in thresholds.items():
         if name not in bounded:
-            raise UserError(f"thresholds: unknown figure {name!r}; one of: {', '.join(known())}")
+            raise UserError(_unknown(name, bounded))
         test, column = _test(threshold), bounded[name]
         if test is None:
             continue
@@ -49,6 +50,39 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
                 f"thresholds: no_worse_than judges changes, and {name} is none; give at_least or "
                 f"at_most, or judge one of: {changes}"
             )
+
+
+def markdown() -> str:
+    """Every figure that a threshold may bound, as the table of docs/metrics.md."""
+    lines = ["| figure | key of an arm in report.json | better | tests |", "|---|---|---|---|"]
+    for name, column in _bounded().items():
+        key = f"`{_key(column)}`"
+        if column.derive:
+            key = f"`{name.removesuffix('_percent')}`, as percent of all rows"
+        tests = _TESTS[1:] if column.interval else ()
+        tests = (*tests, "no_worse_than") if column.change and column.interval else tests
+        words = ", ".join(f"`{test}`" for test in (*tests, "min", "max"))
+        lines.append(f"| `{name}` | {key} | {column.better or ''} | {words} |")
+    return "\n".join(lines) + "\n"
+
+
+def _key(column: Column) -> str:
+    return ".".join(column.path or (column.name,))
+
+
+def _unknown(name: str, bounded: Mapping[str, Column]) -> str:
+    """What is wrong with a figure's name: those like it, of which a key of report.json is one."""
+    by_key = [
+        other
+        for other, column in bounded.items()
+        if name in (_key(column), _key(column).removesuffix(".value"))
+    ]
+    near = by_key or get_close_matches(name, bounded, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(bounded)}."
+    return (
+        f"thresholds: unknown figure {name!r}; {hint} Fix: take a figure of the table under "
+        "Thresholds in docs/metrics.md"
+    )
 
 
 def check_measured(config: Config) -> None:
@@ -74,7 +108,7 @@ def _lacking(name: str, column: Column, config: Config) -> str | None:
         return "with extractor inception the distance is FID; bound fid"
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     if name.startswith("usd_") and devices.unpriced:
-        return f"{devices.unpriced}; give cost.{devices.key}"
+        return f"{devices.unpriced}; give {devices.key}"
     return None
 
 

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
+
+_FEW_PROMPTS = 100  # that were compared: an interval that holds 0 then holds large changes too
+_MARGIN = 1.1  # of a speed-up over what the saved MACs allow, before it is remarked
 
 Standing = Literal["passed", "failed", "undecided"]
 
@@ -105,11 +110,29 @@ def _speed(arm: Arm) -> str:
         return "was not timed beside the baseline"
     times = f"draws {value:.2f}"
     if bounds is None:
-        return f"{times} times as many images a second (too few batches for an interval)"
+        said = f"{times} times as many images a second (too few batches for an interval)"
+        return said + _above_limit(arm, value)
     said = f"{times} [{bounds['low']:.2f}, {bounds['high']:.2f}] times as many images a second"
+    said += _above_limit(arm, bounds["low"])
     if bounds["low"] <= 1 <= bounds["high"]:
         return f"{said} (no resolvable change of speed)"
     return said
+
+
+def _above_limit(arm: Arm, least: float) -> str:
+    """A remark on a speed-up, at ``least`` so large, that the saved arithmetic does not explain."""
+    saved = arm.get("macs_saved")
+    if (
+        saved is None
+        or saved >= 1
+        or arm["speedup"] <= _MARGIN / (1 - saved)
+        or least * (1 - saved) <= 1
+    ):
+        return ""
+    limit = f"{1 / (1 - saved):.2f}"
+    return (
+        f" (the saved MACs explain {limit} at most: measure again on a machine without other load)"
+    )
 
 
 def _quality(arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> str:
@@ -143,7 +166,25 @@ def _change(column: Column, arm: Arm, arms: Sequence[Arm]) -> str:
         return f"at a {worse} of {word} ({shown})"
     if low > 0:
         return f"at a {better} of {word} ({shown})"
-    return f"at no resolvable {worse} of {word} ({shown})"
+    change = worse if sign * bounds["value"] <= 0 else better
+    if _prompts(arm) < _FEW_PROMPTS:
+        return (
+            f"with too few prompts to tell a {change} of {word} ({shown}){_would_do(arm, bounds)}"
+        )
+    return f"at no resolvable {change} of {word} ({shown})"
+
+
+def _prompts(arm: Arm) -> float:
+    return arm.get("prompts_compared") or arm.get("prompts") or inf
+
+
+def _would_do(arm: Arm, bounds: Mapping[str, float]) -> str:
+    """How many prompts would show a change as large as the one that was seen."""
+    if bounds["value"] == 0:
+        return ""
+    error = Estimate(bounds["value"], bounds["low"], bounds["high"]).standard_error
+    needed = prompts_needed(int(_prompts(arm)), error, bounds["value"])
+    return f": about {needed:,} would do"
 
 
 def _word(column: Column, arms: Sequence[Arm]) -> str:

@@ -6,7 +6,6 @@ few numbers, and 21 values of each distance. ``scores`` sets two such conclusion
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from tgate_batch.score.reduce import Source, summaries
 from tgate_batch.score.reference import Reference
 from tgate_batch.score.sums import Chunk, FeatureSums, Sample, Summary, Sums
 from tgate_batch.storage import Folder
+from tgate_batch.storage.archives import Archive
 
 VERSION = 1  # raised by hand when equal sums give other figures
 PICTURES_A_DIMENSION = 3  # below it a Frechet distance's bias hides its changes
@@ -188,22 +188,22 @@ class Conclusion:
     def load(cls, content: bytes, identity: str) -> Conclusion | None:
         """What ``save`` wrote; None where it is damaged or of another identity."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                about = json.loads(str(archive["about"]))
-                if about["identity"] != identity:
-                    return None
-                shapes.checked(about["named"], shapes.Named)
-                keys = [tuple(key) for key in about["sums"]]
-                sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
-                sets = {}
-                for number, (name, found) in enumerate(about["sets"].items()):
-                    arrays = {
-                        key.removesuffix(f"-{number}"): archive[key]
-                        for key in archive
-                        if key.endswith(f"-{number}") and not key.startswith("sum-")
-                    }
-                    found["rank_deficient"] = tuple(found["rank_deficient"])
-                    sets[name] = SetFigures(**found, **arrays)
+            archive = Archive(content)
+            about = json.loads(str(archive["about"]))
+            if about["identity"] != identity:
+                return None
+            shapes.checked(about["named"], shapes.Named)
+            keys = [tuple(key) for key in about["sums"]]
+            sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
+            sets = {}
+            for number, (name, found) in enumerate(about["sets"].items()):
+                arrays: dict[str, Any] = {
+                    key.removesuffix(f"-{number}"): archive[key]
+                    for key in archive
+                    if key.endswith(f"-{number}") and not key.startswith("sum-")
+                }
+                found["rank_deficient"] = tuple(found["rank_deficient"])
+                sets[name] = SetFigures(**found, **arrays)
         except Exception:  # zip, format and end-of-file faults have no common parent
             return None
         model, arm = about["key"]

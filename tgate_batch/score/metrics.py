@@ -1,5 +1,6 @@
 """Every metric of single pictures, in the order of the tables, and what a run wants of them."""
 
+import glob
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,17 @@ def reference_of(score: Score, extractor: str) -> str | None:
     return None if score.reference is None else placed(score.reference, extractor)
 
 
+def is_pattern(where: str) -> bool:
+    """True if the last part of a path or URI stands for several files (``*``, ``[`` or ``?``).
+
+    A URI's ``?`` begins its options; a file of that very name is no pattern.
+    """
+    if "://" in where:
+        name = where.partition("?")[0].rpartition("/")[2]
+        return "*" in name or "[" in name
+    return glob.has_magic(Path(where).name) and not Path(where).exists()
+
+
 def placed(where: str, extractor: str) -> str:
     """A path or URI with the extractor's name in place of ``{extractor}``."""
     return where.replace("{extractor}", layout.spelled(extractor))
@@ -130,6 +142,8 @@ def _check_exists(key: str, where: str, hint: str) -> None:
 
 
 def _check_reference(where: str, hint: str) -> None:
+    if is_pattern(where):
+        return None
     if "://" not in where:
         return _check_exists("reference", where, hint)
     try:

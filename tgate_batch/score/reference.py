@@ -17,17 +17,18 @@ from tgate_batch.metrics import cmmd, kid
 from tgate_batch.metrics.frechet import Statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, radii
 from tgate_batch.storage import Folder, without_credentials
+from tgate_batch.storage.archives import Archive
 
 
 class Kind(Protocol):
-    """An extractor, or what is known of one."""
+    """An extractor, or what is known of one: None for what is not."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str | None: ...
     @property
-    def dimensions(self) -> int: ...
+    def dimensions(self) -> int | None: ...
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ def parsed(content: bytes, name: str, extractor: Kind, file: str) -> Reference:
     beside, about = _beside(content, name)
     if about:
         _check_maker(about, name, extractor)
-    if statistics.dimensions != extractor.dimensions:
+    if extractor.dimensions not in (None, statistics.dimensions):
         raise UserError(
             f"reference {name} has {statistics.dimensions} dimensions, but {extractor.name} makes "
             f"{extractor.dimensions}; use the extractor it was made with"
         )
+    _check_sample(beside, name, statistics.dimensions)
     digest = hashlib.sha256(content).hexdigest()
     within = None if "within" not in beside else float(beside["within"])
     return Reference(
@@ -111,18 +113,34 @@ def maker(extractor: Kind) -> dict[str, Any]:
 def _beside(content: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What a file of ours holds beside the statistics: arrays, and what it says of itself."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("sample", "within", "radii") if key in archive}
-            about = json.loads(str(archive["about"])) if "about" in archive else {}
+        archive = Archive(content)
+        arrays = {key: archive[key] for key in ("sample", "within", "radii") if key in archive}
+        about = json.loads(str(archive["about"])) if "about" in archive else {}
     except Exception as error:  # zip, pickle and format faults have no common parent
         reason = " ".join(str(error).split())
         raise UserError(f"{name} cannot be read as a reference: {reason}") from None
     return arrays, about
 
 
+def _check_sample(beside: dict[str, np.ndarray], name: str, dimensions: int) -> None:
+    shapes = {key: list(array.shape) for key, array in beside.items()}
+    sample = shapes.get("sample", [0, dimensions])
+    wanted = {
+        "sample": [sample[0], dimensions] if sample else None,
+        "within": [],
+        "radii": sample[:1],
+    }
+    for key, shape in shapes.items():
+        if shape != wanted[key] or not np.isfinite(beside[key]).all():
+            raise UserError(
+                f"reference {name}: its {key} is no finite numbers of shape {wanted[key]}; make it "
+                "again with tgate-batch reference"
+            )
+
+
 def _check_maker(about: dict[str, Any], name: str, extractor: Kind) -> None:
     mine = maker(extractor)
-    if any(about.get(key) != value for key, value in mine.items()):
+    if any(value is not None and about.get(key) != value for key, value in mine.items()):
         raise UserError(
             f"reference {name} was made with {_said(about)}, and the pictures are measured with "
             f"{_said(mine)}; give a reference of the same extractor"

@@ -55,13 +55,15 @@ class ReferenceOrder:
     weights: str | None
     sha256: str
     dimensions: int
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True)
 class Making:
     """One reference's file on its way: what it is made of, and where it goes.
 
-    ``kind`` is the extractor's name in the config, ``weights`` its file.
+    ``kind`` is the extractor's name in the config, ``weights`` its file. ``skip_unreadable`` leaves
+    images out that cannot be read.
     """
 
     source: Source
@@ -70,13 +72,18 @@ class Making:
     kind: str
     weights: str | None
     extractor: Extractor
+    skip_unreadable: bool = False
 
     @property
     def identity(self) -> str:
         made = maker(self.extractor)
         return layout.identity(
             layout.of_reference(
-                self.source.listing, made["extractor"], made["version"], made["weights"]
+                self.source.listing,
+                made["extractor"],
+                made["version"],
+                made["weights"],
+                self.skip_unreadable,
             )
         )
 
@@ -132,6 +139,7 @@ class Making:
             self.weights,
             self.extractor.sha256,
             self.extractor.dimensions,
+            self.skip_unreadable,
         )
 
     def _combined(self, identity: str | None) -> tuple[dict[str, Any], bytes]:
@@ -192,7 +200,7 @@ class Making:
 def write_part(order: ReferenceOrder, extract: Extract) -> None:
     """Extracts a part's features, and writes its file: name, sha256, features, broken.
 
-    Raises UserError, naming the picture, for one that cannot be read.
+    Raises UserError, naming the picture, for one that cannot be read, unless the order skips such.
     """
     names: list[str] = []
     sums: list[str] = []
@@ -206,15 +214,18 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     why: list[str | None] = []
     rows = np.zeros((len(order.part), order.dimensions), np.float32)
     try:
-        for images in decoded(noted(), _BATCH):
-            found = [broken(image) for image in images]
+        for images in decoded(noted(), _BATCH, order.skip_unreadable):
+            found = [image if isinstance(image, str) else broken(image) for image in images]
             usable = [n for n, reason in enumerate(found) if reason is None]
             if usable:
                 places = [len(why) + n for n in usable]
                 rows[places] = extract([images[n] for n in usable])
             why += found
     except UserError as error:
-        raise UserError(f"reference {order.source}: {error}") from None
+        raise UserError(
+            f"reference {order.source}: {error}. Fix: remove the image, or set "
+            "score.reference_skip_unreadable: true to leave such images out"
+        ) from None
     features = pa.FixedSizeListArray.from_arrays(
         pa.array(rows[: len(why)].ravel()),
         order.dimensions,
@@ -231,16 +242,17 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     parquet.write_table(order.folder, order.file, table, order.identity, rows_a_group=4096)
 
 
-def decoded(named: Iterable[Named], batch_size: int) -> Iterator[list[Image.Image]]:
+def decoded(named: Iterable[Named], batch_size: int, skip: bool = False) -> Iterator[list[Any]]:
     """Batches of pictures in RGB; threads decode the next one while one is worked on.
 
-    Raises UserError, naming the picture, for bytes that are none.
+    Bytes that are no picture raise UserError, naming it; with ``skip`` the reason takes its place.
     """
     named = iter(named)
+    decode_one = _decoded_or_reason if skip else _decoded
     with ThreadPoolExecutor() as pool:
         ahead = None
         while chunk := list(islice(named, batch_size)):
-            following = pool.map(_decoded, chunk)
+            following = pool.map(decode_one, chunk)
             if ahead is not None:
                 yield list(ahead)
             ahead = following
@@ -254,6 +266,13 @@ def _decoded(picture: Named) -> Image.Image:
         return decode(content)
     except UserError as error:
         raise UserError(f"{name} {error}") from None
+
+
+def _decoded_or_reason(picture: Named) -> Image.Image | str:
+    try:
+        return decode(picture[1])
+    except UserError as error:
+        return str(error)
 
 
 def _features_of(table: pa.Table, dimensions: int) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Where the pictures of a reference come from, cut into parts that workers read.
 
-A source is a folder of pictures, a tar of pictures, Parquet rows with an ``image`` column, a list
-of paths, or the drawings of a run's captions. A part is plain data: it travels to a worker, and
-opens there to (name, encoded bytes). Pictures stand in the order of their names, in Parquet in
-that of files and rows, so the order in which a disk or an archive lists them does not matter.
+A source is a folder or a pattern of pictures or of tar shards, one tar, Parquet rows with an
+``image`` column, a list of paths, or the drawings of a run's captions. Hidden files and those that
+a Mac puts into archives (``._x``, ``__MACOSX``) are no part of a source. A part is plain data: it
+travels to a worker, and opens there to (name, encoded bytes). Pictures stand in the order of their
+names, in Parquet in that of files and rows, so the order in which a disk or an archive lists them
+does not matter.
 """
 
+import fnmatch
 import hashlib
 import io
 import json
@@ -24,6 +27,7 @@ from tgate_batch.demo.pictures import draw, parse
 from tgate_batch.errors import UserError
 from tgate_batch.output import frozen, parquet
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.score.metrics import is_pattern
 from tgate_batch.storage import Folder, without_credentials
 
 PART = 256  # pictures
@@ -33,6 +37,7 @@ _DRAWING = 1  # raised by hand when equal captions are drawn otherwise
 _READERS = 8  # files read at once: a store answers each after a while
 _RUN_NAMES = ["prompt_id", "image_number"]  # the columns that name a picture of a run
 
+Stamp = tuple[str, int, int | None]  # of a file: name, size, time
 Named = tuple[str, bytes]  # a picture's name, and its encoded bytes
 
 
@@ -85,11 +90,15 @@ class Files:
 
 @dataclass(frozen=True)
 class Members:
-    """Pictures in a tar without compression: name, offset and size in bytes."""
+    """Pictures in a tar without compression: name, offset and size in bytes.
+
+    Members of one of several tars are named ``<tar>/<member>`` (``prefix``).
+    """
 
     folder: Folder
     tar: str
     members: tuple[tuple[str, int, int], ...]
+    prefix: str = ""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -99,7 +108,7 @@ class Members:
             with self.folder.open(self.tar) as file:
                 for name, offset, size in self.members:
                     file.seek(offset)
-                    yield name, file.read(size)
+                    yield self.prefix + name, file.read(size)
         except OSError as error:
             raise _unreadable(self.folder, self.tar, error) from None
 
@@ -158,13 +167,16 @@ class Drawings:
 def source(spec: str) -> Source:
     """What a path or URI holds: a folder, a ``.tar``, a ``.parquet``, or a ``.txt`` of paths.
 
-    A folder with Parquet files is one of rows, else one of pictures, in its folders too. Paths of a
-    list are relative to the list. Raises UserError where there is no picture.
+    A folder is one of Parquet rows, of pictures, or of tar shards, in its folders too; a pattern is
+    a folder of the files that it matches. Paths of a list are relative to the list. Raises
+    UserError where there is no picture.
     """
     try:
         folder, name = Folder.of_file(spec)
-        if not name or not folder.exists(name):
-            found = _of_folder(Folder(spec), spec)
+        if is_pattern(spec):
+            found = _of_stamps(folder, _matching(folder, name), spec)
+        elif not name or not folder.exists(name):
+            found = _of_stamps(Folder(spec), Folder(spec).stamps(""), spec)
         elif (suffix := PurePosixPath(name).suffix.lower()) in _KINDS:
             found = _KINDS[suffix](folder, name, spec)
         else:
@@ -177,8 +189,8 @@ def source(spec: str) -> Source:
         raise UserError(f"reference {_shown(spec)} cannot be read: {_reason(error)}") from None
     if not found.parts:
         raise UserError(
-            f"reference {_shown(spec)} holds no pictures ({', '.join(sorted(SUFFIXES))}) and no "
-            "Parquet rows"
+            f"reference {_shown(spec)} holds no pictures ({', '.join(sorted(SUFFIXES))}), no "
+            "Parquet rows and no .tar with pictures"
         )
     return found
 
@@ -200,9 +212,28 @@ def drawn(folder: Folder, shards: Sequence[ShardPlan]) -> Source | None:
     return Source("drawn", listing, tuple(parts))
 
 
-def _of_folder(folder: Folder, spec: str) -> Source:
-    stamps = folder.stamps("")
+def _matching(folder: Folder, pattern: str) -> list[Stamp]:
+    return [
+        stamp
+        for stamp in folder.stamps("")
+        if "/" not in stamp[0] and fnmatch.fnmatchcase(stamp[0], pattern)
+    ]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _of_stamps(folder: Folder, stamps: list[Stamp], spec: str) -> Source:
+    """The files of a folder: tables of rows, else pictures, else tar shards.
+
+    Tables without an ``image`` column describe the pictures of the shards that lie beside them.
+    """
+    stamps = [stamp for stamp in stamps if not _is_hidden(stamp[0])]
     tables = [name for name, _, _ in stamps if name.endswith(".parquet")]
+    shards = [name for name, _, _ in stamps if name.endswith(".tar")]
+    if shards and tables and not _has_images(folder, tables[0]):
+        tables = []
     if tables:
         sets = sorted({str(PurePosixPath(table).parent) for table in tables})
         if len(sets) > 1:
@@ -211,11 +242,13 @@ def _of_folder(folder: Folder, spec: str) -> Source:
                 "one of them"
             )
         return _of_tables(folder, tables, spec)
-    stamps = [stamp for stamp in stamps if PurePosixPath(stamp[0]).suffix.lower() in SUFFIXES]
-    return _of_files(folder, stamps, spec)
+    pictures = [stamp for stamp in stamps if PurePosixPath(stamp[0]).suffix.lower() in SUFFIXES]
+    if shards and not pictures:
+        return _of_tars(folder, sorted(shards), spec)
+    return _of_files(folder, pictures, spec)
 
 
-def _of_files(folder: Folder, stamps: list[tuple[str, int, int | None]], spec: str) -> Source:
+def _of_files(folder: Folder, stamps: list[Stamp], spec: str) -> Source:
     stamps = sorted(stamps)
     parts = [Files(folder, tuple(name for name, _, _ in cut)) for cut in _cut(stamps)]
     return Source(_shown(spec), _digest("files", stamps), tuple(parts))
@@ -238,18 +271,32 @@ def _of_list(folder: Folder, name: str, spec: str) -> Source:
 
 
 def _of_tar(folder: Folder, name: str, spec: str) -> Source:
+    parts = [Members(folder, name, tuple(cut)) for cut in _cut(_members(folder, name))]
+    return Source(_shown(spec), _digest("tar", folder.stamps_of([name])), tuple(parts))
+
+
+def _of_tars(folder: Folder, names: list[str], spec: str) -> Source:
+    parts = [
+        Members(folder, name, tuple(cut), f"{name}/")
+        for name in names
+        for cut in _cut(_members(folder, name))
+    ]
+    return Source(_shown(spec), _digest("tars", folder.stamps_of(names)), tuple(parts))
+
+
+def _members(folder: Folder, name: str) -> list[tuple[str, int, int]]:
+    """The pictures in a tar, by name, with offset and size."""
     members: dict[str, tuple[int, int]] = {}
     try:
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 path = member.name.removeprefix("./")
-                if member.isreg() and PurePosixPath(path).suffix.lower() in SUFFIXES:
+                is_picture = PurePosixPath(path).suffix.lower() in SUFFIXES
+                if member.isreg() and is_picture and not _is_hidden(path):
                     members[path] = (member.offset_data, member.size)  # the last of a name counts
-    except tarfile.TarError as error:
-        raise UserError(f"reference {_shown(spec)} cannot be read: {_reason(error)}") from None
-    ordered = [(path, *place) for path, place in sorted(members.items())]
-    parts = [Members(folder, name, tuple(cut)) for cut in _cut(ordered)]
-    return Source(_shown(spec), _digest("tar", folder.stamps_of([name])), tuple(parts))
+    except (OSError, tarfile.TarError) as error:
+        raise _unreadable(folder, name, error) from None
+    return [(path, *place) for path, place in sorted(members.items())]
 
 
 def _of_table(folder: Folder, name: str, spec: str) -> Source:
@@ -284,6 +331,14 @@ _KINDS: dict[str, Callable[[Folder, str, str], Source]] = {
     ".parquet": _of_table,
     ".txt": _of_list,
 }
+
+
+def _has_images(folder: Folder, table: str) -> bool:
+    try:
+        with parquet.opened(folder, table) as file:
+            return "image" in file.schema_arrow.names
+    except parquet.DAMAGE as error:
+        raise _unreadable(folder, table, error) from None
 
 
 def _check_columns(schema: pa.Schema, table: str) -> None:

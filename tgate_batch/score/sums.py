@@ -8,7 +8,6 @@ stopped goes on, and one that is repeated reads little.
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from tgate_batch.metrics.jackknife import GROUPS
 from tgate_batch.metrics.moments import Moments
 from tgate_batch.output import history, shapes
 from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.storage.archives import Archive
 
 SAMPLE = 10_000  # pictures whose features are kept for distances that need them one by one
 CHUNK = 2**17  # pictures: at 2,048 dimensions the sums are then a third of the features
@@ -257,22 +257,22 @@ class Summary:
     def load(cls, content: bytes, identity: str) -> Summary | None:
         """What ``save`` wrote; None where it is damaged or of another identity."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                about = json.loads(str(archive["about"]))
-                if about["identity"] != identity:
-                    return None
-                shapes.checked(about, shapes.Named)
-                keys = [tuple(key) for key in about["keys"]]
-                sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
-                features = {}
-                for number, (name, dimensions) in enumerate(about["extractors"].items()):
-                    suffix = f"-{number}"
-                    arrays = {
-                        key.removesuffix(suffix): archive[key]
-                        for key in archive
-                        if key.endswith(suffix) and not key.startswith("sum-")
-                    }
-                    features[name] = FeatureSums.load(arrays, dimensions)
+            archive = Archive(content)
+            about = json.loads(str(archive["about"]))
+            if about["identity"] != identity:
+                return None
+            shapes.checked(about, shapes.Named)
+            keys = [tuple(key) for key in about["keys"]]
+            sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
+            features = {}
+            for number, (name, dimensions) in enumerate(about["extractors"].items()):
+                suffix = f"-{number}"
+                arrays = {
+                    key.removesuffix(suffix): archive[key]
+                    for key in archive
+                    if key.endswith(suffix) and not key.startswith("sum-")
+                }
+                features[name] = FeatureSums.load(arrays, dimensions)
         except Exception:  # zip, format and end-of-file faults have no common parent
             return None
         known = {key: about[key] for key in ("failed", "broken", "made_by", "macs", "worst")}

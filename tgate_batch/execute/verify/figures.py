@@ -3,7 +3,6 @@
 Each check returns reasons, as those of Parquet files do. Nothing in an archive is unpickled.
 """
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tgate_batch.output.card import is_ours
 from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
+from tgate_batch.storage.archives import Archive
 
 _ADDED_TO = "withheld"  # of an arm's scores: a report has more reasons in it
 _END_OF_SEALED = b"<!-- sha256"
@@ -27,8 +27,7 @@ BROKEN = "it is not what its digest was made of"
 
 def archive(content: bytes) -> dict[str, np.ndarray]:
     """Every array of an ``.npz``; reading one compares its checksum."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as opened:
-        return {key: opened[key] for key in opened.files}
+    return dict(Archive(content))
 
 
 def readable(folder: Folder, name: str) -> list[str]:

@@ -4,7 +4,6 @@ Each check returns reasons, in words; none means that the file is sound. Parquet
 row group at a time, every column of it, and so every page's checksum is compared.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from tgate_batch.execute.verify.findings import guarded, in_words
+from tgate_batch.errors import UserError
+from tgate_batch.execute.verify.findings import guarded
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.layout import IDENTITY_KEY, Settings
 from tgate_batch.output.seal import TableSeal
@@ -30,6 +29,7 @@ from tgate_batch.records import (
 )
 from tgate_batch.score.measure import FIGURES_SCHEMA, MACS, ROWS_SCHEMA, Key
 from tgate_batch.storage import Folder
+from tgate_batch.storage.images import open_image
 
 _FOOTER = ("made_by", "settings", *MACS)
 _BROKEN = "its rows or its footer are not those that its digest was made of"
@@ -298,11 +298,10 @@ def _of_picture(row: Mapping[str, Any], format_: str) -> list[str]:
     if not content:
         return ["is ok and has no picture"]
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            size, kind = picture.size, str(picture.format).lower()
-    except Exception as error:  # each of Pillow's decoders has faults of its own
-        return [f"has a picture that cannot be decoded: {in_words(error)}"]
+        picture = open_image(content)
+    except UserError as error:
+        return [f"has a picture that cannot be decoded: {error}"]
+    size, kind = picture.size, str(picture.format).lower()
     if size != (row["width"], row["height"]):
         said = f"{row['width']}x{row['height']}"
         return [f"has a picture of {size[0]}x{size[1]} and says {said}"]

@@ -1,0 +1,45 @@
+"""Opens encoded images: a few formats alone, and no more pixels than a limit.
+
+Image bytes may come from a stranger. Pillow by itself opens dozens of formats, and hands some of
+them (PostScript) to other programs, so no other module of this package calls ``Image.open``.
+"""
+
+import io
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tgate_batch.errors import UserError, one_line
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow names them
+MOST_PIXELS = 2**26  # 8192 x 8192: 256 MiB as RGB
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Returns the first image in ``content``, decoded, with Pillow's ``format`` and ``info``.
+
+    Raises UserError for bytes of another format, damaged ones, and more than ``MOST_PIXELS``.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = image.size
+        if width * height <= MOST_PIXELS:
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise UserError(
+            f"cannot be read as a picture: it is none of {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # each of Pillow's decoders has faults of its own
+        raise UserError(f"cannot be read as a picture: {one_line(error)}") from None
+    raise UserError(
+        f"cannot be read as a picture: it has {width:,} x {height:,} pixels, and at most "
+        f"{MOST_PIXELS:,} are read"
+    )
+
+
+def open_upright(content: bytes) -> Image.Image:
+    """Returns the image in RGB, turned as its EXIF orientation says; raises as ``open_image``."""
+    upright = ImageOps.exif_transpose(open_image(content))
+    if upright.mode == "I;16":  # Pillow would cut its 16 bits off at 255
+        upright = upright.point(lambda value: value / 257).convert("L")
+    return upright.convert("RGB")
