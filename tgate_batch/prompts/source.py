@@ -38,7 +38,7 @@ class Source:
         except UserError:
             raise
         except ValueError:  # NUL, or text that no file system can hold
-            raise UserError(f"{shown(path)} {_NO_NAME}") from None
+            raise UserError(f"{shown(without_credentials(path))} {_NO_NAME}") from None
         return cls(path, *found)
 
     def beside(self, path: str) -> "Source":

@@ -16,7 +16,7 @@ from pyarrow import NativeFile, PythonFile, fs
 
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.storage import remote
-from tgate_batch.storage.credentials import without_credentials
+from tgate_batch.storage.credentials import is_unescaped, without_credentials
 from tgate_batch.storage.trouble import PATIENCE, asked, is_outage, told
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
@@ -31,6 +31,14 @@ def is_temporary(path: str) -> bool:
     return PurePosixPath(path).name.startswith(_TEMPORARY)
 
 
+def _check_escaped(uri: str) -> None:
+    if is_unescaped(uri):
+        raise UserError(
+            f"{without_credentials(uri)} has credentials with a / in them, so their end is unknown. "
+            "Fix: write %2F for the /, or give credentials in the environment"
+        )
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
 
@@ -42,6 +50,7 @@ class Folder:
 
     def __init__(self, uri: str):
         """Raises UserError where the URI names no storage that can be reached."""
+        _check_escaped(uri)
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
         self._filesystem, self._base = self._resolve()
         self.local = isinstance(self._filesystem, fs.LocalFileSystem)
@@ -49,6 +58,7 @@ class Folder:
     @classmethod
     def of_file(cls, uri: str) -> tuple["Folder", str]:
         """The folder of a file's path or URI, and the file's name in it. Raises as Folder does."""
+        _check_escaped(uri)
         scheme, mark, path = uri.partition("://") if "://" in uri else ("", "", uri)
         path, *query = path.split("?", 1) if mark else [path]
         parent, slash, name = path.rpartition("/")
