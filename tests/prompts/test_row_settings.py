@@ -60,7 +60,6 @@ def test_a_column_is_renamed_or_switched_off(owns):
         ("seed", "1.5", "'1.5' is no seed"),
         ("seed", str(1 << 63), "is no seed"),
         ("guidance_scale", "high", "'high' is no guidance_scale (a number of at least 0)"),
-        ("guidance_scale", "nan", "is no guidance_scale"),
         ("guidance_scale", "inf", "is no guidance_scale"),
         ("height", "500", "'500' is no height (a multiple of 8, in pixels)"),
         ("width", "0", "'0' is no width"),
@@ -69,13 +68,22 @@ def test_a_column_is_renamed_or_switched_off(owns):
     ],
 )
 def test_a_bad_value_is_one_line_with_its_row(owns, column, value, wanted):
+    header = f"id,prompt,{column}\n"
     with pytest.raises(UserError) as caught:
-        owns(f"1,a cat,\n2,a dog,{value}\n", f"id,prompt,{column}\n")
+        owns(f"1,a cat,\n2,a dog,{value}\n", header, columns={column: column})
     said = str(caught.value)
     assert "set.csv, row 3: " in said
     assert wanted in said
     assert f"in column {column!r}" in said
     assert f"prompts.columns.{column}: null" in said
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", " nan "])
+def test_pandas_text_of_an_empty_cell_is_an_empty_cell(owns, cell):
+    header = "id,prompt,negative_prompt,guidance_scale,seed\n"
+    assert owns(f"1,a cat,{cell},{cell},7\n", header) == [RowSettings(seed=7)]
+    with pytest.raises(UserError, match="row 2: no text but 'nan' in column 'prompt'"):
+        owns("1,nan,,,7\n", header)
 
 
 def test_a_value_of_another_kind_is_told(tmp_path):
@@ -106,18 +114,18 @@ def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
-def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, empty):
+def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, png, empty):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pictures = pa.array([{"bytes": b"picture", "path": None}, empty], type=kind)
+    pictures = pa.array([{"bytes": png, "path": None}, empty], type=kind)
     columns = {"caption": ["a", "b"], "image": pictures, "strength": [0.5, None]}
     pq.write_table(pa.table(columns), tmp_path / "set.parquet")
     first, second = read(Prompts(path=str(tmp_path / "set.parquet")))
-    assert (first.image, first.own.strength) == (b"picture", 0.5)
+    assert (first.image, first.own.strength) == (png, 0.5)
     assert (second.image, second.own) == (None, RowSettings())
 
 
-def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path):
-    (tmp_path / "0.png").write_bytes(b"picture")
+def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path, png):
+    (tmp_path / "0.png").write_bytes(png)
     (tmp_path / "set.csv").write_text("id,image,strength\na,0.png,0.5\nb,,\n")
     with pytest.raises(UserError, match="row 3: no picture in column 'image'"):
         list(read(Prompts(path=str(tmp_path / "set.csv"))))

@@ -6,7 +6,6 @@ checked in a moment.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tgate_batch.config import ResolvedSampling
 from tgate_batch.models.architecture import Architecture, Part
 from tgate_batch.records import Prompt
+from tgate_batch.storage.images import open_image
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +87,11 @@ def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
 
     Raises ValueError where there is none, and OSError where it is none.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if prompt.image is None:
         raise ValueError("this model draws from a picture, and the prompt has none")
-    with Image.open(io.BytesIO(prompt.image)) as picture:
+    with open_image(prompt.image) as picture:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode == "I;16":  # Pillow would cut its 16 bits off at 255
             upright = upright.point(lambda value: value / 257).convert("L")

@@ -34,7 +34,7 @@ def is_temporary(path: str) -> bool:
 def _check_escaped(uri: str) -> None:
     if is_unescaped(uri):
         raise UserError(
-            f"{without_credentials(uri)} has credentials with a / in them, so their end is unknown. "
+            f"{without_credentials(uri)} has credentials with a / in them, which hides their end. "
             "Fix: write %2F for the /, or give credentials in the environment"
         )
 
