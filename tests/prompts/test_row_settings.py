@@ -1,10 +1,13 @@
 """Columns that say how their row is drawn."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from tgate_batch.config import Prompts
+from tgate_batch.config import Prompts, find, load
 from tgate_batch.errors import UserError
 from tgate_batch.prompts.read import read, used
 from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings, Shard, image_seed
@@ -84,6 +87,79 @@ def test_pandas_text_of_an_empty_cell_is_an_empty_cell(owns, cell):
     assert owns(f"1,a cat,{cell},{cell},7\n", header) == [RowSettings(seed=7)]
     with pytest.raises(UserError, match="row 2: no text but 'nan' in column 'prompt'"):
         owns("1,nan,,,7\n", header)
+
+
+SIZE_TABLE = "caption,height,width\na cat,640,424\n"
+DIFFUSIONDB = "image_name,prompt,seed,step,cfg,width,height\n1.png,a cat,7,50,12,512,704\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "named"),
+    [
+        (SIZE_TABLE, {"height", "width"}, {"height": "height", "width": "width"}),
+        (SIZE_TABLE, set(), {"height": "height", "width": "width"}),
+        ("prompt,Seed\na cat,7\n", {"seed"}, {"seed": "Seed"}),
+        (
+            DIFFUSIONDB,
+            set(),
+            {
+                "seed": "seed",
+                "height": "height",
+                "width": "width",
+                "guidance_scale": "cfg",
+                "steps": "step",
+            },
+        ),
+    ],
+)
+def test_columns_that_may_only_describe_are_asked_about_with_the_keys_to_write(
+    tmp_path, table, given, named
+):
+    file = tmp_path / "set.csv"
+    file.write_text(table)
+    with pytest.raises(UserError) as caught:
+        list(read(Prompts(path=str(file)), given=given))
+    said = str(caught.value)
+    yes, no = (yaml.safe_load("{" + part.partition("}")[0] + "}") for part in said.split("{")[1:])
+    assert yes == named
+    assert set(no.values()) == {None}
+    (meant,) = read(Prompts(path=str(file), columns=yes), given=given)
+    assert {key for key, value in meant.own._asdict().items() if value is not None} == set(named)
+    (plain,) = read(Prompts(path=str(file), columns=no), given=given)
+    assert plain.own == AS_THE_RUN
+
+
+def test_a_row_that_is_the_first_with_a_setting_has_it(tmp_path):
+    file = tmp_path / "set.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 7}\n{"prompt": "c"}\n')
+    found = [prompt.own for prompt in read(Prompts(path=str(file)))]
+    assert found == [AS_THE_RUN, RowSettings(seed=7), AS_THE_RUN]
+    with pytest.raises(UserError, match=r"the config gives sampling\.seed too"):
+        list(read(Prompts(path=str(file)), given={"seed"}))
+
+
+def test_shipped_config_of_mlperf_works_on_a_table_of_its_columns(tmp_path):
+    shipped = load(find("mlperf_sdxl"))
+    file = tmp_path / "captions.tsv"
+    file.write_text(
+        "id\timage_id\tcaption\theight\twidth\tfile_name\tcoco_url\n"
+        "70\t27\tA harbour.\t640\t480\ta.jpg\tu\n71\t28\tA clock.\t640\t425\tb.jpg\tu\n"
+    )
+    spec = shipped.prompts.model_copy(update={"path": str(file)})
+    found = list(read(spec, given=shipped.sampling.given))
+    assert [(prompt.id, prompt.own) for prompt in found] == [("70", AS_THE_RUN), ("71", AS_THE_RUN)]
+
+
+MLPERF = Path(__file__).parents[3] / "shared" / "data" / "mlperf_coco2014_5k_captions.tsv"
+
+
+@pytest.mark.skipif(not MLPERF.is_file(), reason="the real table is not here")
+def test_shipped_config_of_mlperf_works_on_the_real_table():
+    shipped = load(find("mlperf_sdxl"))
+    spec = shipped.prompts.model_copy(update={"path": str(MLPERF)})
+    found = list(read(spec, given=shipped.sampling.given))
+    assert len(found) == 5000
+    assert {prompt.own for prompt in found} == {AS_THE_RUN}
 
 
 def test_a_value_of_another_kind_is_told(tmp_path):

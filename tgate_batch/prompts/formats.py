@@ -36,6 +36,7 @@ Pick = Callable[[Collection[str]], Collection[str] | None]
 Reader = Callable[[Source, Pick], Iterator[Row]]
 
 _ROWS_AT_ONCE = 256
+_MOST_BLANK = 100_000  # lines
 _OTHER_KINDS = {  # how files begin that are often given under another name
     b"\x1f\x8b": "is compressed by gzip; give it the suffix .gz",
     b"PK\x03\x04": "is a zip archive or a workbook; save it as CSV first",
@@ -117,7 +118,12 @@ def _text(source: Source, newline: str | None = None) -> io.TextIOWrapper:
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
     """The lines of a file; one without end comes in parts, so that it does not fill the memory."""
-    return iter(partial(file.readline, LONGEST), "")
+    blank = 0
+    for line in iter(partial(file.readline, LONGEST), ""):
+        blank = blank + 1 if line.isspace() else 0
+        if blank > _MOST_BLANK:
+            raise OSError(f"more than {_MOST_BLANK:,} blank lines one after the other")
+        yield line
 
 
 def _text_rows(source: Source, pick: Pick) -> Iterator[Row]:

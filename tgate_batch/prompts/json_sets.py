@@ -69,9 +69,10 @@ def _rows_of_object(stream: JsonStream, is_row: Callable[[Collection[str]], bool
         if stream.next_mark() == "[" and not by_id:
             has_lists = True
             if found or not (name in _LISTS or name == _SPLIT):
-                stream.skip()
+                for _ in stream.aside():
+                    pass
                 continue
-            for each in _split(stream.elements()) if name == _SPLIT else _rows(stream.elements()):
+            for each in _split(stream.aside()) if name == _SPLIT else _rows(stream.elements()):
                 found = True
                 yield each
             continue

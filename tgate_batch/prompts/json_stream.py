@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TextIO
 
 LONGEST = 16 << 20  # characters of a value
 MOST_VALUES = 250_000  # in a value
+_MOST_ASIDE = 1_000_000  # elements of a list that is passed over; COCO has 123,287 images
 _CHUNK = 1 << 20  # characters
 _BLANKS = re.compile(r"[ \t\n\r]*")
 
@@ -120,13 +121,12 @@ class JsonStream:
             self.take(":")
             yield name
 
-    def skip(self) -> None:
-        """Passes over a value; of a list, one element after another."""
-        if self.next_mark() == "[":
-            for _ in self.elements():
-                pass
-        else:
-            self.value()
+    def aside(self) -> Iterator[Any]:
+        """The elements of the list that is next, which holds no rows: only so many."""
+        for number, value in enumerate(self.elements()):
+            if number == _MOST_ASIDE:
+                self._refuse(f"a list of more than {_MOST_ASIDE:,} values that are no prompts")
+            yield value
 
     def _members(self, opening: str, closing: str) -> Iterator[None]:
         self.take(opening)
