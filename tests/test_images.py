@@ -51,5 +51,5 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(monkeypatch):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_an_image_that_is_cut_off_is_refused(form):
-    with pytest.raises(UserError, match="cannot be read as a picture"):
+    with pytest.raises(UserError, match="cannot be read as an image"):
         open_image(encoded(form, (64, 64))[:-200])

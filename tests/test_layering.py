@@ -30,7 +30,8 @@ models.pixart models.sana models.svd models.wan
 models.catalogue models.hub models.single_file models.opened models.scheduling models.used
 models.loras models.files models.checkpoint models.fingerprint models.engine models.guidance
 models.runner models.call_macs models.macs models.published models
-prompts.source prompts.formats prompts.listing prompts.columns prompts.read prompts.kinds prompts
+prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.formats prompts.listing
+prompts.row_images prompts.settings prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render
 output.layout output.seal output.shapes output.ledger output.goodbye output.history output.claim
 output.parquet output.frozen output.card output.run output.remarks output.failed output.status

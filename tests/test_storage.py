@@ -294,3 +294,25 @@ def test_paths_of_a_list_that_a_person_wrote_may_lead_elsewhere(folder, tmp_path
     assert there.read("../x") == b"x"
     with pytest.raises(UserError, match="leads out of the folder"):
         folder.roaming.write("../x", "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:ab/cd@bucket", "s3://bucket"),
+        ("s3://AKIA:a/b@c/d@bucket/x.csv?region=a", "s3://bucket/x.csv?region=a"),
+        ("at 's3://AKIA:a/b@bucket/x' and '/home/me@x'", "at 's3://bucket/x' and '/home/me@x'"),
+        ("s3://bucket/me@home.png", "s3://bucket/me@home.png"),
+    ],
+)
+def test_a_slash_in_a_secret_shows_nothing_of_it(text, shown):
+    assert without_credentials(text) == shown
+
+
+@pytest.mark.parametrize("make", [Folder, Folder.of_file])
+@pytest.mark.parametrize("uri", ["s3://AKIA:ab/cd@bucket", "s3://AKIA:ab/cd@bucket/set.csv"])
+def test_a_uri_whose_secret_has_a_slash_is_refused_without_it(make, uri):
+    with pytest.raises(UserError, match=r"Fix: write %2F for the /") as caught:
+        make(uri)
+    assert "ab" not in str(caught.value)
+    assert "cd" not in str(caught.value).replace("credentials", "")

@@ -17,6 +17,7 @@ from tgate_batch.records import Prompt, RowSettings, Shard
 from tgate_batch.render.shard import Renderer
 
 COLUMNS = ("negative_prompt", "seed", "guidance_scale", "height", "width", "steps")
+MEANT = {column: column for column in COLUMNS}  # the config gives some of them too
 ROWS = [  # three sizes, two numbers of steps, seeds, negative prompts, guidance or none
     ("p0", "", "", "", "", "", ""),
     ("p1", "blurry", "7", "", "32", "48", ""),
@@ -43,7 +44,7 @@ def made(tiny, folder, rows) -> config.Config:
     return config.parse(
         {
             "models": [{"name": "sd15", "path": tiny}],
-            "prompts": {"path": str(file), "shard_size": 4, "keep": ["Mood"]},
+            "prompts": {"path": str(file), "shard_size": 4, "keep": ["Mood"], "columns": MEANT},
             "sampling": {
                 "steps": 4,
                 "guidance_scale": 4.0,
@@ -155,7 +156,8 @@ def test_rows_say_what_they_were_drawn_with_and_the_report_what_they_cost(mixed)
 def test_unused_columns_are_named_at_the_start(settings, tmp_path, capsys):
     file = tmp_path / "set.csv"
     write(file, ROWS)
-    run = config.parse(settings | {"prompts": {"path": str(file), "columns": {"steps": None}}})
+    columns = MEANT | {"steps": None}
+    run = config.parse(settings | {"prompts": {"path": str(file), "columns": columns}})
     assert workflow.dry_run(run) == workflow.DONE
     lines = capsys.readouterr().out.splitlines()
     assert "prompts: not used: columns mood, steps (prompts.keep carries them on)" in lines
@@ -178,7 +180,8 @@ def test_a_longer_set_draws_only_what_joins(tiny, tmp_path):
 def test_a_size_that_a_model_does_not_draw_is_told_with_the_row(settings, tmp_path):
     file = tmp_path / "set.csv"
     write(file, [("p0", "", "", "", "64", "64", ""), ("p1", "", "", "", "64", "40", "")])
-    settings |= {"models": ["sana"], "prompts": {"path": str(file)}, "arms": {"baseline": {}}}
+    prompts = {"path": str(file), "columns": MEANT}
+    settings |= {"models": ["sana"], "prompts": prompts, "arms": {"baseline": {}}}
     with pytest.raises(UserError, match=r"row 2 of the set .* multiples of 32"):
         workflow.prepare(config.parse(settings))
 
@@ -186,7 +189,8 @@ def test_a_size_that_a_model_does_not_draw_is_told_with_the_row(settings, tmp_pa
 def test_a_plan_that_does_not_suit_a_rows_steps_is_told_with_the_row(settings, tmp_path):
     file = tmp_path / "set.csv"
     write(file, [("p0", "", "", "", "", "", ""), ("p1", "", "", "", "", "", "2")])
-    settings |= {"prompts": {"path": str(file)}, "arms": {"tgate": {"gate_step": 3}}}
+    prompts = {"path": str(file), "columns": MEANT}
+    settings |= {"prompts": prompts, "arms": {"tgate": {"gate_step": 3}}}
     with pytest.raises(UserError) as caught:
         workflow.prepare(config.parse(settings))
     assert str(caught.value).startswith("prompts, row 2 of the set (steps 2): arms.tgate with sd15")

@@ -59,7 +59,7 @@ WRONG = {
     "no prompt": (["--model", "sdxl"], "--prompt"),
     "no picture": (["--model", "svd", "--prompt", "x"], "--image"),
     "picture missing": (["--model", "svd", "--image", "/no/such.png"], "cannot be read: [Errno 2]"),
-    "not a picture": (["--model", "svd", "--image", str(JOB)], "cannot be read as a picture"),
+    "not a picture": (["--model", "svd", "--image", str(JOB)], "cannot be read as an image"),
     "no checkpoint": (["--prompt", "x", "--path", "/no/such"], "not a diffusers folder"),
 }
 

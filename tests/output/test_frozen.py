@@ -1,4 +1,7 @@
+import io
+
 import pytest
+from PIL import Image
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
@@ -12,6 +15,12 @@ from tgate_batch.storage import Folder
 @pytest.fixture
 def folder(tmp_path):
     return Folder(str(tmp_path / "out"))
+
+
+def image(shade: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (2, 2), shade).save(content, "PNG")
+    return content.getvalue()
 
 
 def spec(captions, **changes) -> Prompts:
@@ -151,9 +160,10 @@ def test_conditioning_pictures_are_frozen_too(folder, tmp_path):
     import pyarrow.parquet as pq
 
     source = tmp_path / "pictures.parquet"
-    pq.write_table(pa.table({"id": ["a", "b"], "image": [b"one", b"two"]}), source)
+    one, two = image(1), image(2)
+    pq.write_table(pa.table({"id": ["a", "b"], "image": [one, two]}), source)
     plan = freeze(folder, spec(source, image_column="image"))
-    assert [p.image for p in frozen.load_shard(folder, plan.shards[0]).prompts] == [b"one", b"two"]
+    assert [p.image for p in frozen.load_shard(folder, plan.shards[0]).prompts] == [one, two]
 
 
 def test_damaged_part_is_one_clear_line(folder, captions):
@@ -185,8 +195,9 @@ def test_a_longer_set_of_several_kinds_is_not_cut_again(folder, tmp_path):
     source = tmp_path / "rows.csv"
     rows = [f"c{i},number {i},{(256, 512, 768)[i % 3]}\n" for i in range(30)]
     source.write_text("id,caption,height\n" + "".join(rows))
-    before = freeze(folder, spec(source, limit=13)).shards
-    after = freeze(folder, spec(source)).shards
+    columns = {"height": "height"}
+    before = freeze(folder, spec(source, limit=13, columns=columns)).shards
+    after = freeze(folder, spec(source, columns=columns)).shards
     assert after[: len(before)] == before
     assert sum(shard.prompts for shard in after) == 30
     assert sorted(name for shard in ids(folder) for name in shard) == sorted(

@@ -251,7 +251,7 @@ BAD = [
     ("head.csv", b"id,caption\n", "holds no prompts"),
     ("wrong.csv", b"a,b\n1,2\n", "no column named like a caption (a, b)"),
     ("latin.csv", "id,caption\n1,caf\xe9\n".encode("latin-1"), "row 2: not UTF-8 (byte 0xe9)"),
-    ("wide.txt", "a cat".encode("utf-16"), "row 1: not UTF-8 (byte 0xff)"),
+    ("wide.txt", "a cat".encode("utf-16")[:-1], "is not UTF-16-LE; convert it"),
     ("blank.csv", b"id,caption\n1,x\n2,\n", "row 3: no text in column 'caption'"),
     (
         "more.csv",
@@ -379,9 +379,10 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind)
 
 def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
     file = tmp_path / "set.jsonl"
+    os.mkfifo(tmp_path / "pipe")
     for value, said in [
         ('"no.png"', "picture 'no.png' does not exist"),
-        ('"/dev/zero"', "picture '/dev/zero' is not a regular file"),
+        ('"pipe"', "picture 'pipe' is not a regular file"),
         ('"a\\u0000b"', r"picture 'a\x00b' holds a character"),
         ("7", "no picture in column 'image'"),
     ]:
@@ -391,12 +392,12 @@ def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
         assert f"row 1: {said}" in str(caught.value)
 
 
-def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch):
+def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch, png):
     (tmp_path / "set.csv").write_text("id,caption,image\n1,a cat,pictures/cat.png\n")
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "cat.png").write_bytes(b"pixels")
+    (tmp_path / "pictures" / "cat.png").write_bytes(png)
     (prompt,) = read(f"file://{tmp_path}/set.csv", image_column="image")
-    assert (prompt.text, prompt.image) == ("a cat", b"pixels")
+    assert (prompt.text, prompt.image) == ("a cat", png)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read("~/set.csv", image_column="image") == [prompt]
 

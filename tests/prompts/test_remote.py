@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
 from pyarrow import fs
 
 from tgate_batch.config import Prompts
@@ -15,6 +16,15 @@ from tgate_batch.output.frozen import _sha256
 from tgate_batch.prompts.read import read
 
 ROWS = b"id,caption,image\n1,a cat,pictures/cat.png\n2,a dog,pictures/dog.png\n"
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (2, 2), shade).save(stream, "PNG")
+    return stream.getvalue()
+
+
+CAT, DOG = png(1), png(2)
 
 
 def parquet() -> bytes:
@@ -28,8 +38,8 @@ CONTENT = {
     "set.parquet": parquet(),
     "more/set.csv": ROWS,
     "half.csv": ROWS + b"3,caf\xe9,x\n",
-    "pictures/cat.png": b"cat",
-    "pictures/dog.png": b"dog",
+    "pictures/cat.png": CAT,
+    "pictures/dog.png": DOG,
 }
 
 
@@ -86,7 +96,7 @@ def test_a_bucket_that_holds_none_is_named(uri, name, said):
 
 def test_pictures_are_read_from_beside_the_prompts(uri):
     spec = Prompts(path=uri("set.csv"), image_column="image")
-    assert [prompt.image for prompt in read(spec)] == [b"cat", b"dog"]
+    assert [prompt.image for prompt in read(spec)] == [CAT, DOG]
 
 
 def test_change_of_the_source_is_noticed_by_its_bytes(uri):

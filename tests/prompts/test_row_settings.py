@@ -1,10 +1,13 @@
 """Columns that say how their row is drawn."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from tgate_batch.config import Prompts
+from tgate_batch.config import Prompts, find, load
 from tgate_batch.errors import UserError
 from tgate_batch.prompts.read import read, used
 from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings, Shard, image_seed
@@ -60,7 +63,6 @@ def test_a_column_is_renamed_or_switched_off(owns):
         ("seed", "1.5", "'1.5' is no seed"),
         ("seed", str(1 << 63), "is no seed"),
         ("guidance_scale", "high", "'high' is no guidance_scale (a number of at least 0)"),
-        ("guidance_scale", "nan", "is no guidance_scale"),
         ("guidance_scale", "inf", "is no guidance_scale"),
         ("height", "500", "'500' is no height (a multiple of 8, in pixels)"),
         ("width", "0", "'0' is no width"),
@@ -69,13 +71,95 @@ def test_a_column_is_renamed_or_switched_off(owns):
     ],
 )
 def test_a_bad_value_is_one_line_with_its_row(owns, column, value, wanted):
+    header = f"id,prompt,{column}\n"
     with pytest.raises(UserError) as caught:
-        owns(f"1,a cat,\n2,a dog,{value}\n", f"id,prompt,{column}\n")
+        owns(f"1,a cat,\n2,a dog,{value}\n", header, columns={column: column})
     said = str(caught.value)
     assert "set.csv, row 3: " in said
     assert wanted in said
     assert f"in column {column!r}" in said
     assert f"prompts.columns.{column}: null" in said
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", " nan "])
+def test_pandas_text_of_an_empty_cell_is_an_empty_cell(owns, cell):
+    header = "id,prompt,negative_prompt,guidance_scale,seed\n"
+    assert owns(f"1,a cat,{cell},{cell},7\n", header) == [RowSettings(seed=7)]
+    with pytest.raises(UserError, match="row 2: no text but 'nan' in column 'prompt'"):
+        owns("1,nan,,,7\n", header)
+
+
+SIZE_TABLE = "caption,height,width\na cat,640,424\n"
+DIFFUSIONDB = "image_name,prompt,seed,step,cfg,width,height\n1.png,a cat,7,50,12,512,704\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "named"),
+    [
+        (SIZE_TABLE, {"height", "width"}, {"height": "height", "width": "width"}),
+        (SIZE_TABLE, set(), {"height": "height", "width": "width"}),
+        ("prompt,Seed\na cat,7\n", {"seed"}, {"seed": "Seed"}),
+        (
+            DIFFUSIONDB,
+            set(),
+            {
+                "seed": "seed",
+                "height": "height",
+                "width": "width",
+                "guidance_scale": "cfg",
+                "steps": "step",
+            },
+        ),
+    ],
+)
+def test_columns_that_may_only_describe_are_asked_about_with_the_keys_to_write(
+    tmp_path, table, given, named
+):
+    file = tmp_path / "set.csv"
+    file.write_text(table)
+    with pytest.raises(UserError) as caught:
+        list(read(Prompts(path=str(file)), given=given))
+    said = str(caught.value)
+    yes, no = (yaml.safe_load("{" + part.partition("}")[0] + "}") for part in said.split("{")[1:])
+    assert yes == named
+    assert set(no.values()) == {None}
+    (meant,) = read(Prompts(path=str(file), columns=yes), given=given)
+    assert {key for key, value in meant.own._asdict().items() if value is not None} == set(named)
+    (plain,) = read(Prompts(path=str(file), columns=no), given=given)
+    assert plain.own == AS_THE_RUN
+
+
+def test_a_row_that_is_the_first_with_a_setting_has_it(tmp_path):
+    file = tmp_path / "set.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 7}\n{"prompt": "c"}\n')
+    found = [prompt.own for prompt in read(Prompts(path=str(file)))]
+    assert found == [AS_THE_RUN, RowSettings(seed=7), AS_THE_RUN]
+    with pytest.raises(UserError, match=r"the config gives sampling\.seed too"):
+        list(read(Prompts(path=str(file)), given={"seed"}))
+
+
+def test_shipped_config_of_mlperf_works_on_a_table_of_its_columns(tmp_path):
+    shipped = load(find("mlperf_sdxl"))
+    file = tmp_path / "captions.tsv"
+    file.write_text(
+        "id\timage_id\tcaption\theight\twidth\tfile_name\tcoco_url\n"
+        "70\t27\tA harbour.\t640\t480\ta.jpg\tu\n71\t28\tA clock.\t640\t425\tb.jpg\tu\n"
+    )
+    spec = shipped.prompts.model_copy(update={"path": str(file)})
+    found = list(read(spec, given=shipped.sampling.given))
+    assert [(prompt.id, prompt.own) for prompt in found] == [("70", AS_THE_RUN), ("71", AS_THE_RUN)]
+
+
+MLPERF = Path(__file__).parents[3] / "shared" / "data" / "mlperf_coco2014_5k_captions.tsv"
+
+
+@pytest.mark.skipif(not MLPERF.is_file(), reason="the real table is not here")
+def test_shipped_config_of_mlperf_works_on_the_real_table():
+    shipped = load(find("mlperf_sdxl"))
+    spec = shipped.prompts.model_copy(update={"path": str(MLPERF)})
+    found = list(read(spec, given=shipped.sampling.given))
+    assert len(found) == 5000
+    assert {prompt.own for prompt in found} == {AS_THE_RUN}
 
 
 def test_a_value_of_another_kind_is_told(tmp_path):
@@ -106,18 +190,18 @@ def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
-def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, empty):
+def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, png, empty):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pictures = pa.array([{"bytes": b"picture", "path": None}, empty], type=kind)
+    pictures = pa.array([{"bytes": png, "path": None}, empty], type=kind)
     columns = {"caption": ["a", "b"], "image": pictures, "strength": [0.5, None]}
     pq.write_table(pa.table(columns), tmp_path / "set.parquet")
     first, second = read(Prompts(path=str(tmp_path / "set.parquet")))
-    assert (first.image, first.own.strength) == (b"picture", 0.5)
+    assert (first.image, first.own.strength) == (png, 0.5)
     assert (second.image, second.own) == (None, RowSettings())
 
 
-def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path):
-    (tmp_path / "0.png").write_bytes(b"picture")
+def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path, png):
+    (tmp_path / "0.png").write_bytes(png)
     (tmp_path / "set.csv").write_text("id,image,strength\na,0.png,0.5\nb,,\n")
     with pytest.raises(UserError, match="row 3: no picture in column 'image'"):
         list(read(Prompts(path=str(tmp_path / "set.csv"))))

@@ -101,7 +101,7 @@ UNUSABLE = {
     "a pattern of nothing": (lambda t: t / "*.tar", "holds no pictures"),
     "an empty folder": (lambda t: t, "holds no pictures"),
     "one image": (lambda t: a_folder(t, encoded()), "holds one image, and a distance needs 2"),
-    "no images": (lambda t: a_folder(t, b"text", b"text"), "0.png cannot be read as a picture"),
+    "no images": (lambda t: a_folder(t, b"text", b"text"), "0.png cannot be read as an image"),
     "a damaged table": (not_a_table, "x.parquet cannot be read"),
     "a table without images": (a_table, "no column `image`"),
     "a damaged tar": (lambda t: a_file(t, "a.tar"), "a.tar cannot be read"),

@@ -92,7 +92,9 @@ class Model(Section):
 class Columns(Section):
     """Columns of the prompt set that say how their row is drawn, found without regard to case.
 
-    An empty cell is the run's setting (`sampling`). null switches a column off.
+    An empty cell is the run's setting (`sampling`). null switches a column off. A column that is
+    named here counts; one that only has a setting's name is asked about where it may describe
+    something else.
     """
 
     negative_prompt: str | None = "negative_prompt"
@@ -117,16 +119,21 @@ class Prompts(Section):
     """The prompt set and how it is cut."""
 
     path: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    """A .txt, .csv, .tsv, .jsonl, .parquet file or COCO's captions .json, also with .gz; a path or
-    a URI. A pattern (`part-*.csv`), a folder, or a list of these is read in order. `demo`: the
-    embedded model's captions."""
+    """A .txt, .csv, .tsv, .jsonl, .json or .parquet file, also with .gz; a path or a URI. A pattern
+    (`part-*.csv`), a folder, or a list of these is read in order. `demo`: the embedded model's
+    captions."""
     id_column: str | None = None
     """The column of ids. Left out: one named like an id, else ids are made of the content. Names of
     columns are found without regard to case."""
     text_column: str | None = None
     """The column of captions. Left out: one named like a caption."""
+    repeated_ids: Literal["refuse", "number"] = "refuse"
+    """What becomes of an id that several rows have. `number`: the second row's is ID-2, the third's
+    ID-3."""
     image_column: str | None = None
     """The column of pictures (bytes or paths) that image-to-video and image-to-image begin with."""
+    image_roots: tuple[str, ...] = ()
+    """Folders or URIs that rows may name images in, beside the prompt file's own folder."""
     strength: float | None = Field(None, gt=0, le=1)
     """Rows begin with their picture and replace so much of it (image-to-image); of `steps` only
     that part is run. An empty cell is a row without a picture. Left out: a caption's picture is
@@ -168,6 +175,12 @@ class Sampling(Section):
     padding: bool = True
     """Batches are filled up to `batch_size` with rows drawn twice, so that not a bit of a picture
     depends on its neighbours, its place, a shard's end or a retry. What is filled in is dropped."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The settings that the config gives itself."""
+        given = ((name, getattr(self, name)) for name in self.model_fields_set)
+        return frozenset(name for name, value in given if value not in (None, ""))
 
 
 OWN_SCHEDULER = "the checkpoint's own"

@@ -24,6 +24,7 @@ from tgate_batch.output.seal import TableSeal
 from tgate_batch.prompts import listing
 from tgate_batch.prompts.kinds import cut, in_order
 from tgate_batch.prompts.read import count, read, unique
+from tgate_batch.prompts.webui import telling
 from tgate_batch.records import AS_OTHERS, AS_THE_RUN, Kind, Prompt, RowSettings, Shard
 from tgate_batch.storage import Folder
 
@@ -94,12 +95,13 @@ def plan(
     by: str | None = None,
     batch: int = 1,
     apart: bool = False,
+    given: Collection[str] = (),
 ) -> Plan:
     """The shards that the folder holds, then those that join. Writes nothing.
 
     Those that join are cut in whole batches of ``batch`` prompts, as far as their size allows.
     ``apart``: rows of differing guidance share no shard; where the folder holds shards, it is as
-    they were cut.
+    they were cut. ``given``: the settings that the config gives, as ``read`` has them.
 
     An unchanged source is not read again. Without a ledger, what the folder holds does not count.
     Where the folder's prompts have the categories of another column than ``by``, they are to be
@@ -122,7 +124,7 @@ def plan(
     found: dict[int, ShardPlan] = {}
     pictures = own = False
     left = count(spec) - sum(shard.prompts for shard in held)
-    prompts = unique(read(spec, by), listing.named(spec))
+    prompts = telling(unique(read(spec, by, given), listing.named(spec)))
     planned = [(shard.kind, shard.prompts) for shard in held]
     for kind, shard in cut(prompts, planned, left, spec.shard_size, batch, apart):
         joining = shard.index - len(held)
@@ -153,7 +155,10 @@ def plan(
 def _settings(spec: Prompts, by: str | None) -> layout.Settings:
     """What decides the frozen prompts, flat."""
     found: layout.Settings = {"source": _sha256(spec)}
-    for key, value in spec.model_dump(exclude={"path", "shard_size"}).items():
+    without = {"path", "shard_size", "image_roots"}
+    if spec.repeated_ids == "refuse":  # as older ledgers have it
+        without.add("repeated_ids")
+    for key, value in spec.model_dump(exclude=without).items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": part for name, part in value.items()}
         else:

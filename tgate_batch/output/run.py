@@ -113,7 +113,7 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     stale: list[str] = []
     batch = prompts_a_batch(config)
     apart = not all(mixes_guidance(model) for model in config.models)
-    wanted = (config.score.by, batch, apart)
+    wanted = (config.score.by, batch, apart, rows.given)
     try:
         plan = frozen.plan(folder, config.prompts, ledger, *wanted)
     except StalePrompts:
@@ -304,7 +304,7 @@ def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardP
         try:
             for name, family in families.items():
                 sampling = models[name].sampling.of_kind(kind)
-                _check_size(name, sampling, family.multiple)
+                _check_size(name, sampling, family.multiple, kind)
                 for arm_name, arm in config.arms.items():
                     _check_strength(f"arms.{arm_name} with {name}", family, sampling.under(arm))
                     _check_arm(name, arm_name, arm, sampling)
@@ -314,11 +314,14 @@ def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardP
             raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
 
 
-def _check_size(model: str, sampling: ResolvedSampling, multiple: int) -> None:
+def _check_size(model: str, sampling: ResolvedSampling, multiple: int, kind: Kind) -> None:
     if sampling.height % multiple or sampling.width % multiple:
+        own = kind.height is not None or kind.width is not None
+        hint = "prompts.columns: {height: null, width: null}"
         raise UserError(
             f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "
             f"to be multiples of {multiple}"
+            + (f". Fix: write {hint} if the rows' sizes are those of other images" if own else "")
         )
 
 

@@ -2,9 +2,8 @@
 
 import itertools
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NoReturn
@@ -12,9 +11,17 @@ from typing import Any, NoReturn
 from tgate_batch.config import Columns, Prompts
 from tgate_batch.errors import UserError, one_line, shown
 from tgate_batch.prompts.formats import refuse
+from tgate_batch.prompts.row_images import image_of
+from tgate_batch.prompts.settings import (
+    NUMBERS,
+    columns_of_settings,
+    first_like,
+    is_empty,
+    is_nan,
+    like,
+)
 from tgate_batch.prompts.source import Source
 from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings
-from tgate_batch.storage import without_credentials
 
 TEXT_COLUMNS = ("caption", "prompt", "text", "captions", "prompts")
 ID_COLUMNS = ("prompt_id", "id", "image_id", "key", "uid")
@@ -23,7 +30,6 @@ LONGEST_TEXT = 100_000  # characters
 LONGEST_ID = 512  # characters
 
 _IDS = frozenset(ID_COLUMNS)
-_ALSO = {"steps": ("num_inference_steps",)}  # other names of a setting's column
 _COLUMNS_NAMED = 20
 _NO_PART_OF_AN_ID = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -46,66 +52,66 @@ class FileColumns:
     own: Mapping[str, str]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
+    roots: tuple[str, ...] = ()  # further folders that its images may lie in
 
     @classmethod
-    def choose(cls, spec: Prompts, by: str | None, source: Source, row: Row) -> "FileColumns":
-        """The columns as the file's first row has them. Raises UserError for one that it lacks."""
+    def choose(
+        cls, spec: Prompts, by: str | None, source: Source, names: Collection[str]
+    ) -> "FileColumns":
+        """Chooses among a file's columns. Raises UserError for one that it lacks."""
 
         def named(column: str) -> str:
-            found = _like(row, column)
+            found = like(names, column)
             if found is None:
                 raise UserError(
-                    f"prompts file {source} has no column {shown(column)}; it has: {_names(row)}"
+                    f"prompts file {source} has no column {shown(column)}; it has: {_names(names)}"
                 )
             return found
 
-        def guess(candidates: Iterable[str]) -> str | None:
-            return next(filter(None, (_like(row, name) for name in candidates)), None)
-
-        image = named(spec.image_column) if spec.image_column else guess(IMAGE_COLUMNS)
-        text = named(spec.text_column) if spec.text_column else guess(TEXT_COLUMNS)
+        image = named(spec.image_column) if spec.image_column else first_like(names, IMAGE_COLUMNS)
+        text = named(spec.text_column) if spec.text_column else first_like(names, TEXT_COLUMNS)
         if text is None and image is None:
             raise UserError(
-                f"prompts file {source} has no column named like a caption ({_names(row)}); "
+                f"prompts file {source} has no column named like a caption ({_names(names)}); "
                 "name it with prompts.text_column"
             )
-        identity = named(spec.id_column) if spec.id_column else guess(ID_COLUMNS)
+        identity = named(spec.id_column) if spec.id_column else first_like(names, ID_COLUMNS)
         if spec.strength is not None and image is None:
             raise UserError(
                 f"prompts.strength {spec.strength:g} is of pictures, and prompts file {source} has "
-                f"no column of them ({_names(row)}); name it with prompts.image_column"
+                f"no column of them ({_names(names)}); name it with prompts.image_column"
             )
         category = named(by) if by else None
-        taken = {text, identity, image, category}
-        own = {}
-        for setting, standard in Columns():
-            column = getattr(spec.columns, setting)
-            if column == standard:
-                found = guess((standard, *_ALSO.get(setting, ())))
-            else:
-                found = named(column) if column else None
-            if found is not None and found not in taken:
-                own[setting] = found
+        try:
+            own = columns_of_settings(spec.columns, names, {text, identity, image, category})
+        except KeyError as error:
+            named(error.args[0])
+            raise
         if image is None:
             renamed = own.pop("strength", None)
             if renamed is not None and spec.columns.strength != Columns().strength:
                 raise UserError(
                     f"prompts.columns.strength {shown(renamed)} is of pictures, and prompts file "
-                    f"{source} has no column of them ({_names(row)}); name it with "
+                    f"{source} has no column of them ({_names(names)}); name it with "
                     "prompts.image_column"
                 )
         begins = spec.strength is not None or "strength" in own
         picture = image if spec.image_column or text is None or begins else None
         taken = {text, identity, picture, category}
-        others = [name for name in row if name and name not in {*taken, *own.values()}]
+        others = [name for name in names if name and name not in {*taken, *own.values()}]
         if isinstance(spec.keep, bool):
             kept = others if spec.keep else []
         else:
             kept = [named(column) for column in spec.keep]
         unused = tuple(name for name in others if name not in kept)
-        return cls(
-            source, text, identity, picture, category, spec.strength, own, tuple(kept), unused
-        )
+        chosen = (text, identity, picture, category, spec.strength, own, tuple(kept), unused)
+        return cls(source, *chosen, spec.image_roots)
+
+    @property
+    def used(self) -> list[str]:
+        """The columns that are read of the file."""
+        chosen = (self.text, self.id, self.image, self.category, *self.own.values(), *self.kept)
+        return list(dict.fromkeys(name for name in chosen if name is not None))
 
     def prompt(self, line: int, place: int, row: Row) -> Prompt:
         """The row's prompt. Raises UserError, naming the row, where a cell cannot be what it is."""
@@ -115,7 +121,7 @@ class FileColumns:
         if self.image is not None:
             cell = _contents(row.get(self.image))
             optional = self._begins and self.text is not None
-            if not (optional and _is_empty(cell)):
+            if not (optional and is_empty(cell)):
                 image = self._picture(line, cell)
         if self._begins:
             own = self._beginning(line, own, image)
@@ -136,8 +142,8 @@ class FileColumns:
                 self._refuse(line, column, "no text")
             self._refuse(line, column, f"{shown(value)} is no text, found", "write it in quotes")
         text = value.strip()
-        if not text:
-            self._refuse(line, column, "no text")
+        if is_empty(text):
+            self._refuse(line, column, "no text" + (f" but {shown(text)}" if text else ""))
         if len(text) > LONGEST_TEXT:
             self._refuse(line, column, f"a text of more than {LONGEST_TEXT:,} characters")
         if "\0" in text or not (text.isascii() or _encodable(text)):
@@ -173,21 +179,12 @@ class FileColumns:
         return found
 
     def _picture(self, line: int, value: Any) -> bytes:
-        if isinstance(value, bytes) and value:
-            return value
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str | bytes) or not value:
             self._refuse(line, self.image, "no picture", "give its path or its bytes")
         try:
-            picture = self.source.beside(value)
-            fault = picture.fault()
-            if fault is None:
-                with picture.stored() as file:
-                    return file.read()
-        except OSError as error:
-            fault = f"cannot be read: {one_line(error.strerror or error)}"
+            return image_of(self.source, self.roots, value)
         except UserError as error:
             refuse(self.source, line, f"picture {error}")
-        refuse(self.source, line, f"picture {shown(without_credentials(value), 200)} {fault}")
 
     @property
     def _begins(self) -> bool:
@@ -219,12 +216,12 @@ class FileColumns:
         found: dict[str, Any] = {}
         for setting, column in self.own.items():
             value = row.get(column)
-            if _is_empty(value):
+            if is_empty(value):
                 continue
             if setting == "negative_prompt":
                 found[setting] = self._text(line, column, value)
                 continue
-            wanted, read = _SETTINGS[setting]
+            wanted, read = NUMBERS[setting]
             number = read(value)
             if number is None:
                 self._refuse(
@@ -238,7 +235,7 @@ class FileColumns:
 
     def _kept(self, line: int, row: Row) -> str:
         cells = ((name, row.get(name)) for name in self.kept)
-        kept = {name: None if _is_nan(value) else value for name, value in cells}
+        kept = {name: None if is_nan(value) else value for name, value in cells}
         try:
             text = json.dumps(kept, ensure_ascii=False, default=_as_text)
         except (ValueError, RecursionError):
@@ -251,79 +248,9 @@ class FileColumns:
         refuse(self.source, line, f"{fault} in column {shown(column)}" + (f"; {do}" if do else ""))
 
 
-def _like(row: Row, name: str) -> str | None:
-    """The row's column of this name, or else of one that differs in case and blanks alone."""
-    if name in row:
-        return name
-    plain = name.strip().casefold()
-    return next((column for column in row if column.strip().casefold() == plain), None)
-
-
-def _is_nan(value: Any) -> bool:
-    """As pandas writes an empty cell among numbers."""
-    return isinstance(value, float) and math.isnan(value)
-
-
 def _contents(cell: Any) -> Any:
     """A picture's bytes or path, also out of the struct that Hugging Face's sets have."""
     return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, str | bytes):
-        return not value.strip()
-    return value is None or _is_nan(value)
-
-
-def _whole(low: int, high: int, multiple: int = 1) -> Callable[[Any], int | None]:
-    """Reads an integer between the two, a multiple of something; None: it is none."""
-
-    def read(value: Any) -> int | None:
-        number = _number(value)
-        if number is None or not low <= number <= high or number % multiple:
-            return None
-        return int(number)
-
-    return read
-
-
-def _number(value: Any) -> int | float | None:
-    """A number of a cell, which may be text (``7``, or ``7.0`` as pandas writes such columns)."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            pass
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    if isinstance(value, int):
-        return value
-    return number if math.isfinite(number) else None
-
-
-def _scale(value: Any) -> float | None:
-    number = _number(value)
-    return None if number is None or number < 0 else float(number)
-
-
-def _strength(value: Any) -> float | None:
-    number = _number(value)
-    return float(number) if number is not None and 0 < number <= 1 else None
-
-
-_PIXELS = ("a multiple of 8, in pixels", _whole(8, 1 << 16, multiple=8))
-_SETTINGS: dict[str, tuple[str, Callable[[Any], int | float | None]]] = {
-    "seed": ("an integer from 0 to 2**63 - 1", _whole(0, (1 << 63) - 1)),
-    "guidance_scale": ("a number of at least 0", _scale),
-    "height": _PIXELS,
-    "width": _PIXELS,
-    "steps": ("an integer from 1 to 1000", _whole(1, 1000)),
-    "strength": ("a number above 0 and at most 1", _strength),
-}
 
 
 def _as_text(value: Any) -> str:
@@ -331,10 +258,10 @@ def _as_text(value: Any) -> str:
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
-def _names(row: Row) -> str:
-    """The first names of a row's columns."""
-    names = [one_line(name, 60) for name in itertools.islice(row, _COLUMNS_NAMED)]
-    return ", ".join(names) + (", ..." if len(row) > _COLUMNS_NAMED else "")
+def _names(columns: Collection[str]) -> str:
+    """The first names of a file's columns."""
+    names = [one_line(name, 60) for name in itertools.islice(columns, _COLUMNS_NAMED)]
+    return ", ".join(names) + (", ..." if len(columns) > _COLUMNS_NAMED else "")
 
 
 def _encodable(text: str) -> bool:

@@ -82,15 +82,20 @@ def _in_folder(source: Source, where: str) -> Iterator[Source]:
     for name in names:
         found = Source(f"{where}/{name}", folder, name)
         if "/" not in name and not name.startswith(".") and found.suffix in READERS:
-            yield found
+            yield found.as_member(name)
 
 
 def _matching(source: Source) -> Iterator[Source]:
     if source.folder.local:
-        for path in sorted(glob.glob(source.folder.path(source.name), recursive=True)):
+        pattern = source.folder.path(source.name)
+        above = os.path.dirname(pattern)
+        while glob.has_magic(above):
+            above = os.path.dirname(above)
+        for path in sorted(glob.glob(pattern, recursive=True)):
             if not os.path.isdir(path):
-                yield Source.of(path)
+                yield Source.of(path).as_member(os.path.relpath(path, above))
         return
     for name in source.folder.names(""):
         if "/" not in name and fnmatch.fnmatchcase(name, source.name):
-            yield Source(f"{source.place}/{name}", source.folder, name)
+            found = Source(f"{source.place}/{name}", source.folder, name)
+            yield found.as_member(name)

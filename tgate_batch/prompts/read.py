@@ -5,34 +5,111 @@ Everything streams: a prompt set is never held in memory, only its ids (to refus
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.prompts import formats, listing
 from tgate_batch.prompts.columns import FileColumns
+from tgate_batch.prompts.settings import check_meant
 from tgate_batch.prompts.source import Source
+from tgate_batch.prompts.webui import Options
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.storage import without_credentials
 
 _REPEATS_NAMED = 5
+_MOST_NAMES = 10_000  # of columns that rows are looked for settings in
 
 
-def read(spec: Prompts, by: str | None = None) -> Iterator[Prompt]:
+def read(spec: Prompts, by: str | None = None, given: Collection[str] = ()) -> Iterator[Prompt]:
     """Streams the prompts of ``spec``, file after file, after ``offset``, at most ``limit``.
 
-    ``by`` is the column that holds their categories. Raises UserError for a file that is missing,
-    empty, not UTF-8 or has no such column, and for a row whose text, id or setting is missing or
-    cannot be one. Duplicate ids are left to :func:`unique`.
+    ``by`` is the column that holds their categories, ``given`` the settings that the config gives
+    itself. Raises UserError for a file that is missing, empty, of another encoding or without such
+    a column, for columns that may or may not be settings, and for a row whose text, id or setting
+    is missing or cannot be one. Duplicate ids are left to :func:`unique`.
     """
-    columns: FileColumns | None = None
-    for place, (source, line, row) in enumerate(_rows(spec), start=spec.offset):
-        if columns is None or columns.source is not source:
-            columns = FileColumns.choose(spec, by, source, row)
-        yield columns.prompt(line, place, row)
-    if columns is None:
+    if spec.repeated_ids == "number":  # from the set's begin, so that no offset changes an id
+        whole = spec.model_copy(update={"offset": 0, "limit": _stop(spec)})
+        return itertools.islice(_numbered(_read(whole, by, given)), spec.offset, None)
+    return _read(spec, by, given)
+
+
+def _read(spec: Prompts, by: str | None, given: Collection[str]) -> Iterator[Prompt]:
+    place = spec.offset - 1
+    for place, (choice, line, row) in enumerate(_rows(spec, by, given), start=spec.offset):
+        yield choice.of(row).prompt(line, place, row)
+    if place < spec.offset:
         _refuse_none(spec)
+
+
+def _numbered(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Gives the second row of an id ``-2``, the third ``-3``, and so on."""
+    times: dict[str, int] = {}
+    for prompt in prompts:
+        number = times[prompt.id] = times.get(prompt.id, 0) + 1
+        yield prompt if number == 1 else prompt._replace(id=f"{prompt.id}-{number}")
+
+
+class _Choice:
+    """The columns of one file: chosen once, when its names are known."""
+
+    def __init__(
+        self,
+        spec: Prompts,
+        by: str | None,
+        given: Collection[str] | None,
+        most: int | None,
+        source: Source,
+    ):
+        self.source = source
+        self._most = most
+        self._spec, self._by, self._given = spec, by, given
+        self._columns: FileColumns | None = None
+        self._names: dict[str, None] = {}
+        self._checked = given is None
+        self._loose = source.has_loose_rows
+
+    def pick(self, names: Collection[str]) -> Collection[str] | None:
+        """The columns to read of all that the file has; None if its prompts are in none."""
+        try:
+            self._columns = self._choose(names)
+        except UserError:  # raised again with the first row, if it comes to that
+            return None
+        return self._columns.used[: self._most]
+
+    def of(self, row: dict[str, Any]) -> FileColumns:
+        """The columns, for a row. Raises UserError where they cannot be what they should be."""
+        if self._columns is None:
+            self._columns = self._choose(row)
+        elif self._loose and not row.keys() <= self._names.keys():
+            self._columns = self._widened(self._columns, row)
+        if not self._checked:
+            self._checked = True
+            if self._given is not None and not isinstance(row, Options):
+                own = dict(self._columns.own)
+                check_meant(self._spec, self._given, self.source, self._names, own)
+        return self._columns
+
+    def _choose(self, names: Collection[str]) -> FileColumns:
+        self._names = dict.fromkeys(names)
+        return FileColumns.choose(self._spec, self._by, self.source, self._names)
+
+    def _widened(self, before: FileColumns, row: dict[str, Any]) -> FileColumns:
+        """Takes in the settings of a row that has further columns than those before it."""
+        if len(self._names) > _MOST_NAMES:
+            return before
+        own = {
+            setting: column
+            for setting, column in self._choose({**self._names, **row}).own.items()
+            if setting != "strength" or before.image is not None
+        }
+        if own == before.own:
+            return before
+        self._checked = self._given is None
+        return replace(before, own=own)
 
 
 class Used(NamedTuple):
@@ -48,8 +125,8 @@ class Used(NamedTuple):
 def used(spec: Prompts, by: str | None = None) -> Used:
     """Which columns are used, as the first row has them; raises as ``read`` does."""
     files = listing.sources(spec)
-    for source, _, row in _rows(spec):
-        found = FileColumns.choose(spec, by, source, row)
+    for choice, _, row in _rows(spec, by, None):
+        found = choice.of(row)
         names = (tuple(found.own.values()), found.kept, found.unused)
         return Used(len(files), str(files[0]), *(tuple(map(one_line, each)) for each in names))
     _refuse_none(spec)
@@ -62,15 +139,24 @@ def _refuse_none(spec: Prompts) -> NoReturn:
     )
 
 
-def _rows(spec: Prompts) -> Iterator[tuple[Source, int, dict[str, Any]]]:
-    """The rows that ``spec`` chooses, with their file and where they stand in it."""
-    stop = None if spec.limit is None else spec.offset + spec.limit
+def _rows(
+    spec: Prompts, by: str | None, given: Collection[str] | None, most: int | None = None
+) -> Iterator[tuple[_Choice, int, dict[str, Any]]]:
+    """The rows that ``spec`` chooses, with their file's columns and where they stand in it.
+
+    ``most``: of so many columns alone, where others can be left unread.
+    """
     every = (
-        (source, line, row)
-        for source in listing.sources(spec)
-        for line, row in formats.rows(source)
+        (choice, line, row)
+        for choice in (_Choice(spec, by, given, most, source) for source in listing.sources(spec))
+        for line, row in formats.rows(choice.source, choice.pick)
     )
-    return itertools.islice(every, spec.offset, stop)
+    return itertools.islice(every, spec.offset, _stop(spec))
+
+
+def _stop(spec: Prompts) -> int | None:
+    """The place in the set at which ``spec`` stops reading."""
+    return None if spec.limit is None else spec.offset + spec.limit
 
 
 def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
@@ -110,7 +196,7 @@ def next_size(left: int, whole: int, largest: int, batch: int) -> int:
 
 def count(spec: Prompts) -> int:
     """How many prompts ``spec`` chooses of its files. Raises as ``read`` does for a bad file."""
-    return sum(1 for _ in _rows(spec))
+    return sum(1 for _ in _rows(spec, None, None, 1))
 
 
 def unique(prompts: Iterable[Prompt], where: str) -> Iterator[Prompt]:
@@ -128,5 +214,6 @@ def unique(prompts: Iterable[Prompt], where: str) -> Iterator[Prompt]:
             f"prompts file {one_line(without_credentials(where))} has duplicate ids "
             f"({', '.join(one_line(name, 60) for name in twice)}"
             f"{', ...' if len(twice) == _REPEATS_NAMED else ''}); ids name rows and seeds, so each "
-            "must be unique: choose another prompts.id_column or remove the repeats"
+            "must be unique: choose another prompts.id_column, remove the repeats, or write "
+            "prompts.repeated_ids: number"
         )

@@ -3,7 +3,7 @@
 import gzip
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +13,10 @@ from tgate_batch.errors import UserError, one_line, shown
 from tgate_batch.storage import Folder, without_credentials
 
 _READ_AT_ONCE = 16 << 20  # bytes asked of a store in one request
-_NO_NAME = "holds a character that no file's name may have"
+NO_NAME = "holds a character that no file's name may have"
 _PACKED = ".gz"
+_UNPACKED_FREELY = 64 << 20  # bytes
+_MOST_EXPANSION = 200  # times; gzip reaches 1,032, and texts that are much alike 100
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Source:
     written: str
     folder: Folder
     name: str
+    member: str = ""  # of a file that a folder or pattern stands for: its name there, no suffix
 
     @classmethod
     def of(cls, path: str) -> "Source":
@@ -38,16 +41,13 @@ class Source:
         except UserError:
             raise
         except ValueError:  # NUL, or text that no file system can hold
-            raise UserError(f"{shown(path)} {_NO_NAME}") from None
+            raise UserError(f"{shown(without_credentials(path))} {NO_NAME}") from None
         return cls(path, *found)
 
-    def beside(self, path: str) -> "Source":
-        """The file that a path in this one means: a URI, an absolute path, or one beside it."""
-        if "://" in path:
-            return Source.of(path)
-        if self.folder.local:
-            return Source(path, self.folder.roaming, os.path.expanduser(path))
-        return Source(path, self.folder, path.lstrip("/"))
+    def as_member(self, name: str) -> "Source":
+        """This file under its name in the folder or pattern that stands for it."""
+        plain = name[: -len(_PACKED)] if name.lower().endswith(_PACKED) else name
+        return replace(self, member=os.path.splitext(plain)[0])
 
     def __str__(self) -> str:
         return one_line(without_credentials(self.written))
@@ -62,6 +62,11 @@ class Source:
         """What kind of file it is, in small letters; of a compressed one, what it unpacks to."""
         name = self.name.lower()
         return os.path.splitext(name.removesuffix(_PACKED))[1] or os.path.splitext(name)[1]
+
+    @property
+    def has_loose_rows(self) -> bool:
+        """Whether each row names its columns itself, so that a later one may have further ones."""
+        return self.suffix in (".json", ".jsonl", ".txt")
 
     @property
     def place(self) -> str:
@@ -80,7 +85,7 @@ class Source:
         except OSError as error:
             return f"cannot be read: {_reason(error)}"
         except ValueError:  # NUL, or text that no file system can hold
-            return _NO_NAME
+            return NO_NAME
         if stat.S_ISDIR(mode):
             return "is a folder, not a file"
         return None if stat.S_ISREG(mode) else "is not a regular file; copy its content into one"
@@ -103,12 +108,30 @@ class Source:
         return self.stored() if self.folder.local else self.folder.open(self.name)
 
 
+def check_expansion(packed: int, unpacked: int) -> None:
+    """Raises OSError for data that unpacks to far more than prompts do."""
+    if unpacked > max(_UNPACKED_FREELY, _MOST_EXPANSION * packed):
+        raise OSError(f"it unpacks to more than {_MOST_EXPANSION} times its size, as no prompts do")
+
+
 class _Unpacked(gzip.GzipFile):
-    """What gzip compressed, unpacked as it is read; closes what it reads."""
+    """What gzip compressed, unpacked and bounded as it is read; closes what it reads."""
 
     def __init__(self, stored: Any):
         super().__init__(fileobj=stored, mode="rb")
         self._stored = stored
+        self._unpacked = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, found: bytes) -> bytes:
+        self._unpacked += len(found)
+        check_expansion(self._stored.tell(), self._unpacked)
+        return found
 
     def close(self) -> None:
         super().close()

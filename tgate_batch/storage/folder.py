@@ -23,7 +23,7 @@ from pyarrow import NativeFile, PythonFile, fs
 
 from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
 from tgate_batch.storage import remote
-from tgate_batch.storage.credentials import without_credentials
+from tgate_batch.storage.credentials import is_unescaped, without_credentials
 from tgate_batch.storage.trouble import PATIENCE, asked, concerns_all_files, is_outage, told
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
@@ -53,6 +53,14 @@ def stays_inside(name: str) -> bool:
     )
 
 
+def _check_escaped(uri: str) -> None:
+    if is_unescaped(uri):
+        raise UserError(
+            f"{without_credentials(uri)} has credentials with a / in them, which hides their end. "
+            "Fix: write %2F for the /, or give credentials in the environment"
+        )
+
+
 class Folder:
     """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
 
@@ -72,6 +80,7 @@ class Folder:
 
         ``roams``: names may lead out of it, for reading: a list that a person wrote has such paths.
         """
+        _check_escaped(uri)
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
         self._roams = roams
         self._filesystem, self._base = self._resolve()
@@ -80,6 +89,7 @@ class Folder:
     @classmethod
     def of_file(cls, uri: str) -> tuple["Folder", str]:
         """The folder of a file's path or URI, and the file's name in it. Raises as Folder does."""
+        _check_escaped(uri)
         scheme, mark, path = uri.partition("://") if "://" in uri else ("", "", uri)
         path, *query = path.split("?", 1) if mark else [path]
         parent, slash, name = path.rpartition("/")

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tgate_batch.errors import UserError, one_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow names them
+MOST_BYTES = 2**26  # of one file
 MOST_PIXELS = 2**26  # 8192 x 8192: 256 MiB as RGB
 
 
@@ -26,13 +27,11 @@ def open_image(content: bytes) -> Image.Image:
             image.load()
             return image
     except UnidentifiedImageError:
-        raise UserError(
-            f"cannot be read as a picture: it is none of {', '.join(FORMATS)}"
-        ) from None
+        raise UserError(f"cannot be read as an image: it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # each of Pillow's decoders has faults of its own
-        raise UserError(f"cannot be read as a picture: {one_line(error)}") from None
+        raise UserError(f"cannot be read as an image: {one_line(error)}") from None
     raise UserError(
-        f"cannot be read as a picture: it has {width:,} x {height:,} pixels, and at most "
+        f"cannot be read as an image: it has {width:,} x {height:,} pixels, and at most "
         f"{MOST_PIXELS:,} are read"
     )
 

@@ -1,0 +1,94 @@
+"""Images that rows of a prompt set name: only what is an image, from places that are allowed."""
+
+import os
+from functools import lru_cache
+
+from tgate_batch.errors import UserError, one_line, shown
+from tgate_batch.prompts.source import NO_NAME, Source
+from tgate_batch.storage import Folder, images, without_credentials
+
+
+def image_of(source: Source, roots: tuple[str, ...], cell: bytes | str) -> bytes:
+    """The bytes of the image in a cell: its own, or those of the file that it names.
+
+    A file lies below the prompt set's folder or one of ``roots``. Raises UserError with the fault.
+    """
+    if isinstance(cell, bytes):
+        content, name = cell, "bytes"
+    else:
+        content, name = _read(_allowed(source, roots, cell), cell), _named(cell)
+    if len(content) > images.MOST_BYTES:
+        raise UserError(f"{name} has more than {images.MOST_BYTES >> 20} MiB")
+    try:
+        images.open_image(content)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from None
+    return content
+
+
+def _named(cell: str) -> str:
+    return shown(without_credentials(cell), 200)
+
+
+def _read(source: Source, cell: str) -> bytes:
+    try:
+        if fault := source.fault():
+            raise UserError(f"{_named(cell)} {fault}")
+        with source.stored() as file:
+            return file.read(images.MOST_BYTES + 1)
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        raise UserError(f"{_named(cell)} cannot be read: {reason}") from None
+
+
+def _allowed(source: Source, roots: tuple[str, ...], cell: str) -> Source:
+    """The file that a cell names. Raises UserError if it lies outside of every allowed place."""
+    if "\0" in cell:
+        raise UserError(f"{_named(cell)} {NO_NAME}")
+    for folder in (source.folder, *map(_root, roots)):
+        name = _below_disk(source, folder, cell) if folder.local else _below(source, folder, cell)
+        if name is not None:
+            return Source(cell, folder, name)
+    raise UserError(
+        f"{_named(cell)} is not below the prompt set's folder ({source.place}) or a folder of "
+        "prompts.image_roots. Fix: name its folder there if rows of this set may read it"
+    )
+
+
+def _below_disk(source: Source, folder: Folder, cell: str) -> str | None:
+    """The name of a cell's file in a folder on a disk; None if it lies elsewhere.
+
+    Links are followed first. A relative path begins at the prompt set's folder.
+    """
+    path = cell.removeprefix("file://")
+    if "://" in path or (not source.folder.local and not os.path.isabs(path)):
+        return None
+    beside = source.folder.path("") if source.folder.local else "/"
+    found = os.path.realpath(os.path.join(beside, os.path.expanduser(path)))
+    base = os.path.realpath(folder.path(""))
+    return os.path.relpath(found, base) if os.path.commonpath([found, base]) == base else None
+
+
+def _below(source: Source, folder: Folder, cell: str) -> str | None:
+    """The name of a cell's object in a folder of a store; None if it lies elsewhere.
+
+    Endpoint and credentials are the folder's: a cell that asks for others is not below it.
+    """
+    where, _, options = folder.uri.partition("?")
+    path, _, asked = cell.partition("?")
+    if "://" not in cell:
+        name = cell.lstrip("/") if folder is source.folder else ""
+    elif asked not in ("", options):
+        return None
+    else:
+        starts = (f"{each.rstrip('/')}/" for each in (where, without_credentials(where)))
+        name = next((path[len(start) :] for start in starts if path.startswith(start)), "")
+    return name if name and ".." not in name.split("/") else None
+
+
+@lru_cache
+def _root(written: str) -> Folder:
+    try:
+        return Folder(written if "://" in written else os.path.expanduser(written))
+    except UserError as error:
+        raise UserError(f"prompts.image_roots: {error}") from None
