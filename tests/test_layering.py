@@ -42,7 +42,8 @@ execute.plugins execute.task execute.pool execute.on_demand execute.worker execu
 execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
-execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
+execute.verify.prompts execute.verify.run execute.verify.repair execute.verify
+execute.preflight execute
 workflow
 bench.record bench.timing bench.stand_in bench.encode bench.engine bench.padding bench.rows
 bench.gate bench.job bench.random_weights bench.model bench.work bench.cells bench.gpu_job bench.gpu

@@ -23,8 +23,8 @@ def run_as_job(job: Callable[[], int | None]) -> None:
     try:
         code = job()
     except (UserError, StorageError) as error:
-        line = " ".join(without_credentials(str(error)).split())
-        say.error(line)
+        for problem in getattr(error, "problems", (str(error),)):
+            say.error(" ".join(without_credentials(problem).split()))
         code = goodbye.exit_code(error)
     except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
         goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
