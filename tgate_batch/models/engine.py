@@ -4,8 +4,10 @@ None of it changes what is drawn beyond the last bits.
 """
 
 import os
+import shlex
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,8 @@ from tgate_batch.errors import UserError
 from tgate_batch.gate import denoiser_of
 from tgate_batch.gate.layers import blocks
 
-_COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}  # as torch looks
+_CXX = "clang++" if sys.platform == "darwin" else "g++"
+_COMPILERS = {"cpu": ("CXX", (_CXX,)), "cuda": ("CC", ("gcc", "clang"))}  # as torch looks
 _GRAPHS = 64  # more than the arms of a run need
 
 
@@ -48,7 +51,7 @@ def prepare(pipeline: Any, engine: Engine) -> None:
 def check_compiler(engine: Engine, device: str) -> None:
     """Raises UserError where ``engine`` compiles and this machine has no C compiler for that."""
     variable, names = _COMPILERS.get(device, _COMPILERS["cpu"])
-    wanted = (os.environ[variable],) if os.environ.get(variable) else names
+    wanted = tuple(shlex.split(os.environ.get(variable, "")))[:1] or names
     if engine.compile and not any(map(shutil.which, wanted)):
         raise UserError(
             f"engine.compile: torch.compile needs a C compiler, and {socket.gethostname()} has no "
