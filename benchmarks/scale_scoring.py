@@ -174,7 +174,7 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
     found = concluded(run, orders, problems, executor or LocalExecutor(settings, run.folder))
     if problems:
         raise RuntimeError(f"scoring met problems: {list(problems)}")
-    write_scores(run, measurements, references, found.arms)
+    write_scores(run, measurements, references, found.arms, measurements.missing)
     return {arm: json.loads(run.folder.read(layout.scores("demo", arm))) for arm in settings.arms}
 
 

@@ -43,6 +43,9 @@ class StandIn:
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         return []
 
+    def cut_negatives(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        return []
+
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
         return torch.zeros(len(conditions), 1)
 

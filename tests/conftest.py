@@ -22,6 +22,20 @@ def tiny(tmp_path_factory) -> str:
     return str(save_tiny("sd15", tmp_path_factory.mktemp("tiny")))
 
 
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory) -> str:
+    """A TORCH_HOME with random weights where pytorch-fid keeps its Inception's."""
+    from tgate_batch.bench.statistics import write_random_inception
+
+    from tgate_batch.metrics.features import INCEPTION_FILE
+
+    home = tmp_path_factory.mktemp("torch")
+    weights = home / "hub" / "checkpoints" / INCEPTION_FILE
+    weights.parent.mkdir(parents=True)
+    write_random_inception(weights)
+    return str(home)
+
+
 @pytest.fixture
 def one_thread():
     """A CPU worker's number of threads: with several, equal rows may come out unequal."""

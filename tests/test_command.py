@@ -135,12 +135,12 @@ def half_done(settings) -> str:
     return settings["output"]
 
 
-def test_status_counts_what_is_done_from_a_listing(half_done, capsys):
+def test_status_counts_what_is_done(half_done, capsys):
     assert run(["status", half_done]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{half_done}: 18 of 20 pictures are done",
-        "  sd15 baseline: 10 of 10 pictures, 3 of 3 files",
-        "  sd15 tgate: 8 of 10 pictures, 2 of 3 files",
+        f"{half_done}: 18 of 20 images are done",
+        "  sd15 baseline: 10 of 10 images, 3 of 3 files",
+        "  sd15 tgate: 8 of 10 images, 2 of 3 files",
         "nobody works there; tgate-batch render with its config goes on",
     ]
 

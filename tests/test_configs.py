@@ -15,6 +15,7 @@ from tgate_batch import config
 from tgate_batch.cli.main import run as command
 from tgate_batch.config import Images
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.features import INCEPTION_FILE
 from tgate_batch.models import catalogue
 from tgate_batch.prompts.read import read
 from tgate_batch.records import Prompt, Shard
@@ -88,17 +89,19 @@ def needed(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [name for name in config.names() if name != "demo"])
-def test_dry_run_without_the_files_says_in_one_line_how_to_get_them_all(
-    name, tmp_path, monkeypatch
-):
+def test_dry_run_without_the_files_says_how_to_get_them_all(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         command(["render", "--config", name, "--dry-run"])
-    (line,) = str(told.value).splitlines()
     assert needed(name)
     for key, file in needed(name).items():
         place = metrics.placed(file, "inception")
-        assert f"{key}: {place} is not here: {config.source_of(file)}" in line
+        assert f"{key}: {place} is not here: {config.source_of(file)}" in told.value.problems
+    asks = config.load(config.find(name)).score
+    if asks.reference is not None and "inception" in asks.extractor:
+        weights = [one for one in told.value.problems if INCEPTION_FILE in one]
+        assert len(weights) == 1
 
 
 QUICK = ("demo", "sd15")  # whose MACs are counted in a moment
@@ -111,7 +114,8 @@ QUICK = ("demo", "sd15")  # whose MACs are counted in a moment
         for name in config.names()
     ],
 )
-def test_dry_run_with_the_files_passes(name, tmp_path, monkeypatch, capsys):
+def test_dry_run_with_the_files_passes(name, tmp_path, monkeypatch, capsys, torch_home):
+    monkeypatch.setenv("TORCH_HOME", torch_home)
     monkeypatch.chdir(tmp_path)
     fetched(name, tmp_path)
     assert command(["render", "--config", name, "--dry-run"]) == 0

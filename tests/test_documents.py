@@ -141,7 +141,7 @@ def drawn(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(drawn, tmp_path, monkeypatch) -> Path:
+def here(drawn, tmp_path, monkeypatch, torch_home) -> Path:
     """The working folder: a checkout's, with what a reader has drawn and fetched before."""
     for folder in ("jobs", "configs", "tgate_batch"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -150,6 +150,7 @@ def here(drawn, tmp_path, monkeypatch) -> Path:
     captions = [{"id": 1, "image_id": 1, "caption": "a cat"}]
     (tmp_path / "captions_val2014.json").write_text(json.dumps({"annotations": captions}))
     (tmp_path / "coco2014-inception.npz").write_bytes(b"statistics")  # dry runs do not open it
+    monkeypatch.setenv("TORCH_HOME", torch_home)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -47,7 +47,8 @@ execute.import_path execute.plugins execute.task execute.pool execute.on_demand 
 execute.local execute.guardian execute.cluster execute.ray
 execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
 execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
-execute.verify.prompts execute.verify.run execute.verify.repair execute.verify execute
+execute.verify.prompts execute.verify.run execute.verify.repair execute.verify
+execute.preflight execute
 workflow
 cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__

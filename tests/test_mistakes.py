@@ -92,6 +92,14 @@ MISTAKES = {
         {"sampling.scheduler": {"class": "DDIMScheduler", "timestep_spaceing": "trailing"}},
         ["sampling.scheduler", "DDIMScheduler", "did you mean timestep_spacing"],
     ),
+    "timesteps of one's own": (
+        {"sampling.scheduler": {"class": "EulerDiscreteScheduler", "timesteps": [999, 500]}},
+        ["sampling.scheduler", "no argument 'timesteps'", "at each call", "timestep_spacing"],
+    ),
+    "an arm's scheduler with arguments": (
+        {"arms.tgate.scheduler": {"class": "EulerDiscreteScheduler", "use_karras_sigmas": True}},
+        ["arms.tgate.scheduler", "scheduler: EulerDiscreteScheduler", "sampling.scheduler"],
+    ),
     "one seed for the noise of all pictures": (
         {"sampling.scheduler": {"class": "DPMSolverSDEScheduler", "noise_sampler_seed": 7}},
         ["sampling.scheduler", "noise_sampler_seed", "leave it out"],

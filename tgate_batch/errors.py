@@ -1,13 +1,49 @@
 """The exceptions that a person at the command line is meant to read, and that say what is lost."""
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """Something the user gave cannot work: what was found, why, and what to do, in one line.
 
-    The jobs print it without a traceback and exit with code 2.
+    Several problems are several arguments. The jobs print each on a line of its own, without a
+    traceback, and exit with code 2.
     """
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
+
+
+class Problems:
+    """Collects user errors, so that all of them are reported together, each once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, *problems: str) -> None:
+        self._found |= dict.fromkeys(problems)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Collects the UserError that ends the block."""
+        try:
+            yield
+        except UserError as error:
+            self.add(*error.problems)
+
+    def raise_if_any(self) -> None:
+        """Raises all of them as one UserError."""
+        if self._found:
+            raise UserError(*self._found)
 
 
 class StorageError(Exception):

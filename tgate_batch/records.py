@@ -225,13 +225,22 @@ class Beat:
     pictures: int
 
 
+class Cut(NamedTuple):
+    """Ids of prompts that a text encoder truncates, and of those whose negative prompt it does."""
+
+    prompts: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+
+
+_NONE_CUT = Cut()
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
 
-    ``why``: of the first error, its line. ``cut``: ids of the shard's prompts that are longer than
-    the model reads. ``invariant``: whether a padded batch gives a picture the same bits wherever it
-    stands, on the device; None: not known.
+    ``why``: of the first error, its line. ``cut``: of the shard's prompts. ``invariant``: whether a
+    padded batch gives a picture the same bits wherever it stands, on the device; None: not known.
     """
 
     model: str
@@ -243,7 +252,7 @@ class Receipt:
     device: str
     host: str = ""
     why: str | None = None
-    cut: tuple[str, ...] = ()
+    cut: Cut = _NONE_CUT
     invariant: bool | None = None
 
 

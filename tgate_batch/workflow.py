@@ -8,29 +8,29 @@ from importlib import import_module
 from typing import Any
 
 from tgate_batch import say
-from tgate_batch.config import Config, Model, source_of
+from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
+from tgate_batch.execute import preflight
 from tgate_batch.execute.on_demand import OnDemand
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import Counter
 from tgate_batch.execute.rendering import Rendered, rendered
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
-from tgate_batch.models import checkpoint, scheduling
+from tgate_batch.models import checkpoint
 from tgate_batch.output import card, frozen, history, layout
 from tgate_batch.output import run as runs
 from tgate_batch.output.claim import check_free, claimed
-from tgate_batch.output.failed import Failed, failed, forget_measurements
+from tgate_batch.output.failed import Failed, allowed, failed, forget_measurements
 from tgate_batch.output.goodbye import MISSING, UNUSABLE
 from tgate_batch.output.remarks import remarks
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
-from tgate_batch.prompts import listing
 from tgate_batch.prompts import read as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
-from tgate_batch.score.measurements import Measurements, orders, promised
-from tgate_batch.score.reference_check import check_reference
+from tgate_batch.score.measurements import Measurements, distance_of, orders, promised
+from tgate_batch.score.reference_check import check_references
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -44,19 +44,12 @@ EXECUTORS = {  # imported only when a run names it
 
 
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
-    """Checks a run before anything is written. Raises UserError for what cannot be used."""
-    _check_sources(config)
-    _check_words(config)
-    thresholds.check_measured(config)
-    _check_references(config)
-    scheduling.check_name(config.sampling.scheduler)
-    for name, arm in config.arms.items():
-        scheduling.check_name(arm.scheduler, f"arms.{name}.scheduler")
-    return runs.prepare(config, replace_stale)
+    """Checks a run before anything is written; raises UserError with all that cannot be used."""
+    return preflight.passed(config, replace_stale, further=[_check_executor])
 
 
 def dry_run(config: Config, replace_stale: bool = False) -> int:
-    """Prints models, arms, shards, images, MACs and an estimated cost; loads no weights."""
+    """Checks the run, and prints models, arms, shards, images, MACs and an estimated cost."""
     run = prepare(config, replace_stale)
     from tgate_batch.models.macs import macs_of_arm  # seconds, that bad input need not wait for
 
@@ -64,6 +57,7 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
     _say_run(run)
+    _say(run.failed)
     for model in _unknown(run):
         try:
             checkpoint.check_hub(model)
@@ -99,6 +93,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
     for model in _unknown(run):
         checkpoint.check_hub(model)
     _say_run(run)
+    _say(run.failed)
     with _working(run) as entry:
         runs.begin(run)
         held = runs.finished(run)
@@ -106,6 +101,8 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         again = failed(run, held) if retry_errors else {}
         forget_measurements(run, again)
         measurements = Measurements.of(run)
+        if measurements.problems:  # what a hub was to give
+            raise UserError(*measurements.problems)
         first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
@@ -134,7 +131,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
-    _check_references(config)
+    check_references(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
         problems, damaged = _measured_and_concluded(run, measurements, entry)
@@ -342,27 +339,6 @@ def _say_run(run: Run) -> None:
         say.warning(remark)
 
 
-def _check_sources(config: Config) -> None:
-    """Says in one line how to get every file of a shipped config that is not here."""
-    named = [("prompts.path", path, path) for path in listing.paths(config.prompts)]
-    if (reference := config.score.reference) is not None:
-        places = (metrics.placed(reference, name) for name in config.score.extractor)
-        named += [("score.reference", reference, place) for place in places]
-    missing = [
-        f"{key}: {place} is not here: {how}"
-        for key, spec, place in named
-        if (how := source_of(spec)) is not None and not os.path.exists(place)
-    ]
-    if missing:
-        raise UserError("; ".join(missing))
-
-
-def _check_references(config: Config) -> None:
-    """Refuses references that cannot work, before anything is rendered or measured."""
-    if problems := check_reference(config):
-        raise UserError("; ".join(problems))
-
-
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
     _check_executor(config)
@@ -395,7 +371,7 @@ def _render_pending(
     models = [model for model in run.config.models if pending[model.name]]
     if unknown := [model for model in models if run.fingerprints[model.name] is None]:
         for model in unknown:
-            runs.settle(run, model, executor.fingerprint(model), replace_stale)
+            _say(runs.settle(run, model, executor.fingerprint(model), replace_stale))
         pending = runs.pending(run)
     errors_alone = {
         (model, index): frozenset(arms)
@@ -472,12 +448,13 @@ def _conclude(
     from tgate_batch.execute.scoring import concluded
     from tgate_batch.score.scoring import conclude_orders, write_scores
 
-    references = {}
+    references, missing = {}, dict(measurements.missing)
     for name, extractor in measurements.extractors.items():
         try:
             held = prepared_reference(run, name, extractor, executor)
         except UserError as error:
             problems[str(error)] = None
+            missing[distance_of(name)] = str(error)
         else:
             if held is not None:
                 references[extractor.name] = held
@@ -490,7 +467,7 @@ def _conclude(
         by = None
     orders = list(conclude_orders(run, measurements, references, by))
     found = concluded(run, orders, problems, executor)
-    write_scores(run, measurements, references, found.arms)
+    write_scores(run, measurements, references, found.arms, missing)
     for one in found.arms.values():
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
@@ -535,7 +512,7 @@ def _say_missing(run: Run) -> bool:
 
 def _report(run: Run) -> int:
     """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept, and ``MISSING``
-    where every picture of an arm failed."""
+    where every image of an arm failed, or more of them than ``max_errors`` allows."""
     from tgate_batch.report import page, terminal
 
     summary = page.write(run)
@@ -545,9 +522,29 @@ def _report(run: Run) -> int:
     terminal.show(summary)
     where = str(run.folder.within(layout.REPORT_PAGE))
     say.info(f"report: {where}", event="report", page=where)
+    if _say_failed(run, sum(arm["errors"] for arm in arms)):
+        return MISSING
     if any(arm["errors"] and not arm["images"] for arm in arms):
         return MISSING
     return DONE if summary["passed"] else OUTSIDE
+
+
+def _say_failed(run: Run, errors: int) -> bool:
+    """Says how many images failed and what to do; returns whether these are too many."""
+    if not errors:
+        return False
+    images = run.images_per_arm * len(run.pairs())
+    limit = allowed(run.config.max_errors, images)
+    told = f"{errors:,} of {images:,} images failed"
+    again = "tgate-batch render with --retry-errors renders them again"
+    if errors > limit:
+        say.error(
+            f"{told}, more than max_errors allows ({limit:g}). Fix: {again}; or give a larger "
+            "max_errors (0.5 allows half of them, null any number)"
+        )
+        return True
+    say.warning(f"{told}; {again}")
+    return False
 
 
 def _reopened(config: Config) -> Run:
@@ -560,6 +557,7 @@ def _reopened(config: Config) -> Run:
             "cost": config.cost,
             "thresholds": config.thresholds,
             "workers": config.workers,
+            "max_errors": config.max_errors,
             "plugins": config.plugins,
         }
     )

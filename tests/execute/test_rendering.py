@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.stand_in import StandIn
 from tgate_batch import config, workflow
+from tgate_batch.cli.main import run as command
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
@@ -66,6 +67,7 @@ def run(tmp_path) -> config.Config:
             "sampling": {"batch_size": 2},
             "arms": {"baseline": {}, "same": {}},
             "workers": {"executor": "local"},
+            "max_errors": 0.5,
             "output": str(tmp_path / "out"),
         }
     )
@@ -137,12 +139,70 @@ def test_run_without_a_limit_whose_every_picture_failed_is_not_done(painter, run
 
 
 @pytest.mark.parametrize(
-    ("limit", "stops"), [(1, True), (2, False), (0.05, True), (0.1, False), (0, True)]
+    ("limit", "stops"), [(1, True), (2, False), (0.01, True), (0.05, True), (0.1, False), (0, True)]
 )
 def test_limit_is_a_number_or_a_share_of_the_pictures(painter, run, limit, stops):
     painter.forbidden = "seven"  # one of ten, under two arms: 2 of 20
     limited = run.model_copy(update={"max_errors": limit})
     assert workflow.render(limited) == (workflow.MISSING if stops else workflow.DONE)
+
+
+def test_by_default_one_image_in_a_hundred_may_fail_and_at_least_one(painter, run, capsys):
+    settings = run.model_dump(mode="json", exclude={"max_errors"})
+    assert config.parse(settings).max_errors == 0.01
+    painter.forbidden = "seven"
+    one_arm = config.parse(settings | {"arms": {"baseline": {}}})
+    assert workflow.render(one_arm) == workflow.DONE  # 1 of 10
+    said = capsys.readouterr().err
+    assert "1 of 10 images failed; tgate-batch render with --retry-errors renders them" in said
+
+
+def test_a_run_with_too_many_failed_images_never_ends_in_0_also_where_nothing_is_left_to_render(
+    painter, run, capsys
+):
+    painter.forbidden = "seven"
+    assert workflow.render(run) == workflow.DONE  # half of them may
+    fewer = run.model_copy(update={"max_errors": 0.01})
+    capsys.readouterr()
+    assert workflow.render(fewer) == workflow.MISSING
+    said = capsys.readouterr().err
+    assert "2 of 20 images failed, more than max_errors allows (1)" in said
+    assert "--retry-errors renders them again" in said
+    assert "0.5 allows half" in said
+    assert history.read(Folder(run.output))[-1]["exit_code"] == workflow.MISSING
+    assert workflow.report(fewer) == workflow.MISSING
+    painter.forbidden = ""
+    assert workflow.render(fewer, retry_errors=True) == workflow.DONE
+
+
+def test_status_counts_failed_images_apart_from_those_that_are_done(painter, run, capsys):
+    painter.forbidden = "seven"
+    workflow.render(run)
+    capsys.readouterr()
+    assert command(["status", run.output]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run.output}: 18 of 20 images are done, 2 failed",
+        "  demo baseline: 9 of 10 images, 1 failed, 3 of 3 files",
+        "  demo same: 9 of 10 images, 1 failed, 3 of 3 files",
+        "tgate-batch render with --retry-errors renders the failed images again",
+    ]
+
+
+def test_the_card_counts_failed_images(painter, run):
+    painter.forbidden = "seven"
+    workflow.render(run)
+    card = (Path(run.output) / layout.CARD).read_text()
+    assert "| demo baseline | 3 | 3 | 1 |" in card
+
+
+def test_negative_prompts_that_are_cut_are_counted_apart(painter, run, capsys):
+    painter.cut_negatives = lambda self, prompts: [p for p in prompts if "seven" in p.text]
+    assert workflow.render(run) == workflow.DONE
+    said = [line for line in capsys.readouterr().err.splitlines() if "longer than it reads" in line]
+    (line,) = said
+    assert line.startswith(
+        "warning: demo: 1 negative prompt is longer than it reads, and cut there: of 00000006"
+    )
 
 
 def test_prompts_that_are_cut_are_counted_once_and_the_first_named(painter, run, capsys):

@@ -86,6 +86,7 @@ class World:
             "workers": {"executor": "local"},
             "score": {"reference": None},
             "plugins": ["painter"],
+            "max_errors": 0.5,
             "output": self.output(f"out-{self._outputs}"),
         }
         for key, value in {**self._changes, **changes}.items():

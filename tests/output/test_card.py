@@ -47,15 +47,18 @@ def test_models_arms_sampling_and_counts_are_told(folder):
     assert "4 steps of LCMScheduler, guidance 8, 1024 x 1024 pixels, seed 7" in said
     assert "| tgate | `gate_step` 10, `sp_interval` 1, `fi_interval` 1, `warm_up` 0 |" in said
     assert "So 6,000 rows where the run is complete" in said
-    assert "| lcm_sdxl tgate | 0 | 16 |" in said
+    assert "| lcm_sdxl tgate | 0 | 16 |  |" in said
 
 
 def test_files_are_counted_by_arm_also_of_an_arm_that_left_the_config(folder):
     for arm, shards in (("tgate", 2), ("older", 1)):
         for shard in range(shards):
             folder.write(layout.shard_file(layout.images("sd15", arm), shard), "x")
+    folder.write(layout.scores("sd15", "tgate"), json.dumps({"errors": 3}))
     said = written(folder, ["sd15"])
-    assert "| sd15 baseline | 0 | 16 |\n| sd15 tgate | 2 | 16 |\n| sd15 older, which is" in said
+    rows = "| sd15 baseline | 0 | 16 |  |\n| sd15 tgate | 2 | 16 | 3 |\n| sd15 older, which is"
+    assert rows in said
+    assert "| images that failed |" in said
 
 
 @pytest.mark.parametrize("prompts", ["demo", demo.PROMPTS])

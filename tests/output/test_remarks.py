@@ -60,6 +60,12 @@ def test_a_sound_config_has_none():
             "nothing",
         ),
         (
+            {"baseline": {}, "cached": {"deepcache": {"interval": 1}}},
+            {},
+            "arm cached with sd15: deepcache with interval 1 computes every step in full, so it "
+            "changes nothing; give an interval of 2 or more",
+        ),
+        (
             {"early": {"gate_step": 5}, "late": {"gate_step": 10}},
             {},
             "no arm is a baseline, so no speed-up, saving or paired figure is measured; add one "

@@ -28,14 +28,16 @@ def begun(settings, replace_stale=False, **sections):
     return run
 
 
-def pretend(run, arm, *shards):
-    """Writes shards' files without rendering."""
+def pretend(run, arm, *shards, failed=False):
+    """Writes shards' files without rendering; of error rows alone where all failed."""
     for index in shards:
         plan = run.shards[index]
-        rows = [ImageRecord(str(i), 0, "x", 0, "ok") for i in range(plan.prompts)]
+        status = "error" if failed else "ok"
+        rows = [ImageRecord(str(i), 0, "x", 0, status) for i in range(plan.prompts)]
+        about = {layout.ERRORS_KEY: str(len(rows) if failed else 0)}
         name = layout.shard_file(layout.images("sd15", arm), index)
         identity = layout.file_identity(run.made_of("sd15", arm), plan.digest)
-        parquet.write_records(run.folder, name, "sd15", arm, rows, identity)
+        parquet.write_records(run.folder, name, "sd15", arm, rows, identity, about)
 
 
 def test_preparing_writes_nothing(settings, tmp_path):
@@ -84,7 +86,9 @@ def test_damaged_file_is_pending_again_until_it_is_drawn(settings):
     ],
 )
 def test_other_pictures_in_the_same_folder_are_refused_by_name(settings, section, change, said):
-    begun(settings)
+    run = begun(settings)
+    pretend(run, "baseline", 0)
+    pretend(run, "tgate", 0)
     with pytest.raises(UserError) as caught:
         prepared(settings, **{section: change})
     assert said in str(caught.value)
@@ -92,8 +96,52 @@ def test_other_pictures_in_the_same_folder_are_refused_by_name(settings, section
     assert "\n" not in str(caught.value)
 
 
-def test_another_dtype_is_refused(settings):
+def test_a_run_that_rendered_nothing_binds_no_settings_and_no_prompts(settings, captions):
     begun(settings)
+    captions.write_text(captions.read_text().replace("number 9", "number nine"))
+    run = begun(settings, sampling={"steps": 5})
+    assert run.failed == ()
+    assert run.made_of("sd15", "tgate")["sampling.steps"] == 5
+    assert runs.pending(run) == {"sd15": dict.fromkeys(range(3), ("baseline", "tgate"))}
+
+
+def test_error_rows_of_other_settings_are_named_and_rendered_again(settings):
+    run = begun(settings)
+    pretend(run, "baseline", 0, failed=True)
+    pretend(run, "tgate", 0, 1, failed=True)
+    again = begun(settings, arms={"tgate": {"gate_step": 3}})
+    (line,) = again.failed
+    rows = sum(shard.prompts for shard in run.shards[:2])
+    assert f"{rows} rows of other settings" in line
+    assert "arm tgate of sd15 has gate_step 2 there and 3 in the config" in line
+    assert "all failed; they are rendered again" in line
+    assert again.made_of("sd15", "tgate")["gate_step"] == 3
+    assert runs.pending(again)["sd15"] == {
+        0: ("tgate",), 1: ("baseline", "tgate"), 2: ("baseline", "tgate")
+    }  # fmt: skip
+
+
+def test_one_image_among_error_rows_binds_the_settings(settings):
+    run = begun(settings)
+    pretend(run, "tgate", 0, failed=True)
+    pretend(run, "tgate", 1)
+    with pytest.raises(UserError, match="arm tgate of sd15 has gate_step 2 there and 3"):
+        prepared(settings, arms={"tgate": {"gate_step": 3}})
+
+
+def test_error_rows_of_other_prompts_are_named_and_rendered_again(settings, captions):
+    run = begun(settings)
+    pretend(run, "baseline", 0, 1, 2, failed=True)
+    captions.write_text(captions.read_text().replace("number 9", "number nine"))
+    again = begun(settings)
+    assert [line.partition(",")[0] for line in again.failed] == [
+        f"the output holds {run.prompts} rows of other prompts"
+    ]
+    assert len(runs.pending(again)["sd15"]) == 3
+
+
+def test_another_dtype_is_refused(settings):
+    pretend(begun(settings), "baseline", 0)
     model = {**settings["models"][0], "dtype": "bfloat16"}
     with pytest.raises(UserError, match="dtype 'float32' there and 'bfloat16' in"):
         prepared(settings, models=[model])
@@ -107,7 +155,7 @@ def test_another_checkpoint_under_the_same_path_is_refused(settings, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(settings["models"][0]["path"], folder)
     settings = {**settings, "models": [{"name": "sd15", "path": str(folder)}]}
-    begun(settings)
+    pretend(begun(settings), "baseline", 0)
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     weights["conv_in.bias"] += 1

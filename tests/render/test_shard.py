@@ -11,7 +11,7 @@ from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load
 from tgate_batch.models.runner import PipelineRunner
 from tgate_batch.models.scheduling import another_scheduler
-from tgate_batch.records import Failure, Prompt, Shard, image_seed
+from tgate_batch.records import Failure, Prompt, RowSettings, Shard, image_seed
 from tgate_batch.render.shard import Renderer
 
 PROMPTS = tuple(Prompt(f"p{i}", f"a picture of number {i}") for i in range(6))
@@ -216,7 +216,7 @@ def test_formats_are_what_they_are_called(pipeline, form, lossless):
 def test_prompts_that_are_longer_than_the_model_reads_are_told(pipeline):
     """The tiny CLIP reads 77 tokens: a letter each, a beginning and an end."""
     fits, too_long = Prompt("fits", "a" * 75), Prompt("long", "a" * 76)
-    assert renderer(pipeline).cut(Shard(0, (fits, too_long, *PROMPTS))) == ("long",)
+    assert renderer(pipeline).cut(Shard(0, (fits, too_long, *PROMPTS))).prompts == ("long",)
 
 
 class ByTheRecipe(Arm):
@@ -249,3 +249,18 @@ def test_an_arm_key_of_the_recipe_changes_the_image_as_it_changes_the_identity(
     assert changed[0].image != plain[0].image
     assert {getattr(row, key) for row in changed} == {value}
     assert [row.image for row in rows(engine, BASELINE)] == [row.image for row in plain]
+
+
+def test_negative_prompts_that_are_longer_than_the_model_reads_are_told_where_guidance_reads_them(
+    pipeline,
+):
+    def with_negative(letters, **own):
+        settings = RowSettings(negative_prompt="a" * letters, **own)
+        return Prompt(f"n{letters}{len(own)}", "a tent", own=settings)
+
+    shard = Shard(0, (with_negative(75), with_negative(76), with_negative(76, guidance_scale=1.0)))
+    assert renderer(pipeline).cut(shard) == ((), ("n760",))
+    assert renderer(pipeline, negative_prompt="a" * 76).cut(Shard(0, PROMPTS[:2])) == (
+        (),
+        ("p0", "p1"),
+    )

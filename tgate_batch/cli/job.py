@@ -32,9 +32,10 @@ def run_as_job(job: Callable[[], int | None]) -> None:
 
 
 def told(job: Callable[[], int | None]) -> int:
-    """Runs a job; its exit code. A user error and a storage in trouble are said in one line."""
+    """Runs a job; its exit code. A user error and a storage in trouble are said in a line each."""
     try:
         return job() or 0
     except (UserError, StorageError, NoRoom) as error:
-        say.error(" ".join(without_credentials(str(error)).split()))
+        for problem in getattr(error, "problems", (str(error),)):
+            say.error(" ".join(without_credentials(problem).split()))
         return goodbye.exit_code(error)

@@ -1,10 +1,11 @@
 """Shows the progress of a run: finished and pending images by arm, and the process at work.
 
-It reads a file listing of the output, so it runs on any machine, also during the run.
+It reads the output alone, so it runs on any machine, also during the run. Failed images are counted
+from the files; if there are more than 2,000 files, only with --errors.
 
 Examples:
   tgate-batch status out/demo
-  tgate-batch status s3://bucket/run --errors       counts error rows too (opens every file)
+  tgate-batch status s3://bucket/run --errors       opens every file, however many there are
 """
 
 import argparse
@@ -15,7 +16,7 @@ from tgate_batch import say
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output folder of a run, or its URI")
-    parser.add_argument("--errors", action="store_true", help="count error rows, file by file")
+    parser.add_argument("--errors", action="store_true", help="count failed images in every file")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
@@ -24,22 +25,27 @@ def run(options: argparse.Namespace) -> int:
 
     found = status(options.output, options.errors)
     if options.json:
-        print(json.dumps(found, indent=1))
+        say.info(json.dumps(found, indent=1))
     else:
         _show(found)
     return 0
 
 
 def _show(found: dict) -> None:
-    say.info(f"{found['output']}: {found['done']:,} of {found['images']:,} pictures are done")
+    failed = f", {found['failed']:,} failed" if found["failed"] else ""
+    say.info(f"{found['output']}: {found['done']:,} of {found['images']:,} images are done{failed}")
     for arm in found["arms"]:
-        errors = "" if arm["errors"] is None else f", {arm['errors']:,} errors"
+        errors = f", {arm['errors']:,} failed" if arm["errors"] else ""
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
         say.info(
-            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} pictures, "
-            f"{arm['files']:,} of {arm['shards']:,} files{errors}{damaged}"
+            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{errors}, "
+            f"{arm['files']:,} of {arm['shards']:,} files{damaged}"
         )
     if (worker := found["worked_on_by"]) is not None:
         say.info(f"process {worker['pid']} on {worker['host']} works there since {worker['since']}")
-    elif found["done"] < found["images"]:
+    elif found["done"] + (found["failed"] or 0) < found["images"]:
         say.info("nobody works there; tgate-batch render with its config goes on")
+    if found["failed"]:
+        say.info("tgate-batch render with --retry-errors renders the failed images again")
+    elif found["failed"] is None:
+        say.info("failed images are not counted, of so many files; --errors counts them")

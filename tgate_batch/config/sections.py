@@ -269,6 +269,16 @@ class Arm(Section):
     """The first step without guidance again, or that part of the steps; attention is left as it is.
     What a gate saves of guidance alone. Left out: guidance runs to the end."""
 
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler_is_a_class(cls, scheduler: Any) -> Any:
+        if isinstance(scheduler, dict):
+            raise ValueError(
+                "an arm's scheduler is a class alone, as scheduler: EulerDiscreteScheduler; its "
+                "arguments are given for the whole run (sampling.scheduler) or for a model"
+            )
+        return scheduler
+
     @model_validator(mode="after")
     def _valid(self) -> "Arm":
         if self.gate_step is None and (self.sp_interval, self.fi_interval, self.warm_up) != (
@@ -507,8 +517,9 @@ class Config(Section):
     cost: Cost = Cost()
     thresholds: Thresholds = Thresholds()
     """A figure of report.json -> what it has to keep; exit code 3 where it does not."""
-    max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.5
-    """Pictures that may fail before a run stops: a number, or a share of those it is to draw."""
+    max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.01
+    """Images that may fail: a number, or a share of all (then at least one). A run with more of
+    them stops and ends with exit code 4. null: any number."""
     plugins: tuple[Module, ...] = ()
     """Modules with a FAMILY or a METRIC of your own."""
     output: str

@@ -12,6 +12,7 @@ from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import RunProgress
 from tgate_batch.execute.task import RenderTask, Task
 from tgate_batch.output import layout
+from tgate_batch.output.failed import allowed
 from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
 from tgate_batch.records import Beat, Receipt
 
@@ -94,7 +95,7 @@ def rendered(
     hosts: set[str] = set()
     problems: dict[str, None] = {}
     failures = _Failures(run, pending)
-    cut: dict[str, dict[str, None]] = {}  # by model, in the order of the first report
+    cut: dict[tuple[str, str], dict[str, None]] = {}  # by model and kind, as they are reported
     stopped: str | None = None
     invariant: set[bool | None] = set()
     with Counts(run) as counts, RunProgress(*_counts(run, pending)) as progress:
@@ -113,7 +114,8 @@ def rendered(
                 invariant.add(said.invariant)
                 left.pop(_file_of(said), None)
                 failures.add(said.errors, said.why)
-                cut.setdefault(said.model, {}).update(dict.fromkeys(said.cut))
+                for kind, ids in said.cut._asdict().items():
+                    cut.setdefault((said.model, kind), {}).update(dict.fromkeys(ids))
             elif isinstance(said, GiveUp):
                 problems[str(said)] = None
                 failures.add(_pictures(run, said.task), said.reason)
@@ -126,7 +128,7 @@ def rendered(
             stopped = stopped or failures.too_many()
             if stopped:
                 break
-    problems |= dict.fromkeys(_of_cut(model, ids) for model, ids in cut.items() if ids)
+    problems |= dict.fromkeys(_of_cut(*key, ids) for key, ids in cut.items() if ids)
     if False in invariant:
         problems[_UNEVEN] = None
     note_damaged(run.folder, left)
@@ -134,11 +136,13 @@ def rendered(
     return Rendered(", ".join(sorted(devices)), tuple(problems), stopped, known)
 
 
-def _of_cut(model: str, ids: Collection[str]) -> str:
+def _of_cut(model: str, kind: str, ids: Collection[str]) -> str:
     first = ", ".join(sorted(ids)[:_IDS_SAID])
     more = ", ..." if len(ids) > _IDS_SAID else ""
-    are = "prompt is" if len(ids) == 1 else "prompts are"
-    return f"{model}: {len(ids):,} {are} longer than it reads, and cut there: {first}{more}"
+    what = "prompt" if kind == "prompts" else "negative prompt"
+    are = f"{what} is" if len(ids) == 1 else f"{what}s are"
+    of = "" if kind == "prompts" else "of "
+    return f"{model}: {len(ids):,} {are} longer than it reads, and cut there: {of}{first}{more}"
 
 
 class _Failures:
@@ -150,10 +154,7 @@ class _Failures:
             shards[index] * len(arms) for held in pending.values() for index, arms in held.items()
         )
         self._pictures = prompts * run.config.sampling.images_per_prompt
-        limit = run.config.max_errors
-        if isinstance(limit, float):
-            limit = limit * self._pictures
-        self._limit = self._pictures if limit is None else limit
+        self._limit = allowed(run.config.max_errors, self._pictures)
         self._errors = 0
         self._reasons: Counter[str] = Counter()
 
@@ -169,7 +170,7 @@ class _Failures:
         (why, _), *_ = self._reasons.most_common(1)
         return (
             f"{self._errors} of {self._pictures} pictures failed, more than max_errors allows "
-            f"({self._limit:g}); most often: {why}"
+            f"({self._limit:g}); most often: {why}; max_errors: 0.5 would allow half of them"
         )
 
 

@@ -89,8 +89,9 @@ class Inception:
         file = Path(path).expanduser() if path else _torch_hub() / INCEPTION_FILE
         if not file.is_file():
             raise UserError(
-                f"Inception weights are not at {file}; give the path of {INCEPTION_FILE} (release "
-                "`fid_weights` of pytorch-fid), or use the extractor efficientnet-lite0"
+                f"Inception weights are not at {file}: put {INCEPTION_FILE} there (release "
+                "`fid_weights` of pytorch-fid), give its path as score.weights.inception, or use "
+                "the extractor efficientnet-lite0"
             )
         return file
 

@@ -3,6 +3,11 @@
 None of it changes what is drawn beyond the last bits.
 """
 
+import os
+import shlex
+import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +17,8 @@ from tgate_batch.errors import UserError
 from tgate_batch.gate import denoiser_of
 from tgate_batch.gate.layers import blocks
 
+_CXX = "clang++" if sys.platform == "darwin" else "g++"
+_COMPILERS = {"cpu": ("CXX", (_CXX,)), "cuda": ("CC", ("gcc", "clang"))}  # as torch looks
 _GRAPHS = 64  # more than the arms of a run need
 
 
@@ -33,11 +40,23 @@ def prepare(pipeline: Any, engine: Engine) -> None:
             )
         denoiser.fuse_qkv_projections()
     if engine.compile:
+        check_compiler(engine, denoiser.device.type)
         # Each pair of actions is a graph of its own; past the limit torch would stop compiling.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
         parts = blocks(denoiser) if engine.compile == "regional" else [denoiser]
         for part in parts:
             part.compile(dynamic=False)
+
+
+def check_compiler(engine: Engine, device: str) -> None:
+    """Raises UserError where ``engine`` compiles and this machine has no C compiler for that."""
+    variable, names = _COMPILERS.get(device, _COMPILERS["cpu"])
+    wanted = tuple(shlex.split(os.environ.get(variable, "")))[:1] or names
+    if engine.compile and not any(map(shutil.which, wanted)):
+        raise UserError(
+            f"engine.compile: torch.compile needs a C compiler, and {socket.gethostname()} has no "
+            f"{' or '.join(wanted)}. Fix: install {names[0]}, or set engine.compile to false"
+        )
 
 
 @contextmanager

@@ -149,17 +149,26 @@ class PipelineRunner:
         return {name: value for name, value in named if value is not None}
 
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Those of which the model does not read the end: they have more tokens than it takes."""
-        tokenizer = getattr(self.pipeline, "tokenizer", None)
-        if tokenizer is None:
-            return []
-        longest = self._as_called.get("max_sequence_length") or tokenizer.model_max_length
+        """The prompts that the text encoder truncates."""
+        return [prompt for prompt in prompts if self._is_cut(prompt.text)]
+
+    def cut_negatives(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts whose negative prompt the text encoder truncates, where guidance reads it."""
+        samplings = ((prompt, self.sampling.of_row(prompt.own)) for prompt in prompts)
         return [
             prompt
-            for prompt in prompts
-            if len(prompt.text) > longest // 2  # a letter is hardly ever two tokens
-            and len(tokenizer(prompt.text, verbose=False).input_ids) > longest
+            for prompt, sampling in samplings
+            if self._is_guided(sampling) and self._is_cut(sampling.negative_prompt)
         ]
+
+    def _is_cut(self, text: str) -> bool:
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return False
+        longest = self._as_called.get("max_sequence_length") or tokenizer.model_max_length
+        if len(text) <= longest // 2:  # a letter is hardly ever two tokens
+            return False
+        return len(tokenizer(text, verbose=False).input_ids) > longest
 
     @cached_property
     def _as_called(self) -> dict[str, Any]:

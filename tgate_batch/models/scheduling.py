@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
-from inspect import signature
+from inspect import signature, unwrap
 from typing import Any
 
-from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, scheduler_of
+from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling, scheduler_of
 from tgate_batch.errors import UserError, one_line
+from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models.architecture import class_names
 from tgate_batch.models.opened import Opened, own_scheduler
 
@@ -70,12 +71,10 @@ def check_arguments(model: Model, found: Opened, sampling: ResolvedSampling) -> 
         )
     check_file(found, name, key)
     kind = _class(name, key)
-    known = [each for each in signature(kind.__init__).parameters if each not in ("self", "kwargs")]
+    known = _arguments(kind)
     for argument in sampling.scheduler_arguments:
         if argument not in known:
-            near = difflib.get_close_matches(argument, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise UserError(f"{key}: {name} has no argument {argument!r}; {hint}")
+            raise UserError(f"{key}: {name} has no argument {argument!r}; {_hint(argument, kind)}")
     try:
         made = kind.from_config(dict(settings), **sampling.scheduler_arguments)
         made.set_timesteps(sampling.steps)
@@ -97,6 +96,98 @@ def check_file(found: Opened, name: str, key: str) -> None:
                 "setting. Fix: name a scheduler that has it, as EulerDiscreteScheduler or "
                 "DDIMScheduler"
             )
+
+
+def refusals(
+    model: Model, found: Opened, sampling: ResolvedSampling, arms: Mapping[str, Arm]
+) -> Iterator[str]:
+    """Why schedulers cannot render with the model, a line each that names the arms.
+
+    Each arm's scheduler is made, told the arm's steps, and takes one step of zeros: without
+    weights, but with torch.
+    """
+    refused: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        how = sampling.under(arm)
+        gated = (arm.plan or arm.guidance or arm.cache) is not None
+        if (fault := _refusal(found, how, gated)) is not None:
+            refused.setdefault(fault, []).append(name)
+    for fault, names in refused.items():
+        which = f"arm{'s' if len(names) > 1 else ''} {', '.join(names)}"
+        yield (
+            f"{which} with {model.name}: {fault}. Fix: name another scheduler, such as "
+            "DDIMScheduler, or correct its arguments"
+        )
+
+
+def _refusal(found: Opened, how: ResolvedSampling, gated: bool) -> str | None:
+    """Why the scheduler cannot render; None: it can, or the model is not here to tell."""
+    own = own_scheduler(found)
+    name = how.scheduler
+    if name == OWN_SCHEDULER:
+        if own is None:
+            return None
+        name = own[0]
+    try:
+        kind = _class(name, "")
+    except UserError:  # said where names are checked
+        return None
+    try:
+        scheduler = kind.from_config(dict(own[1] if own else {}), **how.scheduler_arguments)
+        for asked in _asked(found):
+            if not hasattr(scheduler, asked):
+                return f"{found.row.pipeline} asks its scheduler for {asked}, and {name} has none"
+        if own is not None:
+            _step(scheduler, how.steps, gated)
+    except Exception as error:  # each class has its own way
+        said = one_line(f"{type(error).__name__}: {error}")
+        return f"{name} cannot render in {how.steps} steps ({said})"
+    return None
+
+
+def _asked(found: Opened) -> list[str]:
+    """What the pipeline's code asks of a scheduler beyond what every scheduler has."""
+    import diffusers
+
+    kind = getattr(diffusers, found.row.pipeline, None)
+    functions = [each for each in vars(kind).values() if callable(each)] if kind else []
+    codes = [getattr(unwrap(function), "__code__", None) for function in functions]
+    names = {name for code in codes if code is not None for name in code.co_names}
+    return [asked for asked in ("init_noise_sigma", "scale_model_input") if asked in names]
+
+
+def _step(scheduler: Any, steps: int, gated: bool) -> None:
+    """Takes one step of zeros; raises as the scheduler does, and where a gate cannot follow it."""
+    import torch
+
+    scheduler.set_timesteps(steps)
+    if gated:
+        steps_of_calls(scheduler)
+    first, sample = scheduler.timesteps[0], torch.zeros(1, 4, 8, 8)
+    with torch.random.fork_rng(devices=[]):
+        if hasattr(scheduler, "scale_model_input"):
+            sample = scheduler.scale_model_input(sample, first)
+        scheduler.step(torch.zeros_like(sample), first, sample)
+
+
+def _arguments(kind: Any) -> list[str]:
+    return [each for each in signature(kind.__init__).parameters if each not in ("self", "kwargs")]
+
+
+def _hint(argument: str, kind: Any) -> str:
+    """What to do in place of an argument that the class does not have."""
+    known = _arguments(kind)
+    if argument == "num_inference_steps":
+        return "give the number of steps as sampling.steps"
+    if argument in signature(kind.set_timesteps).parameters:
+        own = [each for each in ("timestep_spacing", "use_karras_sigmas") if each in known]
+        choice = f", or choose their spacing by {' or '.join(own)}" if own else ""
+        return (
+            f"{argument} are given to a scheduler at each call, which no key of a config does; "
+            f"leave them out{choice}"
+        )
+    near = difflib.get_close_matches(argument, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
 
 
 def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | None = None) -> Any:

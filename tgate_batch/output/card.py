@@ -101,7 +101,7 @@ def _card(folder: Folder) -> str:
             made="\n".join(_made(settings, ledger, read_used(run.get("models")))),
             source=_plain(", ".join(_paths(settings))),
             arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
-            there="\n".join(_there(run, (name for name, _ in files))),
+            there="\n".join(_there(folder, run, (name for name, _ in files))),
             commands="\n".join(_commands(folder)),
             licences="\n".join(_licences(settings)),
             columns="\n".join(f"| `{name}` | {COLUMNS[name]} |" for name in SCHEMA.names),
@@ -186,8 +186,8 @@ def _plan(arm: Mapping[str, Any]) -> str:
     return "none: the whole of every step" if Arm.model_validate(arm).is_baseline else said
 
 
-def _there(run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """A line an arm: how many of its files are finished. Arms of earlier configs come last."""
+def _there(folder: Folder, run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """A line an arm: its finished files and failed images. Arms of earlier configs come last."""
     counted: Counter[tuple[str, str]] = Counter()
     for name in names:
         place = layout.place(name)
@@ -196,9 +196,20 @@ def _there(run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     for model in run["config"]["models"]:
         for arm in run["config"]["arms"]:
             done = counted.pop((model["name"], arm), 0)
-            yield f"| {model['name']} {arm} | {done:,} | {run['shards']:,} |"
+            failed = _failed(folder, model["name"], arm)
+            yield f"| {model['name']} {arm} | {done:,} | {run['shards']:,} | {failed} |"
     for (name, arm), done in sorted(counted.items()):
-        yield f"| {name} {arm}, which is in the config no more | {done:,} | |"
+        yield f"| {name} {arm}, which is in the config no more | {done:,} | | |"
+
+
+def _failed(folder: Folder, model: str, arm: str) -> str:
+    """How many images failed, by the arm's scores; nothing where it has none yet."""
+    try:
+        scores = json.loads(folder.get(layout.scores(model, arm)) or b"{}")
+    except ValueError:  # damaged, and written again by scoring
+        scores = {}
+    errors = scores.get("errors") if isinstance(scores, dict) else None
+    return f"{errors:,}" if isinstance(errors, int) else ""
 
 
 def _commands(folder: Folder) -> Iterator[str]:

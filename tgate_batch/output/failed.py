@@ -12,6 +12,13 @@ _THREADS = 16  # a footer is a request or two, which are mostly waiting
 Failed = dict[str, dict[int, tuple[str, ...]]]  # model -> shard -> the arms with error rows
 
 
+def allowed(max_errors: int | float | None, images: int) -> float:
+    """How many of so many images may fail under ``max_errors``; of a share at least one."""
+    if max_errors is None:
+        return images
+    return max(1.0, max_errors * images) if isinstance(max_errors, float) else max_errors
+
+
 def failed(run: Run, finished: Finished) -> Failed:
     """The finished shards that hold error rows, as their files' footers say."""
     files = [

@@ -37,6 +37,11 @@ def _of_arm(arm: Arm, sampling: ResolvedSampling, documented: float) -> Iterator
         yield f"its gate at step {plan.gate_step} is never reached in {steps} steps"
     if plan is not None and plan.warm_up >= plan.gate_step:
         yield f"its warm_up of {plan.warm_up} steps lasts beyond the gate at {plan.gate_step}"
+    if arm.cache is not None and arm.cache.interval == 1:
+        yield (
+            "deepcache with interval 1 computes every step in full, so it changes nothing; give "
+            "an interval of 2 or more"
+        )
     if sampling.guidance_scale <= 1 < documented:
         if plan is not None:
             yield f"{_NONE.format(sampling.guidance_scale)}, so the gate saves attention alone"

@@ -3,15 +3,15 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tgate_batch import __version__
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
-from tgate_batch.errors import UserError
-from tgate_batch.models import catalogue, checkpoint
+from tgate_batch.errors import Problems, UserError
+from tgate_batch.models import catalogue, checkpoint, scheduling
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import mixes_guidance, opened
@@ -20,6 +20,7 @@ from tgate_batch.models.used import Used, read_used, used
 from tgate_batch.output import card, frozen, layout, parquet, seal, shapes
 from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
 from tgate_batch.output.ledger import Ledger, check_format
+from tgate_batch.prompts import read as prompts
 from tgate_batch.records import AS_OTHERS, Kind
 from tgate_batch.storage import Folder, without_credentials
 
@@ -85,41 +86,65 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared(Run):
-    """A run that may be rendered. ``stale``: folders of other settings, which it will replace."""
+    """A run that may be rendered.
+
+    ``stale``: folders of other settings, which it will replace. ``failed``: a line for each that
+    holds error rows alone.
+    """
 
     plan: Plan
     stale: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     fingerprints: dict[str, str | None] = field(default_factory=dict)  # by model
 
 
-def prepare(config: Config, replace_stale: bool = False) -> Prepared:
+def prepare(
+    config: Config, replace_stale: bool = False, problems: Problems | None = None
+) -> Prepared:
     """Checks everything that can be checked without loading a model. Writes nothing.
+
+    ``problems``: what other checks found. All that is found is raised together, but for what only
+    a sound config can be asked.
 
     Raises UserError for models that cannot be found, plans that do not fit the steps, bad prompts,
     a place that cannot be written, and pictures of other settings unless they are to be replaced.
+    A folder without a picture makes no claim on settings: it is replaced unasked.
     """
+    problems = problems or Problems()
     models = {}
     for model in config.models:
-        sampling = checkpoint.check(model, config.sampling)
-        models[model.name] = used(model, sampling)
-        for name, arm in config.arms.items():
-            _check_arm(model.name, name, arm, sampling)
-            if arm.scheduler is not None:
-                check_file(opened(model), arm.scheduler, f"arms.{name}.scheduler with {model.name}")
-    folder = Folder(config.output)
-    folder.check_writable()
-    _check_run(folder)
+        with problems.collected():
+            sampling = checkpoint.check(model, config.sampling)
+            models[model.name] = used(model, sampling)
+            problems.add(*scheduling.refusals(model, opened(model), sampling, config.arms))
+            for name, arm in config.arms.items():
+                with problems.collected():
+                    _check_arm(model.name, name, arm, sampling)
+                    if arm.scheduler is not None:
+                        where = f"arms.{name}.scheduler with {model.name}"
+                        check_file(opened(model), arm.scheduler, where)
+    with problems.collected():
+        folder = Folder(config.output)
+        folder.check_writable()
+        _check_run(folder)
+    if problems:
+        with problems.collected():
+            prompts.used(config.prompts, config.score.by)
+    problems.raise_if_any()
     ledger = Ledger(folder)
     stale: list[str] = []
+    failed: list[str] = []
     batch = prompts_a_batch(config)
     apart = not all(mixes_guidance(model) for model in config.models)
-    wanted = (config.score.by, batch, apart, rows.given)
+    wanted = (config.score.by, batch, apart, config.sampling.given)
     try:
         plan = frozen.plan(folder, config.prompts, ledger, *wanted)
     except StalePrompts:
-        if not replace_stale:
+        held = _held(folder, folder.names(layout.IMAGES, ".parquet"))
+        if held.image and not replace_stale:
             raise
         stale = ledger.names()
+        failed = [_AGAIN.format(held.told, "other prompts")] if held.errors else []
         plan = frozen.plan(folder, config.prompts, None, *wanted)
     _check_kinds(config, models, plan.shards)
     fingerprints = {
@@ -130,10 +155,9 @@ def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     )
     _check_all_entered(run)
     found = _stale(run)
-    if found and not replace_stale:
-        raise UserError(_explained(run, found))
+    failed += _replaceable(run, found, replace_stale or bool(stale))
     names = [*stale, *(layout.images(model, arm) for model, arm in found)]
-    return replace(run, stale=tuple(dict.fromkeys(names)))
+    return replace(run, stale=tuple(dict.fromkeys(names)), failed=tuple(failed))
 
 
 def prompts_a_batch(config: Config) -> int:
@@ -169,18 +193,19 @@ def begin(run: Prepared) -> None:
         raise UserError(f"output {run.folder} cannot be written: {reason}") from None
 
 
-def settle(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> None:
+def settle(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> list[str]:
     """Enters a model whose files were not at hand when the run was prepared (a hub checkpoint).
 
-    ``found`` is its fingerprint after loading. Raises UserError as ``prepare`` does.
+    ``found`` is its fingerprint after loading. Returns a line for each folder of error rows that it
+    replaces. Raises UserError as ``prepare`` does.
     """
     run.fingerprints[model.name] = found
     stale = {key: changed for key, changed in _stale(run).items() if key[0] == model.name}
-    if stale and not replace_stale:
-        raise UserError(_explained(run, stale))
+    failed = _replaceable(run, stale, replace_stale)
     if stale:
         run.ledger.clear(*(layout.images(*key) for key in stale))
     enter(run, model)
+    return failed
 
 
 def enter(run: Prepared, model: Model) -> None:
@@ -421,6 +446,56 @@ def _stale(run: Prepared) -> Stale:
         if changed:
             found[model.name, name] = changed
     return found
+
+
+def _replaceable(run: Run, stale: Stale, replace_stale: bool) -> list[str]:
+    """A line for each stale folder that holds error rows alone.
+
+    Raises UserError for those that hold a picture, unless they are to be replaced.
+    """
+    if replace_stale:
+        return []
+    names: dict[str, list[str]] = {}
+    for name in run.folder.names(layout.IMAGES, ".parquet") if stale else ():
+        names.setdefault(name.rpartition("/")[0], []).append(name)
+    held = {key: _held(run.folder, names.get(layout.images(*key), ())) for key in stale}
+    if bound := {key: changed for key, changed in stale.items() if held[key].image}:
+        raise UserError(_explained(run, bound))
+    return [
+        _AGAIN.format(held[key].told, f"other settings ({line})")
+        for key, line in zip(stale, _named(stale), strict=True)
+        if held[key].errors
+    ]
+
+
+class _Held(NamedTuple):
+    """Whether a picture is there; where none is, how many error rows are."""
+
+    image: bool
+    errors: int = 0
+
+    @property
+    def told(self) -> str:
+        return f"{self.errors:,} row{'s' if self.errors != 1 else ''}"
+
+
+_AGAIN = "the output holds {} of {}, all failed; they are rendered again"
+
+
+def _held(folder: Folder, names: Iterable[str]) -> _Held:
+    """What files of pictures hold. A damaged one may hold a picture."""
+    errors = 0
+    for name in names:
+        try:
+            with parquet.opened(folder, name) as file:
+                rows = file.metadata.num_rows
+                failed = int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
+        except (*parquet.DAMAGE, ValueError):
+            return _Held(True)
+        if failed < rows:
+            return _Held(True)
+        errors += failed
+    return _Held(False, errors)
 
 
 def _explained(run: Run, stale: Stale) -> str:

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from tgate_batch.config import Prompts
+from tgate_batch.config import Prompts, source_of
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.prompts.formats import KNOWN, READERS
 from tgate_batch.prompts.source import Source
@@ -37,6 +37,8 @@ def named(spec: Prompts) -> str:
 
 
 def _found(path: str) -> list[Source]:
+    if (how := source_of(path)) is not None and not os.path.exists(path):
+        raise UserError(f"prompts.path: {path} is not here: {how}")
     try:
         source = Source.of(path)
         there = source.name and source.fault() is None

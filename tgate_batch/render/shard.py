@@ -19,7 +19,7 @@ from tgate_batch.config import Arm, Images, ResolvedSampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models.family import Condition
 from tgate_batch.models.runner import PipelineRunner, padded
-from tgate_batch.records import Failure, ImageRecord, Prompt, Shard, image_seed
+from tgate_batch.records import Cut, Failure, ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
 from tgate_batch.render.ladder import Ladder
 from tgate_batch.render.time_sheet import TimeSheet
@@ -88,7 +88,7 @@ class Renderer:
         self._ladder = Ladder(runner.sampling.batch_size, runner.pipeline.vae)
         self._text = Ladder(runner.sampling.batch_size, None)  # of text encoders
         self._encoded: dict[str, list[_Picture]] = {}  # shard digest -> its pictures
-        self._cut: tuple[str, tuple[str, ...]] = ("", ())  # of the last shard, by its digest
+        self._cut: tuple[str, Cut] = ("", Cut())  # of the last shard, by its digest
         self._warm: set[tuple] = set()
 
     def render(
@@ -151,11 +151,11 @@ class Renderer:
             rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
 
-    def cut(self, shard: Shard) -> tuple[str, ...]:
-        """Ids of the shard's prompts that are longer than the model reads."""
+    def cut(self, shard: Shard) -> Cut:
+        """Ids of the shard's prompts of which the model does not read the whole text."""
         if self._cut[0] != shard.digest:  # the arms of a shard come one after the other
-            ids = tuple(prompt.id for prompt in self._runner.cut(shard.prompts))
-            self._cut = (shard.digest, ids)
+            found = self._runner.cut(shard.prompts), self._runner.cut_negatives(shard.prompts)
+            self._cut = (shard.digest, Cut(*(tuple(prompt.id for prompt in one) for one in found)))
         return self._cut[1]
 
     def _pictures(

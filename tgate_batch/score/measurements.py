@@ -1,7 +1,7 @@
 """Which measurements a run wants, where their files are, and which of them are missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tgate_batch.config import Model
 from tgate_batch.errors import UserError
@@ -21,30 +21,32 @@ class Measurements:
     """What a run measures of every picture.
 
     ``metrics`` with the sha256 of their weights. ``problems``: why some cannot be measured.
+    ``missing``: the same, by figure.
     """
 
     extractors: Mapping[str, Extractor]  # by their names in the config
     metrics: tuple[tuple[PictureMetric, str | None], ...]
     problems: tuple[str, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, device: str = "cpu") -> "Measurements":
         """Reads the config and hashes weights. What cannot be had is a problem, not the end."""
-        score, problems = run.config.score, []
-        extractors, metrics = {}, []
+        score = run.config.score
+        extractors, metrics, missing = {}, [], {}
         if score.reference is not None:
             for name, where in weights_of_extractors(score).items():
                 try:
                     extractors[name] = load_extractor(name, where, device)
                 except UserError as error:
-                    problems.append(str(error))
+                    missing[distance_of(name)] = str(error)
         for metric in wanted(score, run.config.baseline is not None):
             path = score.weights[metric.weights] if metric.weights else None
             try:
                 metrics.append((metric, None if path is None else metric.fingerprint(path)))
             except UserError as error:
-                problems.append(str(error))
-        return cls(extractors, tuple(metrics), tuple(problems))
+                missing[metric.name] = str(error)
+        return cls(extractors, tuple(metrics), tuple(dict.fromkeys(missing.values())), missing)
 
     @property
     def weights(self) -> dict[str, str | None]:
@@ -74,6 +76,11 @@ class Measurements:
                 layout.of_measurement(pictures, metric.version, weights, baseline),
             )
         return found
+
+
+def distance_of(extractor: str) -> str:
+    """The key under ``withheld`` of an extractor's distances that could not be measured at all."""
+    return f"distances by {extractor}"
 
 
 def orders(

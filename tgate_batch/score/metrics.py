@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from tgate_batch.config import Score
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.config import Score, source_of
+from tgate_batch.errors import Problems, StorageError, UserError
 from tgate_batch.metrics.entry import Measure, PictureMetric
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.metrics.weights import unlike_promised
+from tgate_batch.models import hub
 from tgate_batch.output import layout
 from tgate_batch.storage import Folder, without_credentials
 
@@ -104,25 +105,65 @@ def check(score: Score) -> None:
     Raises UserError for an unknown extractor, an unknown key of ``score.weights``, and a file that
     does not exist. Weights that a URI or a hub id names are not looked up.
     """
+    problems = Problems()
     for name in score.extractor:
-        check_extractor(name, weights_of(score, name))
-        if (where := reference_of(score, name)) not in (None, "drawn"):
-            hint = (
-                "make it with tgate-batch reference, give a folder of pictures, or leave it out "
-                "for a run without distances"
-            )
-            _check_reference(where, hint)
-    users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
+        with problems.collected():
+            check_extractor(name, weights_of(score, name))
     for key, where in score.weights.items():
-        if key == EXTRACTOR or key in score.extractor:
-            hint = "give the extractor's weights, or leave it out for where it keeps them"
-            _check_exists(f"weights.{key}", where, hint)
-        elif key not in users:
-            keys = ", ".join((*users, EXTRACTOR, *score.extractor))
-            raise UserError(f"score.weights: unknown key {key!r}; one of: {keys}")
-        elif not users[key].may_be_hub_id:
-            hint = f"give {users[key].weights_are}, or leave it out"
-            _check_exists(f"weights.{key}", where, hint)
+        with problems.collected():
+            _check_weights(score, key, where)
+    problems.raise_if_any()
+
+
+def check_reference(score: Score, extractor: str) -> None:
+    """Raises UserError where an extractor's reference is not there."""
+    where = reference_of(score, extractor)
+    if where is None or where == "drawn":
+        return
+    if (how := source_of(str(score.reference))) is not None and not Path(where).exists():
+        raise UserError(f"score.reference: {where} is not here: {how}")
+    hint = (
+        "make it with tgate-batch reference, give a folder of pictures, or leave it out for a run "
+        "without distances"
+    )
+    _check_reference(where, hint)
+
+
+def _check_weights(score: Score, key: str, where: str) -> None:
+    users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
+    if key == EXTRACTOR or key in score.extractor:
+        hint = "give the extractor's weights, or leave it out for where it keeps them"
+        _check_exists(f"weights.{key}", where, hint)
+    elif key not in users:
+        keys = ", ".join((*users, EXTRACTOR, *score.extractor))
+        raise UserError(f"score.weights: unknown key {key!r}; one of: {keys}")
+    elif not users[key].may_be_hub_id:
+        hint = f"give {users[key].weights_are}, or leave it out"
+        _check_exists(f"weights.{key}", where, hint)
+
+
+def check_weights(score: Score, has_baseline: bool) -> None:
+    """Loads every extractor and every metric with weights that a run wants, on the CPU, once.
+
+    A hub id that is not on this machine is asked for at the hub, and not fetched. Raises UserError
+    with all that cannot be used.
+    """
+    problems = Problems()
+    for name, where in weights_of_extractors(score).items():
+        if score.reference is not None and (where is None or Path(where).expanduser().exists()):
+            with problems.collected():
+                check_extractor(name, where)
+                load_extractor(name, where)
+    for metric in wanted(score, has_baseline):
+        if metric.weights is None:
+            continue
+        where = score.weights[metric.weights]
+        with problems.collected():
+            if Path(where).expanduser().exists():
+                metric.load(where, "cpu")
+            elif metric.may_be_hub_id and hub.cached(where, "config.json") is None:
+                hub.check(where, None, f"score.weights.{metric.weights}")
+    problems.raise_if_any()
 
 
 def weights_of_extractors(score: Score) -> dict[str, str | None]:

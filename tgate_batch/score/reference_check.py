@@ -1,35 +1,41 @@
 """Checks a config's references before anything is rendered; loads no network."""
 
 from tgate_batch.config import Config
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import Problems, StorageError, UserError
 from tgate_batch.metrics.features import Described
 from tgate_batch.score import sources
-from tgate_batch.score.metrics import reference_of, weights_of
+from tgate_batch.score.metrics import check_reference, reference_of, weights_of
 from tgate_batch.score.reference import is_file, load_reference
 from tgate_batch.storage.images import open_image
 
 _LEAST = 2  # images: statistics of fewer have no covariance
 
 
-def check_reference(config: Config) -> list[str]:
-    """Returns why the references of a config cannot be used, one line each; [] if they can.
+def check_references(config: Config) -> None:
+    """Raises UserError with a line for each reference of a config that cannot be used.
 
     An ``.npz`` is read whole: names, shapes, finite values, and the extractor that it is of. A
     place of images is listed, and its first image is decoded.
     """
-    problems: dict[str, None] = {}
+    problems = Problems()
     for name in config.score.extractor:
         where = reference_of(config.score, name)
         if where is None or where == "drawn":
             continue
-        try:
-            if is_file(where):
-                load_reference(where, Described(name, weights_of(config.score, name)))
-            else:
-                _check_place(where, config.score.reference_skip_unreadable)
-        except (UserError, StorageError) as error:
-            problems[f"score.reference: {error}"] = None
-    return list(problems)
+        with problems.collected():
+            check_reference(config.score, name)
+            _check_usable(config, name, where)
+    problems.raise_if_any()
+
+
+def _check_usable(config: Config, name: str, where: str) -> None:
+    try:
+        if is_file(where):
+            load_reference(where, Described(name, weights_of(config.score, name)))
+        else:
+            _check_place(where, config.score.reference_skip_unreadable)
+    except (UserError, StorageError) as error:
+        raise UserError(f"score.reference: {error}") from None
 
 
 def _check_place(where: str, skip_unreadable: bool) -> None:

@@ -44,8 +44,12 @@ def write_scores(
     measurements: Measurements,
     references: Mapping[str, Reference],
     found: Mapping[tuple[str, str], Conclusion],
+    missing: Mapping[str, str],
 ) -> None:
-    """Writes the scores of every arm of the run into the output."""
+    """Writes the scores of every arm of the run into the output.
+
+    ``missing``: figures that were asked for and cannot be had -> why.
+    """
     facts = tuple(Facts.of(extractor) for extractor in measurements.extractors.values())
     metrics = tuple(metric for metric, _ in measurements.metrics)
     for model, arm, _ in run.pairs():
@@ -54,6 +58,7 @@ def write_scores(
         baseline = found.get((model.name, run.config.baseline or ""))
         beside = None if arm == run.config.baseline else baseline
         content = scores(own, beside, metrics, facts, references)
+        content["withheld"] |= missing
         run.folder.write(layout.scores(*key), json.dumps(seal.sealed(content), indent=2))
 
 
