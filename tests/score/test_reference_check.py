@@ -11,7 +11,7 @@ from PIL import Image
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import Described, EfficientNetLite0
-from tgate_batch.score.reference_check import check_reference
+from tgate_batch.score.reference_check import check_references
 
 
 def encoded(seed=0) -> bytes:
@@ -128,8 +128,12 @@ def test_every_extractor_has_its_own_problem(tmp_path):
     several = configured(
         tmp_path, tmp_path / "{extractor}.npz", extractor=["inception", "efficientnet-lite0"]
     )
-    problems = check_reference(several)
-    assert [("2048" in line, "1280" in line) for line in problems] == [(True, False), (False, True)]
+    with pytest.raises(UserError) as caught:
+        check_references(several)
+    assert [("2048" in line, "1280" in line) for line in caught.value.problems] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_a_reference_that_can_work_has_no_problem(tmp_path):
@@ -140,7 +144,7 @@ def test_a_reference_that_can_work_has_no_problem(tmp_path):
     places = [tmp_path / "a.npz", tmp_path / "b.npz"]
     places += [a_folder(tmp_path / "pictures", encoded(1), encoded(2)), "drawn"]
     for place in places:
-        assert check_reference(configured(tmp_path, place)) == []
+        check_references(configured(tmp_path, place))
 
 
 def test_what_is_known_of_an_extractor_is_what_it_says_when_it_is_loaded():
