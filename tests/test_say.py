@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from os import terminal_size
 
@@ -57,3 +60,63 @@ def test_standard_output_is_for_results_while_lines_go_apart(capsys):
         say.info("half is done")
     say.info("done")
     assert capsys.readouterr() == ("done\n", "half is done\n")
+
+
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+LIBRARY = """
+import logging, os, subprocess, sys, warnings
+from tgate_batch import say
+from tgate_batch.errors import UserError
+
+def library():
+    print("from print")
+    sys.stderr.write("50%|#####     | a bar")
+    warnings.warn("from warnings")
+    logging.getLogger("library").warning("from logging")
+    os.write(2, b"from beneath Python")
+    subprocess.run(["echo", "from a process"])
+
+with say.alone():
+    library()
+    say.info("ours")
+    say.warning("ours too")
+"""
+
+
+def test_lines_of_libraries_stay_out_of_the_terminal_and_ours_go_there(tmp_path):
+    done = run(LIBRARY, TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ours\n", "warning: ours too\n")
+    assert list(tmp_path.iterdir()) == [], "the log is removed"
+
+
+def test_after_an_error_that_nobody_expected_the_lines_of_libraries_are_kept_and_named(tmp_path):
+    done = run(LIBRARY + "    raise KeyError('why')\n", TMPDIR=str(tmp_path))
+    (log,) = tmp_path.iterdir()
+    first, *_, last = done.stderr.removeprefix("warning: ours too\n").splitlines()
+    assert first == f"lines of other libraries: {log}"
+    assert last == "KeyError: 'why'"
+    kept = log.read_text()
+    for line in ("from print", "a bar", "from warnings", "from logging", "from beneath Python"):
+        assert line in kept
+    assert "from a process" in kept
+
+
+def test_after_an_error_of_the_user_no_log_is_left(tmp_path):
+    done = run(LIBRARY + "    raise UserError('why')\n", TMPDIR=str(tmp_path))
+    assert "lines of other libraries" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_printed_after_it_goes_to_the_terminal_again():
+    after = "print('after', flush=True)\nos.write(2, b'beneath')\n"
+    done = run(LIBRARY + after)
+    assert done.stdout == "ours\nafter\n"
+    assert done.stderr == "warning: ours too\nbeneath"

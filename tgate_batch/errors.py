@@ -54,3 +54,10 @@ class ClusterLost(RuntimeError):
 
     What is finished stays; the jobs exit with code 4.
     """
+
+
+class NoRoom(RuntimeError):
+    """The cluster has no place for a worker: too few machines, or too little memory. One line.
+
+    What is finished stays; the jobs exit with code 4.
+    """

@@ -1,20 +1,27 @@
 """What a command tells whoever runs it: lines for people, or JSON lines for those who collect logs.
 
 In either form a line is said once, whole, at the moment it is true. In a terminal it breaks between
-words.
+words. Inside ``alone`` nothing else reaches the terminal: what libraries print goes to a log file.
 """
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from tgate_batch.errors import ClusterLost, NoRoom, StorageError, UserError
 
 _lock = threading.Lock()
+_streams: tuple[Any, Any] | None = None  # ours, where they are not Python's
+_log: TextIO | None = None  # of libraries, while the terminal is ours alone
 _as_json = False
 _apart = False
 
@@ -40,40 +47,147 @@ def apart() -> Iterator[None]:
         _apart = before
 
 
+def out() -> Any:
+    """The stream of our lines."""
+    return sys.stdout if _streams is None else _streams[0]
+
+
+def err() -> Any:
+    """The stream of our warnings and errors."""
+    return sys.stderr if _streams is None else _streams[1]
+
+
+@contextmanager
+def to(out: Any, err: Any) -> Iterator[None]:
+    """Meanwhile our lines go to these streams."""
+    global _streams
+    before, _streams = _streams, (out, err)
+    try:
+        yield
+    finally:
+        _streams = before
+
+
+def is_alone() -> bool:
+    """Whether libraries print to a log file."""
+    return _log is not None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Meanwhile the terminal is ours: what libraries print, from Python or beneath, goes to a file.
+
+    The file is removed at the end, unless an error ends the block that nobody expected: its path is
+    then one line, before the traceback. Processes that are started inside print to the file, too.
+    """
+    global _log
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
+        stream.flush()
+    with ExitStack() as stack:
+        ours = [_kept(stream, number) for stream, number in zip(streams, (1, 2), strict=True)]
+        _log = log = _new_log()
+        for number in (1, 2):
+            with suppress(OSError):  # it is closed
+                stack.callback(_point, number, os.dup(number))
+                os.dup2(log.fileno(), number)
+        stack.enter_context(to(*ours))
+        for stream in ours:
+            stack.callback(stream.flush)
+        sys.stdout = sys.stderr = log
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt, UserError, StorageError, ClusterLost, NoRoom):
+            forget()
+            raise
+        except BaseException:
+            log.flush()
+            if os.path.getsize(log.name):
+                print(f"lines of other libraries: {log.name}", file=err(), flush=True)
+            raise
+        else:
+            forget()
+        finally:
+            # A handler that was made inside may write to the log later: it stays open.
+            sys.stdout, sys.stderr = streams
+            _log = None
+
+
+def forget() -> None:
+    """Removes the libraries' log file, if there is one."""
+    if _log is not None and _log.name != os.devnull:
+        Path(_log.name).unlink(missing_ok=True)
+
+
+def _new_log() -> TextIO:
+    options: Any = {"mode": "w", "buffering": 1, "encoding": "utf-8", "errors": "replace"}
+    try:
+        number, name = tempfile.mkstemp(prefix="tgate-batch-", suffix=".log")
+    except OSError:  # no folder for it
+        return open(os.devnull, **options)
+    os.close(number)
+    return open(name, **options)
+
+
+def _kept(stream: Any, number: int) -> Any:
+    """A stream that goes on writing where this one does, once its descriptor points elsewhere."""
+    try:
+        if stream.fileno() != number:
+            return stream
+        return open(os.dup(number), "w", 1, stream.encoding, stream.errors)
+    except (OSError, ValueError, AttributeError):  # it has no descriptor
+        return stream
+
+
+def _point(number: int, before: int) -> None:
+    """Points a descriptor back to where it pointed before."""
+    os.dup2(before, number)
+    os.close(before)
+
+
 def info(text: str, event: str = "info", **facts: Any) -> None:
     """A line of what goes on; ``facts`` are figures in it, for those who read the JSON."""
-    _say(text, event, facts, sys.stdout)
+    _say(text, event, facts, out())
 
 
 def warning(text: str, **facts: Any) -> None:
     """Something is not as it should be, and the command goes on."""
-    _say(f"warning: {text}", "warning", facts, sys.stderr)
+    _say(f"warning: {text}", "warning", facts, err())
 
 
 def error(text: str, **facts: Any) -> None:
     """Why a command ends, or ends without a part of what it was asked for."""
-    _say(f"error: {text}", "error", facts, sys.stderr)
+    _say(f"error: {text}", "error", facts, err())
 
 
 def _say(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
     with _lock:
-        stream = sys.stderr if _apart else stream
+        stream = err() if _apart else stream
         if not _as_json:
             print(_fitted(text, stream), file=stream, flush=True)
             return
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         text = text.removeprefix(f"{event}: ")
         line = json.dumps({"at": at, "event": event, "text": text, **facts})
-        print(line, file=sys.stderr if _apart else sys.stdout, flush=True)
+        print(line, file=err() if _apart else out(), flush=True)
 
 
 def _fitted(text: str, stream: Any) -> str:
     """The text in lines that fit the terminal, if it goes to one; a word is never broken."""
     if not stream.isatty():
         return text
-    width = shutil.get_terminal_size().columns
-    if len(text) <= width:
+    columns = width(stream)
+    if len(text) <= columns:
         return text
     return textwrap.fill(
-        text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+
+
+def width(stream: Any) -> int:
+    """The columns of the terminal that a stream goes to."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        columns = 0
+    return int(os.environ.get("COLUMNS") or 0) or columns or shutil.get_terminal_size().columns

@@ -132,3 +132,19 @@ def test_local_run_never_imports_ray(settings, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_no_line_of_a_library_appears_in_a_local_run(settings, captions, tmp_path):
+    captions.write_text("id,caption\nc0," + "a tent by the sea " * 40 + "\n")  # transformers warns
+    file = tmp_path / "run.yaml"
+    local_settings = {**settings, "workers": {"executor": "local"}, "score": {"reference": None}}
+    file.write_text(yaml.safe_dump(local_settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "tgate_batch", "render", "--config", str(file), "--log", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert all(json.loads(line)["event"] for line in done.stdout.splitlines())

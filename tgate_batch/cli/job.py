@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from tgate_batch import say
-from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch.errors import ClusterLost, NoRoom, StorageError, UserError
 from tgate_batch.output import goodbye, history
 from tgate_batch.storage import without_credentials
 
@@ -13,7 +13,8 @@ from tgate_batch.storage import without_credentials
 def run_as_job(job: Callable[[], int | None]) -> None:
     """Runs a job and exits with its code.
 
-    A user error is 2, a lost cluster or storage 4, Ctrl-C 130, SIGTERM 143.
+    A user error is 2, a cluster that is lost or has no room and a lost storage 4, Ctrl-C 130,
+    SIGTERM 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What Ray says of workers that died: we say it. It reads this while it is imported.
@@ -22,7 +23,7 @@ def run_as_job(job: Callable[[], int | None]) -> None:
     goodbye.listen()
     try:
         code = job()
-    except (UserError, StorageError) as error:
+    except (UserError, StorageError, NoRoom) as error:
         line = " ".join(without_credentials(str(error)).split())
         say.error(line)
         code = goodbye.exit_code(error)

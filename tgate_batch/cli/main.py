@@ -7,6 +7,7 @@ A command is a module of this package with a docstring (what it does, and exampl
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from tgate_batch import say
@@ -26,6 +27,9 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
     "bench": "measure, side by side",
     "init": "write a config to start from",
 }
+
+# Commands of a run: in the terminal stand their own lines alone, and no library's.
+_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference"})
 
 EXIT_CODES = """exit codes:
   0    done
@@ -51,7 +55,8 @@ def run(words: Sequence[str]) -> int | None:
         parser.add_argument("--log", choices=["text", "json"], default="text", help="form of lines")
         options = parser.parse_args(rest)
         say.as_json(options.log == "json")
-        return command.run(options)
+        with say.alone() if name in _ALONE else nullcontext():
+            return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(
         "tgate-batch",

@@ -3,8 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 
 from rich.console import Console, RenderableType
+from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
@@ -60,15 +62,22 @@ class RunProgress:
         self._last = time.monotonic()
         self._waits_for = ""
         self._bars: _Bars | None = None
+        self._stack = ExitStack()  # while bars are there, other lines go above them
         self._rows: dict[Key, TaskID] = {}
 
     def __enter__(self) -> "RunProgress":
-        if Console().is_terminal and not say.is_json():
+        console = Console(file=say.out(), width=say.width(say.out()))
+        if console.is_terminal and not say.is_json():
             self._bars = _Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed:,}/{task.total:,}"),
+                console=console,
+                redirect_stdout=not say.is_alone(),
+                redirect_stderr=not say.is_alone(),
             )
+            above = (FileProxy(console, stream) for stream in (say.out(), say.err()))
+            self._stack.enter_context(say.to(*above))
             self._whole = self._bars.add_task("all", total=sum(self._totals.values()))
             for key, total in self._totals.items():
                 self._rows[key] = self._bars.add_task(" ".join(key), total=total)
@@ -80,6 +89,7 @@ class RunProgress:
         if self._bars is not None:
             self._draw()
             self._bars.stop()
+            self._stack.close()
         elif self._drawn:
             self._print_line()
 

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tgate_batch.errors import ClusterLost, StorageError, UserError
+from tgate_batch import say
+from tgate_batch.errors import ClusterLost, NoRoom, StorageError, UserError
 
 UNUSABLE, MISSING = 2, 4
 _GRACE_SECONDS = 20.0  # for leaving in good order
@@ -65,7 +65,7 @@ def exit_code(error: BaseException) -> int:
     """What a job exits with that ends by this."""
     if isinstance(error, UserError):
         return UNUSABLE
-    if isinstance(error, ClusterLost | StorageError):
+    if isinstance(error, ClusterLost | NoRoom | StorageError):
         return MISSING
     if isinstance(error, KeyboardInterrupt):
         return 128 + _signal()
@@ -80,8 +80,9 @@ def stopped() -> str:
 
 def leave_now(line: str, code: int) -> None:
     """Ends the process here, whatever its other threads do. Says the line on stderr."""
-    print(line, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    print(line, file=say.err(), flush=True)
+    say.out().flush()
+    say.forget()
     os._exit(code)
 
 

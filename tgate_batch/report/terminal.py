@@ -38,8 +38,8 @@ def show(summary: Mapping[str, Any]) -> None:
 
 def width() -> int:
     """Columns of the terminal, or of a log where there is none."""
-    console = Console()
-    return console.width if console.is_terminal else _LOG_WIDTH
+    stream = say.out()
+    return say.width(stream) if Console(file=stream).is_terminal else _LOG_WIDTH
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
