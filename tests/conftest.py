@@ -7,6 +7,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_ADDRESS"] = "local"  # else a Ray that another test has started is joined
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  else other tests starve Ray's workers
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -110,7 +110,7 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
             say.info(f"{images:,} images were rendered before; nothing is missing")
             problems, damaged = _measured_and_concluded(run, measurements, entry, held)
         else:
-            with open_executor(run.config, run.folder, first, entry.held) as executor:
+            with open_executor(run.config, run.folder, first, entry.held, entry.killed) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
                 entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
@@ -247,15 +247,17 @@ def open_executor(
     folder: Any,
     first: Model | None = None,
     held: Callable[[int], None] = lambda workers: None,
+    killed: Callable[[], None] = lambda: None,
 ) -> Any:
     """The executor that the config names, with its first worker on its way.
 
-    ``held`` is told how many workers it holds.
+    ``held`` is told how many workers it holds; ``killed`` is called for each worker that was ended
+    for want of memory.
     """
     if config.workers.executor == "ray":
         say.info("starting Ray ...", event="phase")
     module, executor = EXECUTORS[config.workers.executor]
-    return getattr(import_module(module), executor)(config, folder, first, held=held)
+    return getattr(import_module(module), executor)(config, folder, first, held=held, killed=killed)
 
 
 @contextmanager
@@ -264,6 +266,13 @@ def _working(run: Run) -> Iterator[history.Invocation]:
     entry = history.Invocation(run.config.workers)
     with claimed(run.folder, entry.so_far), history.recorded(run.folder, entry):
         yield entry
+    if kills := entry.get("memory_kills", 0):
+        workers = "1 worker was" if kills == 1 else f"{kills:,} workers were"
+        say.warning(
+            f"{workers} ended in this run because a machine ran out of memory. Fix: lower "
+            "workers.max or sampling.batch_size, or use machines with more memory",
+            memory_kills=kills,
+        )
 
 
 def _unknown(run: Prepared) -> list[Model]:
@@ -381,7 +390,9 @@ def _measured_and_concluded(
     held: Finished | None = None,
 ) -> tuple[dict[str, None], bool]:
     """Measures and adds up what is missing; opens an executor if it takes one."""
-    with OnDemand(lambda: open_executor(run.config, run.folder, held=entry.held)) as executor:
+    with OnDemand(
+        lambda: open_executor(run.config, run.folder, held=entry.held, killed=entry.killed)
+    ) as executor:
         problems = measure_pending(run, measurements, executor, held)
         return problems, _conclude(run, measurements, problems, executor)
 

@@ -379,3 +379,39 @@ def test_whatever_happens_every_task_is_over_once(seed):
 )
 def test_as_many_workers_as_are_useful_and_allowed(limits, left, wanted):
     assert workers_wanted(Workers(**limits), left) == wanted
+
+
+def test_a_task_is_not_blamed_where_its_machine_ran_out_of_memory():
+    pool, tasks = pool_of(1)
+    for life in range(2 * LIVES):
+        if life:
+            pool.joined(f"w{life}")
+        ((worker, _),) = sent(pool)
+        pool.killed_for_memory(worker, crowded=True)
+    assert (tasks[0].deaths, tasks[0].errors, tasks[0].quarantined) == (0, 0, {})
+    assert pool.deaths == 2 * LIVES
+    assert pool.memory_kills_in_a_row == 0
+    pool.joined("x")
+    assert sent(pool) == [("x", 0)]
+
+
+def test_workers_ended_alone_for_memory_are_counted_until_a_task_is_finished():
+    pool, tasks = pool_of(2)
+    for kills in range(5):
+        if kills:
+            pool.joined(f"w{kills}")
+        assert pool.memory_kills_in_a_row == kills
+        ((worker, _),) = sent(pool)
+        pool.killed_for_memory(worker, crowded=False)
+    pool.joined("x")
+    assert sent(pool) == [("x", 0)]
+    pool.finished("x", tasks[0])
+    assert pool.memory_kills_in_a_row == 0
+
+
+def test_what_a_worker_delivered_before_it_was_ended_for_memory_is_kept():
+    pool, tasks = pool_of(1)
+    sent(pool)
+    assert pool.delivered("w", tasks[0], "a receipt")
+    pool.killed_for_memory("w", crowded=False)
+    assert pool.left == 0

@@ -1,19 +1,27 @@
 import json
 import os
+import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pytest
 import ray
+import ray.exceptions
 
 from tgate_batch import config, workflow
 from tgate_batch.bench.stand_in import StandIn
-from tgate_batch.errors import UserError
+from tgate_batch.errors import NoRoom, UserError
 from tgate_batch.execute import rendering
+from tgate_batch.execute.cluster import Cluster, first_sentence, to_join
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.ray import RayExecutor, start, why_not_started
+from tgate_batch.execute.ray import RayExecutor, kind_of, out_of_memory, start, why_not_started
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import Receipt
@@ -189,3 +197,180 @@ def test_other_package_on_the_clusters_machines_is_told(said):
     assert told.startswith(said)
     assert "another tgate_batch" in told
     assert "another tgate_batch" not in why_not_started(RuntimeError("AttributeError: 'cuda'"))
+
+
+def every(kind):
+    """A class and all that are derived from it."""
+    return {kind}.union(*(every(derived) for derived in kind.__subclasses__()))
+
+
+WORKERS = """
+ActorAlreadyExistsError ActorDiedError ActorHandleNotFoundError ActorPlacementGroupRemoved
+ActorUnavailableError ActorUnschedulableError AsyncioActorExit AuthenticationError
+CrossLanguageError GetTimeoutError LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError
+ObjectFreedError ObjectLostError ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError
+ObjectStoreFullError OufOfBandObjectRefSerializationException OutOfDiskError OwnerDiedError
+PendingCallsLimitExceeded PlasmaObjectNotAvailable RayActorError RayCgraphCapacityExceeded
+RayChannelError RayChannelTimeoutError RayDirectTransportError RayError RaySystemError
+ReferenceCountingAssertionError RpcError RuntimeEnvSetupError
+StreamingGeneratorReplayInconsistentError TaskCancelledError TaskPlacementGroupRemoved
+TaskUnschedulableError UnserializableException UserCodeException WorkerCrashedError
+"""
+KINDS = {"task": {"RayTaskError"}, "memory": {"OutOfMemoryError"}, "worker": set(WORKERS.split())}
+
+
+def test_every_exception_of_ray_is_an_event_of_the_pool():
+    found = {"task": set(), "memory": set(), "worker": set()}
+    for kind in every(ray.exceptions.RayError):
+        if kind.__module__ == "ray.exceptions":
+            found[kind_of(kind.__new__(kind))].add(kind.__name__)
+    assert found == KINDS, "Ray has another exception: does the pool do what is right?"
+
+
+ENDED = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "10.0.0.2, ID: f24a4ed16fa091e310f72177080fb18776506af518c30006205c1cdb) was 22.91GB used / "
+    "24.00GB limit (0.954321), which exceeds the memory usage threshold."
+)
+
+
+def test_a_worker_ended_for_memory_is_told_in_one_line():
+    assert out_of_memory(ray.exceptions.OutOfMemoryError(ENDED)) == (
+        "its machine ran out of memory (22.91GB of 24.00GB in use). Fix: lower workers.max or "
+        "sampling.batch_size, or use machines with more memory"
+    )
+
+
+HELP = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: _RayWorker\n\tactor_id:"
+    " 3a\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
+    "Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. "
+    "There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due "
+    "to high memory usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly "
+    "due to SIGSEGV or other unexpected errors."
+)
+
+
+def test_a_worker_that_did_not_start_is_told_by_the_first_sentence():
+    assert why_not_started(RuntimeError(HELP)) == (
+        "The actor died unexpectedly before finishing this task (Worker unexpectedly exits with a "
+        "connection error code 2)"
+    )
+    trace = "ray::_RayWorker.__init__() (pid=1)\n  File a.py, line 3\nOSError: no such disk\n"
+    assert why_not_started(RuntimeError(trace)) == "OSError: no such disk"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Version 2.5 is not 2.6.1. Do this. Do that.", "Version 2.5 is not 2.6.1"),
+        ("no stop at all", "no stop at all"),
+        ("one line\nanother.", "one line"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_first_sentence(text, first):
+    assert first_sentence(RuntimeError(text)) == first
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://head:8265", "ray job submit, or set RAY_ADDRESS to head:6379"),
+        ("ray://head:10001", "RAY_ADDRESS to head:6379"),
+        ("head", "is not HOST:PORT"),
+        ("auto", "no Ray runs on this machine"),
+    ],
+)
+def test_an_address_that_no_run_can_join_is_one_line(monkeypatch, tmp_path, address, said):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        to_join()
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_it(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        port = web.getsockname()[1]
+
+        def answer():
+            connection, _ = web.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(UserError, match="no Ray answers there"):
+            to_join()
+    with pytest.raises(UserError, match="no Ray answers there"):  # nobody listens any more
+        to_join()
+
+
+def test_the_ray_that_runs_on_this_machine_is_joined_with_a_line(monkeypatch, tmp_path, capsys):
+    """The local Ray of these tests stands for one that ``ray start`` wrote down."""
+    address = ray.get_runtime_context().gcs_address
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    (folder / "ray_current_cluster").write_text(address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert to_join() == address
+    line = f"joining the Ray that runs on this machine ({address}); RAY_ADDRESS=local starts a "
+    assert capsys.readouterr().out.startswith(line)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert to_join() is None
+    monkeypatch.delenv("RAY_ADDRESS")
+    (folder / "ray_current_cluster").write_text("127.0.0.1:9")  # of a Ray that is gone
+    assert to_join() is None
+
+
+def test_a_run_that_waits_for_room_says_so_and_ends_at_its_limit(monkeypatch, capsys):
+    found = Cluster(config.Workers(cpus_each=1, room_within=0.05))
+    try:
+        found.check(is_placed=True)
+        assert not found.is_waited_for
+        found._nodes = {"head": {"CPU": 0.0}}
+        monkeypatch.setattr(found, "_look", lambda: None)
+        found.check(is_placed=False)
+        assert found.is_waited_for
+        line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
+        assert capsys.readouterr().out.splitlines() == [line]
+        time.sleep(0.1)
+        with pytest.raises(NoRoom, match=r"raise workers\.room_within"):
+            found.check(is_placed=False)
+    finally:
+        found.close()
+
+
+def test_a_node_without_memory_gets_no_further_worker():
+    found = Cluster(config.Workers(cpus_each=1))
+    try:
+        found._nodes = {"a": {"CPU": 8.0}, "b": {"CPU": 2.0}}
+        assert found.room == 10
+        found.limit("a", 3)
+        assert found.room == 5
+        assert found.full(["a", "a", "b"]) == []
+        assert found.full(["a", "a", "a", "b"]) == ["a"]
+        found.limit("a", 7)  # it has been too many before
+        assert found.room == 5
+    finally:
+        found.close()
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_exit_code_4(tmp_path):
+    code = (
+        "from tgate_batch.cli.job import run_as_job\n"
+        "from tgate_batch.execute.cluster import start\n"
+        "run_as_job(start)"
+    )
+    deep = tmp_path / ("x" * 100)  # the name of a socket in it is too long
+    deep.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(deep)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Ray did not start on this machine: ")

@@ -321,6 +321,9 @@ class Workers(Section):
     """GPUs of a worker; a share puts several on one. 0 renders on the CPU."""
     cpus_each: int = Field(1, ge=1)
     """CPUs of a worker, and its number of threads where it computes on them."""
+    room_within: float | None = Field(None, gt=0)
+    """Seconds to wait for a place for the first worker; then the run ends with exit code 4. Left
+    out: 900 where no machine is large enough for one, no limit where others use the machines."""
     hang_after: float = Field(900, gt=0)
     """Seconds without a word after which a worker is replaced, or 20 usual batches if longer."""
 

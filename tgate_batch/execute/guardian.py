@@ -28,7 +28,7 @@ def watching() -> "subprocess.Popen[bytes]":
 
 def watch_only(guardian: "subprocess.Popen[bytes]", pids: Iterable[int]) -> None:
     """From now on the guardian is about these processes and what they start."""
-    assert guardian.stdin is not None
+    assert guardian.stdin is not None  # raises OSError where the guardian is gone
     guardian.stdin.write(" ".join(map(str, pids)).encode() + b"\n")
     guardian.stdin.flush()
 

@@ -27,10 +27,11 @@ class LocalExecutor:
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
         held: Callable[[int], None] = lambda workers: None,
+        killed: Callable[[], None] = lambda: None,
     ):
         """Takes the same arguments as every executor; ``first`` is loaded when it is needed.
 
-        ``held`` is told how many workers the executor holds.
+        ``held`` is told how many workers the executor holds; ``killed`` is never called.
         """
         self.waits_for = ""  # all is done before it yields
         self._worker = Worker(config, folder, open_runner)

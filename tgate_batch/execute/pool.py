@@ -78,7 +78,8 @@ class Pool:
     driver. The tasks of a group go to one worker, unless others have nothing left to do.
     Where a worker dies on several tasks, none is blamed: each runs alone from then on. A task that
     failed goes to another worker while there is one, and is blamed only where its worker has done
-    another. Where the storage is away, all wait a while.
+    another. Where the storage is away, all wait a while. A task is never blamed where its machine
+    ran out of memory.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Pool:
         """
         self.left = count
         self.deaths = 0
+        self.memory_kills_in_a_row = 0  # of workers alone on their machine, since the last task
         self._source: Iterator[Sequence[Task]] = iter(groups)
         self._waiting: deque[Task] = deque()
         self._seats: dict[str, _Seat] = {}
@@ -173,6 +175,7 @@ class Pool:
         seat.held.remove(task)
         self._finished += 1
         self._set_aside, self._pauses, self._pause = 0, 0, 0.0
+        self.memory_kills_in_a_row = 0
         if task.finished():
             self.left -= 1
         else:
@@ -201,6 +204,19 @@ class Pool:
     def died(self, worker: str) -> None:
         """A worker's process is gone."""
         self._died(worker, "the worker's process died")
+
+    def killed_for_memory(self, worker: str, crowded: bool) -> None:
+        """A worker was ended because its machine ran out of memory.
+
+        ``crowded``: others were on that machine, so with one worker fewer it may do.
+        """
+        self.deaths += 1
+        tasks = self._without_done(self._remove(worker))
+        for task in tasks:
+            task.alone = True
+        self._return(tasks)
+        if not crowded:
+            self.memory_kills_in_a_row += 1
 
     def _died(self, worker: str, reason: str) -> None:
         self.deaths += 1

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -19,11 +19,11 @@ import ray.exceptions
 
 from tgate_batch import say
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import DeviceLost, UserError
+from tgate_batch.errors import DeviceLost, NoRoom, UserError
 from tgate_batch.execute import guardian
-from tgate_batch.execute.cluster import Cluster, start, stop
+from tgate_batch.execute.cluster import Cluster, first_sentence, start, stop
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
-from tgate_batch.execute.task import LIVES, Task, reason_of
+from tgate_batch.execute.task import LIVES, MEMORY_LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
 from tgate_batch.output import goodbye
 from tgate_batch.storage import Folder, for_workers, is_outage, is_temporary
@@ -64,6 +64,7 @@ class _Seat:
 
     name: str
     actor: Any
+    placed: Any  # the reference that resolves when the actor's process runs
     starting: Any  # the reference that resolves when the actor is ready; None once it is
     node: str = ""
     pid: int = 0
@@ -82,30 +83,38 @@ class RayExecutor:
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
         held: Callable[[int], None] = lambda workers: None,
+        killed: Callable[[], None] = lambda: None,
     ):
         """The first worker starts at once, with the model ``first``. ``held`` is told how many
-        workers there are: those asked for, as far as the cluster has room.
+        workers there are: those asked for, as far as the cluster has room. ``killed`` is called for
+        each worker that Ray ends for want of memory.
 
-        Raises UserError where no worker could ever start.
+        Raises UserError where no worker could ever start, and ClusterLost.
         """
         self._started_ray = start()
         self._cluster = Cluster(config.workers)
         self._limits = config.workers
         self._first = first
         self._held = held
+        self._killed = killed
         self._arguments = (config, folder, open_runner)
         self._seats: dict[str, _Seat] = {}
         self._started = 0
         self._failed_starts = 0
         self._open_again_at = 0.0
         self._ever_ready = False
-        self._kind: Any = ray.remote(_RayWorker).options(
-            num_cpus=self._limits.cpus_each,
-            num_gpus=self._limits.gpus_each,
-            max_concurrency=_IN_FLIGHT,
-            max_restarts=0,
-        )
-        self._open()
+        self._kind: Any = ray.remote(_RayWorker)
+        self._options: dict[str, Any] = {
+            "num_cpus": self._limits.cpus_each,
+            "num_gpus": self._limits.gpus_each,
+            "max_concurrency": _IN_FLIGHT,
+            "max_restarts": 0,
+        }
+        try:
+            self._open()
+        except Exception as error:
+            self.__exit__(type(error), error, None)
+            raise
         held(1)
 
     def __enter__(self) -> "RayExecutor":
@@ -129,12 +138,13 @@ class RayExecutor:
         """
         while True:
             if not self._seats:
+                time.sleep(max(0.0, self._open_again_at - time.monotonic()))
                 self._open()
             seat = next(iter(self._seats.values()))
             answer = seat.actor.fingerprint.remote(model)
             self._cluster.want(1)
             while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
-                self._cluster.check()
+                self._cluster.check(self._is_placed)
             try:
                 found = ray.get(answer)
             except ray.exceptions.RayError as error:
@@ -147,7 +157,7 @@ class RayExecutor:
         """Works until the pool is done. Yields what workers deliver, tasks given up, the decision
         to stop, and None now and then while it waits.
 
-        Raises UserError where workers keep failing to start, and ClusterLost.
+        Raises UserError where workers keep failing to start, NoRoom, and ClusterLost.
         """
         pool.in_flight, pool.patience = _IN_FLIGHT, self._limits.hang_after
         pool.tick(time.monotonic())
@@ -173,7 +183,7 @@ class RayExecutor:
     @property
     def waits_for(self) -> str:
         """What there is to wait for before the first picture; empty once a worker is ready."""
-        if any(seat.starting is None for seat in self._seats.values()):
+        if self._cluster.is_waited_for or any(s.starting is None for s in self._seats.values()):
             return ""
         what = "starting" if self._first is None else f"loading {self._first.name} on"
         count = len(self._seats)
@@ -187,11 +197,22 @@ class RayExecutor:
         """Ray's ids of their nodes, in the same order."""
         return [seat.node for seat in self._seats.values() if seat.starting is None]
 
+    @property
+    def _is_placed(self) -> bool:
+        """Whether a worker's process runs, or none is asked for at this moment."""
+        if not self._seats or any(seat.starting is None for seat in self._seats.values()):
+            return True
+        return bool(ray.wait([seat.placed for seat in self._seats.values()], timeout=0)[0])
+
     def _open(self) -> None:
-        actor = self._kind.remote(*self._arguments)
+        options = self._options
+        if full := self._cluster.full(seat.node for seat in self._seats.values()):
+            options = options | {"label_selector": {"ray.io/node-id": f"!in({','.join(full)})"}}
+        actor = self._kind.options(**options).remote(*self._arguments)
+        placed = actor.__ray_ready__.remote()
         self._started += 1
         name = f"worker {self._started}"
-        self._seats[name] = _Seat(name, actor, actor.begin.remote(self._first))
+        self._seats[name] = _Seat(name, actor, placed, actor.begin.remote(self._first))
 
     def _close(self, name: str) -> None:
         if seat := self._seats.pop(name, None):
@@ -215,7 +236,7 @@ class RayExecutor:
         Workers are opened as there is room for them, one in any case; the autoscaler is asked for
         the rest.
         """
-        self._cluster.check()
+        self._cluster.check(self._is_placed)
         wanted = workers_wanted(self._limits, pool.left)
         self._cluster.want(wanted)
         room = max(1, self._cluster.room)
@@ -261,21 +282,51 @@ class RayExecutor:
             self._ever_ready = True
             pool.joined(seat.name)
 
-    def _start_failed(self, seat: _Seat, error: Exception) -> None:
+    def _start_failed(self, seat: _Seat, error: ray.exceptions.RayError) -> None:
         """Raises UserError where the reason is the user's, or workers keep failing to start.
 
         Where a worker has been ready before, the reason is the machine's: another one may do, and
         while others work, the next one may wait.
         """
+        if not self._cluster.answers():
+            raise error  # ``__exit__`` raises the loss
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError) and not self._ever_ready:
             raise UserError(str(cause)) from None
         self._close(seat.name)
+        is_memory = kind_of(error) == "memory"
+        if is_memory and self._make_room(seat, error):
+            return
         self._failed_starts += 1
-        self._open_again_at = time.monotonic() + min(2**self._failed_starts, _LONGEST_PAUSE_SECONDS)
-        if self._failed_starts >= LIVES and not self.pids():
-            reason = why_not_started(cause or error)
-            raise UserError(f"workers: {LIVES} in a row did not start: {reason}") from None
+        self._pause(self._failed_starts)
+        lives = MEMORY_LIVES if is_memory and self._ever_ready else LIVES
+        if self._failed_starts >= lives and not self.pids():
+            what = f"workers: {self._failed_starts} in a row did not start: "
+            if is_memory:
+                raise NoRoom(what + out_of_memory(error)) from None
+            raise UserError(what + why_not_started(cause or error)) from None
+
+    def _pause(self, setbacks: int) -> None:
+        """No worker is opened for a while, each time for twice as long."""
+        self._open_again_at = time.monotonic() + min(2**setbacks, _LONGEST_PAUSE_SECONDS)
+
+    def _make_room(self, killed: _Seat, error: Exception) -> bool:
+        """Keeps fewer workers on the machine of one that was ended for want of memory.
+
+        Returns False where no other worker can be there.
+        """
+        self._killed()
+        named = re.search(r"\bID: ([0-9a-f]{16,})", str(error))
+        node = killed.node or (named[1] if named else None)
+        others = 0
+        if node is not None:
+            others = sum(seat.node in ("", node) for seat in self._seats.values())
+            self._cluster.limit(node, max(1, others))
+        say.warning(
+            f"{killed.name} was ended: {out_of_memory(error)}; {others or 'no'} others stay there",
+            memory_kill=True,
+        )
+        return others > 0
 
     def _arrived(self, pool: Pool, seat: _Seat, stream: Any) -> Iterator[Any]:
         task = seat.streams[stream]
@@ -284,11 +335,10 @@ class RayExecutor:
         except StopIteration:
             del seat.streams[stream]
             pool.finished(seat.name, task)
-        except ray.exceptions.RayActorError:
-            del self._seats[seat.name]
-            pool.died(seat.name)
-            say.warning(f"{seat.name} died; its work goes to others")
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
+            if kind_of(error) != "task":
+                self._died(pool, seat, error)
+                return
             cause = getattr(error, "cause", None) or error
             del seat.streams[stream]
             reason = "; ".join(filter(None, (reason_of(cause), for_workers(cause))))
@@ -297,14 +347,59 @@ class RayExecutor:
             if pool.delivered(seat.name, task, piece):
                 yield piece
 
+    def _died(self, pool: Pool, seat: _Seat, error: ray.exceptions.RayError) -> None:
+        """A worker is gone, or cannot be reached.
+
+        Raises the error if the cluster is gone too, and NoRoom if no machine has memory for one.
+        """
+        if not self._cluster.answers():
+            raise error  # ``__exit__`` raises the loss
+        self._close(seat.name)
+        if kind_of(error) == "memory":
+            pool.killed_for_memory(seat.name, crowded=self._make_room(seat, error))
+            if kills := pool.memory_kills_in_a_row:
+                self._pause(kills)
+            if kills >= MEMORY_LIVES:
+                raise NoRoom(f"workers: {kills} in a row were ended: {out_of_memory(error)}")
+        else:
+            pool.died(seat.name)
+            say.warning(f"{seat.name} died; its work goes to others")
+
+
+def kind_of(error: ray.exceptions.RayError) -> Literal["task", "memory", "worker"]:
+    """What an exception of Ray's is to the pool.
+
+    "task": a task raised it. "memory": Ray ended the worker because its machine's memory is full.
+    "worker": all others; the worker is dead, or cannot be used any more.
+    """
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return "task"
+    return "memory" if isinstance(error, ray.exceptions.OutOfMemoryError) else "worker"
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Why Ray ended a worker, in a line, and what can be done."""
+    found = re.search(r"\bwas ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)", str(error))
+    used = f" ({found[1]} of {found[2]} in use)" if found else ""
+    return (
+        f"its machine ran out of memory{used}. Fix: lower workers.max or sampling.batch_size, or "
+        "use machines with more memory"
+    )
+
 
 def why_not_started(error: BaseException) -> str:
-    """The end of what a worker said that did not start, in a line; and what another version of this
-    package on the cluster's machines makes of it."""
-    text = " ".join(str(error).split())
+    """Why a worker did not start, in one line: its exception, or Ray's first sentence.
+
+    Another version of this package on the cluster's machines is named as the cause.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
     found = re.search(r"(?:Import|ModuleNotFound|Attribute)Error: [^:]*tgate_batch.*", text)
     if found is None:
-        return text[-300:]
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+        detail = re.search(r"exit detail: (.*)", text)
+        said = first_sentence(raised[-1] if raised else "\n".join(lines) or error)
+        return f"{said} ({first_sentence(detail[1])})" if detail and not raised else said
     return (
         f"{found[0][:200]}; the cluster's machines have another tgate_batch than this one: install "
         "this one there, or bring it along with ray job submit --working-dir"

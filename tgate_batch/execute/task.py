@@ -20,6 +20,7 @@ from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
 STORAGE_LIVES = 10  # with the pool's pauses some six minutes
+MEMORY_LIVES = 10  # times that a worker alone on its machine may be ended for want of memory
 
 
 def reason_of(error: BaseException) -> str:

@@ -92,7 +92,8 @@ class Invocation(dict[str, Any]):
     """What the end of an invocation will say.
 
     ``device``, ``invariant`` (as of a receipt) and ``exit_code`` are the block's to set.
-    ``workers`` is the most that it held at one time.
+    ``workers`` is the most that it held at one time, ``memory_kills`` how many of them were ended
+    for want of memory, if any.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -103,6 +104,10 @@ class Invocation(dict[str, Any]):
     def held(self, workers: int) -> None:
         """Told by executors: the number of workers they hold now."""
         self["workers"] = max(self["workers"], workers)
+
+    def killed(self) -> None:
+        """Told by executors: a worker was ended for want of memory."""
+        self["memory_kills"] = self.get("memory_kills", 0) + 1
 
     def so_far(self) -> dict[str, Any]:
         """How long it has lived (seconds), since when (seconds of the epoch), with how many."""
