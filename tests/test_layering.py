@@ -27,9 +27,9 @@ metrics.throughput metrics.cost metrics
 demo demo.pictures demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
-models.catalogue models.hub models.single_file models.opened models.scheduling models.used
-models.loras models.files models.checkpoint models.fingerprint models.engine models.guidance
-models.runner models.call_macs models.macs models.published models
+models.catalogue models.hub models.single_file models.opened models.scheduling
+models.loras models.used models.files models.checkpoint models.fingerprint models.engine
+models.guidance models.runner models.call_macs models.macs models.published models
 prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.formats prompts.listing
 prompts.row_images prompts.settings prompts.columns prompts.read prompts.kinds prompts
 render.time_sheet render.codec render.ladder render.shard render

@@ -320,6 +320,8 @@ def _say_run(run: Run) -> None:
     for model in run.config.models:
         if (one := run.models.get(model.name)) is not None:
             say.info(f"{model.name}: {one.told()}", event="model", model=model.name)
+            for line in one.in_part:
+                say.warning(f"models: {model.name}: {line}; the others are left out")
     used = prompts.used(run.config.prompts, run.config.score.by)
     if used.files > 1:
         say.info(f"prompts: {used.files:,} files, the first {used.first}")

@@ -1,6 +1,7 @@
 """A checkpoint under any name: its family, settings, size, scheduler and files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from tgate_batch.config import OWN_SCHEDULER, Lora, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import check, load, pipeline_class
+from tgate_batch.models.checkpoint import check, load
+from tgate_batch.models.family import pipeline_class
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.opened import opened, own_scheduler, resolve
 from tgate_batch.models.scheduling import told
 from tgate_batch.models.single_file import kind_of
-from tgate_batch.models.used import used
+from tgate_batch.models.used import read_used, used
 
 FAMILIES = {
     "sd15": "sd15",
@@ -198,9 +200,84 @@ def test_a_lora_of_another_model_is_told_when_it_is_loaded(sdxl, tmp_path, key, 
         load(model, resolve(model, Sampling()), "cpu")
 
 
+def lora_of(folder, layout: str, part: str = "unet") -> dict[str, torch.Tensor]:
+    """A LoRA of a folder's denoiser, as diffusers or as kohya's trainers write it."""
+    (file,) = Path(folder, part).glob("*.safetensors")
+    found = {}
+    for key, weight in load_file(file).items():
+        if "transformer_blocks" in key and key.endswith(("to_q.weight", "to_out.0.weight")):
+            (rows, columns), name = weight.shape, key.removesuffix(".weight")
+            ends = ("lora_A", "lora_B") if layout == "diffusers" else ("lora_down", "lora_up")
+            name = (
+                f"unet.{name}" if layout == "diffusers" else f"lora_unet_{name.replace('.', '_')}"
+            )
+            found[f"{name}.{ends[0]}.weight"] = torch.full((2, columns), 0.1)
+            found[f"{name}.{ends[1]}.weight"] = torch.full((rows, 2), 0.1)
+    return found
+
+
+def with_lora(path, file: Path, tensors: dict) -> Model:
+    save_file(tensors, file)
+    return mine(path, loras=[Lora(path=str(file))])
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_how_many_layers_of_a_lora_fit_is_said_before_anything_is_loaded(tiny, tmp_path, layout):
+    """Of a whole one all do; layers that the model has not are counted."""
+    tensors = lora_of(tiny, layout)
+    count = len(tensors) // 2
+    model = with_lora(tiny, tmp_path / "lora.safetensors", tensors)
+    said = used(model, check(model, Sampling())).told()
+    assert f"loras.0 (lora.safetensors): {count} of {count} layers fit this model" in said
+    more = {
+        re.sub(r"(down_blocks.)0", r"\g<1>7", key): value.clone()
+        for key, value in tensors.items()
+        if "down_blocks" in key
+    }
+    model = with_lora(tiny, tmp_path / "more.safetensors", tensors | more)
+    found = used(model, check(model, Sampling()))
+    assert f": {count} of {count + len(more) // 2} layers fit this model" in found.told()
+    assert read_used({"mine": found.described()})["mine"] == found
+    model = with_lora(tiny, tmp_path / "none.safetensors", more)
+    with pytest.raises(UserError, match=r"none of the \d+ layers of .*has no weights for"):
+        used(model, check(model, Sampling()))
+
+
+def test_a_lora_of_sdxl_on_a_pruned_sdxl_says_how_much_of_it_fits(tiny_of, tmp_path):
+    tensors = lora_of(tiny_of("sdxl"), "diffusers")
+    model = with_lora(tiny_of("ssd_1b"), tmp_path / "lora.safetensors", tensors)
+    sampling = check(model, Sampling())
+    (line,) = used(model, sampling).loras
+    fitting = int(line.split("): ")[1].split(" of ")[0])
+    before = load(mine(tiny_of("ssd_1b")), sampling, "cpu").unet.state_dict()
+    after = load(model, sampling, "cpu").unet.state_dict()
+    assert fitting == sum(not torch.equal(before[key], after[key]) for key in before)
+    assert 0 < fitting < len(tensors) // 2
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "a LoHa"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "a LoKr"),
+        ("unet.mid_block.attentions.0.proj_in.lokr_w2_a", "a LoKr"),
+        ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "a DoRA, whose dora_scale"),
+        ("bundle_emb.word.string_to_param.*", "bundled embeddings"),
+        ("lora_unet_mid_block_resnets_0_conv1.lora_mid.weight", "a LoCon in CP form"),
+        ("lora_unet_mid_block_resnets_0_norm1.diff_b", "has a key lora_unet_mid_block_resnets"),
+    ],
+)
+def test_adapters_of_other_kinds_are_known_by_their_keys(tiny, tmp_path, key, said):
+    """Beside the keys of a plain LoRA, which alone would be applied."""
+    tensors = lora_of(tiny, "kohya") | {key: torch.ones(1)}
+    with pytest.raises(UserError, match=rf"loras\.0: .*{said}.*Fix: give a plain LoRA"):
+        check(with_lora(tiny, tmp_path / "lora.safetensors", tensors), Sampling())
+
+
 def test_which_file_of_a_folder_is_the_lora_is_asked_where_there_are_several(sdxl, tmp_path):
     for name in ("a", "b"):
-        save_file({"lora": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        key = "unet.mid_block.attentions.0.proj_in.lora_A.weight"
+        save_file({key: torch.ones(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"weight_name which of .*: a\.safetensors, b\.safetensors"):
         check(mine(sdxl, loras=[Lora(path=str(tmp_path))]), Sampling())
     check(mine(sdxl, loras=[Lora(path=str(tmp_path), weight_name="b.safetensors")]), Sampling())

@@ -10,7 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,28 @@ def _read_part(folder: Path, library: str, kind: str) -> Part:
     if library not in ("diffusers", "transformers") and library not in sys.modules:
         library = f"diffusers.pipelines.{library}"  # an index leaves out where such a part lies
     return Part(library, kind, read_json(folder / name))
+
+
+def build(part: Part) -> Any:
+    """The part from its configuration alone."""
+    import diffusers
+
+    kind = getattr(import_module(part.library), part.kind)
+    if issubclass(kind, diffusers.ConfigMixin):
+        return kind.from_config(dict(part.config))
+    settings = kind.config_class.from_dict(dict(part.config))
+    if "empty_init" in signature(kind).parameters:  # ChatGLM: else it takes memory for its weights
+        return kind(settings, empty_init=False)
+    return kind(settings)
+
+
+def on_meta(part: Part) -> Any:
+    """The network on the meta device: its layers and shapes, without weights."""
+    import torch
+
+    with torch.device("meta"):
+        module = build(part)
+    return module.to("meta").eval()
 
 
 def class_names(folder: str) -> set[str]:

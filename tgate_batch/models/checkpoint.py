@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tgate_batch.metrics.part_files import LINKS, PartFiles, laid_out
 from tgate_batch.metrics.weights import pickled_only
 from tgate_batch.models import hub, loras, scheduling, single_file
 from tgate_batch.models.architecture import class_names, read_json
-from tgate_batch.models.family import Entry
+from tgate_batch.models.family import pipeline_class
 from tgate_batch.models.files import Files, files, places_of_parts, variant_of
 from tgate_batch.models.opened import (
     INDEX,
@@ -167,12 +166,6 @@ def resolved_dtype(model: Model, device: str) -> str:
     if model.dtype != "auto":
         return model.dtype
     return opened(model).row.half if device.startswith("cuda") else "float32"
-
-
-def pipeline_class(row: Entry) -> Any:
-    """The class that the row names, of diffusers unless the name is dotted."""
-    module, _, kind = row.pipeline.rpartition(".")
-    return getattr(import_module(module or "diffusers"), kind)
 
 
 def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | None = None) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tgate_batch.config import ResolvedSampling
@@ -51,6 +52,12 @@ class Entry:
     half: str = "float16"
     float32: tuple[str, ...] = ()
     distilled: bool = False
+
+
+def pipeline_class(row: Entry) -> Any:
+    """The class that the row names, of diffusers unless the name is dotted."""
+    module, _, kind = row.pipeline.rpartition(".")
+    return getattr(import_module(module or "diffusers"), kind)
 
 
 def empty(*shape: int) -> torch.Tensor:

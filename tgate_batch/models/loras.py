@@ -5,7 +5,10 @@ are. A file of diffusers' or of the usual trainers' is given to the pipeline; wh
 ``save_pretrained`` writes has no part's name in it, and goes to the denoiser.
 """
 
+import re
 import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,35 @@ from typing import Any
 from tgate_batch.config import Lora, Model
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.models import hub
-from tgate_batch.models.family import Family
+from tgate_batch.models.architecture import on_meta
+from tgate_batch.models.family import Family, pipeline_class
+from tgate_batch.models.opened import Opened, architecture_of
 from tgate_batch.models.single_file import keys_of
 
+# What the keys of other adapters have in them, and of LoRAs that diffusers would fuse as others.
+_OTHER_KINDS = {
+    "hada_w": "a LoHa (LyCORIS)",
+    "lokr_w": "a LoKr (LyCORIS)",
+    "oft_": "an OFT adapter",
+    "ia3_": "an IA3 adapter",
+    "on_input": "an IA3 adapter",
+    "dora_scale": "a DoRA, whose dora_scale diffusers drops",
+    "bundle_emb": "a LoRA with bundled embeddings, which are not loaded",
+    "lora_mid": "a LoCon in CP form",
+    "lora_controlnet": "a ControlNet as a LoRA",
+    "emb_params": "a textual inversion",
+    "string_to_param": "a textual inversion",
+}
+# Ends of the keys that a LoRA has, after the name of its layer.
+_LAYER = re.compile(
+    r"""(?P<layer>.+?)(?:
+        \.lora_(?:down|up)\.weight | \.alpha
+        | \.lora_[AB](?:\.[A-Za-z_]\w*)?\.(?:weight|bias)
+        | [._]lora(?:_linear_layer)?\.(?:down|up)\.weight
+        | \.lora_magnitude_vector(?:\.weight|\.[A-Za-z_]\w*)*
+    )""",
+    re.VERBOSE,
+)
 _USUAL = "pytorch_lora_weights.safetensors"
 _PEFT = "base_model.model."  # how keys of peft's own files begin
 _PEFT_CONFIG = "adapter_config.json"
@@ -42,16 +71,101 @@ def check(model: Model, family: Family) -> None:
             keys = keys_of(file)
         except ValueError as error:
             raise UserError(f"{key}.{number}: {error}; give a LoRA's .safetensors") from None
-        if not any("lora" in name for name in keys):
-            raise UserError(
-                f"{key}.{number}: {file} is no LoRA (its keys are such as "
-                f"{one_line(keys[0] if keys else 'none', 60)}); give a LoRA's .safetensors"
-            )
+        if (refused := _other_kind(keys)) is not None:
+            raise UserError(f"{key}.{number}: {file} {refused}. Fix: give a plain LoRA")
         if keys[0].startswith(_PEFT) and not (file.parent / _PEFT_CONFIG).is_file():
             raise UserError(
                 f"{key}.{number}: {file} is one of peft's own, and no {_PEFT_CONFIG} lies beside "
                 "it; give the whole folder"
             )
+
+
+def fits(model: Model, found: Opened) -> tuple[str, ...]:
+    """How many layers of each LoRA the model has, a line each; of those that are on this machine.
+
+    Raises UserError for one of which no layer fits.
+    """
+    files = [located(model, number) for number in range(len(model.loras))]
+    if not any(files) or found.folder is None:
+        return ()
+    networks = _networks(model, found)
+    names = {
+        f"{part}.{name}".replace("text_model.", "")
+        for part, network in networks.items()
+        for name, _ in network.named_modules()
+    }
+    config = networks[found.family.denoiser].config
+    lines = []
+    for number, file in enumerate(files):
+        if file is None:
+            continue
+        layers = {match["layer"] for key in keys_of(file) if (match := _LAYER.fullmatch(key))}
+        fitting = sum(
+            1 for name in _as_loaded(found, file, layers, config) if _is_layer(name, names)
+        )
+        name = one_line(file.name, 60)
+        lines.append(f"loras.{number} ({name}): {fitting} of {len(layers)} layers fit this model")
+        if fitting == 0:
+            raise UserError(
+                f"models: {model.name}: loras.{number}: none of the {len(layers)} layers of {file} "
+                "fits this model: it has no weights for this model. Fix: give a LoRA of its kind"
+            )
+    return tuple(lines)
+
+
+def _networks(model: Model, found: Opened) -> dict[str, Any]:
+    """The denoiser and the text encoders, by their names in the pipeline, without weights."""
+    built = architecture_of(found, model)
+    parts = {found.family.denoiser: built.denoiser, **built.encoders}
+    return {part: on_meta(described) for part, described in parts.items()}
+
+
+def _as_loaded(found: Opened, file: Path, layers: Collection[str], config: Any) -> set[str]:
+    """The layers by the names that the pipeline's own loader gives them."""
+    denoiser = found.family.denoiser
+    if all(layer.startswith(_PEFT) for layer in layers):
+        return {f"{denoiser}.{layer.removeprefix(_PEFT)}" for layer in layers}
+    kind = pipeline_class(found.row)
+    told = {"unet_config": config} if denoiser == "unet" else {}  # to map the original's names
+    with _quiet():
+        try:
+            read = kind.lora_state_dict(
+                str(file.parent), weight_name=file.name, use_safetensors=True, **told
+            )
+        except Exception:  # its keys are of no layout that the loader knows: it says so itself
+            return set(layers)
+    tensors = read[0] if isinstance(read, tuple) else read
+    return {re.split(r"[._]lora(?:_|\.)", key)[0].replace(".processor", "") for key in tensors}
+
+
+def _is_layer(name: str, names: Collection[str]) -> bool:
+    name = name.replace("text_model.", "")
+    return name in names or f"{name}.0" in names
+
+
+def _other_kind(keys: list[str]) -> str | None:
+    """What a file is that is no plain LoRA, known by its keys; None if it is one."""
+    for part, kind in _OTHER_KINDS.items():
+        if any(part in key for key in keys):
+            return f"is {kind}"
+    strange = next((key for key in keys if not _LAYER.fullmatch(key)), None)
+    if keys and strange is None:
+        return None
+    return f"is no LoRA (it has a key {one_line(strange or 'none', 60)})"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """diffusers warns of each part that a LoRA leaves alone; ``fits`` has counted them."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a second one
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def located(model: Model, number: int) -> Path | None:
@@ -92,19 +206,13 @@ def add(pipeline: Any, denoiser: str, model: Model) -> None:
 
     ``denoiser``: the pipeline's attribute of that name. Raises UserError for one that does not fit.
     """
-    from diffusers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of each part that a LoRA leaves alone
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a second one
+        with _quiet():
             _fuse(pipeline, denoiser, model)
     except UserError:
         raise
     except ValueError as error:  # of weights that are not numbers
         raise UserError(f"models: {model.name}: loras: {one_line(error)}") from None
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _fuse(pipeline: Any, denoiser: str, model: Model) -> None:

@@ -30,7 +30,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ from tgate_batch.gate.families import known
 from tgate_batch.gate.pipeline import following
 from tgate_batch.gate.steps import steps_of_calls
 from tgate_batch.models import catalogue
-from tgate_batch.models.architecture import Architecture, Part, latent_scale
+from tgate_batch.models.architecture import Architecture, Part, build, latent_scale, on_meta
 from tgate_batch.models.call_macs import Count, count_call
 from tgate_batch.models.family import Family, empty
 from tgate_batch.models.opened import Opened, architecture_of, opened
@@ -179,7 +178,7 @@ def count(
     """
     scale = latent_scale(architecture.vae)
     size = (architecture.tokens, height // scale, width // scale)
-    scheduler = _build(architecture.scheduler)
+    scheduler = build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     plan = None if plan is None else plan.at(steps)
     gate_step = plan.gate_step if isinstance(plan, GatePlan) else steps
@@ -209,10 +208,10 @@ def count_parts(
     batch, scale = 2 if guided else 1, latent_scale(architecture.vae)
     parts = {}
     for name, part in architecture.encoders.items():
-        encoder = _on_meta(part)
+        encoder = on_meta(part)
         inputs = family.encoder_inputs(part.config, batch, architecture.tokens)
         parts[name] = count_call(encoder, encoder.forward, (), inputs)[0], _params(encoder)
-    vae = _on_meta(architecture.vae)
+    vae = on_meta(architecture.vae)
     inputs = family.decoder_inputs(architecture, height // scale, width // scale)
     parts["vae"] = count_call(vae, vae.decode, (), inputs)[0], _params(vae)
     return parts
@@ -368,7 +367,7 @@ def _restore(gate: Any, seen: _Seen) -> None:
 def _denoiser(
     family: Family, library: str, kind: str, config: str, tokens: int, height: int, width: int
 ) -> _Denoiser:
-    module = _on_meta(Part(library, kind, json.loads(config)))
+    module = on_meta(Part(library, kind, json.loads(config)))
     return _Denoiser(family, module, tokens, height, width)
 
 
@@ -383,23 +382,6 @@ def _with_scheduler(
     config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     own = architecture.scheduler.config
     return replace(architecture, scheduler=Part("diffusers", name, {**config, **own, **arguments}))
-
-
-def _build(part: Part) -> Any:
-    """The part from its configuration alone."""
-    kind = getattr(import_module(part.library), part.kind)
-    if issubclass(kind, diffusers.ConfigMixin):
-        return kind.from_config(dict(part.config))
-    settings = kind.config_class.from_dict(dict(part.config))
-    if "empty_init" in signature(kind).parameters:  # ChatGLM: else it takes memory for its weights
-        return kind(settings, empty_init=False)
-    return kind(settings)
-
-
-def _on_meta(part: Part) -> torch.nn.Module:
-    with torch.device("meta"):
-        module = _build(part)
-    return module.to("meta").eval()
 
 
 def _params(module: torch.nn.Module) -> int:

@@ -1,5 +1,6 @@
 """What a run uses of each model, as ``run.json`` and the report keep it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tgate_batch.config import Model, ResolvedSampling, Sampling, scheduler_of
+from tgate_batch.models.loras import fits
 from tgate_batch.models.opened import opened
 from tgate_batch.models.scheduling import told
 
@@ -20,16 +22,24 @@ class Used:
     scheduler: str  # the class that draws, as a person reads it
     sampling: ResolvedSampling
     from_file: Mapping[str, Any] = field(default_factory=dict)  # scheduler arguments that it names
+    loras: tuple[str, ...] = ()  # how many layers of each fit, a line each
 
     def told(self) -> str:
         """In a line, as it is said at the start."""
         how = self.sampling
         said = ", ".join(f"{key} {value}" for key, value in self.from_file.items())
         file = f"; the file itself says {said}" if said else ""
+        loras = "".join(f"; {line}" for line in self.loras)
         return (
             f"a {self.pipeline}, settings like {self.like}; {how.steps} steps of {self.scheduler}, "
-            f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels{file}"
+            f"guidance {how.guidance_scale:g}, {how.width} x {how.height} pixels{file}{loras}"
         )
+
+    @property
+    def in_part(self) -> list[str]:
+        """The lines of LoRAs of which some layers do not fit."""
+        found = [re.search(r": (\d+) of (\d+) layers fit", line) for line in self.loras]
+        return [each.string for each in found if each is not None and each[1] != each[2]]
 
     def under(self, model: Model, sampling: Sampling) -> ResolvedSampling:
         """How the model samples by its config; what that leaves open is as it was found."""
@@ -49,6 +59,7 @@ class Used:
             "scheduler": self.scheduler,
             "sampling": self.sampling.model_dump(mode="json"),
             "from_file": dict(self.from_file),
+            "loras": list(self.loras),
         }
 
 
@@ -56,7 +67,9 @@ def used(model: Model, sampling: ResolvedSampling) -> Used:
     """What a run uses of a model; raises UserError as ``opened`` does."""
     found = opened(model)
     pipeline = found.row.pipeline.rpartition(".")[2]
-    return Used(pipeline, found.like, told(found, sampling), sampling, found.says)
+    return Used(
+        pipeline, found.like, told(found, sampling), sampling, found.says, fits(model, found)
+    )
 
 
 def read_used(said: Any) -> dict[str, Used]:
@@ -66,7 +79,14 @@ def read_used(said: Any) -> dict[str, Used]:
         try:
             sampling = ResolvedSampling.model_validate(one["sampling"])
             of_file = dict(one.get("from_file") or {})
-            found[name] = Used(one["pipeline"], one["like"], one["scheduler"], sampling, of_file)
+            found[name] = Used(
+                one["pipeline"],
+                one["like"],
+                one["scheduler"],
+                sampling,
+                of_file,
+                tuple(map(str, one.get("loras") or ())),
+            )
         except (AttributeError, KeyError, TypeError, ValueError, ValidationError):
             continue
     return found
