@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from tgate_batch import config
+from tgate_batch import __version__, config
 from tgate_batch.cli.main import COMMANDS, run
 from tgate_batch.config import reference
 from tgate_batch.errors import UserError
@@ -49,7 +48,7 @@ def test_help_lists_every_command_in_a_moment():
 
 
 def test_version_is_the_packages():
-    assert command("--version").stdout == f"tgate-batch {version('tgate-batch')}\n"
+    assert command("--version").stdout == f"tgate-batch {__version__}\n"
 
 
 def test_unknown_command_is_told_with_code_2():

@@ -10,11 +10,13 @@ import jsonschema
 import pytest
 import yaml
 
+from tgate_batch import __version__
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 SCHEMAS = Path(__file__).parent / "schemas"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-VERSION = PROJECT["version"]
+VERSION = __version__
 NIGHTLY = list(yaml.safe_load_all((DOCKER / "k8s" / "nightly.yaml").read_text()))
 RAYJOB = yaml.safe_load((DOCKER / "k8s" / "rayjob.yaml").read_text())
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())

@@ -257,15 +257,16 @@ def test_strength_of_the_set_is_that_of_rows_that_say_none(tiny, tmp_path):
 
 
 def without_strength(file: Path) -> None:
-    """Writes a file of an output again as it was before rows had a strength."""
+    """Writes a file of an output again as it was before rows had a strength, or a digest."""
     with pq.ParquetFile(file) as read:
-        footer = {key: value for key, value in read.metadata.metadata.items() if b":" not in key}
-        groups = [
-            read.read_row_group(n).drop_columns("strength") for n in range(read.num_row_groups)
-        ]
+        said_of_it = read.metadata.metadata.items()
+        footer = {key: value for key, value in said_of_it if b":" not in key and b"seal" not in key}
+        later = [name for name in ("strength", "digest") if name in read.schema_arrow.names]
+        groups = [read.read_row_group(n).drop_columns(later) for n in range(read.num_row_groups)]
     if b"huggingface" in footer:
         said = json.loads(footer[b"huggingface"])
-        del said["info"]["features"]["strength"]
+        for name in later:
+            del said["info"]["features"][name]
         footer[b"huggingface"] = json.dumps(said).encode()
     schema = groups[0].schema.with_metadata(footer)
     with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
