@@ -134,6 +134,7 @@ class HistoryLine(Shape):
 class WorkerFile(Shape):
     """``workers/<name>.json``: where a worker's time went."""
 
+    device: str
     gpu: str | None
     joules: Positive | None
     counted: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
@@ -142,7 +143,7 @@ class WorkerFile(Shape):
     @model_validator(mode="after")
     def _has_every_stage(self) -> "WorkerFile":
         if lacking := [one for one in (*ON_DEVICE, *BESIDE, "wall") if one not in self.seconds]:
-            raise ValueError(f"seconds: {', '.join(lacking)} is missing")
+            raise ValueError(f"it does not say {', '.join(lacking)}")
         return self
 
 
@@ -311,6 +312,15 @@ def checked(content: Any, shape: type[BaseModel]) -> Any:
         said = one_line(fault["msg"].removeprefix("Value error, "))
         raise ValueError(f"{where}: {said}" if where else said) from None
     return content
+
+
+def faults(content: Any, shape: type[BaseModel]) -> list[str]:
+    """Why plain data has not this shape, in one line; none where it has."""
+    try:
+        checked(content, shape)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:

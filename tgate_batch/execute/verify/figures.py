@@ -15,7 +15,6 @@ import numpy as np
 from tgate_batch.execute.verify.findings import guarded
 from tgate_batch.execute.verify.tables import pages
 from tgate_batch.output import layout, shapes
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
 
@@ -116,11 +115,12 @@ def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
     """Checks an arm's scores; ``counts`` None: not known."""
 
     def check() -> list[str]:
-        place, content = layout.place(name), json.loads(folder.read(name))
+        place, content = layout.place(name), shapes.parsed(folder.read(name))
         assert place is not None
+        if reasons := shapes.faults(content, shapes.ScoresFile):
+            return reasons
         if (content["model"], content["arm"]) != (place.model, place.arm):
             return [f"it is of {content['model']} {content['arm']}"]
-        shapes.checked(content, shapes.ScoresFile)
         found = content["images"], content["errors"]
         return [] if counts is None else counts.differ(*found)
 
@@ -129,19 +129,7 @@ def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
 
 def worker(folder: Folder, name: str) -> list[str]:
     """Checks where a worker's time went."""
-
-    def check() -> list[str]:
-        content = json.loads(folder.read(name))
-        seconds = content["seconds"]
-        stages = (*ON_DEVICE, *BESIDE, "wall")
-        lacking = [stage for stage in stages if not isinstance(seconds.get(stage), int | float)]
-        lacking += [key for key in ("device", "gpu", "joules") if key not in content]
-        if lacking:
-            return [f"it does not say {', '.join(lacking)}"]
-        shapes.checked(content, shapes.WorkerFile)
-        return []
-
-    return guarded(check)
+    return guarded(lambda: shapes.faults(shapes.parsed(folder.read(name)), shapes.WorkerFile))
 
 
 def history(folder: Folder, name: str) -> list[str]:

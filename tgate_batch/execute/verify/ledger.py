@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
-
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify.findings import DAMAGED, JSONS, KEPT, Findings, guarded
@@ -61,7 +59,7 @@ def opened(output: str, found: Findings) -> Run | None:
         reasons = guarded(partial(_read, folder, name, held))
         if held and isinstance(held[0], dict):
             check_format(folder, held[0])
-        if reasons := reasons or guarded(partial(_misshapen, held[0], shape)):
+        if reasons := reasons or shapes.faults(held[0], shape):
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
             return None
@@ -83,14 +81,6 @@ def opened(output: str, found: Findings) -> Run | None:
 
 def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
     into.append(shapes.parsed(folder.read(name)))
-    return []
-
-
-def _misshapen(content: Any, shape: type[BaseModel]) -> list[str]:
-    try:
-        shapes.checked(content, shape)
-    except ValueError as error:
-        return [str(error)]
     return []
 
 
