@@ -101,7 +101,16 @@ class DamagedFile(RootModel[dict[str, str]]):
         return self
 
 
-class ClaimFile(Shape):
+class SoFar(Shape):
+    """What a claim says of its holder's invocation."""
+
+    id: str | None = None
+    born: Number | None = None
+    seconds: Positive | None = None
+    workers: Whole | None = None
+
+
+class ClaimFile(SoFar):
     """``claim.json``: who works here, and what it says of itself."""
 
     host: str
@@ -110,10 +119,6 @@ class ClaimFile(Shape):
     process_started: Number | None = None
     token: str | None = None
     beats: Whole | None = None
-    id: str | None = None
-    born: Number | None = None
-    seconds: Positive | None = None
-    workers: Whole | None = None
 
 
 class HistoryLine(Shape):
@@ -134,7 +139,6 @@ class HistoryLine(Shape):
 class WorkerFile(Shape):
     """``workers/<name>.json``: where a worker's time went."""
 
-    device: str
     gpu: str | None
     joules: Positive | None
     counted: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
@@ -238,14 +242,14 @@ class ScoresFile(_Set):
     images: Whole
     errors: Whole
     error_rows: list[_FailedRow]
-    error_kinds: list[_Kind]
+    error_kinds: list[_Kind] | None = None
     broken: Whole
     broken_rows: list[_BrokenRow]
-    prompts: Whole
+    prompts: Whole | None = None
     prompts_compared: Whole | None = None
-    macs_per_image: Positive | None
+    macs_per_image: Positive | None = None
     macs_per_image_with_attention: Positive | None
-    made_by: list[Maker]
+    made_by: list[Maker] = []
     images_per_second_per_worker: Positive | None
     images_per_second_interval: _Estimate | None = None
     speedup_interval: _Estimate | None = None
