@@ -699,5 +699,8 @@ def test_what_a_stranger_planted_is_told_in_a_line_and_does_no_harm(place, name)
 def test_what_a_repair_of_a_hostile_list_leaves_is_a_sound_output(place):
     (place.fresh() / f"{MODULE}.py").unlink()
     noted_damaged("../victim/thesis.tex")(place)
-    assert "removed: damaged.json" in called(place, "repair")[1]
+    a_worker_says('{"seconds": 3}')(place)
+    said = called(place, "repair")[1]
+    assert "removed: damaged.json" in said
+    assert "removed: workers/w.json" in said
     assert called(place, "verify")[0] == 0

@@ -212,7 +212,7 @@ def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
     """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
     try:
         content = folder.get(layout.CLAIM) or b"{}"
-        claim = shapes.checked(shapes.parsed(content), shapes.ClaimFile)
+        claim = shapes.checked(shapes.parsed(content), shapes.SoFar)
         if claim["id"] == invocation:
             return {"seconds": claim["seconds"], "workers": claim["workers"]}
     except (ValueError, KeyError):

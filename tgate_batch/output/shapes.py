@@ -101,7 +101,16 @@ class DamagedFile(RootModel[dict[str, str]]):
         return self
 
 
-class ClaimFile(Shape):
+class SoFar(Shape):
+    """What a claim says of its holder's invocation."""
+
+    id: str | None = None
+    born: Number | None = None
+    seconds: Positive | None = None
+    workers: Whole | None = None
+
+
+class ClaimFile(SoFar):
     """``claim.json``: who works here, and what it says of itself."""
 
     host: str
@@ -110,10 +119,6 @@ class ClaimFile(Shape):
     processes: str | None = None
     token: str | None = None
     beats: Whole | None = None
-    id: str | None = None
-    born: Number | None = None
-    seconds: Positive | None = None
-    workers: Whole | None = None
 
 
 class HistoryLine(Shape):
@@ -142,7 +147,7 @@ class WorkerFile(Shape):
     @model_validator(mode="after")
     def _has_every_stage(self) -> "WorkerFile":
         if lacking := [one for one in (*ON_DEVICE, *BESIDE, "wall") if one not in self.seconds]:
-            raise ValueError(f"seconds: {', '.join(lacking)} is missing")
+            raise ValueError(f"it does not say {', '.join(lacking)}")
         return self
 
 
@@ -237,14 +242,14 @@ class ScoresFile(_Set):
     images: Whole
     errors: Whole
     error_rows: list[_FailedRow]
-    error_kinds: list[_Kind]
+    error_kinds: list[_Kind] | None = None
     broken: Whole
     broken_rows: list[_BrokenRow]
-    prompts: Whole
+    prompts: Whole | None = None
     prompts_compared: Whole | None = None
-    macs_per_image: Positive | None
+    macs_per_image: Positive | None = None
     macs_per_image_with_attention: Positive | None
-    made_by: list[Maker]
+    made_by: list[Maker] = []
     images_per_second_per_worker: Positive | None
     images_per_second_interval: _Estimate | None = None
     speedup_interval: _Estimate | None = None
@@ -311,6 +316,15 @@ def checked(content: Any, shape: type[BaseModel]) -> Any:
         said = one_line(fault["msg"].removeprefix("Value error, "))
         raise ValueError(f"{where}: {said}" if where else said) from None
     return content
+
+
+def faults(content: Any, shape: type[BaseModel]) -> list[str]:
+    """Why plain data has not this shape, in one line; none where it has."""
+    try:
+        checked(content, shape)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:

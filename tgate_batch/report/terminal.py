@@ -35,7 +35,7 @@ def show(summary: Mapping[str, Any]) -> None:
     images, errors = (sum(arm[key] for arm in arms) for key in ("images", "errors"))
     say.info(f"{images:,} images, {errors:,} errors")
     for arm in arms:
-        for kind in arm["error_kinds"]:
+        for kind in arm["error_kinds"] or ():
             say.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
 
 

@@ -95,7 +95,8 @@ class Folder:
         parent, slash, name = path.rpartition("/")
         if (mark and not slash) or name in (".", ".."):
             return cls(uri), ""  # a bucket, or a folder
-        return cls("?".join([scheme + mark + parent + slash or ".", *query])), name
+        where = "?".join([scheme + mark + parent + slash or ".", *query])
+        return cls(where, roams=True), name  # the name is the caller's own
 
     def within(self, name: str) -> "Folder":
         """A folder inside this one."""

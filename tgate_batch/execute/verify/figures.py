@@ -15,7 +15,6 @@ from tgate_batch.execute.verify.findings import guarded
 from tgate_batch.execute.verify.tables import pages
 from tgate_batch.output import layout, seal, shapes
 from tgate_batch.output.card import is_ours
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
 from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
 from tgate_batch.storage.archives import Archive
@@ -126,12 +125,13 @@ def scores(folder: Folder, name: str, counts: Counts | None) -> list[str]:
     """Checks an arm's scores; ``counts`` None: not known."""
 
     def check() -> list[str]:
-        place, content = layout.place(name), json.loads(folder.read(name))
+        place, content = layout.place(name), shapes.parsed(folder.read(name))
         assert place is not None
         broken = [BROKEN] if seal.is_broken(content) else []
+        if reasons := shapes.faults(content, shapes.ScoresFile):
+            return reasons + broken
         if (content["model"], content["arm"]) != (place.model, place.arm):
             return [f"it is of {content['model']} {content['arm']}", *broken]
-        shapes.checked(content, shapes.ScoresFile)
         found = content["images"], content["errors"]
         return broken if counts is None else counts.differ(*found) + broken
 
@@ -143,14 +143,7 @@ def worker(folder: Folder, name: str) -> list[str]:
 
     def check() -> list[str]:
         content = read_object(folder.read(name))
-        seconds = content["seconds"]
-        stages = (*ON_DEVICE, *BESIDE, "wall")
-        lacking = [stage for stage in stages if not isinstance(seconds.get(stage), int | float)]
-        lacking += [key for key in ("device", "gpu", "joules") if key not in content]
-        if lacking:
-            return [f"it does not say {', '.join(lacking)}"]
-        shapes.checked(content, shapes.WorkerFile)
-        return []
+        return shapes.faults(content, shapes.WorkerFile)
 
     return guarded(check)
 

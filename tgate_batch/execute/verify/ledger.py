@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
-
 from tgate_batch.config import Arm
 from tgate_batch.errors import UserError, shown
 from tgate_batch.execute.verify.findings import DAMAGED, JSONS, MISSING, Findings, guarded
@@ -65,7 +63,7 @@ def opened(output: str, found: Findings) -> Run | None:
         reasons = guarded(partial(_read, folder, name, content))
         if not reasons and isinstance(content[0], dict):
             check_format(folder, content[0])
-        if reasons := reasons or guarded(partial(_misshapen, content[0], shape)):
+        if reasons := reasons or shapes.faults(content[0], shape):
             kind = DAMAGED if folder.exists(name) else MISSING
             why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
             found.add(JSONS, name, [why], kind)
@@ -90,14 +88,6 @@ def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
     into.append(content := shapes.parsed(folder.read(name)))
     if seal.is_broken(content) and content.get("format") not in layout.READABLE:
         return [f"its format {shown(content.get('format'))} is not that of its digest"]
-    return []
-
-
-def _misshapen(content: Any, shape: type[BaseModel]) -> list[str]:
-    try:
-        shapes.checked(content, shape)
-    except ValueError as error:
-        return [str(error)]
     return []
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tgate_batch.errors import UserError
 from tgate_batch.execute import progress
 from tgate_batch.execute.verify import figures, tables
 from tgate_batch.execute.verify.figures import Counts
@@ -34,7 +35,6 @@ from tgate_batch.execute.verify.findings import (
     SUMS,
     Fault,
     Findings,
-    guarded,
 )
 from tgate_batch.execute.verify.ledger import Pair, judged, opened
 from tgate_batch.execute.verify.prompts import ADVICE, Parts
@@ -263,7 +263,11 @@ class _Checking:
     def _noted(self) -> None:
         """Files that a run found damaged, and none has drawn again."""
         noted: dict[str, str] = {}
-        reasons = guarded(lambda: noted.update(runs.damaged(self._folder)) or [])
+        reasons = []
+        try:
+            noted = runs.damaged(self._folder)
+        except UserError as error:  # the list itself is damaged, and goes
+            reasons = [str(error)]
         self._json(layout.DAMAGED, reasons)
         told = {fault.name for fault in self._found.faults}
         for name, why in noted.items():
