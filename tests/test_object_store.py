@@ -315,23 +315,29 @@ def test_of_drivers_that_begin_at_one_moment_one_owns_the_folder(store, rounds, 
 def test_driver_that_lost_its_claim_changes_nothing_more_on_a_store(store, folder):
     folder.write("a.txt", "theirs")
     folder.write("b/c.txt", "theirs")
-    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
-        folder.write("a.txt", "ours, while it owns the folder")
-        worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
-        leave_a_dead_claim(another := Folder(folder.uri))
-        for key in set(filter(layout.token_of, another.top_names())):
-            another.delete(key)
-        another.write("a.txt", "theirs")
-        for one in (folder, worker):
-            for act in (
-                lambda one=one: one.write("a.txt", "ours"),
-                lambda one=one: one.append("a.txt", "ours"),
-                lambda one=one: one.delete("a.txt"),
-                lambda one=one: one.delete_all("b"),
-                lambda one=one: one.remove("b"),
-            ):
-                with pytest.raises(OutputLost):
-                    act()
+    another = Folder(folder.uri)
+
+    def lost():
+        with claimed(folder, beat_seconds=1e6):
+            folder.write("a.txt", "ours, while it owns the folder")
+            worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
+            leave_a_dead_claim(another)
+            for key in set(filter(layout.token_of, another.top_names())):
+                another.delete(key)
+            another.write("a.txt", "theirs")
+            for one in (folder, worker):
+                for act in (
+                    lambda one=one: one.write("a.txt", "ours"),
+                    lambda one=one: one.append("a.txt", "ours"),
+                    lambda one=one: one.delete("a.txt"),
+                    lambda one=one: one.delete_all("b"),
+                    lambda one=one: one.remove("b"),
+                ):
+                    with pytest.raises(OutputLost):
+                        act()
+
+    with pytest.raises(OutputLost):
+        lost()
     assert another.names("") == ["a.txt", "b/c.txt", layout.CLAIM]
     assert another.read("a.txt") == b"theirs"
 
@@ -347,9 +353,13 @@ def test_driver_that_is_taken_over_during_an_outage_does_not_write_after_it(
         monkeypatch.setattr(remote, "upload", upload)
         raise ConnectionError("reset by peer")
 
-    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
-        monkeypatch.setattr(remote, "upload", breaks_off)
-        folder.write("a.txt", "ours")
+    def lost():
+        with claimed(folder, beat_seconds=1e6):
+            monkeypatch.setattr(remote, "upload", breaks_off)
+            folder.write("a.txt", "ours")
+
+    with pytest.raises(OutputLost):
+        lost()
     assert not folder.exists("a.txt")
 
 

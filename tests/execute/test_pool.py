@@ -295,6 +295,21 @@ def test_all_wait_twice_as_long_each_time_the_storage_is_away():
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_full_disk_stops_the_run_at_the_third_pause_and_is_named_meanwhile():
+    pool, _ = pool_of(2, in_flight=1)
+    full, now, said = "out cannot be written: No space left on device", 0.0, []
+    while not said:
+        pool.tick(now := now + 1.0)
+        for decision in pool.decide():
+            if isinstance(decision, Send):
+                pool.failed("w", decision.task, full, storage=True, lasting=True)
+                assert pool.waits_for == f"waiting: {full}"
+            else:
+                said.append(str(decision))
+    assert said == [full]
+    assert now < 10
+
+
 def test_storage_that_stays_away_stops_the_run():
     pool, _ = pool_of(4, ("v", "w"), in_flight=1)
     for now in range(1000):

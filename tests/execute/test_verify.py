@@ -19,7 +19,7 @@ from PIL import Image
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify import verify
-from tgate_batch.output import layout, parquet
+from tgate_batch.output import claim, layout, parquet
 from tgate_batch.output.claim import claimed
 from tgate_batch.records import BEFORE_DIGEST, ImageRecord
 from tgate_batch.storage import Folder
@@ -799,9 +799,11 @@ def test_a_run_at_work_is_not_checked(out):
                 workflow.verify(str(out), repair=repair)
 
 
-def test_the_claim_of_a_dead_run_is_no_fault(out):
-    claim = {"host": os.uname().nodename, "pid": 2**22 + 1, "since": "then"}
-    (out / layout.CLAIM).write_text(json.dumps(claim))
+def test_the_claim_of_a_dead_run_is_no_fault(out, monkeypatch):
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
+    left = {"host": "elsewhere", "pid": 7, "since": "then", "token": "0123456789abcdef" * 2}
+    for name in (layout.CLAIM, layout.claim_key(left["token"])):
+        (out / name).write_text(json.dumps(left))
     assert workflow.verify(str(out)) == 0
 
 

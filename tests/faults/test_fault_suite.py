@@ -1,5 +1,7 @@
 """A slice of the fault suite: each kind that needs no other process, once."""
 
+import errno
+import os
 import random
 
 import damage
@@ -8,6 +10,7 @@ import processes
 import pytest
 from world import World
 
+from tgate_batch import workflow
 from tgate_batch.score import metrics
 
 
@@ -39,6 +42,19 @@ def test_fault_on_the_way_loses_doubles_and_changes_nothing(world, kind):
 def test_damage_is_told_repaired_and_made_again(world, kind):
     one, _ = damage.ROUNDS[kind]
     one(world, random.Random(kind))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_full_or_read_only_disk_ends_the_run_with_a_line_that_names_it(world, capsys, number):
+    run = world.config()
+    refused = OSError(number, os.strerror(number))
+    with injected.failing("_create_local", refused, random.Random(0), times=10**9):
+        assert world.render(run) == workflow.MISSING
+    said = capsys.readouterr()
+    assert "stalled" not in said.out + said.err
+    (line,) = (line for line in said.err.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: {run.output} cannot be written: {os.strerror(number)}; make")
+    world.resume(run)
 
 
 @pytest.fixture(scope="module")

@@ -174,19 +174,23 @@ def test_driver_that_lost_its_claim_writes_and_deletes_nothing_more(folder):
         with pytest.raises(OutputLost, match="no longer belongs to this run"):
             act()
 
-    with pytest.raises(OutputLost), claimed(folder, beat_seconds=1e6):
-        worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
-        for name in folder.top_names():
-            if layout.token_of(name):
-                os.unlink(folder.path(name))  # as whoever takes it over does
-        folder_of_another = Folder(folder.uri)
-        folder_of_another.write(layout.CLAIM, claim())
-        for one in (folder, folder.hasty, worker):
-            stale(lambda one=one: one.write("a.txt", "ours"))
-            stale(lambda one=one: one.append("a.txt", "ours"))
-            stale(lambda one=one: one.delete("a.txt"))
-            stale(lambda one=one: one.delete_all("b"))
-            stale(lambda one=one: one.remove("b"))
+    def lost():
+        with claimed(folder, beat_seconds=1e6):
+            worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
+            for name in folder.top_names():
+                if layout.token_of(name):
+                    os.unlink(folder.path(name))  # as whoever takes it over does
+            folder_of_another = Folder(folder.uri)
+            folder_of_another.write(layout.CLAIM, claim())
+            for one in (folder, folder.hasty, worker):
+                stale(lambda one=one: one.write("a.txt", "ours"))
+                stale(lambda one=one: one.append("a.txt", "ours"))
+                stale(lambda one=one: one.delete("a.txt"))
+                stale(lambda one=one: one.delete_all("b"))
+                stale(lambda one=one: one.remove("b"))
+
+    with pytest.raises(OutputLost):
+        lost()
     assert folder.names("") == ["a.txt", "b/c.txt", layout.CLAIM]
     assert folder.read("a.txt") == b"theirs"
     assert json.loads(folder.read(layout.CLAIM))["token"] == TOKEN

@@ -55,7 +55,7 @@ class Stop:
     """
 
     reason: str
-    storage: bool = False
+    storage: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         if self.storage:
