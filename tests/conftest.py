@@ -25,8 +25,7 @@ def tiny(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def torch_home(tmp_path_factory) -> str:
     """A TORCH_HOME with random weights where pytorch-fid keeps its Inception's."""
-    from tgate_batch.bench.statistics import write_random_inception
-
+    from benchmarks.statistics import write_random_inception
     from tgate_batch.metrics.features import INCEPTION_FILE
 
     home = tmp_path_factory.mktemp("torch")

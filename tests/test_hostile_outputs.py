@@ -31,7 +31,7 @@ from PIL import Image
 from tgate_batch import config, say, workflow
 from tgate_batch.cli.job import told
 from tgate_batch.cli.main import run as command
-from tgate_batch.output import layout
+from tgate_batch.output import claim, layout
 
 SECONDS_A_COMMAND = 120
 MODULE = "hostile_module"  # a file of this name lies in the output and in the current folder
@@ -135,6 +135,7 @@ class Place:
 @pytest.fixture
 def place(run, tmp_path, monkeypatch) -> Place:
     made = Place(run, tmp_path)
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.02)  # a claim that nobody renews is soon dead
     monkeypatch.chdir(tmp_path / "cwd")
     before = list(sys.path)
     yield made

@@ -215,9 +215,9 @@ def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[
                     left, again_run = verified(output)
             _say(repaired(folder, again_run, left))
     else:
-        check_free(folder)
+        dead = check_free(folder)
         found, _ = verified(output)
-        check_free(folder)
+        check_free(folder, dead=dead)
         _say(found.lines())
     if again and not found.faults:
         return _drawn_again(output, again, trusted)

@@ -295,8 +295,15 @@ def holder(folder: Folder) -> Claim | None:
     return None if claim is None or _is_surely_dead(claim) else claim
 
 
-def check_free(folder: Folder, beat_seconds: float | None = None) -> None:
-    """Raises UserError where a living driver owns the folder; claims nothing."""
-    alive, _ = _watched(folder, _claims(folder), _Pace.of(folder, beat_seconds))
+def check_free(
+    folder: Folder, beat_seconds: float | None = None, dead: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """Raises UserError if a living driver owns the folder; claims nothing.
+
+    Returns the tokens of dead claims. ``dead``: those that an earlier call returned.
+    """
+    claims = {token: one for token, one in _claims(folder).items() if token not in dead}
+    alive, still = _watched(folder, claims, _Pace.of(folder, beat_seconds))
     if alive is not None:
         raise _in_use(folder, alive)
+    return dead | set(still)
