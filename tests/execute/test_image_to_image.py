@@ -136,7 +136,7 @@ def test_picture_that_is_none_is_a_row_with_an_error_and_its_neighbours_are_draw
     renderer = Renderer(made, config.Images(format="png", mark=False), "test")
     rows = [row() for row in list(renderer.render(Shard(0, tuple(chosen)), "arm", config.Arm()))]
     assert [row.status for row in rows] == ["ok", "error", "ok"]
-    assert "UnidentifiedImageError" in rows[1].error
+    assert "cannot be read as an image" in rows[1].error
     assert [rows[0].image, rows[2].image] == [whole["p0"], whole["p2"]]
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify import verify
-from tgate_batch.output import claim, layout, parquet
+from tgate_batch.output import claim, layout, parquet, seal
 from tgate_batch.output.claim import claimed
 from tgate_batch.records import BEFORE_DIGEST, ImageRecord
 from tgate_batch.storage import Folder
@@ -166,6 +166,12 @@ def in_json(file: Path, change: Callable[[dict], object]) -> None:
     file.write_text(json.dumps(content))
 
 
+def in_sealed_json(file: Path, change: Callable[[dict], object]) -> None:
+    """As ``in_json``, under a seal of the new content, as a stranger may write it."""
+    in_json(file, change)
+    file.write_text(json.dumps(seal.sealed(json.loads(file.read_text()))))
+
+
 def entry(folder: str, key: str, value: object) -> Callable[[Path], object]:
     def change(out: Path) -> None:
         in_json(out / layout.LEDGER, lambda ledger: ledger["folders"][folder].update({key: value}))
@@ -210,7 +216,7 @@ SCORES = layout.scores(MODEL, "tgate")
 STATISTICS = layout.statistics(EXTRACTOR, MODEL, "tgate")
 REFERENCE = layout.reference(EXTRACTOR)
 OTHER = layout.shard_file(layout.images(MODEL, "other"), 0)
-TEMPORARY = f"{layout.images(MODEL, 'tgate')}/.tmp-shard-00001.parquet-1234"
+TEMPORARY = f"{layout.images(MODEL, 'tgate')}/.tmp-shard-00001.parquet-{'0' * 32}"
 
 # What is planted -> how, the file that is named, and words that are said of it.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -853,7 +859,7 @@ def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
     (places / "mine").mkdir()
     metric = "from tgate_batch.metrics.psnr import METRIC\n"
     (places / "mine" / "ours.py").write_text(code + metric)
-    in_json(out / layout.RUN, lambda run: run["config"].update(plugins=["theirs", "ours"]))
+    in_sealed_json(out / layout.RUN, lambda run: run["config"].update(plugins=["theirs", "ours"]))
     monkeypatch.chdir(out.parent)
     monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}{out.parent}")
     monkeypatch.setattr(sys, "path", ["", *sys.path, str(places / "mine")])

@@ -362,7 +362,7 @@ def test_what_a_file_says_and_nothing_applies_is_asked_for(one, tensors, metadat
 @pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "edits"), (5, "depth map")])
 def test_a_model_that_needs_more_than_noise_is_named_before_any_weight(one, tiny, channels, kind):
     first = "model.diffusion_model.input_blocks.0.0.weight"
-    said = rf"{kind}.*: its U-Net takes {channels} channels, and text-to-image has 4\. Fix: "
+    said = rf"{kind}.*: its U-Net takes {channels} channels, and its latents have 4\. Fix: "
     with pytest.raises(UserError, match=said):
         check(one({first: torch.zeros(32, channels, 3, 3)}), Sampling())
     folder = Path(shutil.copytree(tiny, Path(one().path).parent / "folder"))

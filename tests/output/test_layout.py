@@ -118,6 +118,7 @@ NO_PICTURE = {
     "workers.max": "who renders",
     "workers.cpus_each": "who renders",
     "workers.hang_after": "who renders",
+    "workers.room_within": "who renders",
     "max_errors": "when a run stops",
     "workers.gpus_each": "decides the dtype, which is in the identity",
     "engine.offload_text_encoder": "where weights wait",

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     found = status(options.output, options.errors)
     if options.json:
-        say.info(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=1))  # JSON itself escapes what is not printable
     else:
         _show(found)
     return 0

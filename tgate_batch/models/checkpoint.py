@@ -24,11 +24,11 @@ from tgate_batch.models.opened import (
     resolve,
 )
 
-_LATENT_CHANNELS = 4  # of Stable Diffusion's kin
-_OTHER_KINDS = {
-    9: "an inpainting model",
-    8: "a model that edits pictures",
-    5: "a model that takes a depth map",
+_LATENT_CHANNELS = 4  # of Stable Diffusion's VAE
+_OTHER_KINDS = {  # channels beyond those of the latents
+    5: "an inpainting model",
+    4: "a model that edits images",
+    1: "a model that takes a depth map",
 }
 _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformers"
 
@@ -115,6 +115,8 @@ def _check_channels(model: Model, found: Opened) -> None:
     if found.family.denoiser != "unet" or found.family.draws != "picture" or found.folder is None:
         return
     place, channels = found.file or found.folder, None
+    vae = part_folder(model, "vae") if model.vae is not None else found.folder / "vae"
+    latents = read_json(vae / "config.json").get("latent_channels", _LATENT_CHANNELS)
     if model.unet is not None:
         place = part_folder(model, "unet")
         channels = read_json(place / "config.json").get("in_channels")
@@ -122,11 +124,11 @@ def _check_channels(model: Model, found: Opened) -> None:
         channels = single_file.unet_channels(single_file.header_of(found.file))
     elif found.row.unet is None and (found.folder / "unet" / "config.json").is_file():
         channels = read_json(found.folder / "unet" / "config.json").get("in_channels")
-    if channels not in (None, _LATENT_CHANNELS):
-        kind = _OTHER_KINDS.get(channels, "another kind of model")
+    if channels not in (None, latents):
+        kind = _OTHER_KINDS.get(channels - latents, "another kind of model")
         raise UserError(
             f"models: {model.name}: {place} is {kind}: its U-Net takes {channels} channels, and "
-            f"text-to-image has {_LATENT_CHANNELS}. Fix: give a text-to-image checkpoint"
+            f"its latents have {latents}. Fix: give a text-to-image checkpoint"
         )
 
 

@@ -115,10 +115,14 @@ def _export(
     there: set[str],
     shard_done: Callable[[], None],
 ) -> Exported:
-    """One arm; ``there``: the names of the files that its folder holds."""
+    """Exports one arm. ``there``: the names of the files that its folder holds.
+
+    A file is unchanged if an earlier export lists it with the digest that its row has now.
+    """
     found = Exported(model, arm)
     told: dict[str, str] = {}  # a file's name -> its line
     target.clear_temporary()
+    before = frozenset((target.get(METADATA) or b"").decode(errors="replace").splitlines(True))
     with ThreadPoolExecutor(_WRITERS) as writers:
         for shard in run.shards:
             lines: dict[str, str] = {}
@@ -126,12 +130,18 @@ def _export(
             try:
                 for rows in _rows(run, model, arm, shard):
                     new = {name: row for name, row in rows.items() if row["status"] == "ok"}
-                    contents = [row["image"]["bytes"] for row in new.values()]
+                    of_rows = {name: _line(name, row) for name, row in new.items()}
+                    changed = [
+                        name
+                        for name, row in new.items()
+                        if not (name in there and row.get("digest") and of_rows[name] in before)
+                    ]
+                    contents = [new[name]["image"]["bytes"] for name in changed]
                     found.written += sum(
-                        writers.map(partial(_written, target, there), new, contents)
+                        writers.map(partial(_written, target, there), changed, contents)
                     )
                     errors += len(rows) - len(new)
-                    lines |= {name: _line(name, row) for name, row in new.items()}
+                    lines |= of_rows
             except (*parquet.DAMAGE, KeyError):
                 found.missing.append(shard.index)
             else:

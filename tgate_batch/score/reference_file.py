@@ -213,19 +213,13 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
 
     why: list[str | None] = []
     rows = np.zeros((len(order.part), order.dimensions), np.float32)
-    try:
-        for images in decoded(noted(), _BATCH, order.skip_unreadable):
-            found = [image if isinstance(image, str) else broken(image) for image in images]
-            usable = [n for n, reason in enumerate(found) if reason is None]
-            if usable:
-                places = [len(why) + n for n in usable]
-                rows[places] = extract([images[n] for n in usable])
-            why += found
-    except UserError as error:
-        raise UserError(
-            f"reference {order.source}: {error}. Fix: remove the image, or set "
-            "score.reference_skip_unreadable: true to leave such images out"
-        ) from None
+    for images in _images_of(order, noted()):
+        found = [image if isinstance(image, str) else broken(image) for image in images]
+        usable = [n for n, reason in enumerate(found) if reason is None]
+        if usable:
+            places = [len(why) + n for n in usable]
+            rows[places] = extract([images[n] for n in usable])
+        why += found
     features = pa.FixedSizeListArray.from_arrays(
         pa.array(rows[: len(why)].ravel()),
         order.dimensions,
@@ -240,6 +234,17 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
         }
     )
     parquet.write_table(order.folder, order.file, table, order.identity, rows_a_group=4096)
+
+
+def _images_of(order: ReferenceOrder, named: Iterable[Named]) -> Iterator[list[Any]]:
+    """``decoded``, with errors that say what to do about an image that cannot be read."""
+    try:
+        yield from decoded(named, _BATCH, order.skip_unreadable)
+    except UserError as error:
+        raise UserError(
+            f"reference {order.source}: {error}. Fix: remove the image, or set "
+            "score.reference_skip_unreadable: true to leave such images out"
+        ) from None
 
 
 def decoded(named: Iterable[Named], batch_size: int, skip: bool = False) -> Iterator[list[Any]]:
