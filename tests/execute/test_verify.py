@@ -305,7 +305,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "its rows or its footer are not those",
     ),
     "a byte of text in a measurement's footer": (
-        lambda out: rewritten(out / figures("rows"), b'"made_by', b'"mad\xe8_by'),
+        lambda out: rewritten(out / figures("rows"), b'"versions', b'"versi\xe8ns'),
         figures("rows"),
         "cannot be read",
     ),
