@@ -30,7 +30,6 @@ from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import metrics
 from tgate_batch.score.measurements import Measurements, distance_of, orders, promised
-from tgate_batch.score.reference_check import check_references
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -131,7 +130,6 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
 def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
-    check_references(config)
     with _working(run) as entry:
         measurements = Measurements.of(run)
         problems, damaged = _measured_and_concluded(run, measurements, entry)

@@ -49,7 +49,7 @@ def painter(monkeypatch):
         def __init__(self, settings, folder, first=None, **options):
             super().__init__(settings, folder, first, open_runner=ThisPainter, **options)
 
-    def opened(settings, folder, first=None, held=print):
+    def opened(settings, folder, first=None, *told, **options):
         return Executor(settings, folder, first)
 
     monkeypatch.setattr(workflow, "open_executor", opened)

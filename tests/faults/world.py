@@ -144,16 +144,12 @@ class World:
 def drawing(artist: Artist = Painter) -> Iterator[None]:
     """Within it, executors open the artist in place of any model."""
 
-    def local(settings: Config, folder: Any, first: Any = None, held: Any = print) -> LocalExecutor:
-        return LocalExecutor(settings, folder, first, open_runner=artist, held=held)
-
-    def ray(settings: Config, folder: Any, first: Any = None, held: Any = print) -> Any:
+    def opened(settings: Config, folder: Any, first: Any = None, *told: Any, **options: Any) -> Any:
         from tgate_batch.execute.ray import RayExecutor
 
-        return RayExecutor(settings, folder, first, open_runner=artist, held=held)
-
-    def opened(settings: Config, *rest: Any, **options: Any) -> Any:
-        return {"local": local, "ray": ray}[settings.workers.executor](settings, *rest, **options)
+        executor = {"local": LocalExecutor, "ray": RayExecutor}[settings.workers.executor]
+        options |= dict(zip(("held", "killed"), told, strict=False))
+        return executor(settings, folder, first, open_runner=artist, **options)
 
     with mock.patch.object(workflow, "open_executor", opened):
         yield

@@ -82,10 +82,6 @@ def test_run_without_a_baseline_compares_with_none():
         ({"weights": {"lpips": "no.pth"}}, "weights.lpips: no.pth does not exist; give AlexNet's"),
         ({"lpips": "no.pth"}, "weights.lpips: no.pth does not exist"),
         ({"weights": {"extractor": "no.pth"}}, "weights.extractor: no.pth does not exist"),
-        (
-            {"reference": "no.npz"},
-            "score.reference: no.npz does not exist; make it with tgate-batch reference",
-        ),
         ({"extractor": "incepton"}, "unknown extractor 'incepton'"),
     ],
 )

@@ -55,7 +55,7 @@ class Shifting(MeanColour):
 
     def __init__(self, path=None, device="cpu"):
         Shifting.loaded += 1
-        self.sha256 = f"{Shifting.loaded:064d}"
+        self.sha256 = f"{Shifting.loaded}".ljust(64, "0")
 
 
 class OtherWeights(MeanColour):
@@ -344,7 +344,7 @@ def dark(folder, kept):
         (None, "x.npz", {"extractor": "inceptoin"}, "unknown extractor 'inceptoin'"),
         (None, "pictures/part0/0.png/x.npz", {}, "cannot be written"),
         (None, "here.npz", {}, "it is a folder"),
-        (None, "x.npz", {"extractor": f"{__name__}:Shifting"}, "has other weights on"),
+        (None, "x.npz", {"extractor": f"{__name__}:Shifting"}, "has other weights at"),
     ],
 )
 def test_what_makes_no_reference_is_told_in_one_line(tmp_path, pictures, spoil, to, score, said):

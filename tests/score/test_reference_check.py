@@ -97,7 +97,10 @@ UNUSABLE = {
     ),
     "an array of another kind": (lambda t: a_file(t, "stats.npy"), "is no folder and no .tar"),
     "no archive": (lambda t: a_file(t, "a.npz"), "cannot be read"),
-    "a missing file": (lambda t: t / "none.npz", "none.npz"),
+    "a missing file": (
+        lambda t: t / "none.npz",
+        "none.npz does not exist; make it with tgate-batch reference",
+    ),
     "a pattern of nothing": (lambda t: t / "*.tar", "holds no pictures"),
     "an empty folder": (lambda t: t, "holds no pictures"),
     "one image": (lambda t: a_folder(t, encoded()), "holds one image, and a distance needs 2"),
