@@ -247,7 +247,7 @@ def test_what_a_file_has_too_much_of_is_refused_of_an_override_too(file):
     for override, said in [
         ("arms={no: {}}", 'Fix: quote it: "no"'),
         ("sampling={seed: 1, seed: 2}", "the key 'seed' is given twice"),
-        ("sampling.seed=" + "9" * 30, "sampling.seed: 9999"),
+        ("sampling.seed=" + "9" * 30, "sampling.seed: the number 9999"),
         ('output="a\\0b"', "output: the text has a NUL character"),
         ("output=" + "[" * 3000, "it is nested too deeply"),
         ("models.²=x", "the config has no '²' there"),

@@ -1,8 +1,8 @@
 """Running a loaded pipeline in three parts: encode once, denoise, decode.
 
-With separate parts, arms share the encoded prompts, and denoising and decoding are timed and
-batched separately. No pipeline code is copied: each part calls the pipeline's own code, as its family
-describes.
+Separate parts let arms share the encoded prompts; denoising and decoding are timed and
+batched separately. No pipeline code is copied: each part calls the pipeline's own code as its
+family describes.
 """
 
 import io
