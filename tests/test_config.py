@@ -68,7 +68,7 @@ def test_unknown_key_of_an_arm_is_told_with_the_nearest_known_one():
         (lambda data: data.update(arms={".a": {}}), "cannot name a folder"),
         (lambda data: data["arms"]["tgate"].update(gate_step=0), "gate_step=0"),
         (lambda data: data["arms"]["tgate"].update(sp_interval=0), "sp_interval=0"),
-        (lambda data: data.update(arms={"x": {"warm_up": 2}}), "needs its gate_step"),
+        (lambda data: data.update(arms={"x": {"warm_up": 2}}), "need a gate_step"),
         (lambda data: data.update(arms={"x": {"deepcache": {"interval": 0}}}), "interval=0"),
         (lambda data: data.update(models=["demo", "demo"]), "listed twice"),
         (lambda data: data.update(score={"weights": "a.pth"}), "score.weights"),
@@ -108,13 +108,13 @@ def test_weights_given_twice_must_be_the_same(older):
     def both(data):
         data.update(score={"lpips": older, "weights": {"lpips": "a.pth"}})
 
-    assert "'lpips' and 'weights.lpips' are one setting and differ" in refusal(both)
+    assert "'lpips' and 'weights.lpips' are the same setting but differ" in refusal(both)
     assert config.Score(lpips="a.pth", weights={"lpips": "a.pth"}).weights == {"lpips": "a.pth"}
 
 
 def test_older_key_gates_is_told_its_new_name():
     said = refusal(lambda data: data.update(gates={"fid": {"max": 24}}))
-    assert said == "config: the key 'gates' has a new name; rename it to 'thresholds'"
+    assert said == "config: the key 'gates' was renamed. Fix: rename it to 'thresholds'"
 
 
 def test_overrides_are_laid_over_the_file(file):
@@ -140,7 +140,7 @@ def test_overrides_are_laid_over_the_file(file):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("steps", "not of the form"),
+        ("steps", "does not have the form"),
         ("models.3.path=x", "no '3'"),
         ("output.x=1", "single value"),
         ("prompts.limit=lots", "prompts.limit"),
@@ -166,30 +166,39 @@ LAUGHS = "a: &a [x, x, x, x, x]\n" + "".join(
         (b"a: b\n---\nc: d", "is not YAML: line 2: but found another document"),
         (b"a: \0", "is not YAML: unacceptable character #x0000"),
         (b"a: \xe9", "is not YAML: not UTF-8"),
-        (b"", "holds no keys"),
-        (b"# nothing\n", "holds no keys"),
-        (b"- models", "holds no keys"),
-        (b"seven", "holds no keys"),
-        (b"output: a\nmodels: [demo]\noutput: b", "line 3: the key 'output' stands twice"),
-        (b"arms: {no: {}}", "line 1: the key no is read as bool by YAML, not as text; write it in"),
-        (b"arms:\n  1: {}", "line 2: the key 1 is read as int by YAML, not as text; write it in"),
-        (b"arms: {~: {}}", "the key ~ is read as null"),
-        (b"? [a]\n: b", "line 1: a list or section stands as a key"),
-        (b"a: !!binary aaaa", "line 1: the tag 'tag:yaml.org,2002:binary' is not read"),
+        (b"", "has no keys"),
+        (b"# nothing\n", "has no keys"),
+        (b"- models", "has no keys"),
+        (b"seven", "has no keys"),
+        (b"output: a\nmodels: [demo]\noutput: b", "line 3: the key 'output' is given twice"),
+        (b"arms: {no: {}}", "line 1: YAML reads the key no as bool, not as text. Fix: quote it"),
+        (b"arms:\n  1: {}", "line 2: YAML reads the key 1 as int, not as text. Fix: quote it"),
+        (b"arms: {~: {}}", "YAML reads the key ~ as null"),
+        (b"? [a]\n: b", "line 1: a list or section is used as a key"),
+        (b"a: !!binary aaaa", "line 1: the tag 'tag:yaml.org,2002:binary' is not supported"),
         (LAUGHS.encode(), "line 6: more than 20,000 values (aliases written out)"),
-        (b"a: &a [*a]", "line 1: the alias *a holds itself"),
+        (b"a: &a [*a]", "line 1: the alias *a contains itself"),
         (b"a: " + b"[" * 100_000, "it is nested too deeply"),
         (b"a: " + b"[" * 21 + b"]" * 21, "a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0: it is nested"),
-        (b"a: " + b"x" * 300_000, "has 300,003 bytes, and a config has at most 262,144"),
+        (b"a: " + b"x" * 300_000, "has 300,003 bytes, but a config has at most 262,144"),
         (b"a: " + b"9" * 5000, "a number or date cannot be read"),
         (b"a: 2026-99-99", "a number or date cannot be read: month must be in 1..12"),
-        (b"output: 2026-11-27", "output: a date is no value here; write it in quotes"),
-        (b"sampling: {seed: 99999999999999999999}", "sampling.seed: 99999999999999999999 is no"),
-        (b"sampling: {guidance_scale: .nan}", "sampling.guidance_scale: nan is no number of use"),
-        (b"cost: {usd_per_gpu_hour: .inf}", "cost.usd_per_gpu_hour: inf is no number of use"),
-        (b'output: "a\\0b"', "output: a text with a NUL character"),
-        (b'models: ["a\\ud800"]', "models.0: a text with half of a surrogate pair"),
-        (b'"a\\0": 1', "a text with a NUL character"),
+        (b"output: 2026-11-27", "output: YAML reads this value as date. Fix: quote it"),
+        (
+            b"sampling: {seed: 99999999999999999999}",
+            "sampling.seed: the number 99999999999999999999 is out of range",
+        ),
+        (
+            b"sampling: {guidance_scale: .nan}",
+            "sampling.guidance_scale: the number nan is out of range",
+        ),
+        (
+            b"cost: {usd_per_gpu_hour: .inf}",
+            "cost.usd_per_gpu_hour: the number inf is out of range",
+        ),
+        (b'output: "a\\0b"', "output: the text has a NUL character"),
+        (b'models: ["a\\ud800"]', "models.0: the text has half of a surrogate pair"),
+        (b'"a\\0": 1', "the text has a NUL character"),
         (
             b'{models: [a], prompts: {path: p}, arms: {a: }, output: o, "a\\nb": 1}',
             "unknown key 'a b'",
@@ -236,12 +245,12 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(tmp_path, kind):
 
 def test_what_a_file_has_too_much_of_is_refused_of_an_override_too(file):
     for override, said in [
-        ("arms={no: {}}", 'write it in quotes, "no"'),
-        ("sampling={seed: 1, seed: 2}", "the key 'seed' stands twice"),
-        ("sampling.seed=" + "9" * 30, "sampling.seed: 9999"),
-        ('output="a\\0b"', "output: a text with a NUL character"),
+        ("arms={no: {}}", 'Fix: quote it: "no"'),
+        ("sampling={seed: 1, seed: 2}", "the key 'seed' is given twice"),
+        ("sampling.seed=" + "9" * 30, "sampling.seed: the number 9999"),
+        ('output="a\\0b"', "output: the text has a NUL character"),
         ("output=" + "[" * 3000, "it is nested too deeply"),
-        ("models.²=x", "there is no '²'"),
+        ("models.²=x", "the config has no '²' there"),
     ]:
         with pytest.raises(UserError) as caught:
             config.load(file, [override])
@@ -257,7 +266,7 @@ def test_override_of_an_empty_entry_fills_it(file):
 def test_yaml_cannot_make_objects(tmp_path):
     file = tmp_path / "evil.yaml"
     file.write_text("output: !!python/object/apply:os.getcwd []", encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 1: the tag .*os.getcwd' is not read"):
+    with pytest.raises(UserError, match=r"line 1: the tag .*os.getcwd' is not supported"):
         config.load(file)
 
 

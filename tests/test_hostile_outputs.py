@@ -574,7 +574,7 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         in_file(layout.RUN, lambda run: run["config"]["sampling"].update(seed=10**400)),
         "status",
         2,
-        "is no number of use here",
+        "is out of range",
     ),
     "a number of shards that is a text": (
         in_file(layout.RUN, lambda run: run.update(shards="3")),

@@ -271,7 +271,8 @@ def test_missing_config_is_told_with_code_2():
     done = job("render", "--config", "none.yaml")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: config none.yaml does not exist; give a YAML file, or one that")
+    fix = "Fix: give a YAML file or a bundled config: "
+    assert line.startswith(f"error: config none.yaml does not exist. {fix}")
     assert "demo" in line
 
 

@@ -1,4 +1,4 @@
-"""A run, as validated data: YAML in, frozen sections out, unknown keys refused."""
+"""Reads and validates configs: YAML in, frozen sections out, unknown keys refused."""
 
 from tgate_batch.config.checking import parse
 from tgate_batch.config.reading import load, parse_plain, plain

@@ -1,4 +1,4 @@
-"""Plain data to a checked config; what is wrong with it in one line."""
+"""Validates plain data as a config; describes the first fault in one line."""
 
 import difflib
 
@@ -9,7 +9,7 @@ from tgate_batch.errors import UserError, one_line, shown
 
 
 def parse(data: dict, source: str = "config") -> Config:
-    """Validates plain data; raises UserError with the first fault found, in one line."""
+    """Validates plain data; raises UserError with the first fault, in one line."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:

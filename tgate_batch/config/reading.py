@@ -1,4 +1,4 @@
-"""A config's file: bounded YAML of plain sections, with ``a.b=value`` overrides laid over it."""
+"""Reads a config file: size-limited YAML of plain sections, with ``a.b=value`` overrides."""
 
 import stat
 from pathlib import Path
@@ -17,9 +17,9 @@ _MOST_VALUES = 20_000  # in a config, with every alias written out
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a YAML config and lays ``a.b=value`` overrides over it.
+    """Reads a YAML config and applies ``a.b=value`` overrides.
 
-    Raises UserError, naming the file and the field, for anything that cannot be run.
+    Raises UserError, with the file and the field, if the config is invalid.
     """
     source = f"config {one_line(path)}"
     data = plain(path)
@@ -29,14 +29,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 
 def parse_plain(data: dict, source: str) -> Config:
-    """As ``parse``, of data from a file: odd numbers, deep nesting and NUL are refused too."""
+    """Like ``parse``, but also refuses odd numbers, deep nesting and NUL characters in a file."""
     if fault := _not_plain(data):
         raise UserError(f"{source}: {fault}")
     return parse(data, source)
 
 
 def plain(path: str | Path) -> dict:
-    """The keys of a config's file, unchecked; raises UserError where it holds none."""
+    """Returns the unvalidated keys of a config file; raises UserError if it has none."""
     source = f"config {one_line(path)}"
     try:
         data = _plain(_content(path, source))
@@ -45,26 +45,26 @@ def plain(path: str | Path) -> dict:
     except _Refused as error:
         raise UserError(f"{source}: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{source} holds no keys; tgate-batch init writes an example")
+        raise UserError(f"{source} has no keys. Fix: run tgate-batch init for an example")
     return data
 
 
 def _content(path: str | Path, source: str) -> str:
-    """The text of a config's file, which is a small regular one."""
+    """Returns the text of a config file; raises UserError unless it is a small regular file."""
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-            raise UserError(f"{source} is {kind}; give a YAML file")
+            raise UserError(f"{source} is {kind}. Fix: give a YAML file")
         if found.st_size > _LARGEST:
             raise UserError(
-                f"{source} has {found.st_size:,} bytes, and a config has at most "
-                f"{_LARGEST:,}; is it another file?"
+                f"{source} has {found.st_size:,} bytes, but a config has at most {_LARGEST:,}. "
+                "Fix: check the path"
             )
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(
-            f"{source} does not exist; give a YAML file, or one that is shipped: "
+            f"{source} does not exist. Fix: give a YAML file or a bundled config: "
             f"{', '.join(names())}"
         ) from None
     except OSError as error:
@@ -78,11 +78,11 @@ def _content(path: str | Path, source: str) -> str:
 
 
 class _Refused(ValueError):
-    """What YAML may say and a config may not."""
+    """Valid YAML that a config must not contain."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain sections: no tags, aliases of few values, each key once and a text."""
+    """Loads plain sections: no tags, few alias values, text keys without duplicates."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -93,7 +93,9 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         line = event.start_mark.line + 1
         if getattr(event, "tag", None) is not None:
-            raise _Refused(f"line {line}: the tag {shown(event.tag)} is not read; leave it out")
+            raise _Refused(
+                f"line {line}: the tag {shown(event.tag)} is not supported. Fix: remove it"
+            )
         before = self._values
         node = super().compose_node(parent, index)
         if not isinstance(event, yaml.AliasEvent):
@@ -102,7 +104,7 @@ class _Loader(yaml.SafeLoader):
         elif event.anchor in self._sizes:
             self._values += self._sizes[event.anchor]
         else:
-            raise _Refused(f"line {line}: the alias *{one_line(event.anchor, 60)} holds itself")
+            raise _Refused(f"line {line}: the alias *{one_line(event.anchor, 60)} contains itself")
         if self._values > _MOST_VALUES:
             raise _Refused(f"line {line}: more than {_MOST_VALUES:,} values (aliases written out)")
         return node
@@ -114,25 +116,25 @@ class _Loader(yaml.SafeLoader):
             line = f"line {key.start_mark.line + 1}"
             kind = key.tag.rpartition(":")[2]
             if not isinstance(key, yaml.ScalarNode):
-                raise _Refused(f"{line}: a list or section stands as a key; a key is a word")
+                raise _Refused(f"{line}: a list or section is used as a key. Fix: use a word")
             if kind not in ("str", "merge"):
                 raise _Refused(
-                    f"{line}: the key {one_line(key.value, 60)} is read as {kind} by YAML, not as "
-                    f'text; write it in quotes, "{one_line(key.value, 60)}"'
+                    f"{line}: YAML reads the key {one_line(key.value, 60)} as {kind}, not as text. "
+                    f'Fix: quote it: "{one_line(key.value, 60)}"'
                 )
             if key.value in seen:
-                raise _Refused(f"{line}: the key {shown(key.value)} stands twice; keep one")
+                raise _Refused(f"{line}: the key {shown(key.value)} is given twice. Fix: keep one")
             seen.add(key.value)
         return node
 
 
 def _plain(text: str) -> Any:
-    """What a YAML text holds. Raises yaml.YAMLError, and _Refused for what no config needs."""
+    """Parses a YAML text; raises yaml.YAMLError, and _Refused for what no config needs."""
     try:
         return _Loader(text).get_single_data()
     except RecursionError:
         raise _Refused("it is nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # a number or date that Python does not hold
+    except (ValueError, OverflowError) as error:  # a number or date that Python cannot represent
         if isinstance(error, _Refused):
             raise
         raise _Refused(f"a number or date cannot be read: {one_line(error, 60)}") from None
@@ -146,7 +148,7 @@ def _at_line(error: yaml.YAMLError) -> str:
 
 
 def _not_plain(value: Any, where: str = "", depth: int = 0) -> str | None:
-    """What stands in a config that no key of it takes, and where; None: nothing."""
+    """Returns the first value that no key accepts, and its location; None if there is none."""
     if depth > _DEEPEST:
         return f"{one_line(where, 60)}: it is nested too deeply"
     if isinstance(value, dict | list):
@@ -161,18 +163,18 @@ def _not_plain(value: Any, where: str = "", depth: int = 0) -> str | None:
     if isinstance(value, bool | None):
         return None
     if isinstance(value, int | float):
-        usable = abs(value) < 2**63  # which NaN is not either
-        return None if usable else f"{one_line(where)}: {shown(value)} is no number of use here"
-    return f"{one_line(where)}: a {type(value).__name__} is no value here; write it in quotes"
+        usable = abs(value) < 2**63  # False for NaN
+        return None if usable else f"{one_line(where)}: the number {shown(value)} is out of range"
+    return f"{one_line(where)}: YAML reads this value as {type(value).__name__}. Fix: quote it"
 
 
 def _not_text(value: str, where: str) -> str | None:
     if "\0" in value:
-        return f"{one_line(where)}: a text with a NUL character; remove it"
+        return f"{one_line(where)}: the text has a NUL character. Fix: remove it"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return f"{one_line(where)}: a text with half of a surrogate pair; remove it"
+        return f"{one_line(where)}: the text has half of a surrogate pair. Fix: remove it"
     return None
 
 
@@ -180,7 +182,7 @@ def _override(data: dict, override: str) -> None:
     key, found, text = override.partition("=")
     given = f"--set {shown(override)}"
     if not found or not key.strip():
-        raise UserError(f"{given} is not of the form a.b=value")
+        raise UserError(f"{given} does not have the form a.b=value")
     try:
         value = _plain(text)
     except yaml.YAMLError:
@@ -211,7 +213,7 @@ def _item(here: Any, part: str, given: str) -> Any:
         return here.get(part)
     if isinstance(here, list) and part.isdecimal() and len(part) < 6 and int(part) < len(here):
         return here[int(part)]
-    raise UserError(f"{given}: there is no {shown(part)} at that place of the config")
+    raise UserError(f"{given}: the config has no {shown(part)} there")
 
 
 def _put(here: Any, part: str, value: Any) -> None:

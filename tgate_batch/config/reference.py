@@ -1,6 +1,6 @@
-"""What can stand in a config: as a page, as a JSON Schema for editors, as a file to start from.
+"""Generates docs/config.md, the JSON Schema and the commented example config.
 
-All three are made of the sections' own descriptions.
+All three come from the descriptions in ``sections.py``.
 """
 
 import json
@@ -30,7 +30,7 @@ _PLACES = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a config, as YAML language servers read it."""
+    """Returns the JSON Schema of a config, for YAML language servers."""
     schema = Config.model_json_schema()
     models = schema["properties"]["models"]
     models["items"] = {"anyOf": [models["items"], {"type": "string"}]}
@@ -47,7 +47,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown() -> str:
-    """Every key with its type, its default and what it means, a table a section."""
+    """Returns one table of all keys: type, default and description."""
     lines = ["| key | type | default | |", "|---|---|---|---|"]
     for key, field in _keys(Config):
         text = " ".join((field.description or "").split()).replace("|", "\\|")
@@ -56,12 +56,12 @@ def markdown() -> str:
 
 
 def commented(given: Mapping[str, Any]) -> str:
-    """A config as YAML: what is given, and every other key with its default as a comment."""
+    """Returns a config as YAML: the given keys, and every other key commented, with its default."""
     return "\n".join(_lines(Config, given, 0)) + "\n"
 
 
 def _keys(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key by its dotted name."""
+    """Yields every key with its dotted name."""
     for name, field in section.model_fields.items():
         inner = _inner(name, field)
         if inner is None or name in _INNER:
@@ -124,7 +124,7 @@ def _scalar(value: Any) -> str:
 
 
 def _lines(section: type[BaseModel], given: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """Each key with its description before it."""
+    """Yields the lines of each key, after its description."""
     indent = "  " * depth
     for name, field in section.model_fields.items():
         inner = _inner(name, field)
@@ -151,14 +151,14 @@ def _value(name: str, value: Any) -> str:
 
 
 def main() -> None:
-    """Writes the page and the schema into a checkout."""
+    """Writes docs/config.md and the schema into a checkout."""
     root = Path(__file__).parents[2]
     for name, content in files().items():
         (root / name).write_text(content, encoding="utf-8")
 
 
 def files() -> dict[str, str]:
-    """The files of a checkout that are made of the sections, by name."""
+    """Returns the contents of the generated files of a checkout, by name."""
     return {
         "docs/config.md": _HEAD + markdown(),
         "configs/config.schema.json": json.dumps(json_schema(), indent=1) + "\n",
@@ -167,10 +167,10 @@ def files() -> dict[str, str]:
 
 _HEAD = """# Every key of a config
 
-A run is one YAML file. `tgate-batch init MODEL` writes one with every key in it and what it means;
-the files in `configs/` are shorter. `--set a.b=value` changes one key of a file, `--output` its
-output. Editors with a YAML language server complete and check keys by `configs/config.schema.json`,
-which each shipped config names in its first line.
+A run is one YAML file. `tgate-batch init MODEL` writes one with every key and its description; the
+files in `configs/` are shorter. `--set a.b=value` overrides one key, `--output` the output folder.
+Editors with a YAML language server complete and check the keys, because the first line of each
+bundled config names `configs/config.schema.json`.
 
 """
 

@@ -1,6 +1,6 @@
-"""A run as validated data: frozen sections, unknown keys refused.
+"""The sections of a config, as frozen pydantic models that refuse unknown keys.
 
-The text below a key is its description, for the reference of configs and for editors.
+The text below a field is its description in docs/config.md, in the schema and in editors.
 """
 
 from dataclasses import asdict
@@ -18,11 +18,11 @@ from pydantic import (
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
 from tgate_batch.records import Kind, RowSettings
 
-# A name becomes a folder (`arm=<name>`): no separators, no leading dot, nothing to escape.
+# A name becomes a folder (`arm=<name>`): no separators, no leading dot, no escapes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-# A module is imported by its name, never found by a path.
+# The dotted name of a module; a path is refused.
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
 
@@ -36,159 +36,163 @@ def _class_and_arguments(value: Any) -> Any:
     named = value.get("class") if isinstance(value, dict) else value
     if value is not None and not (isinstance(named, str) and named):
         raise ValueError(
-            "a scheduler is a class of diffusers, or a section with its class and arguments, as "
-            "{class: EulerDiscreteScheduler, timestep_spacing: trailing}"
+            "a scheduler must be a diffusers class name, or a section with its class and "
+            "arguments, e.g. {class: EulerDiscreteScheduler, timestep_spacing: trailing}"
         )
     return value
 
 
-# A class by its name, or a section: `class`, and arguments of the class.
+# A class name, or a section with `class` and the arguments of that class.
 Scheduler = Annotated[str | dict[str, Any], BeforeValidator(_class_and_arguments)]
 
 
 class Lora(Section):
-    """A LoRA: safetensors that are added to a model's weights once, when it is loaded."""
+    """A LoRA, fused into the model's weights when the model is loaded."""
 
     path: str
     """A folder, a hub id, or a .safetensors file."""
     weight_name: str | None = None
-    """The file in the folder or at the hub. Left out: the only .safetensors of the folder; at the
-    hub pytorch_lora_weights.safetensors."""
+    """The file name in the folder or hub repository. Default: the only .safetensors file of the
+    folder; at the hub, pytorch_lora_weights.safetensors."""
     scale: float = 1.0
-    """How much of it is added."""
+    """The weight of the LoRA."""
 
 
 class Model(Section):
-    """A model by its name, and where it lies if it is not the catalogue's (docs/models.md)."""
+    """A model: a catalogue name, or any name with the path of its checkpoint (docs/models.md)."""
 
     name: Name
-    """A name of the catalogue (docs/models.md), or with a `path` any name; pictures are kept under
-    it."""
+    """A catalogue name (docs/models.md), or any name if `path` is given. It names the output folder
+    of the model's images."""
     path: str | None = None
-    """The checkpoint: a folder, a hub id, or one .safetensors file. Its own scheduler stays. Left
-    out: the one that the catalogue names."""
+    """The checkpoint: a folder, a hub id, or a single .safetensors file. Its own scheduler is the
+    default. Default: the catalogue's checkpoint."""
     revision: str | None = None
-    """Of a hub id in `path`: a branch, a tag or a commit. Left out: the main branch."""
+    """A branch, tag or commit of the hub id in `path`. Default: the main branch."""
     variant: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
-    """Which weights of a folder or hub id are read, where it has several: `fp16` stands for
-    model.fp16.safetensors. A part without that variant is read from its plain files. Left out: the
-    plain ones, or the only variant that is there."""
+    """Which weights of a folder or hub id to load: `fp16` means model.fp16.safetensors. A component
+    without this variant uses its plain files. Default: the plain files, or the only variant."""
     config: str | None = None
-    """Of a single file: the folder or hub id of a pipeline with its configurations, tokenizers and
-    scheduler. Left out: the catalogue's checkpoint of its kind."""
+    """For a single-file checkpoint: the folder or hub id of a pipeline that provides the
+    configurations, tokenizers and scheduler. Default: the catalogue's checkpoint of the same
+    kind."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The numbers it computes with. `auto`: float16 (Sana, Wan: bfloat16) on a GPU, else
-    float32."""
+    """The dtype of weights and computation. `auto`: float16 (Sana, Wan: bfloat16) on a GPU, float32
+    on a CPU."""
     scheduler: Scheduler | None = None
-    """As `sampling.scheduler`, for this model alone."""
+    """Overrides `sampling.scheduler` for this model."""
     loras: tuple[Lora, ...] = ()
-    """LoRAs, added together to the weights when the model is loaded."""
+    """LoRAs to fuse into the weights when the model is loaded."""
     unet: str | None = None
-    """A folder or hub id with a `config.json`: a U-Net in place of the checkpoint's."""
+    """A folder or hub id with a `config.json`: a U-Net that replaces the checkpoint's."""
     vae: str | None = None
-    """A folder or hub id with a `config.json`: a VAE in place of the checkpoint's."""
+    """A folder or hub id with a `config.json`: a VAE that replaces the checkpoint's."""
 
 
 class Columns(Section):
-    """Columns of the prompt set that say how their row is drawn, found without regard to case.
+    """Columns of the prompt set with settings per row; names are case-insensitive.
 
-    An empty cell is the run's setting (`sampling`). null switches a column off. A column that is
-    named here counts; one that only has a setting's name is asked about where it may describe
-    something else.
+    An empty cell means the run's setting (`sampling`). null disables a column. A column named here
+    is always a setting; a column that only shares a default name stops the run with a question if
+    it may mean something else.
     """
 
     negative_prompt: str | None = "negative_prompt"
-    """What guidance leads away from."""
+    """The negative prompt."""
     seed: str | None = "seed"
-    """The seed of the row's first picture; further ones have seeds made of it."""
+    """The seed of the row's first image; the seeds of further images are derived from it."""
     guidance_scale: str | None = "guidance_scale"
-    """The weight of guidance. Rows of differing weight share batches where the model allows it."""
+    """The guidance scale. Rows with different scales share batches if the model allows it."""
     height: str | None = "height"
     """Pixels, a multiple of 8."""
     width: str | None = "width"
     """Pixels, a multiple of 8."""
     steps: str | None = "steps"
-    """Denoising steps; a column `num_inference_steps` is found too. An arm's own steps count
-    more."""
+    """Denoising steps; a column `num_inference_steps` is recognized too. An arm's `steps` takes
+    precedence."""
     strength: str | None = "strength"
-    """Image-to-image, where the set has pictures too: how much of its picture a row replaces, above
-    0 and at most 1. An empty cell is `prompts.strength`."""
+    """Image-to-image strength (above 0, at most 1), if the set also has images. An empty cell means
+    `prompts.strength`."""
 
 
 class Prompts(Section):
-    """The prompt set and how it is cut."""
+    """The prompt set, and how it is split into shards."""
 
     path: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    """A .txt, .csv, .tsv, .jsonl, .json or .parquet file, also with .gz; a path or a URI. A pattern
-    (`part-*.csv`), a folder, or a list of these is read in order. `demo`: the embedded model's
-    captions."""
+    """A .txt, .csv, .tsv, .jsonl, .json or .parquet file (.gz is allowed, except for Parquet): a
+    path or a URI. A pattern (`part-*.csv`), a folder, or a list of these is read in order. `demo`:
+    the captions of the embedded model."""
     id_column: str | None = None
-    """The column of ids. Left out: one named like an id, else ids are made of the content. Names of
-    columns are found without regard to case."""
+    """The column of ids. Default: a column named like an id; without one, ids are derived from the
+    content. Column names are case-insensitive."""
     text_column: str | None = None
-    """The column of captions. Left out: one named like a caption."""
+    """The column of captions. Default: a column named like a caption."""
     repeated_ids: Literal["refuse", "number"] = "refuse"
-    """What becomes of an id that several rows have. `number`: the second row's is ID-2, the third's
-    ID-3."""
+    """What to do if several rows have the same id. `refuse`: stop with an error. `number`: rename
+    the second to ID-2, the third to ID-3."""
     image_column: str | None = None
-    """The column of pictures (bytes or paths) that image-to-video and image-to-image begin with."""
+    """The column of input images (bytes or paths) for image-to-video and image-to-image."""
     image_roots: tuple[str, ...] = ()
-    """Folders or URIs that rows may name images in, beside the prompt file's own folder."""
+    """Folders or URIs whose images rows may use, in addition to the prompt file's own folder."""
     strength: float | None = Field(None, gt=0, le=1)
-    """Rows begin with their picture and replace so much of it (image-to-image); of `steps` only
-    that part is run. An empty cell is a row without a picture. Left out: a caption's picture is
-    used where its row has a `strength`."""
+    """The default image-to-image strength; only this part of `steps` is run. A row with an empty
+    image cell is rendered from its caption alone. Default: only rows with a `strength` of their
+    own use their image."""
     columns: Columns = Columns()
     keep: bool | tuple[str, ...] = False
-    """Further columns that the output's rows carry on, as JSON in `kept`; true: all that are not
-    used."""
+    """Further columns to copy to the output, as JSON in the column `kept`; true: all unused
+    columns."""
     limit: int | None = Field(None, ge=1)
-    """Prompts to draw, of those after `offset`. A larger one later joins further prompts."""
+    """The number of prompts to render, after `offset`. Raise it later to add prompts to the same
+    output."""
     offset: int = Field(0, ge=0)
-    """Prompts to pass over at the beginning."""
+    """The number of prompts to skip at the beginning."""
     shard_size: int = Field(64, ge=1, le=100_000)
-    """The most prompts in a shard: in one file, and lost at most where a worker dies."""
+    """The maximum number of prompts in a shard: one output file, and the most that is lost if a
+    worker dies."""
 
 
 class Sampling(Section):
-    """How every arm samples; None: the model's documented setting."""
+    """The sampling settings of every arm; None: the model's documented setting."""
 
     steps: int | None = Field(None, ge=1, le=1000)
-    """Denoising steps. Left out: the model's documented number."""
+    """Denoising steps. Default: the model's documented number."""
     guidance_scale: float | None = Field(None, ge=0)
-    """The weight of classifier-free guidance. Left out: the model's documented one."""
+    """The classifier-free guidance scale. Default: the model's documented scale."""
     height: int | None = Field(None, ge=8, multiple_of=8)
-    """Pixels. Left out: the model's documented height."""
+    """Pixels. Default: the model's documented height."""
     width: int | None = Field(None, ge=8, multiple_of=8)
-    """Pixels. Left out: the model's documented width."""
+    """Pixels. Default: the model's documented width."""
     scheduler: Scheduler | None = None
-    """A scheduler class of diffusers, or a section: `class`, and arguments of it. `own` is the
-    checkpoint's. Left out: the checkpoint's under a `path`, else the model's documented one."""
+    """A diffusers scheduler class, or a section with `class` and its arguments. `own` means the
+    checkpoint's scheduler. Default: the checkpoint's scheduler if the model has a `path`, else the
+    model's documented one."""
     negative_prompt: str = ""
-    """What guidance leads away from, the same for every prompt."""
+    """The negative prompt of all rows without their own."""
     batch_size: int = Field(8, ge=1)
-    """Pictures a batch, at most; halved where they do not fit in memory."""
+    """The maximum number of images in a batch; halved if they do not fit in memory."""
     seed: int = 0
-    """The run's seed. A picture's own is made of it, the prompt's id and the picture's number."""
+    """The run's seed. The seed of an image is derived from it, the prompt's id and the image's
+    number."""
     images_per_prompt: int = Field(1, ge=1, le=10_000)
-    """Pictures of each prompt."""
+    """Images per prompt."""
     padding: bool = True
-    """Batches are filled up to `batch_size` with rows drawn twice, so that not a bit of a picture
-    depends on its neighbours, its place, a shard's end or a retry. What is filled in is dropped."""
+    """Pad partial batches to `batch_size` with repeated rows, so that no bit of an image depends on
+    its neighbours, its position, the end of a shard or a retry. The padding is dropped."""
 
     @property
     def given(self) -> frozenset[str]:
-        """The settings that the config gives itself."""
+        """The settings that the config sets explicitly."""
         given = ((name, getattr(self, name)) for name in self.model_fields_set)
         return frozenset(name for name, value in given if value not in (None, ""))
 
 
 OWN_SCHEDULER = "the checkpoint's own"
-_GUIDED = 2.0  # a scale at which guidance runs
+_GUIDED = 2.0  # a scale at which guidance is on
 
 
 def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
-    """The two settings of ``ResolvedSampling`` that a config's ``scheduler`` decides."""
+    """Returns the two fields of ``ResolvedSampling`` that a config's ``scheduler`` sets."""
     section = {"class": given} if isinstance(given, str) else given
     name = section["class"]
     return {
@@ -198,28 +202,28 @@ def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
 
 
 class ResolvedSampling(Section):
-    """How one model samples, with nothing left open."""
+    """The sampling settings of one model, with every default resolved."""
 
     steps: int
     guidance_scale: float
     height: int  # pixels
     width: int  # pixels
     scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
-    scheduler_arguments: dict[str, Any] = {}  # that its class is given beside the checkpoint's
+    scheduler_arguments: dict[str, Any] = {}  # override the checkpoint's
     negative_prompt: str
-    batch_size: int  # pictures a batch
+    batch_size: int  # images in a batch
     seed: int
     images_per_prompt: int
     padding: bool
-    strength: float | None = None  # of rows that begin with a picture
+    strength: float | None = None  # of image-to-image rows
 
     @property
     def steps_run(self) -> int:
-        """Denoising steps that are run: with a picture to begin with, the last ones alone."""
+        """The denoising steps that are run; for image-to-image, only the last of ``steps``."""
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
     def under(self, arm: "Arm") -> "ResolvedSampling":
-        """The sampling of an arm: its settings take the place of those of the same name here."""
+        """Returns these settings with the arm's own settings applied."""
         own = {key: getattr(arm, key, None) for key in type(self).model_fields}
         own = {key: value for key, value in own.items() if value is not None}
         if "scheduler" in own:
@@ -227,13 +231,13 @@ class ResolvedSampling(Section):
         return self.model_copy(update=own)
 
     def of_row(self, own: RowSettings) -> "ResolvedSampling":
-        """That of a row with settings of its own, but for its seed."""
+        """Returns these settings with a row's own settings applied, except its seed."""
         said = {key: value for key, value in own._asdict().items() if value is not None}
         said.pop("seed", None)
         return self.model_copy(update=said) if said else self
 
     def of_kind(self, kind: Kind) -> "ResolvedSampling":
-        """What rows of a kind have in common; of differing scales, one stands for all of them."""
+        """Returns the settings that rows of a kind share; one scale represents differing scales."""
         taken = ("height", "width", "steps", "strength")
         said: dict[str, Any] = {key: getattr(kind, key) for key in taken}
         said["guidance_scale"] = kind.guidance_scale
@@ -246,36 +250,38 @@ class ResolvedSampling(Section):
 
 
 class Arm(Section):
-    """One condition under comparison; with nothing set it is a baseline."""
+    """One condition to compare; an arm without settings is a baseline."""
 
     gate_step: int | float | None = None
-    """T-GATE: from this step on (the first is 0), or from this part of the steps on (0.4 of 25 is
-    step 10), cross-attention is reused and guidance dropped."""
+    """T-GATE: from this step on, cross-attention is reused and guidance is dropped. A step number
+    (the first is 0), or a fraction of the steps (0.4 of 25 is step 10)."""
     sp_interval: int = 1
-    """Before the gate, self-attention is computed every so many steps and reused between."""
+    """Before the gate: compute self-attention every this many steps, and reuse it in between."""
     fi_interval: int = 1
-    """After the gate, self-attention is computed every so many steps; 1: at each."""
+    """After the gate: compute self-attention every this many steps; 1: at every step."""
     warm_up: int = 0
-    """Steps at the beginning in which self-attention is always computed."""
+    """The number of first steps in which self-attention is always computed."""
     deepcache: dict[Literal["interval", "branch"], int] | None = None
-    """DeepCache beside or in place of a plan: the interval, and the branch that is cached."""
+    """DeepCache, with or without T-GATE: the interval, and the branch to cache."""
     steps: int | None = Field(None, ge=1, le=1000)
-    """Denoising steps of this arm alone: the plain rival of every cache. Left out: the run's."""
+    """Denoising steps of this arm; fewer steps is the simple alternative to caching. Default: the
+    run's."""
     scheduler: str | None = None
-    """A scheduler class of diffusers for this arm alone. Left out: the run's."""
+    """A diffusers scheduler class for this arm. Default: the run's."""
     guidance_from: int = 0
-    """The first step with guidance; before it the caption's branch runs by itself."""
+    """The first step with guidance; earlier steps run only the caption's branch."""
     guidance_until: int | float | None = None
-    """The first step without guidance again, or that part of the steps; attention is left as it is.
-    What a gate saves of guidance alone. Left out: guidance runs to the end."""
+    """The step from which guidance is off again: a step number, or a fraction of the steps.
+    Attention is not cached, so this measures what T-GATE saves by dropping guidance alone. Default:
+    guidance runs to the end."""
 
     @field_validator("scheduler", mode="before")
     @classmethod
     def _scheduler_is_a_class(cls, scheduler: Any) -> Any:
         if isinstance(scheduler, dict):
             raise ValueError(
-                "an arm's scheduler is a class alone, as scheduler: EulerDiscreteScheduler; its "
-                "arguments are given for the whole run (sampling.scheduler) or for a model"
+                "an arm's scheduler must be a class name, e.g. scheduler: EulerDiscreteScheduler. "
+                "Fix: set its arguments in sampling.scheduler or in a model's scheduler"
             )
         return scheduler
 
@@ -286,12 +292,14 @@ class Arm(Section):
             1,
             0,
         ):
-            raise ValueError("a plan needs its gate_step (the first fidelity-improving step)")
+            raise ValueError(
+                "sp_interval, fi_interval and warm_up need a gate_step. Fix: set gate_step"
+            )
         self.plan, self.guidance, self.cache  # noqa: B018  building them validates their values
         if self.gate_step is not None and self.guidance is not None:
             raise ValueError(
-                "gate_step ends guidance by itself; leave guidance_from and guidance_until out, or "
-                "give an arm of its own to them"
+                "gate_step already ends guidance. Fix: remove guidance_from and guidance_until, or "
+                "set them in a separate arm"
             )
         return self
 
@@ -324,9 +332,10 @@ class Arm(Section):
 
     @property
     def settings(self) -> dict[str, int | float | str | None]:
-        """Every setting of the arm, flat: what decides its pictures.
+        """Every setting of the arm that affects its images, as a flat dict.
 
-        The later ones are in it only where they are set, so that older outputs stay as they are.
+        Settings of later versions appear only if they are set, so the identity of older outputs
+        does not change.
         """
         cache = None if self.cache is None else asdict(self.cache)
         first = {"gate_step", "sp_interval", "fi_interval", "warm_up"}
@@ -336,80 +345,81 @@ class Arm(Section):
 
 
 class Workers(Section):
-    """Who renders and measures: between ``min`` and ``max`` workers, as the cluster offers."""
+    """The workers that render and measure: between ``min`` and ``max``, as the cluster allows."""
 
     executor: str = "ray"
-    """`ray`, or `local`: one worker in this process, without Ray."""
+    """`ray`, or `local` (one worker in this process, without Ray)."""
     min: int = Field(1, ge=1)
-    """Workers that are kept while there is work."""
+    """The number of workers to keep while there is work."""
     max: int | None = Field(None, ge=1)
-    """The most workers. Left out: as many as there is room and work for."""
+    """The maximum number of workers. Default: as many as the cluster and the work allow."""
     gpus_each: float = Field(0, ge=0)
-    """GPUs of a worker; a share puts several on one. 0 renders on the CPU."""
+    """GPUs per worker; with a fraction, several workers share one GPU. 0 renders on the CPU."""
     cpus_each: int = Field(1, ge=1)
-    """CPUs of a worker, and its number of threads where it computes on them."""
+    """CPUs per worker, and its number of threads if it renders on the CPU."""
     room_within: float | None = Field(None, gt=0)
-    """Seconds to wait for a place for the first worker; then the run ends with exit code 4. Left
-    out: 900 where no machine is large enough for one, no limit where others use the machines."""
+    """Seconds to wait for resources for the first worker; then the run ends with exit code 4.
+    Default: 900 if no machine is large enough for a worker, no limit if the machines are busy."""
     hang_after: float = Field(900, gt=0)
-    """Seconds without a word after which a worker is replaced, or 20 usual batches if longer."""
+    """Replace a worker that reports nothing for this many seconds (or for 20 typical batches, if
+    longer)."""
 
     @model_validator(mode="after")
     def _at_most_max(self) -> "Workers":
         if self.max is not None and self.min > self.max:
             raise ValueError(
-                f"min {self.min} is more than max {self.max}; give a max of at least {self.min}"
+                f"min {self.min} is more than max {self.max}. Fix: set max to at least {self.min}"
             )
         return self
 
 
 class Engine(Section):
-    """How the pipeline computes; what is drawn changes in the last bits at most."""
+    """How the pipeline computes; images change in the last bits at most."""
 
     compile: bool | Literal["regional"] = False
-    """torch.compile of the denoiser: minutes at first, then faster. `regional`: of its transformer
-    blocks alone, which repeat, so that the first picture comes sooner."""
+    """Compile the denoiser with torch.compile: minutes at first, then faster. `regional` compiles
+    only its repeated transformer blocks, so the first image is ready sooner."""
     channels_last: bool = True
-    """The memory layout in which convolutions are fastest."""
+    """Use the channels-last memory layout, in which convolutions are fastest."""
     fused_qkv: bool = False
-    """One matrix for query, key and value."""
+    """Fuse the query, key and value projections into one matrix."""
     attention: Literal["flash", "efficient", "cudnn", "math"] | None = None
-    """The kernel of attention. Left out: torch chooses."""
+    """The attention kernel. Default: torch chooses."""
     decode_batch_size: int | None = Field(None, ge=1)
-    """Pictures that the VAE decodes at a time. Left out: the whole batch."""
+    """The number of images that the VAE decodes at a time. Default: the whole batch."""
     offload_text_encoder: bool = False
-    """Keep text encoders in main memory while pictures are denoised."""
+    """Keep the text encoders in main memory during denoising."""
 
 
 class Images(Section):
-    """How pictures are stored."""
+    """How images are stored."""
 
     format: str = "webp"
-    """`webp` or `png`, both lossless here, or `jpeg`, which changes FID."""
+    """`webp` or `png` (both lossless here), or `jpeg` (lossy, changes FID)."""
     quality: int = Field(95, ge=1, le=100)
-    """Of a format that loses some."""
+    """The quality of a lossy format."""
     mark: bool = True
-    """Every picture says in its XMP that a model made it (IPTC's digital source type)."""
+    """Mark every image as AI-generated in its XMP (IPTC digital source type)."""
 
 
 class Score(Section):
-    """What the pictures are compared with; owners of the names in it refuse unknown ones."""
+    """What the images are compared with; each registry refuses names that it does not know."""
 
     reference: str | None = None
-    """What pictures are compared with: an .npz of tgate-batch reference or pytorch-fid, a folder or
-    a pattern (`shards/*.tar`) of pictures or tar files, `drawn` (the baseline's prompts as drawn
-    pictures of the demo), or nothing: no distance.
-    `{extractor}` in it stands for each extractor's name."""
+    """The reference images: an .npz of tgate-batch reference or pytorch-fid, a folder or a pattern
+    (`shards/*.tar`) of images or tar files, or `drawn` (the demo's drawings of the baseline's
+    prompts). `{extractor}` is replaced by each extractor's name. Default: no reference, so no
+    distance is measured."""
     extractor: tuple[str, ...] = Field(("efficientnet-lite0",), min_length=1)
-    """What takes the features; one or several. `inception` alone makes the distance FID."""
+    """One or several feature extractors. Only `inception` makes the distance FID."""
     reference_skip_unreadable: bool = False
-    """Leave out, and count, images of the reference that cannot be read (cut off, damaged). Without
-    it the first one is an error that names it."""
+    """Skip and count unreadable reference images (truncated, damaged). If false, the first one
+    stops the run with an error that names it."""
     by: str | None = None
-    """A column of the prompt set: figures of pictures are broken down by its values."""
+    """A column of the prompt set by whose values the figures are broken down."""
     weights: dict[str, str] = {}
-    """Where weights are, by metric (clip, lpips, ...) or `extractor`. A metric that needs some is
-    measured where they are given."""
+    """The location of weights, by metric (clip, lpips, ...) or `extractor`. A metric that needs
+    weights is measured only if they are given."""
 
     @field_validator("extractor", mode="before")
     @classmethod
@@ -420,24 +430,24 @@ class Score(Section):
     @classmethod
     def _extractors_differ(cls, extractor: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(extractor)) < len(extractor):
-            raise ValueError("an extractor is listed twice")
+            raise ValueError("an extractor is listed twice. Fix: list it once")
         return extractor
 
     @model_validator(mode="before")
     @classmethod
     def _one_place_for_weights(cls, data: Any) -> Any:
-        """Moves the older keys `clip`, `lpips` and `extractor_path` into `weights`."""
+        """Moves the old keys `clip`, `lpips` and `extractor_path` into `weights`."""
         if not isinstance(data, dict) or not isinstance(data.get("weights") or {}, dict):
             return data
-        data = {key: data[key] for key in data if key != "bootstrap"}  # older outputs have it
+        data = {key: data[key] for key in data if key != "bootstrap"}  # in older outputs
         weights = dict(data.get("weights") or {})
         for old, name in _OLD_WEIGHTS.items():
             if old not in data:
                 continue
             if name in weights and weights[name] != data[old]:
                 raise ValueError(
-                    f"{old!r} and 'weights.{name}' are one setting and differ "
-                    f"({data[old]!r}, {weights[name]!r}); give 'weights.{name}' alone"
+                    f"{old!r} and 'weights.{name}' are the same setting but differ "
+                    f"({data[old]!r}, {weights[name]!r}). Fix: set only 'weights.{name}'"
                 )
             weights[name] = data[old]
         given = {name: where for name, where in weights.items() if where is not None}
@@ -448,22 +458,22 @@ _OLD_WEIGHTS = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
 
 
 class Threshold(Section):
-    """What one figure of the report has to keep; an arm that does not fails the run.
+    """A bound on one figure of the report; the run fails if an arm violates it.
 
-    A test judges the figure's interval, so that noise alone does not pass a harm; ``min`` and
-    ``max`` are a window on the value itself, for rules that are written so (MLPerf's).
+    ``no_worse_than``, ``at_least`` and ``at_most`` test the bound of the figure's interval, so
+    noise cannot hide a regression. ``min`` and ``max`` test the value itself, as MLPerf's rules do.
     """
 
     no_worse_than: float | None = None
-    """Of a change: the interval's bound; signed, so that a fall is negative."""
+    """The bound of a change's interval; signed, so a decrease is negative."""
     at_least: float | None = None
-    """The interval's lower bound."""
+    """The minimum of the interval's lower bound."""
     at_most: float | None = None
-    """The interval's upper bound."""
+    """The maximum of the interval's upper bound."""
     min: float | None = None
-    """The value itself."""
+    """The minimum of the value itself."""
     max: float | None = None
-    """The value itself."""
+    """The maximum of the value itself."""
 
     @model_validator(mode="after")
     def _bounded(self) -> "Threshold":
@@ -473,63 +483,64 @@ class Threshold(Section):
                 "a threshold needs a test (no_worse_than, at_least, at_most) or a window (min, max)"
             )
         if len(given) > 1 and not set(given) <= {"min", "max"}:
-            raise ValueError(f"{given[0]} and {given[1]} cannot be one threshold; give one of them")
+            raise ValueError(f"{given[0]} and {given[1]} cannot be combined. Fix: keep one of them")
         return self
 
 
 class Thresholds(Section):
-    """A threshold by the figure's name; and what a figure counts that a run is too small for."""
+    """Thresholds by figure name, and the result of an undecided threshold."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, Threshold] = Field(init=False)
 
     undecided: Literal["pass", "fail"] = "fail"
-    """What a figure counts whose run is too small for a verdict."""
+    """Whether an undecided threshold (too few prompts) passes or fails the run."""
 
     @property
     def figures(self) -> dict[str, Threshold]:
-        """Figure -> its threshold."""
+        """Figure name -> threshold."""
         return self.__pydantic_extra__ or {}
 
 
 class Cost(Section):
-    """What devices cost; a worker costs its GPUs (``workers.gpus_each``), or its CPUs without."""
+    """Device prices; a worker costs its GPUs (``workers.gpus_each``), or else its CPUs."""
 
     usd_per_gpu_hour: float | None = Field(None, ge=0)
-    """The price of a GPU an hour."""
+    """The price of one GPU per hour."""
     usd_per_cpu_hour: float | None = Field(None, ge=0)
-    """The price of a CPU an hour, for workers without a GPU."""
+    """The price of one CPU per hour, for workers without a GPU."""
 
 
 class Config(Section):
-    """One run into one output folder."""
+    """One run, with one output folder."""
 
     models: tuple[Model, ...] = Field(min_length=1)
-    """Names of the catalogue, or sections with a `name`; drawn one after another."""
+    """Catalogue names, or sections with a `name`; rendered one after another."""
     prompts: Prompts
     sampling: Sampling = Sampling()
     arms: dict[Name, Arm] = Field(min_length=1)
-    """A name -> a condition. The first without a plan is the baseline that others stand beside."""
+    """The conditions to compare, by name. The first without settings is the baseline."""
     workers: Workers = Workers()
     engine: Engine = Engine()
     images: Images = Images()
     score: Score = Score()
     cost: Cost = Cost()
     thresholds: Thresholds = Thresholds()
-    """A figure of report.json -> what it has to keep; exit code 3 where it does not."""
+    """Bounds by figure of report.json. The exit code is 3 if an arm violates one."""
     max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.01
-    """Images that may fail: a number, or a share of all (then at least one). A run with more of
-    them stops and ends with exit code 4. null: any number."""
+    """How many images may fail: a number, or a fraction of all images (then at least one). With
+    more failures the run stops with exit code 4. null: any number."""
     plugins: tuple[Module, ...] = ()
-    """Modules with a FAMILY or a METRIC of your own."""
+    """Python modules that define your own FAMILY or METRIC."""
     output: str
-    """The output folder, or a URI (s3://, gs://). The same command there goes on."""
+    """The output folder, or a URI (s3://, gs://). Rerun the same command to continue an interrupted
+    run."""
 
     @model_validator(mode="before")
     @classmethod
     def _gates_have_a_new_name(cls, data: Any) -> Any:
         if isinstance(data, dict) and "gates" in data:
-            raise ValueError("the key 'gates' has a new name; rename it to 'thresholds'")
+            raise ValueError("the key 'gates' was renamed. Fix: rename it to 'thresholds'")
         return data
 
     @field_validator("models", mode="before")
@@ -550,10 +561,10 @@ class Config(Section):
     def _names_differ(self) -> "Config":
         names = [model.name for model in self.models]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"model {twice[0]!r} is listed twice; rows are kept by model name")
+            raise ValueError(f"model {twice[0]!r} is listed twice. Fix: rename one")
         return self
 
     @property
     def baseline(self) -> str | None:
-        """The first ungated arm, which the others are compared with."""
+        """The first arm without settings, the baseline of the others; None if there is none."""
         return next((name for name, arm in self.arms.items() if arm.is_baseline), None)

@@ -1,4 +1,4 @@
-"""The configs that come with the package, by their names; and where to get the files they name."""
+"""The bundled configs by name, and where to get the data files that they need."""
 
 from pathlib import Path
 
@@ -6,38 +6,38 @@ _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # of a wheel, of a checkout
 
 
-_SOURCES = {  # of a file that a shipped config names and that does not come with the package
+_SOURCES = {  # of data files that bundled configs need and that the package does not include
     "captions_val2014.json": (
-        "unpack it here from annotations_trainval2014.zip of cocodataset.org, which holds it as "
-        "annotations/captions_val2014.json"
+        "unpack annotations/captions_val2014.json from annotations_trainval2014.zip of "
+        "cocodataset.org, and put it here"
     ),
     "mlperf_coco2014_5k_captions.tsv": (
-        "save it here from github.com/mlcommons/inference, which holds it as "
-        "text_to_image/coco2014/captions/captions_source.tsv"
+        "download text_to_image/coco2014/captions/captions_source.tsv from "
+        "github.com/mlcommons/inference, and save it here under this name"
     ),
     "coco2014-{extractor}.npz": (
-        "unpack val2014.zip of cocodataset.org here, then tgate-batch reference --config coco10k "
-        "--from val2014/ makes it"
+        "unpack val2014.zip of cocodataset.org here, then run tgate-batch reference --config "
+        "coco10k --from val2014/"
     ),
     "pictures.csv": (
-        "a column `image` of paths to pictures of your own, as (echo image; ls pictures/*) > "
-        "pictures.csv writes it"
+        "write a file with a column `image` of paths to your own images, e.g. (echo image; ls "
+        "pictures/*) > pictures.csv"
     ),
 }
 
 
 def source_of(file: str) -> str | None:
-    """How to get a file that a shipped config names, if it is one that has to be got."""
+    """Returns how to get a file that a bundled config needs; None if it is not a known file."""
     return _SOURCES.get(file)
 
 
 def names() -> list[str]:
-    """What can be given in place of a config's file."""
+    """Returns the names of the bundled configs."""
     return sorted(file.stem for file in _folder().glob("*.yaml"))
 
 
 def find(given: str) -> Path:
-    """The file that was given, or the shipped config of this name."""
+    """Returns the given file, or the bundled config with this name."""
     file = _folder() / f"{given}.yaml"
     is_name = not Path(given).exists() and "/" not in given
     return file if is_name and file.is_file() else Path(given)

@@ -1,4 +1,4 @@
-"""Where a model's checkpoint lies, and loading it: safetensors only, and never remote code."""
+"""Locates and loads a model's checkpoint: safetensors only, never remote code."""
 
 import re
 import sys
@@ -34,10 +34,10 @@ _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformer
 
 
 def check(model: Model, sampling: Sampling) -> ResolvedSampling:
-    """How the model samples, after all has been checked that needs no weights.
+    """Checks all that needs no weights; returns the resolved sampling.
 
-    Raises UserError for a checkpoint that is not there or not served, as ``checkpoint`` does, and
-    for a scheduler, LoRAs and replaced parts that cannot be used.
+    Raises UserError if the checkpoint is missing or unsupported, as ``checkpoint`` does, or if the
+    scheduler, a LoRA or a replaced component cannot be used.
     """
     found = opened(model)
     checkpoint(model, found)
@@ -133,7 +133,7 @@ def _check_channels(model: Model, found: Opened) -> None:
 
 
 def _unsafe(folder: Path, model: Model, found: Opened) -> str | None:
-    """Why a local checkpoint is not loaded; None: what it is made of is data alone."""
+    """Returns why a local checkpoint is refused; None if it has no code and no pickles."""
     if not (folder / INDEX).is_file():
         return None
     index = read_json(folder / INDEX)
@@ -190,7 +190,7 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         reason = re.sub(rf"\S*/{LINKS}\w+", where, reason)
         if "meta tensor" in reason:
-            reason = "it lacks weights that its configurations ask for"
+            reason = "weights are missing that its configurations require"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
     if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
         pipeline.scheduler = scheduling.another_scheduler(

@@ -1,7 +1,7 @@
-"""What a family of pipelines says of itself: all that its own file in this folder holds.
+"""The description of a family of pipelines; each family has one file in this folder.
 
-Nothing here, and nothing at the top of a family's file, imports torch or diffusers: a config is
-checked in a moment.
+Neither this module nor the top level of a family's file imports torch or diffusers, so that a
+config is checked quickly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Entry:
 
 
 def pipeline_class(row: Entry) -> Any:
-    """The class that the row names, of diffusers unless the name is dotted."""
+    """Returns the row's pipeline class, from diffusers unless the name is dotted."""
     module, _, kind = row.pipeline.rpartition(".")
     return getattr(import_module(module or "diffusers"), kind)
 
@@ -90,12 +90,12 @@ def picture_latents(architecture: Architecture, height: int, width: int) -> dict
 
 
 def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
-    """The prompt's picture upright, in RGB, at the size that is drawn.
+    """Returns the prompt's image upright, in RGB, at the size to render.
 
-    Raises ValueError where there is none, and UserError where it cannot be read.
+    Raises ValueError if the prompt has no image, UserError if it cannot be read.
     """
     if prompt.image is None:
-        raise ValueError("this model draws from a picture, and the prompt has none")
+        raise ValueError("this model needs an input image, but the prompt has none")
     return open_upright(prompt.image).resize((sampling.width, sampling.height))
 
 
@@ -118,7 +118,7 @@ def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """How pipelines of one kind are called, counted and built. What is not said is as for pictures.
+    """How pipelines of one kind are called, counted and built; the defaults are for images.
 
     - ``denoiser``: the pipeline's attribute that holds it, ``unet`` or ``transformer``.
     - ``inputs(config, batch, tokens, height, width)``: the denoiser's arguments on the meta device,

@@ -1,4 +1,4 @@
-"""Rows of a batch with guidance scales of their own."""
+"""Guidance scales per row of a batch."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ class RowScales(float):
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """What tensors do that stand first: ``tensor * scale`` is the same product."""
+        """Handles ``tensor * scale``, with the tensor on the left."""
         if function in (torch.Tensor.mul, torch.Tensor.__mul__, torch.mul) and not kwargs:
             tensor, scale = args
             return scale * tensor

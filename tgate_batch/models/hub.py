@@ -1,4 +1,4 @@
-"""Hub ids: what of them lies on this machine, and fetching small files under short time limits."""
+"""Hub ids: look them up in the local cache, or fetch their small files with a short timeout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ NETWORK = (
 
 
 def is_local(path: str) -> bool:
-    """Whether a path of a config is one of this machine, and not a hub id."""
+    """True if a path of a config is local, not a hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 

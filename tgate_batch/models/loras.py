@@ -1,8 +1,8 @@
-"""LoRAs of a model: where they lie, and adding them to its weights.
+"""Locates the LoRAs of a model and fuses them into its weights.
 
-They are fused: a picture then costs what it costs without them, and MACs and caches stay as they
-are. A file of diffusers' or of the usual trainers' is given to the pipeline; what peft's own
-``save_pretrained`` writes has no part's name in it, and goes to the denoiser.
+A fused LoRA changes neither the cost of an image, nor MACs, nor caches. The pipeline loads files of
+diffusers and of the usual trainers. Files of peft's ``save_pretrained`` name no component, and are
+loaded into the denoiser.
 """
 
 import re
@@ -57,8 +57,8 @@ def check(model: Model, family: Family) -> None:
     key = f"models: {model.name}: loras"
     if not family.loras:
         raise UserError(
-            f"{key}: pipelines of this family load no LoRA in diffusers; leave them out, or merge "
-            "them into the checkpoint"
+            f"{key}: pipelines of this family load no LoRA in diffusers. Fix: remove them, or "
+            "merge them into the checkpoint"
         )
     if find_spec("peft") is None:
         raise UserError(f"{key}: they need peft, which is not installed; pip install peft")
@@ -81,9 +81,9 @@ def check(model: Model, family: Family) -> None:
 
 
 def fits(model: Model, found: Opened) -> tuple[str, ...]:
-    """How many layers of each LoRA the model has, a line each; of those that are on this machine.
+    """Returns one line per local LoRA: how many of its layers fit the model.
 
-    Raises UserError for one of which no layer fits.
+    Raises UserError if no layer of a LoRA fits.
     """
     files = [located(model, number) for number in range(len(model.loras))]
     if not any(files) or found.folder is None:
@@ -169,9 +169,9 @@ def _quiet() -> Iterator[None]:
 
 
 def located(model: Model, number: int) -> Path | None:
-    """The file of a LoRA; None: it is at a hub, and not on this machine.
+    """Returns the file of a LoRA; None if it is at the hub and not in the local cache.
 
-    Raises UserError for a place that is not there, and where it is not safetensors.
+    Raises UserError if the path does not exist or is not safetensors.
     """
     lora, key = model.loras[number], f"models: {model.name}: loras.{number}"
     if lora.weight_name is not None and not lora.weight_name.endswith(".safetensors"):
@@ -188,7 +188,7 @@ def located(model: Model, number: int) -> Path | None:
     if place.suffix != ".safetensors":
         raise UserError(f"{key}: {lora.path} is no folder, hub id or .safetensors file")
     if not place.is_file():
-        raise UserError(f"{key}: {lora.path} is not there")
+        raise UserError(f"{key}: {lora.path} does not exist")
     return place
 
 

@@ -1,8 +1,8 @@
-"""What a model of a config is: the family that calls it, its documented settings, its files.
+"""Resolves a model of a config to its family, its documented settings and its files.
 
-A name of the catalogue is its row. Any other name stands for the checkpoint at its ``path``: the
-class in ``model_index.json`` says the family, and the family's row of that class the settings.
-Nothing here loads a weight, torch or diffusers.
+A catalogue name means its row. Any other name means the checkpoint at its ``path``: the class in
+``model_index.json`` gives the family, and the family's row of that class gives the settings.
+Nothing here loads weights, torch or diffusers.
 """
 
 from collections.abc import Mapping
@@ -48,10 +48,9 @@ class Opened:
 
 
 def opened(model: Model) -> Opened:
-    """What the model is. Small files of a hub id may be fetched, for a few seconds.
+    """Resolves the model; may download small files of a hub id, for a few seconds.
 
-    Raises UserError for a name or a class of pipeline that is not known, and for a place that is
-    not there.
+    Raises UserError for an unknown name or pipeline class, and for a path that does not exist.
     """
     found = _opened(model)
     if found.file is None:
@@ -74,8 +73,8 @@ def _opened(model: Model) -> Opened:
     known = catalogue.CATALOGUE.get(model.name)
     if model.path.endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(
-            f"{_key(model)}: {model.path} is a pickle, which may run code when it is read; convert "
-            "it to .safetensors where you trust it, and give that"
+            f"{_key(model)}: {model.path} is a pickle, which may run code when it is loaded. Fix: "
+            "if you trust it, convert it to .safetensors and give that file"
         )
     file = Path(model.path).expanduser() if model.path.endswith(".safetensors") else None
     place, revision = model.path, model.revision
@@ -105,8 +104,8 @@ def resolve(model: Model, sampling: Sampling, found: Opened | None = None) -> Re
     arguments = {**found.says, **resolved.scheduler_arguments}
     if found.unclear is not None and "prediction_type" not in arguments:
         raise UserError(
-            f"{_key(model)}: {found.file}: {found.unclear}, which is not applied by itself. Fix: "
-            "give a scheduler with its prediction_type, as scheduler: {class: own, "
+            f"{_key(model)}: {found.file}: {found.unclear}, which is not applied automatically. "
+            "Fix: give a scheduler with its prediction_type, as scheduler: {class: own, "
             "prediction_type: v_prediction}"
         )
     return resolved.model_copy(update={"scheduler_arguments": arguments})
@@ -128,7 +127,7 @@ def architecture_of(found: Opened, model: Model) -> Architecture:
         architecture = read_architecture(folder, partial(found.family.tokens, found.row))
     else:
         raise UserError(
-            f"the architecture of {model.name!r} is not known without its files; give a local "
+            f"the architecture of {model.name!r} is unknown without its files. Fix: give a local "
             "checkpoint folder (models: {name, path})"
         )
     if model.unet is not None:
@@ -242,8 +241,8 @@ def _configurations(model: Model, file: Path, known: Entry | None) -> str:
     kind = single_file.kind_of(keys)
     if kind is None:
         raise UserError(
-            f"{_key(model)}: the kind of {file} cannot be told; give models.config the folder of a "
-            "pipeline of its kind"
+            f"{_key(model)}: the kind of {file} is unknown. Fix: set models.config to the "
+            "folder of a pipeline of its kind"
         )
     return catalogue.entry(kind).checkpoint
 
@@ -283,7 +282,7 @@ def _by_class(model: Model, folder: Path, file: Path | None) -> Opened:
         served = dict.fromkeys(_plain(row.pipeline) for row in catalogue.CATALOGUE.values())
         raise UserError(
             f"{_key(model)}: {folder} is a {kind or 'pipeline without a class'}, which is not "
-            f"served; served are: {', '.join(served)}"
+            f"supported. Supported classes: {', '.join(served)}"
         )
     family = catalogue.family_of(rows[0].name)
     denoiser = _config_of(model, folder, family.denoiser)

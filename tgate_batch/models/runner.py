@@ -1,8 +1,8 @@
 """Running a loaded pipeline in three parts: encode once, denoise, decode.
 
-The parts are apart so that arms share the encoded prompts and denoising and decoding are timed
-and batched on their own. No pipeline code is repeated here: each part is the pipeline's own, called
-as its family says.
+Separate parts let arms share the encoded prompts; denoising and decoding are timed and
+batched separately. No pipeline code is copied: each part calls the pipeline's own code as its
+family describes.
 """
 
 import io
@@ -38,7 +38,7 @@ _NEGATIVES = 64  # negative prompts that are kept encoded
 
 @dataclass(frozen=True)
 class Pixels:
-    """A batch of finished pictures, on the CPU."""
+    """A batch of finished images, on the CPU."""
 
     values: np.ndarray  # uint8 [n, height, width, 3]; videos [n, frames, height, width, 3]
     finite: np.ndarray  # bool [n]: whether the model made numbers everywhere
@@ -62,7 +62,7 @@ class PipelineRunner:
         self._negatives: dict[str, Condition] = {}  # by their text
 
     def together(self, sampling: ResolvedSampling) -> tuple:
-        """What rows have to have in common to share a batch."""
+        """Returns the settings that rows must share to be in one batch."""
         config = denoiser_of(self.pipeline).config
         embeds = getattr(config, "time_cond_proj_dim", None) is not None
         mixes = self.family.mixes_guidance and not embeds
@@ -91,7 +91,7 @@ class PipelineRunner:
         ]
 
     def encoded_as(self, arm: Arm) -> str:
-        """What of an arm's sampling a condition may depend on, as text."""
+        """Returns the sampling settings of an arm that a condition depends on, as JSON."""
         return self.sampling.under(arm).model_dump_json(exclude=_NOT_ENCODED)
 
     def _conditions(
@@ -126,7 +126,7 @@ class PipelineRunner:
         ]
 
     def _negative(self, text: str) -> Condition:
-        """A negative prompt, encoded by itself and once; empty: the pipeline's own default."""
+        """Encodes a negative prompt once and caches it; an empty one is the pipeline's default."""
         if text not in self._negatives:
             while len(self._negatives) >= _NEGATIVES:
                 self._negatives.pop(next(iter(self._negatives)))
@@ -189,9 +189,9 @@ class PipelineRunner:
 
     @contextmanager
     def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> Iterator[None]:
-        """Within the block, batches are drawn as the arm says: its steps, scheduler and plan.
+        """Applies the arm's steps, scheduler and plan to the batches inside the block.
 
-        ``sampling``: that of the rows in them, where they have one of their own.
+        ``sampling``: the sampling of the rows, if it differs from the run's.
         """
         before = self.sampling
         self.sampling = (sampling or before).under(arm)
@@ -216,7 +216,7 @@ class PipelineRunner:
 
     @property
     def _drawing(self) -> Any:
-        """The pipeline that draws: the loaded one, or that of pictures with the same parts."""
+        """The pipeline that renders: the loaded one, or its image-to-image pipeline."""
         return self.pipeline if self.sampling.strength is None else self._from_pictures
 
     @cached_property
@@ -227,9 +227,9 @@ class PipelineRunner:
 
     @torch.inference_mode()
     def is_invariant(self) -> bool:
-        """Whether equal rows in are equal rows out here, bit for bit, wherever they stand.
+        """True if equal rows give equal results bit for bit, at every position of a batch.
 
-        Draws one prompt as a whole batch in two steps, one of them of both branches and one after
+        Renders one prompt as a whole batch in two steps, one of them of both branches and one after
         a gate: the two numbers of rows that batches run on. With several threads a CPU computes
         some rows otherwise than others at some numbers of rows.
         """
@@ -249,7 +249,7 @@ class PipelineRunner:
 
     @torch.inference_mode()
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
-        """Final latents, one row a condition; the noise of a row is its seed's alone."""
+        """Returns final latents, one row per condition; a row's noise depends only on its seed."""
         silence = nullcontext() if self.sampling.strength is None else _without_warnings()
         with engine.attention(self.engine.attention), silence:
             return self._denoised(conditions, seeds)
@@ -287,7 +287,7 @@ class PipelineRunner:
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Pixels:
-        """Final latents to pictures, a few at a time where the engine says so."""
+        """Decodes final latents to pixels, ``engine.decode_batch_size`` at a time."""
         self._ready_to_decode()
         count = len(latents)
         size = min(self.engine.decode_batch_size or count, count)
@@ -333,7 +333,7 @@ def padded(values: list[Any], size: int) -> list[Any]:
 
 
 def open_runner(model: Model, config: Config) -> PipelineRunner:
-    """Loads the model and makes it ready for the run; raises UserError where it cannot be had."""
+    """Loads the model and prepares it for the run; raises UserError if it cannot be loaded."""
     device = "cuda" if config.workers.gpus_each > 0 else "cpu"
     found = opened(model)
     sampling = resolve(model, config.sampling, found)

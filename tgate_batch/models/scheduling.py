@@ -1,4 +1,4 @@
-"""Schedulers by the names and arguments that a config gives them."""
+"""Checks and builds the schedulers that a config names."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -101,7 +101,7 @@ def check_file(found: Opened, name: str, key: str) -> None:
 def refusals(
     model: Model, found: Opened, sampling: ResolvedSampling, arms: Mapping[str, Arm]
 ) -> Iterator[str]:
-    """Why schedulers cannot render with the model, a line each that names the arms.
+    """Yields why schedulers cannot render with the model, one line each, with the arms.
 
     Each arm's scheduler is made, told the arm's steps, and takes one step of zeros: without
     weights, but with torch.
@@ -121,7 +121,7 @@ def refusals(
 
 
 def _refusal(found: Opened, how: ResolvedSampling, gated: bool) -> str | None:
-    """Why the scheduler cannot render; None: it can, or the model is not here to tell."""
+    """Returns why the scheduler cannot render; None if it can or the model is not local."""
     own = own_scheduler(found)
     name = how.scheduler
     if name == OWN_SCHEDULER:
@@ -200,7 +200,7 @@ def another_scheduler(name: str, current: Any, arguments: Mapping[str, Any] | No
 
 
 def begins_with_pictures(name: str) -> bool:
-    """Whether a scheduler brings a picture to where its steps begin; the model's own is said to."""
+    """True if the scheduler supports image-to-image; assumed for the checkpoint's own."""
     return name == OWN_SCHEDULER or hasattr(_class(name, "sampling.scheduler"), "add_noise")
 
 
@@ -227,7 +227,7 @@ def noise_of_rows(scheduler: Any, generators: list[Any]) -> Iterator[None]:
 
 
 def told(found: Opened, sampling: ResolvedSampling) -> str:
-    """The scheduler that draws, as a person reads it."""
+    """Returns a readable description of the scheduler."""
     name = sampling.scheduler
     if name == OWN_SCHEDULER:
         own = own_scheduler(found)

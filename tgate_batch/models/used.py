@@ -1,4 +1,4 @@
-"""What a run uses of each model, as ``run.json`` and the report keep it."""
+"""The description of each model of a run, for ``run.json`` and the report."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Used:
     loras: tuple[str, ...] = ()  # how many layers of each fit, a line each
 
     def told(self) -> str:
-        """In a line, as it is said at the start."""
+        """Returns one line for the start of a run."""
         how = self.sampling
         said = ", ".join(f"{key} {value}" for key, value in self.from_file.items())
         file = f"; the file itself says {said}" if said else ""
