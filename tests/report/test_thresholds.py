@@ -210,7 +210,7 @@ def test_keys_of_the_page_lead_to_the_values():
     ("name", "asked", "said"),
     [
         ("clip_score", {"no_worse_than": 31}, "tests changes, and clip_score is not a change"),
-        ("fd", {"at_most": 31}, r"fd has no interval that at_most .* window"),
+        ("fd", {"at_most": 31}, r"fd has no interval for at_most to test.* window"),
         ("prompt_accuracy", {"at_least": 0.9}, "prompt_accuracy has no interval"),
         ("precision", {"no_worse_than": 0.1}, "precision has no interval"),
         ("errors_percent", {"at_most": 1}, r"give it a window on the value \(min, max\)"),
