@@ -75,7 +75,7 @@ def test_last_lines_show_what_was_saved_and_where_the_report_is(finished):
     lines = said.strip().splitlines()
     assert lines[-1] == f"report: {folder / 'report' / 'index.html'}"
     assert lines[-2] == "12 images, 0 errors"
-    assert lines[-3].startswith("tgate draws ")
+    assert lines[-3].startswith("tgate renders ")
     assert any("MACs saved" in line for line in lines)
 
 

@@ -60,7 +60,7 @@ def test_heading_of_a_figure_with_intervals_does_not_break_inside_the_bracket(ht
 
 def test_verdict_stands_in_markdown_too(finished, summary):
     said = finished.folder.read(layout.REPORT_MARKDOWN).decode()
-    assert re.search(r"^- tgate draws [\d.]+ \[[\d.]+, [\d.]+\] times", said, re.M)
+    assert re.search(r"^- tgate renders [\d.]+ \[[\d.]+, [\d.]+\] times", said, re.M)
 
 
 def test_run_without_scores_has_a_page_that_says_nothing_of_arms(tmp_path):
@@ -70,7 +70,7 @@ def test_run_without_scores_has_a_page_that_says_nothing_of_arms(tmp_path):
 
 
 def test_speed_of_a_verdict_is_set_off_and_names_stay_text():
-    said = page._strong("<b> draws 1.50 [1.40, 1.60] times as many images a second")
+    said = page._strong("<b> renders 1.50 [1.40, 1.60] times as many images a second")
     assert said == (
-        "&lt;b&gt; draws <strong>1.50 [1.40, 1.60] times</strong> as many images a second"
+        "&lt;b&gt; renders <strong>1.50 [1.40, 1.60] times</strong> as many images a second"
     )

@@ -104,7 +104,7 @@ def test_costs_without_a_price_say_which_is_missing(begun):
     for key in ("usd_per_1000_images", "usd_per_1000_images_billed"):
         assert arm[key] is None
         assert arm["withheld"][key] == reason
-    assert arm["withheld"]["wh_per_1000_images"] == "no worker measured what its GPU took"
+    assert arm["withheld"]["wh_per_1000_images"] == "no worker measured its GPU's energy"
 
 
 def test_energy_is_shared_as_money_is(begun):

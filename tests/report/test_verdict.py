@@ -27,7 +27,7 @@ GATED = BASELINE | {
         "prompt_accuracy": {"value": 0.035, "low": -0.005, "high": 0.08, "gained": 9, "lost": 2}
     },
 }
-FASTER = "tgate draws 1.37 [1.30, 1.44] times as many images a second"
+FASTER = "tgate renders 1.37 [1.30, 1.44] times as many images a second"
 
 
 def said(*arms):
@@ -172,11 +172,11 @@ def test_what_is_not_known_is_said():
         "usd_per_1000_images": None,
     }
     assert said(BASELINE, arm) == [
-        "tgate was not timed beside the baseline, and no change of quality was measured"
+        "tgate has no measured speed-up, and no change of quality was measured"
     ]
     few = GATED | {"speedup_interval": None}
     assert (
-        "draws 1.37 times as many images a second (too few batches for an interval)"
+        "renders 1.37 times as many images a second (too few batches for an interval)"
         in (said(BASELINE, few)[0])
     )
 
@@ -190,9 +190,9 @@ def test_pictures_that_failed_are_counted():
         "error_kinds": kinds,
         "usd_per_1000_images": None,
     }
-    assert said(BASELINE, nothing) == ["tgate has no picture: all 200 failed (ValueError: no)"]
+    assert said(BASELINE, nothing) == ["tgate has no images: all 200 failed (ValueError: no)"]
     none = BASELINE | {"images": 0}
-    assert "and the baseline has no picture to compare with" in said(none, GATED)[0]
+    assert "and the baseline has no images to compare with" in said(none, GATED)[0]
 
 
 def test_thresholds_are_counted_by_how_they_stand():
@@ -204,12 +204,12 @@ def test_thresholds_are_counted_by_how_they_stand():
 
 def test_baseline_speaks_only_where_it_stands_alone():
     assert said(BASELINE) == [
-        "baseline draws 2.00 [1.90, 2.10] images a second with each worker "
-        "(it is the baseline: compared with none)"
+        "baseline renders 2.00 [1.90, 2.10] images a second with each worker "
+        "(it is the baseline: no comparison)"
     ]
 
 
 def test_models_are_named_where_there_are_several():
     other = {"model": "sdxl"}
     found = said(BASELINE, GATED, BASELINE | other, GATED | other)
-    assert [line.split(" draws")[0] for line in found] == ["demo tgate", "sdxl tgate"]
+    assert [line.split(" renders")[0] for line in found] == ["demo tgate", "sdxl tgate"]

@@ -1,1 +1,1 @@
-"""All arms beside their baseline: ``report.json``, ``report.md`` and one self-contained page."""
+"""All arms compared with their baseline: ``report.json``, ``report.md`` and a page."""

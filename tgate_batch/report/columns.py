@@ -25,7 +25,7 @@ def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
             "{}",
             tables=_EVERY,
             bounded=False,
-            explanation="The model that drew the pictures.",
+            explanation="The model that rendered the images.",
         ),
         Column(
             "arm",
@@ -34,7 +34,7 @@ def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
             tables=_EVERY,
             bounded=False,
             explanation=(
-                "One way of drawing: the baseline, or one that leaves work out. All arms draw the "
+                "One way to render: the baseline, or a faster variant. All arms render the "
                 "same prompts with the same seeds."
             ),
         ),
@@ -125,7 +125,7 @@ _SPEED = (
         "images",
         "{}",
         tables=("speed", "brief"),
-        explanation="Pictures that were drawn.",
+        explanation="Images that were rendered.",
     ),
     Column(
         "errors",
@@ -133,7 +133,7 @@ _SPEED = (
         "{}",
         better="lower",
         tables=("speed", "brief"),
-        explanation="Pictures that could not be drawn; each keeps the reason in its row.",
+        explanation="Images that could not be rendered; each row has the reason.",
     ),
     Column(
         "images_per_second_per_worker",
@@ -144,7 +144,7 @@ _SPEED = (
         interval=("images_per_second_interval",),
         withheld=("images_per_second_interval",),
         explanation=(
-            "Pictures a second that one worker draws: denoising and decoding, without loading the "
+            "Images a second that one worker renders: denoising and decoding, without loading the "
             "model and without each worker's first batch."
         ),
     ),
@@ -177,7 +177,7 @@ _SPEED = (
         better="higher",
         tables=("speed", "brief"),
         beside_baseline=True,
-        explanation="The share of the baseline's arithmetic that the arm leaves out.",
+        explanation="The share of the baseline's MACs that the arm saves.",
     ),
     Column(
         "usd_per_1000_images_billed",
@@ -186,7 +186,7 @@ _SPEED = (
         better="lower",
         tables=("speed", "brief"),
         explanation=(
-            "All that the run held, loading and waiting too, at the config's price; shared among "
+            "All devices of the run, loading and waiting too, at the config's price; shared among "
             "the arms by their time on the device."
         ),
     ),
@@ -197,7 +197,7 @@ _SPEED = (
         better="lower",
         tables=("speed", "brief"),
         explanation=(
-            "What 1,000 more pictures would cost: denoising and decoding alone, at the config's "
+            "What 1,000 more images would cost: denoising and decoding alone, at the config's "
             "price."
         ),
     ),
@@ -207,7 +207,7 @@ _SPEED = (
         "{:.2f}",
         better="lower",
         tables=("speed",),
-        explanation="Energy that the GPUs took, in watt-hours.",
+        explanation="Energy that the GPUs used, in watt-hours.",
     ),
 )
 _SHARES = (  # of the rows; for thresholds

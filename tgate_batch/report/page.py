@@ -1,4 +1,4 @@
-"""The report as files: ``report.json``, ``report.md``, and a page that needs nothing beside it."""
+"""The report as files: ``report.json``, ``report.md``, and a self-contained page."""
 
 import base64
 import hashlib
@@ -93,13 +93,13 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A text of a run, without what a page is not to be given; what is markup already stays."""
+    """Removes unprintable characters from a run's text; markup is unchanged."""
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _strong(sentence: str) -> Markup:
-    """A verdict with its first figure, the speed, set off."""
-    figure = r"(?<= draws )[\d.,]+(?: \[[^\]]*\])?(?: times)?"
+    """Returns a verdict with its first figure, the speed, in bold."""
+    figure = r"(?<= renders )[\d.,]+(?: \[[^\]]*\])?(?: times)?"
     return Markup(re.sub(figure, r"<strong>\g<0></strong>", str(escape(_shown(sentence))), count=1))
 
 
@@ -108,13 +108,13 @@ def _text(name: str) -> str:
 
 
 def _places(found: Sequence[Any], arms: Sequence[Arm]) -> list[tuple[int, Any]]:
-    """Each verdict with its arm's place, which has the arm's colour."""
+    """Pairs each verdict with its arm's index, which selects the colour."""
     keys = [(arm["model"], arm["arm"]) for arm in arms]
     return [(keys.index((verdict.model, verdict.arm)), verdict) for verdict in found]
 
 
 def _grouped(found: Sequence[Plot]) -> list[list[Plot]]:
-    """The plots by their places: quality in one, the time beside it, then one each."""
+    """Groups the plots into cells: quality, then time, then one plot per cell."""
     quality = [plot for plot in found if plot.name.startswith(("frontier-", "changed-"))]
     time = [plot for plot in found if plot.name in ("stages", "whole")]
     others = [[plot] for plot in found if plot not in quality and plot not in time]
@@ -122,7 +122,7 @@ def _grouped(found: Sequence[Plot]) -> list[list[Plot]]:
 
 
 def _without_model(part: Part, arms: Sequence[Arm]) -> Part:
-    """A table without the column of the model, where all are of one."""
+    """Drops the model column if all arms have the same model."""
     if len({arm["model"] for arm in arms}) > 1:
         return part
     place = part.rows[0].index("model")
@@ -131,14 +131,14 @@ def _without_model(part: Part, arms: Sequence[Arm]) -> Part:
 
 
 def _thresholds(arms: Sequence[Arm]) -> list[tuple[str, dict[str, Any]]]:
-    """Every threshold with its arm's name; those that are not kept come first."""
+    """Every threshold with its arm's name, failed ones first."""
     every = [(name_of(arm, arms), one) for arm in arms for one in arm["thresholds"]]
     order = ("failed", "undecided", "passed")
     return sorted(every, key=lambda item: order.index(standing(item[1])))
 
 
 class ErrorKind(NamedTuple):
-    """Rows of an arm that failed alike: how many, what one says, and some prompts' ids."""
+    """Failed rows of an arm with one kind of error: count, message and some prompt ids."""
 
     arm: str
     rows: int
@@ -159,7 +159,7 @@ def _errors(arms: Sequence[Arm]) -> list[ErrorKind]:
 
 
 def _times(workers: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Stages in the order they happen, with their share of the workers' wall."""
+    """Stages in order, with their share of the workers' wall time."""
     if workers is None or not workers["seconds"]["wall"]:
         return []
     seconds = workers["seconds"]

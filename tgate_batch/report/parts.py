@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 def parts(summary: dict[str, Any]) -> list[Part]:
-    """The report's tables, without those that have nothing to say."""
+    """Returns the report's tables, without empty ones."""
     arms = summary["arms"]
     found = [
         _part("Speed and cost", arms, "speed"),
@@ -119,7 +119,7 @@ def _broken_down(arms: Sequence[Arm], column: str | None) -> Iterator[Part]:
 
 
 def notes(arms: Sequence[Arm]) -> list[str]:
-    """What the figures are to be read with."""
+    """Returns the notes that explain the figures."""
     every = [*arms, *(arm for held in _further(arms).values() for arm in held)]
     found = [
         "MACs per image: the multiplications (each with its addition) of the denoiser, the network "

@@ -1,4 +1,4 @@
-"""What a plot of the page is, and how the arms in it are called."""
+"""The plot record, and the names of arms in plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

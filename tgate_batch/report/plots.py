@@ -9,7 +9,7 @@ from tgate_batch.report.plots_of_time import course, stages, whole, workers
 
 
 def plots(summary: Mapping[str, Any]) -> list[Plot]:
-    """Those that there is something to draw of."""
+    """Returns the plots that have data."""
     arms = summary["arms"]
     return [
         *frontiers(arms),

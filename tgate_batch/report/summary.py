@@ -1,4 +1,4 @@
-"""The content of ``report.json``: each arm's scores, and what they mean beside its baseline's."""
+"""The content of ``report.json``: each arm's scores, compared with its baseline."""
 
 import json
 from dataclasses import asdict
@@ -46,7 +46,7 @@ def summarize(run: Run) -> dict[str, Any]:
         arms,
         "wh_per_1000_images",
         None if joules is None else joules / 3600,
-        "no worker measured what its GPU took",
+        "no worker measured its GPU's energy",
     )
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
@@ -62,9 +62,9 @@ def summarize(run: Run) -> dict[str, Any]:
 
 
 def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was rendered, and who made it: what the files say, not this process.
+    """The settings and provenance of the images, from the files and not from this process.
 
-    ``versions`` and ``git`` are of those who drew most files; ``made_by`` has all of them.
+    ``versions`` and ``git`` are those of most files; ``made_by`` lists all.
     """
     makers = history.added_up(maker for arm in arms for maker in arm.get("made_by", ()))
     most = makers[0] if makers else history.software()
@@ -140,7 +140,7 @@ def _share(arms: list[dict[str, Any]], key: str, total: float | None, reason: st
     for arm, share in zip(arms, shares, strict=True):
         arm[key] = share
         if share is None:
-            arm["withheld"][key] = reason if total is None else "no picture came out whole"
+            arm["withheld"][key] = reason if total is None else "no usable image"
 
 
 def _baseline(run: Run, arms: list[dict], model: str) -> dict | None:

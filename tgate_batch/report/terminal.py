@@ -1,4 +1,4 @@
-"""The end of a run in a terminal or a log: its table, and what it comes to, in sentences."""
+"""The end of a run in a terminal or a log: the brief table and the verdicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _GAP = "  "
 
 
 def show(summary: Mapping[str, Any]) -> None:
-    """Says the brief table, each arm's verdict, its thresholds and its errors."""
+    """Logs the brief table, each arm's verdict, its thresholds and its errors."""
     arms = summary["arms"]
     if say.is_json():
         for arm in arms:

@@ -1,9 +1,8 @@
-"""Thresholds: a run's figures held against the tests and windows of its config.
+"""Thresholds: checks a run's figures against the tests and windows of its config.
 
-A test passes only where the figure's interval shows that the threshold is kept, and fails only
-where it shows that it is not; between the two more prompts would decide. A window bounds the value
-itself. A figure that was not measured fails its threshold, so that a nightly run cannot pass by
-measuring less.
+A test passes only if the figure's whole interval satisfies the threshold, and fails only if the
+whole interval violates it; otherwise it is undecided. A window bounds the value itself. A figure
+that was not measured fails its threshold, so that a nightly run cannot pass by measuring less.
 """
 
 from collections.abc import Mapping
@@ -29,8 +28,8 @@ def known() -> tuple[str, ...]:
 def check(thresholds: Mapping[str, Threshold]) -> None:
     """Raises UserError for a threshold that can judge nothing.
 
-    That is one on something else than a figure of the report, ``no_worse_than`` on a figure that is
-    no change, and a test on a figure that never has an interval.
+    These are: an unknown figure, ``no_worse_than`` on a figure that is not a change, and a test
+    on a figure that never has an interval.
     """
     bounded = _bounded()
     for name, threshold in thresholds.items():
@@ -41,14 +40,14 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
             continue
         if not column.interval:
             raise UserError(
-                f"thresholds: {name} has no interval that {test} could judge; give it a window "
+                f"thresholds: {name} has no interval for {test} to test. Fix: give it a window "
                 "on the value (min, max)"
             )
         if test == "no_worse_than" and not column.change:
             changes = ", ".join(other for other, found in bounded.items() if found.change)
             raise UserError(
-                f"thresholds: no_worse_than judges changes, and {name} is none; give at_least or "
-                f"at_most, or judge one of: {changes}"
+                f"thresholds: no_worse_than tests changes, and {name} is not a change. Fix: use "
+                f"at_least or at_most, or one of: {changes}"
             )
 
 
@@ -170,7 +169,7 @@ def _judged(
 
 
 class _Found:
-    """What a threshold comes to; ``passed`` is None where it is undecided."""
+    """The result of a threshold; ``passed`` is None if undecided."""
 
     def __init__(self, passed: bool | None, verdict: str, margin: float | None = None):
         self.passed, self.verdict, self.margin = passed, verdict, margin
@@ -222,14 +221,14 @@ def _of_test(name: str, found: Estimate, limit: float, higher: bool, test: str, 
     more = _more_prompts(found, limit, arm)
     between = f"undecided {name} {value} [{found.low:.4g}, {found.high:.4g}] must be {must}"
     if sign * (found.value - limit) < 0:
-        said = f"{between}; {more} would rather confirm a failure"
+        said = f"{between}; {more} would probably confirm the failure"
     else:
         said = f"{between}; {more} would do"
     return _Found(None, said, margin)
 
 
 def _more_prompts(found: Estimate, limit: float, arm: Arm) -> str:
-    """How many prompts beyond those of the run tell its value from the limit."""
+    """The number of additional prompts that would resolve the value from the limit."""
     prompts, difference = arm.get("prompts_compared") or arm.get("prompts"), found.value - limit
     if not prompts or difference == 0:
         return "more prompts"

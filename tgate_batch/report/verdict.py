@@ -1,4 +1,4 @@
-"""What a run comes to, in one sentence an arm: entries of report.json in, plain text out."""
+"""The verdict on each arm, in one sentence, from the entries of report.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Standing = Literal["passed", "failed", "undecided"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of one arm.
+    """The verdict on one arm.
 
-    ``sentence`` is of speed and quality, without a full stop; ``saving`` is of money, None where
-    no price is known; ``thresholds`` counts them by how they stand, without zeros.
+    ``sentence`` describes speed and quality, without a full stop; ``saving`` is the cost saved,
+    None if no price is known; ``thresholds`` counts thresholds by result, without zeros.
     """
 
     model: str
@@ -30,7 +30,7 @@ class Verdict:
     thresholds: Mapping[Standing, int]
 
     def __str__(self) -> str:
-        """All of it in one line, for a terminal."""
+        """Returns the whole verdict in one line, for a terminal."""
         parts = [self.sentence, *([self.saving] if self.saving else [])]
         if self.thresholds:
             counts = ", ".join(f"{n} {standing}" for standing, n in self.thresholds.items())
@@ -39,12 +39,12 @@ class Verdict:
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """One line an arm, for the content of report.json."""
+    """Returns one line per arm, from the content of report.json."""
     return [str(found) for found in judged(summary)]
 
 
 def judged(summary: Mapping[str, Any]) -> list[Verdict]:
-    """One verdict an arm. A baseline that others stand beside has none: it is their measure."""
+    """Returns one verdict per arm, except for a baseline that other arms are compared with."""
     arms = summary["arms"]
     several = len({arm["model"] for arm in arms}) > 1
     baselines = {arm["model"]: arm for arm in arms if arm["is_baseline"]}
@@ -57,7 +57,7 @@ def judged(summary: Mapping[str, Any]) -> list[Verdict]:
 
 
 def standing(threshold: Mapping[str, Any]) -> Standing:
-    """How a judged threshold stands."""
+    """Returns the result of a judged threshold."""
     if not threshold["decided"]:
         return "undecided"
     return "passed" if threshold["passed"] else "failed"
@@ -80,9 +80,9 @@ def _verdict(arm: Arm, baseline: Arm | None, arms: Sequence[Arm], several: bool)
 
 
 def _done(arm: Arm, baseline: Arm | None, arms: Sequence[Arm]) -> str:
-    """What the arm did: how fast, how well, and what failed."""
+    """Describes the arm's speed, quality and failures."""
     if not arm["images"]:
-        return f"has no picture: {_all_failed(arm)}"
+        return f"has no images: {_all_failed(arm)}"
     said = _alone(arm) if baseline is None else f"{_speed(arm)}, {_quality(arm, baseline, arms)}"
     if arm["errors"]:
         said += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} pictures failed"
@@ -91,7 +91,7 @@ def _done(arm: Arm, baseline: Arm | None, arms: Sequence[Arm]) -> str:
 
 def _all_failed(arm: Arm) -> str:
     if not arm["errors"]:
-        return "nothing was drawn"
+        return "nothing was rendered"
     kinds = arm.get("error_kinds") or []
     return f"all {arm['errors']:,} failed" + (f" ({kinds[0]['error']})" if kinds else "")
 
@@ -99,16 +99,16 @@ def _all_failed(arm: Arm) -> str:
 def _alone(arm: Arm) -> str:
     rate = _column("images_per_second_per_worker", [arm]).show(arm)
     if arm["images_per_second_per_worker"] is None:
-        return f"drew {arm['images']:,} pictures, and its speed was not measured"
+        return f"rendered {arm['images']:,} images; its speed was not measured"
     why = "it is the baseline" if arm["is_baseline"] else "no baseline"
-    return f"draws {rate} images a second with each worker ({why}: compared with none)"
+    return f"renders {rate} images a second with each worker ({why}: no comparison)"
 
 
 def _speed(arm: Arm) -> str:
     value, bounds = arm["speedup"], arm.get("speedup_interval")
     if value is None:
-        return "was not timed beside the baseline"
-    times = f"draws {value:.2f}"
+        return "has no measured speed-up"
+    times = f"renders {value:.2f}"
     if bounds is None:
         said = f"{times} times as many images a second (too few batches for an interval)"
         return said + _above_limit(arm, value)
@@ -120,7 +120,7 @@ def _speed(arm: Arm) -> str:
 
 
 def _above_limit(arm: Arm, least: float) -> str:
-    """A remark on a speed-up, at ``least`` so large, that the saved arithmetic does not explain."""
+    """A remark if the speed-up (at least ``least``) exceeds what the saved MACs explain."""
     saved = arm.get("macs_saved")
     if (
         saved is None
@@ -137,16 +137,16 @@ def _above_limit(arm: Arm, least: float) -> str:
 
 def _quality(arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> str:
     if not baseline["images"]:
-        return "and the baseline has no picture to compare with"
+        return "and the baseline has no images to compare with"
     found = [_change(column, arm, arms) for column in changes(arm, arms)]
     return " and ".join(found) if found else "and no change of quality was measured"
 
 
 def changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
-    """The changes that speak for quality.
+    """Yields the changes that the verdict reports as quality.
 
-    Those of figures of single pictures, and that of the Frechet distance where it can be compared;
-    the kernel distance's only where there is nothing else.
+    Changes of per-image figures, and of the Frechet distance if it is comparable; the kernel
+    distance only if there is nothing else.
     """
     known = [c for c in columns(arms) if c.change and c.tables and c.value(arm) is not None]
     pictures = [column for column in known if "pictures" in column.tables]
@@ -179,7 +179,7 @@ def _prompts(arm: Arm) -> float:
 
 
 def _would_do(arm: Arm, bounds: Mapping[str, float]) -> str:
-    """How many prompts would show a change as large as the one that was seen."""
+    """The number of prompts that would resolve a change as large as the observed one."""
     if bounds["value"] == 0:
         return ""
     error = Estimate(bounds["value"], bounds["low"], bounds["high"]).standard_error
@@ -188,7 +188,7 @@ def _would_do(arm: Arm, bounds: Mapping[str, float]) -> str:
 
 
 def _word(column: Column, arms: Sequence[Arm]) -> str:
-    """What it is a change of: the figure's own heading, if it is one of single pictures."""
+    """The heading of the figure that changed."""
     if "pictures" in column.tables and column.of is not None:
         return _column(column.of, arms).heading
     return column.heading.removesuffix(" change")
@@ -199,7 +199,7 @@ def _column(name: str, arms: Sequence[Arm]) -> Column:
 
 
 def _saving(arm: Arm, baseline: Arm) -> str | None:
-    """What 1,000 images cost less: denoising and decoding, as in the speed-up."""
+    """The saving per 1,000 images, from denoising and decoding time, as in the speed-up."""
     mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
     if mine is None or theirs is None:
         return None

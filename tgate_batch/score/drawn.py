@@ -1,4 +1,4 @@
-"""Small sums for what the report draws: the course of a run, its workers, how changes spread.
+"""Aggregates for the report's plots: speed over the run, per worker, and change histograms.
 
 They add up like all sums. The pictures that changed most are kept by name, a few of each metric.
 """
@@ -69,7 +69,7 @@ def worst(
 
 
 def drawn(sums: Sums, metrics: Iterable[PictureMetric]) -> dict[str, Any]:
-    """What stands in an arm's scores: ``course``, ``by_worker`` and ``spread``.
+    """Returns the plot data of an arm's scores: ``course``, ``by_worker`` and ``spread``.
 
     ``course`` is in the order of the prompts, ``by_worker`` by name; both with images and seconds
     of batches that are no warm-up. ``spread`` has ``low``, ``high`` and the ``counts`` between.

@@ -73,7 +73,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is to be known of an extractor without its network."""
+    """An extractor's properties, without its network."""
 
     name: str
     dimensions: int
@@ -98,7 +98,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class ConcludeOrder:
-    """An arm's chunks, to be brought to figures. ``baseline``: None for the baseline itself."""
+    """An order to compute an arm's figures. ``baseline``: None for the baseline itself."""
 
     source: Source
     chunks: tuple[Chunk, ...]
@@ -150,7 +150,7 @@ class SetFigures:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What one arm comes down to. Small: it travels to the driver."""
+    """One arm's aggregated results, small enough to send to the driver."""
 
     model: str
     arm: str
@@ -163,7 +163,7 @@ class Conclusion:
 
     @classmethod
     def of_nothing(cls, model: str, arm: str) -> Conclusion:
-        """That of an arm without pictures."""
+        """Returns the conclusion of an arm without images."""
         named: dict[str, Any] = {"failed": [], "broken": [], "made_by": [], "macs": {}, "worst": {}}
         return cls(model, arm, {}, named, {})
 
@@ -223,7 +223,7 @@ def conclude(
     beside: Mapping[str, Beside],
     baselines: dict[str, Summary],
 ) -> Conclusion:
-    """Reads an arm's sums and brings them down to figures; saves ``mu`` and ``sigma``.
+    """Computes an arm's figures from its sums; saves ``mu`` and ``sigma``.
 
     The conclusion is kept, unless a file was missing or something could not be computed. Where an
     arm and the baseline lack pictures of each other, the baseline's sums are needed too: those of

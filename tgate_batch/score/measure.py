@@ -73,7 +73,7 @@ class MeasureOrder:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a worker says of a measured shard.
+    """A worker's report on a measured shard.
 
     ``damaged``: files that are not as they were written, with what was found. ``problems``: why
     something could not be measured.

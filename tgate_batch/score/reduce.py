@@ -198,7 +198,7 @@ class _Adding:
         mine: _Rows,
         place: _Place,
     ) -> None:
-        """Takes down how the pictures of both arms changed, and which did most."""
+        """Adds the change histogram, and keeps the most-changed images."""
         if not metric.needs_baseline and others is None:
             return
         changes = values if metric.needs_baseline or others is None else values - others
@@ -223,7 +223,7 @@ class _Adding:
         return [(("by", str(value)), values == value) for value in dict.fromkeys(values)]
 
     def _say(self, rows: _Rows) -> None:
-        """Takes down what is said of the rows by name."""
+        """Records the failed and the broken rows."""
         named = Summary(macs=rows.macs, made_by=rows.made_by)
         for status, chosen, keys in (
             (named.failed, ~rows.ok, ("error", "error_kind")),
@@ -327,7 +327,7 @@ class _Adding:
         return None
 
     def _drop(self, file: str) -> None:
-        """A damaged measurement goes: it can be measured again."""
+        """Deletes a damaged measurement, so that it is measured again."""
         self._whole = False
         self._found.damaged.append(file)
         self._folder.delete(file)

@@ -51,7 +51,7 @@ class Reference:
 
 
 def is_file(spec: str) -> bool:
-    """Whether a path or URI names a reference's file, and not a place of pictures."""
+    """True if a path or URI names a reference file, and not a set of images."""
     return (spec.partition("?")[0] if "://" in spec else spec).endswith(".npz")
 
 

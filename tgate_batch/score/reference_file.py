@@ -1,6 +1,6 @@
 """Makes a reference's file: pictures in parts, each part's features a file, all parts one ``.npz``.
 
-A part that stands is not extracted again, so a job that was killed goes on. The same pictures,
+A finished part is not extracted again, so rerunning a killed job resumes it. The same pictures,
 extractor and number of threads give the same bytes, whoever extracted which part.
 """
 

@@ -1,4 +1,4 @@
-"""What is to be added up and concluded of a run, in orders for workers."""
+"""Orders for workers that aggregate a run's measurements, and the writing of its scores."""
 
 from __future__ import annotations
 

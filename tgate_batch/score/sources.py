@@ -1,4 +1,4 @@
-"""Where the pictures of a reference come from, cut into parts that workers read.
+"""Sources of a reference's images, cut into parts that workers read.
 
 A source is a folder or a pattern of pictures or of tar shards, one tar, Parquet rows with an
 ``image`` column, a list of paths, or the drawings of a run's captions. Hidden files and those that
