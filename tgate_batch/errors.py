@@ -1,4 +1,4 @@
-"""The exceptions that a person at the command line is meant to read, and that say what is lost."""
+"""Exceptions whose one-line messages are shown to the user, and helpers that format messages."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work: what was found, why, and what to do, in one line.
+    """Invalid user input; the message is one line: what is wrong, why, and how to fix it.
 
     Several problems are several arguments. The jobs print each on a line of its own, without a
     traceback, and exit with code 2.
@@ -47,12 +47,12 @@ class Problems:
 
 
 class StorageError(Exception):
-    """A storage is away, full, read-only or closed to us; no file on it is to blame.
+    """A storage is unreachable, full, read-only or denies access; no single file is damaged.
 
-    One line, which the jobs print without a traceback. It is no ``OSError``, so nobody takes an
-    outage for a damaged or a missing file. ``denied``: the storage answered, and said no.
-    ``store``: it is an object store, so that all files on it are concerned. ``lasting``: it does
-    not end by waiting (a full or read-only disk, a right that lacks).
+    The message is one line, printed without a traceback. It is not an ``OSError``, so an outage is
+    not mistaken for a damaged or missing file. ``denied``: the storage refused access. ``store``:
+    it is an object store, so all files on it are affected. ``lasting``: waiting does not help (a
+    full or read-only disk, a missing permission).
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class StorageError(Exception):
 
 
 class OutputLost(RuntimeError):
-    """Another run has taken the output folder over, so this one must not write there any more.
+    """Another run has taken over the output folder, so this run must stop writing there.
 
-    The message is one line for the user; the jobs exit with code 4. It is no ``StorageError`` and
-    no ``OSError``, so nobody waits for its end or tries again.
+    The message is one line for the user; the jobs exit with code 4. It is neither a
+    ``StorageError`` nor an ``OSError``, so it is not retried.
     """
 
 
 class DeviceLost(RuntimeError):
-    """The device is in an error state that only a fresh process leaves."""
+    """The device is in an error state that only a new process can clear."""
 
 
 _JOINERS = "\u200c\u200d"  # between letters of some scripts, and parts of an emoji
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text that moves no cursor and hides nothing: what is not printable is written as an escape.
+    """Returns the text with every non-printable character written as an escape.
 
     Control characters, line breaks, bidirectional overrides and halves of surrogate pairs are not
     printable; spaces of every width are. ``keep``: characters that stay, such as our line breaks.
@@ -96,7 +96,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Text for a message: of printable characters alone, without line breaks, cut to ``limit``."""
+    """Returns the text for a message: printable, without line breaks, cut to ``limit``."""
     text = str(text)
     if len(text) > limit:
         text = text[:limit] + "..."
@@ -106,7 +106,7 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value for a message: text in quotes, escaped and cut; of what is large only its kind."""
+    """Returns a value for a message: text quoted, escaped and cut; large values by type only."""
     if isinstance(value, str | bytes):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")
     if isinstance(value, bool | float) or value is None:
@@ -119,9 +119,9 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 class ClusterLost(RuntimeError):
-    """The Ray cluster is gone, and this driver with it. The message is one line for the user.
+    """The Ray cluster is lost, and the driver stops. The message is one line for the user.
 
-    What is finished stays; the jobs exit with code 4.
+    Finished images are kept; the jobs exit with code 4.
     """
 
 

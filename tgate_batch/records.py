@@ -13,7 +13,7 @@ from tgate_batch.storage import without_credentials
 
 
 class Kind(NamedTuple):
-    """What prompts have in common that share batches; None: as the run says.
+    """The settings that rows must share to be in one batch; None: the run's setting.
 
     ``guidance_scale``: only where rows of differing guidance cannot share a batch.
     """
@@ -34,7 +34,7 @@ AS_OTHERS = Kind()
 
 
 class RowSettings(NamedTuple):
-    """What a row of the prompt set says of its own pictures; None: as the run says.
+    """The overrides in a row of the prompt set; None: the run's setting.
 
     ``strength``: of a row that begins with its picture (image-to-image); None: from noise alone.
     """
@@ -106,7 +106,7 @@ _OWN = 1 << 63  # tells a row's own settings from the parts that every row has
 
 
 def image_seed(run_seed: int, prompt_id: str, image_number: int, own: int | None = None) -> int:
-    """The 63-bit seed of one picture: of the run, the prompt and the picture's number alone.
+    """Returns the 63-bit seed of one image, from the run's seed, prompt id and image number.
 
     Neither arm, shard, worker nor batch enters, so arms are paired picture by picture. ``own`` is
     the seed that the prompt's row gives: its picture 0 has it, and the others have one made of it.
@@ -126,7 +126,7 @@ def row_digest(
     image: bytes | None,
     video: bytes | None,
 ) -> str:
-    """The SHA-256 of a row's image and video, bound to the row: no other row has it."""
+    """Returns the SHA-256 of a row's image, video and key, which is unique to the row."""
     whose = json.dumps([model, arm, prompt_id, image_number]).encode()
     digest = sha256(len(whose).to_bytes(8, "big") + whose)
     for content in (image, video):
@@ -137,7 +137,7 @@ def row_digest(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a picture has none: the kind (an exception's class), a line, and a traceback if any."""
+    """Why an image could not be rendered: exception class, message and traceback."""
 
     kind: str
     reason: str
@@ -217,7 +217,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker says while it works on a (model, arm, shard): so many more are drawn."""
+    """A progress update from a worker: this many more images of a shard are rendered."""
 
     model: str
     arm: str
@@ -237,7 +237,7 @@ _NONE_CUT = Cut()
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a worker says of one rendered (model, arm, shard). Pixels never travel to the driver.
+    """A worker's result for one (model, arm, shard); image data is never sent to the driver.
 
     ``why``: of the first error, its line. ``cut``: of the shard's prompts. ``invariant``: whether a
     padded batch gives a picture the same bits wherever it stands, on the device; None: not known.

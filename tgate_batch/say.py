@@ -1,7 +1,7 @@
-"""What a command tells whoever runs it: lines for people, or JSON lines for those who collect logs.
+"""Console output of a command: text lines, or JSON lines for log collectors.
 
-In either form a line is said once, whole, at the moment it is true. In a terminal it breaks between
-words. Inside ``alone`` nothing else reaches the terminal: what libraries print goes to a log file.
+Each message is written once, as one complete line, as soon as it applies. In a terminal, long lines
+wrap between words. Inside ``alone`` the output of libraries goes to a log file.
 """
 
 import json
@@ -27,7 +27,7 @@ _apart = False
 
 
 def as_json(yes: bool = True) -> None:
-    """From here on every line is one JSON object, on standard output unless it is ``apart``."""
+    """Writes every line as one JSON object, to stdout or, inside ``apart``, to stderr."""
     global _as_json
     _as_json = yes
 
@@ -38,7 +38,7 @@ def is_json() -> bool:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Meanwhile every line goes to standard error: standard output is for the results alone."""
+    """Sends every line to stderr inside the block; stdout carries only the results."""
     global _apart
     before, _apart = _apart, True
     try:
@@ -146,17 +146,17 @@ def _point(number: int, before: int) -> None:
 
 
 def info(text: str, event: str = "info", **facts: Any) -> None:
-    """A line of what goes on; ``facts`` are figures in it, for those who read the JSON."""
+    """Logs progress; ``facts`` become further keys of the JSON line."""
     _say(text, event, facts, out())
 
 
 def warning(text: str, **facts: Any) -> None:
-    """Something is not as it should be, and the command goes on."""
+    """Logs a warning: a problem that does not stop the command."""
     _say(f"warning: {text}", "warning", facts, err())
 
 
 def error(text: str, **facts: Any) -> None:
-    """Why a command ends, or ends without a part of what it was asked for."""
+    """Logs an error: why a command stops, or finishes only partly."""
     _say(f"error: {text}", "error", facts, err())
 
 

@@ -379,7 +379,7 @@ def test_joint_attention_is_refused():
     pipe = SimpleNamespace(transformer=transformer)
     with (
         pytest.raises(
-            ValueError, match=r"^SD3Transformer2DModel is not .* use a pipeline of Stable"
+            ValueError, match=r"^SD3Transformer2DModel is not supported.* use a pipeline of Stable"
         ),
         gated(pipe, PLAN),
     ):

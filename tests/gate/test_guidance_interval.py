@@ -54,7 +54,7 @@ def test_without_guidance_an_interval_changes_nothing(tiny_models, arguments):
 
 def test_an_interval_that_begins_late_must_be_told(tiny_models):
     with (
-        pytest.raises(ValueError, match=r"begins at step 2 leaves no sign .* guided=True"),
+        pytest.raises(ValueError, match=r"begins at step 2 cannot be detected .* guided=True"),
         gated(tiny_models("sd15"), GuidanceInterval(2)),
     ):
         pass

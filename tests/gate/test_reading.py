@@ -76,7 +76,7 @@ def test_perturbed_attention_guidance_is_refused_by_number_and_name(tiny_models,
     pipe = diffusers.AutoPipelineForText2Image.from_pipe(stock, enable_pag=True)
     pipe.set_progress_bar_config(disable=True)
     call = arguments(stock, 2)
-    with pytest.raises(ValueError, match=r"6 rows for 2 pictures, that is 3 branches.*perturbed"):
+    with pytest.raises(ValueError, match=r"6 rows for 2 images, that is 3 branches.*perturbed"):
         draw(pipe, call)
     with pytest.raises(ValueError, match="branch for perturbed-attention guidance"):
         draw(pipe, call | {"guidance_scale": 1.0})
@@ -90,7 +90,7 @@ def test_image_guidance_is_refused_by_number(tiny_models, arguments):
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     call = arguments(stock, 1) | {"image": PICTURE}
-    with pytest.raises(ValueError, match="3 rows for 1 pictures, that is 3 branches"):
+    with pytest.raises(ValueError, match="3 rows for 1 images, that is 3 branches"):
         draw(pipe, call)
 
 
@@ -123,7 +123,7 @@ def test_a_picture_dropped_by_a_callback_is_refused(tiny_models, arguments):
         "callback_on_step_end": drop,
         "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
     }
-    with pytest.raises(ValueError, match="from 2 to 1 pictures within one pipeline call"):
+    with pytest.raises(ValueError, match="from 2 to 1 images within one pipeline call"):
         draw(pipe, call)
 
 
@@ -339,7 +339,7 @@ def test_a_unet_without_a_middle_block(tiny_models, arguments, deepcache):
 def test_other_denoisers_are_refused_by_name(name):
     denoiser = type(name, (torch.nn.Module,), {})()
     pipe = type("Pipe", (), {"transformer": denoiser, "scheduler": None})()
-    with pytest.raises(ValueError, match=f"^{name} is not a denoiser whose cross-attention"):
+    with pytest.raises(ValueError, match=f"^{name} is not supported: its cross-attention keys"):
         gated(pipe, PLAN).__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Whether a picture of the embedded model shows what its caption says."""
+"""Checks whether an image of the embedded model matches its caption."""
 
 from collections.abc import Sequence
 

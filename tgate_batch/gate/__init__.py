@@ -3,10 +3,10 @@
     with gated(pipe, GatePlan(gate_step=10, sp_interval=5, warm_up=2)):
         pipe("an astronaut riding a horse", num_inference_steps=25)
 
-``plan`` says what an attention layer does at a step, ``layers`` does it, ``body`` takes a branch
-out of a denoiser, ``call`` reads where a pipeline call is, and ``pipeline`` puts them on and takes
-them off. ``families`` is the one place that knows models, ``memory`` says what a plan keeps,
-``loaders`` has the reference's names. Nothing heavy is imported until it is asked for.
+``plan`` defines what an attention layer does at a step; ``layers`` does it; ``body`` removes a
+guidance branch from a denoiser; ``call`` tracks the pipeline call; ``pipeline`` installs and
+removes the hooks. ``families`` lists the supported models, ``memory`` computes cache sizes, and
+``loaders`` has the reference's API. torch and diffusers are imported on first use.
 
 Source: "Faster Diffusion via Temporal Attention Decomposition", arXiv 2404.02747, and its
 reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0).

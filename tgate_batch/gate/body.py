@@ -1,4 +1,4 @@
-"""A module that runs once a step and loses a branch at the gate: the denoiser, or a ControlNet."""
+"""Hooks on a denoiser or a ControlNet that run a single guidance branch after the gate."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,12 +17,12 @@ _RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual"
 class Body:
     """One gated module and its attention layers, which read ``now``.
 
-    From the gate on it gets one half of every batch, and its output is returned twice, so that the
-    pipeline's own guidance ``u + s * (p - u)`` becomes ``u``. One that is called a branch at a time
-    runs for the first branch, and its output stands for the second.
+    After the gate the module runs on one half of every batch and its output is duplicated, so that
+    the pipeline's guidance ``u + s * (p - u)`` becomes ``u``. A module that is called once per
+    branch runs for the first branch only, and its output is reused for the second.
 
-    ``calls`` counts its calls since the scheduler's last step. ``branches`` is how many branches
-    they made, None until that is known.
+    ``calls`` counts the calls since the scheduler's last step. ``branches`` is the number of
+    guidance branches, None until it is known.
     """
 
     def __init__(self, module: torch.nn.Module, kind: Denoiser) -> None:
@@ -33,7 +33,7 @@ class Body:
         self.forget()
 
     def __deepcopy__(self, memo: dict) -> "Body":
-        """Hooks of a copied module are this one's, and see that it is not theirs."""
+        """A deep-copied module keeps this hook, which ignores modules other than its own."""
         return self
 
     def follow(
@@ -43,22 +43,22 @@ class Body:
         has_plan: bool,
         stack: ExitStack,
     ) -> None:
-        """Reports every call, with its rows, until ``stack`` closes; then does as it was told.
+        """Installs the hooks until ``stack`` closes: each call is reported, then gated.
 
-        Raises ValueError where the module cannot be gated.
+        Raises ValueError if the module cannot be gated.
         """
         self._entered, self._left = entered, left
         stack.callback(self.forget)
         if has_plan:
             self.layers = attach(self.module, self.now, stack)
-        # Torch's own hooks here: pipelines that offload replace the denoiser's `forward` after
-        # every call, and with it a hook that lives there.
+        # Use torch's hooks: pipelines that offload replace the denoiser's `forward` after every
+        # call, which would remove a hook installed there.
         before = self.module.register_forward_pre_hook(self._before, with_kwargs=True)
         stack.callback(before.remove)
         stack.callback(self.module.register_forward_hook(self._after).remove)
 
     def forget(self) -> None:
-        """Back to before a pipeline call; frees every stored tensor."""
+        """Resets the state to before a pipeline call and frees every stored tensor."""
         self.branches: int | None = None
         self.calls = self.rows = 0
         self._halves = self._doubled = self._late_mean = False
@@ -69,7 +69,7 @@ class Body:
             layer.caches.clear()
 
     def act(self, actions: StepActions, frees_self: bool) -> None:
-        """Takes on a step's actions; ``frees_self``: stored self-attention is read no more."""
+        """Sets a step's actions; ``frees_self`` drops the stored self-attention."""
         self._actions = actions
         self.now.cross, self.now.self_ = actions.cross, actions.self_
         if frees_self:
@@ -78,9 +78,9 @@ class Body:
                     layer.caches.clear()
 
     def enter(self, rows: int, pictures: int | None, step: int) -> None:
-        """Another call, of ``rows`` rows; ``pictures`` are the sample's, None if not yet known.
+        """Starts a call with ``rows`` rows; ``pictures`` is the sample's rows, None if unknown.
 
-        Raises ValueError where the rows are neither one branch nor two, or guidance comes late.
+        Raises ValueError if the rows are neither one branch nor two, or if guidance starts late.
         """
         self.now.number, self.calls, self.rows = self.calls, self.calls + 1, rows
         before = self.branches
@@ -97,24 +97,24 @@ class Body:
 
     @property
     def rows_run(self) -> int:
-        """How many rows the module runs on in the call that was entered last; 0: it does not."""
+        """The number of rows that the module runs on in the current call; 0 if it is skipped."""
         if self._stands_in:
             return 0
         return self.rows // 2 if self._halves else self.rows
 
     def check_stored(self, step: int) -> None:
-        """Raises ValueError where the call that was entered reuses what is not stored."""
+        """Raises ValueError if the current call reuses attention that is not stored."""
         for layer in self.layers:
             action = self.now.cross if layer.is_cross else self.now.self_
             if action is Action.REUSE and self.now.number not in layer.caches:
                 raise ValueError(
-                    f"step {step} would reuse attention that {type(self.module).__name__} never "
-                    "stored in its call before (guidance, or a ControlNet, that starts late); let "
-                    "it start with the first step"
+                    f"step {step} would reuse attention that {type(self.module).__name__} has not "
+                    "stored, because guidance or a ControlNet starts late. Fix: start it at the "
+                    "first step"
                 )
 
     def settle(self, pictures: int, step: int) -> None:
-        """The calls of a step are done, so their branches are known if they were not before.
+        """Ends a step of ``pictures`` images, after which the number of branches is known.
 
         Raises ValueError as ``enter`` does.
         """
@@ -134,24 +134,24 @@ class Body:
             return None
         if rows not in (pictures, 2 * pictures):
             raise ValueError(
-                f"{type(self.module).__name__} runs {rows} rows for {pictures} pictures, that is "
-                f"{rows / pictures:g} branches, and T-GATE knows one (no guidance) or two; leave "
-                "further guidance (perturbed attention, a picture's own) and callbacks that drop "
-                "pictures out"
+                f"{type(self.module).__name__} runs {rows} rows for {pictures} images, that is "
+                f"{rows / pictures:g} branches; T-GATE supports one (no guidance) or two. Fix: "
+                "disable further guidance (perturbed attention, image guidance) and callbacks that "
+                "drop images"
             )
         return rows // pictures
 
     def _branch_out(self, branches: int | None, step: int) -> None:
         if self.branches == 1 and branches == 2:
             raise ValueError(
-                f"guidance begins at step {step}, and what was stored before has no negative "
-                "branch; let guidance run from the first step"
+                f"guidance begins at step {step}, but the attention stored before it has no "
+                "negative branch. Fix: run guidance from the first step"
             )
         self.branches = branches
 
     @torch.compiler.disable
     def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Tells the pipeline call, then halves what the module was given if the gate is closed."""
+        """Reports the call to the pipeline call, then halves the inputs after the gate."""
         if module is not self.module:
             return None
         sample: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
@@ -164,7 +164,7 @@ class Body:
 
     @torch.compiler.disable
     def _after(self, module: torch.nn.Module, args: tuple, output: Any) -> Any:
-        """Returns one branch's output as two, or keeps it for the second branch's call."""
+        """Duplicates one branch's output, or keeps it for the second branch's call."""
         if module is not self.module:
             return None
         self._left()

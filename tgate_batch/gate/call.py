@@ -1,12 +1,12 @@
-"""Reading one pipeline call as it runs: which step a call of the denoiser is, how many branches it
+"""Tracks one pipeline call: the current step, the guidance branches, and the end of the loop.
 
-has, and when the loop is over. Nothing of it is told, and nothing is guessed.
+All three are read from the call.
 
-- A step is done when the pipeline calls ``scheduler.step``.
-- Branches are the denoiser's rows over the sample's that ``scheduler.step`` gets: those of the
-  step before, which the step itself cannot change. Only at the very first call they are not yet
-  known; nothing is halved there, and a mean waits for the scheduler.
-- The loop is over when its progress bar closes, whatever closed it, or else with the last step.
+- A step ends when the pipeline calls ``scheduler.step``.
+- The number of branches is the denoiser's rows divided by the sample's rows that the previous
+  ``scheduler.step`` got. It is unknown at the first call only: nothing is halved there, and a mean
+  is taken after the scheduler's step.
+- The loop ends when its progress bar closes (also after an exception), or with the last step.
 """
 
 import threading
@@ -24,11 +24,11 @@ _PLAIN = StepActions(Action.COMPUTE, Action.COMPUTE, guided=True, mean=False)
 
 
 class GateNotReached(UserWarning):
-    """A pipeline call has no step after its plan's gate."""
+    """Warns that a pipeline call ends before the gate of its plan."""
 
 
 class PipelineCall:
-    """How far the current pipeline call is; one for a block, which all its hooks report to."""
+    """The progress of the current pipeline call; all hooks of a ``with`` block report to it."""
 
     def __init__(
         self,
@@ -52,12 +52,12 @@ class PipelineCall:
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of attention output that the layers hold at this moment."""
+        """Bytes of attention output that are stored now."""
         layers = (layer for body in self.bodies for layer in body.layers)
         return sum(cache.nbytes for layer in layers for cache in layer.caches.values())
 
     def watch(self, stack: ExitStack) -> None:
-        """Hears of the pipeline's steps and of its loop's end, until ``stack`` closes."""
+        """Subscribes to the pipeline's steps and to the end of its loop, until ``stack`` closes."""
         stack.callback(self.end)
         watch_loop(self._pipe, self.opened, self.end, stack)
         self._watched = self._pipe.scheduler
@@ -65,9 +65,9 @@ class PipelineCall:
         self._stack = stack
 
     def opened(self, steps: int | None) -> bool:
-        """A progress bar of ``steps`` opens; whether it frames the loop, and is not one within.
+        """Handles a new progress bar of ``steps``; returns True if it is the denoising loop's.
 
-        Raises ValueError while another thread's loop runs.
+        Raises ValueError if another thread's loop is running.
         """
         me = threading.get_ident()
         if self._thread not in (None, me):
@@ -80,7 +80,7 @@ class PipelineCall:
         return True
 
     def end(self) -> None:
-        """The denoising loop is over, or was left: forgets it, and frees every stored tensor."""
+        """Resets the state after the denoising loop and frees every stored tensor."""
         self._timesteps: Any = None
         self._thread, self._is_crossed = None, False
         self._bar_steps = None
@@ -90,7 +90,7 @@ class PipelineCall:
             body.forget()
 
     def entered(self, body: Body, rows: int) -> None:
-        """``body`` is called with ``rows`` rows. Raises ValueError where its step is unclear."""
+        """Handles a call of ``body`` with ``rows`` rows; raises ValueError for an unclear step."""
         if self._is_crossed:
             raise ValueError(self._two_threads())
         scheduler = self._pipe.scheduler
@@ -102,17 +102,16 @@ class PipelineCall:
             if self._bar_steps is not None and 0 < self._evaluation < self._counted:
                 raise ValueError(
                     f"the {type(scheduler).__name__} of {type(self._pipe).__name__} got other "
-                    "timesteps in the middle of its loop, so its steps cannot be counted; give "
-                    "what runs in a callback a scheduler of its own, and each thread its own "
-                    "pipeline"
+                    "timesteps in the middle of its loop, so its steps cannot be counted. Fix: use "
+                    "a separate scheduler in callbacks and a separate pipeline in each thread"
                 )
             self._begin(scheduler)
         if body is self._denoiser and body.calls and not body.kind.branch_a_call:
             raise ValueError(
                 f"{type(self._pipe).__name__} calls {type(body.module).__name__} again before a "
-                f"step of its {type(scheduler).__name__}, so its steps and branches cannot be read;"
-                " use a pipeline that runs all branches in one batch and steps its own scheduler, "
-                "and call no other on this denoiser inside the block"
+                f"step of its {type(scheduler).__name__}, so its steps and branches cannot be read."
+                " Fix: use a pipeline that runs all branches in one batch and steps its own "
+                "scheduler, and call no other on this denoiser inside the block"
             )
         if not self._in_step:
             self._next_evaluation(scheduler)
@@ -129,17 +128,17 @@ class PipelineCall:
         self._sum_up(body)
 
     def left(self) -> None:
-        """A call of a body is done."""
+        """Handles the end of a call of a body."""
         self.summary.peak_bytes = max(self.summary.peak_bytes, self.cached_bytes)
 
     def stepped(self, pictures: int) -> None:
-        """The scheduler steps a sample of ``pictures`` rows. Raises ValueError for lost ones."""
+        """Handles a scheduler step of ``pictures`` rows; raises ValueError if they changed."""
         if not self._in_step:  # another pipeline's step, or a callback's
             return
         if self._pictures not in (None, pictures):
             raise ValueError(
-                f"the sample went from {self._pictures} to {pictures} pictures within one pipeline "
-                "call, so stored attention no longer fits; keep the batch as it is"
+                f"the sample went from {self._pictures} to {pictures} images within one pipeline "
+                "call, so the stored attention no longer fits. Fix: keep the batch size constant"
             )
         for body in self.bodies:
             if body.calls:
@@ -156,13 +155,13 @@ class PipelineCall:
     def _two_threads(self) -> str:
         name = type(self._pipe).__name__
         return (
-            f"two threads call one {name} at the same time, and its steps belong to both; give "
-            f"each thread its own {name}, or let one call at a time with a lock"
+            f"two threads call one {name} at the same time, so its steps cannot be told apart. "
+            f"Fix: use one {name} per thread, or a lock around each call"
         )
 
     @property
     def _counted(self) -> int:
-        """The denoiser's evaluations in this pipeline call, as far as the pipeline says."""
+        """The number of denoiser evaluations in this pipeline call."""
         counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
         return min(counted, len(self._steps))
 
@@ -186,8 +185,8 @@ class PipelineCall:
         self._table = plan.schedule(self._steps[-1] + 1, skips=self.deepcache is not None)
         if all(actions.guided for actions in self._table[:steps]):
             warnings.warn(
-                f"{plan} is never reached: {type(self._pipe).__name__} runs {steps} steps, with "
-                "guidance to the end; choose an earlier step, or a part of the steps such as 0.4",
+                f"{plan} is never reached: {type(self._pipe).__name__} runs {steps} steps, all "
+                "with guidance. Fix: choose an earlier step, or a fraction of the steps (0.4)",
                 GateNotReached,
                 stacklevel=2,
             )
@@ -196,7 +195,7 @@ class PipelineCall:
         if self._evaluation == len(self._steps):
             raise ValueError(
                 f"{type(scheduler).__name__} set {len(self._steps)} timesteps and the denoiser is "
-                "called once more, so its steps cannot be counted; use DDIM, Euler or DPM++ "
+                "called once more, so its steps cannot be counted. Fix: use DDIM, Euler or DPM++ "
                 "multistep"
             )
         step = self._steps[self._evaluation]
@@ -217,23 +216,23 @@ class PipelineCall:
         )
 
     def _check_guidance(self) -> None:
-        """Raises ValueError where the first step's branches contradict what is said of them."""
+        """Raises ValueError if the first step's branches contradict ``guided`` or the pipeline."""
         runs = self._denoiser.branches == 2
         name = type(self._pipe).__name__
         if getattr(self._pipe, "do_perturbed_attention_guidance", False):
             raise ValueError(
-                f"{name} runs a branch for perturbed-attention guidance, and T-GATE knows none; "
-                "use pag_scale=0 or the pipeline without it"
+                f"{name} runs a branch for perturbed-attention guidance, which T-GATE does not "
+                "support. Fix: use pag_scale=0 or the pipeline without it"
             )
         if runs and getattr(self._pipe, "do_classifier_free_guidance", True) is False:
             raise ValueError(
-                f"{name} runs two branches without classifier-free guidance, and T-GATE would take "
-                "the first for the negative prompt's; leave the gate out"
+                f"{name} runs two branches without classifier-free guidance, and T-GATE would use "
+                "the first as the negative prompt's. Fix: run this pipeline without the gate"
             )
         if self._told not in (None, runs):
             raise ValueError(
                 f"gated(guided={self._told}) but {name} runs {'with' if runs else 'without'} "
-                "guidance here; leave `guided` out, or change guidance_scale"
+                "guidance. Fix: leave `guided` out, or change guidance_scale"
             )
 
     def _sum_up(self, body: Body) -> None:

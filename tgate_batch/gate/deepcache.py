@@ -1,4 +1,4 @@
-"""The DeepCache helper around a gated denoiser."""
+"""Runs the DeepCache helper around a gated denoiser."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from tgate_batch.gate.plan import DeepCache
 
 
 class CountedHelper(DeepCacheSDHelper):
-    """The helper, told which call it is instead of searching the timesteps for it.
+    """DeepCache's helper with the call number given, instead of searched in the timesteps.
 
-    The search meets the first of equal timesteps (PNDM, Heun) and waits for the GPU at every step.
+    The search finds the first of equal timesteps (PNDM, Heun) and synchronises the GPU each step.
     """
 
     def wrap_unet_forward(self) -> None:
@@ -23,7 +23,7 @@ class CountedHelper(DeepCacheSDHelper):
             super().wrap_block_forward(block, *place, **kind)
 
     def at_call(self, call: int, full: bool) -> None:
-        """Denoiser call number ``call`` comes next; ``full``: computed whole, a new cycle."""
+        """Prepares denoiser call ``call``; ``full`` computes all blocks and starts a new cycle."""
         self.cur_timestep = call
         if full:
             self.start_timestep = call
@@ -32,21 +32,21 @@ class CountedHelper(DeepCacheSDHelper):
 
 @contextmanager
 def enabled(pipe: Any, setting: DeepCache) -> Iterator[CountedHelper]:
-    """Wraps the U-Net's blocks for the length of the block.
+    """Wraps the U-Net's blocks inside the ``with`` block.
 
-    Raises ValueError without a U-Net, and for a branch that it does not have.
+    Raises ValueError if there is no U-Net, or if it has no such branch.
     """
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise ValueError(
-            f"DeepCache skips blocks of a U-Net, and {type(pipe).__name__} has none; leave "
+            f"DeepCache skips blocks of a U-Net, but {type(pipe).__name__} has none. Fix: leave "
             "`deepcache` out"
         )
     branches = 3 * len(unet.down_blocks)  # the helper counts three to a block
     if setting.branch >= branches:
         raise ValueError(
-            f"branch={setting.branch} is deeper than this {type(unet).__name__}, so next to no "
-            f"block would be skipped; use 0 (the shallowest) to {branches - 1}"
+            f"branch={setting.branch} is deeper than this {type(unet).__name__}, so almost no "
+            f"block would be skipped. Fix: use 0 (the shallowest) to {branches - 1}"
         )
     forwards = {module: vars(module).get("forward") for module in unet.modules()}
     helper = CountedHelper(pipe=pipe)

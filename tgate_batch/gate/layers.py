@@ -1,4 +1,4 @@
-"""Attention layers, and the norms that feed them, made to compute, store or reuse."""
+"""Wrappers that make attention layers, and the norms before them, compute, store or reuse."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from tgate_batch.gate.plan import Action
 
 
 class CurrentActions:
-    """What the attention layers of one module do at the step that runs now; they only read it.
+    """The actions of one module's attention layers at the current step; the layers only read it.
 
     ``mean``: a store keeps the mean of the two branches. ``number``: the module's call within
-    this evaluation, from 0; each keeps outputs of its own.
+    this evaluation, from 0; each call has separate stored outputs.
     """
 
     def __init__(self) -> None:
@@ -25,12 +25,12 @@ class CurrentActions:
         self.number = 0
 
     def __deepcopy__(self, memo: dict) -> "CurrentActions":
-        """A copied pipeline is no gated one: its layers always compute."""
+        """A copied pipeline is not gated: its layers always compute."""
         return CurrentActions()
 
 
 class Replaced(ABC):
-    """``forward`` of one module, replaced by this object's own until it is given back."""
+    """Replaces ``forward`` of one module until ``give_back`` restores it."""
 
     def __init__(self, module: Any, current: CurrentActions) -> None:
         self.module = module
@@ -40,7 +40,7 @@ class Replaced(ABC):
 
     def give_back(self) -> None:
         self.current = CurrentActions()
-        # What came on top of it since then holds it for the original, which it now acts as.
+        # A later wrapper may still call this one, which now only calls the original.
         if vars(self.module).get("forward") == self.forward:
             del self.module.forward
             if self.before is not None:
@@ -53,21 +53,21 @@ class Replaced(ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module does instead."""
+        """Runs instead of the module's ``forward``."""
 
 
 class GatedAttention(Replaced):
-    """Computes, stores or reuses one attention layer's output, as ``current`` says.
+    """Computes, stores or reuses one attention layer's output, according to ``current``.
 
-    ``caches`` holds the output by the number of the call that stored it. ``is_cross`` is what the
-    layer was at its last call: given something to attend to that is not its own input.
+    ``caches`` maps the number of the call that stored an output to the output. ``is_cross`` is True
+    if the layer's last call was cross-attention (its keys came from another input).
     """
 
     def __init__(self, module: Any, current: CurrentActions, is_cross: bool) -> None:
         super().__init__(module, current)
         self.is_cross = is_cross
         self.caches: dict[int, torch.Tensor] = {}
-        # Neither a subclass nor another hook has a say.
+        # The module uses diffusers' own `Attention.forward`, unpatched.
         self.is_bare = self.before is None and type(module).forward is Attention.forward
 
     @property
@@ -91,8 +91,8 @@ class GatedAttention(Replaced):
         action = self.action
         if action is Action.REUSE:
             return self.caches[self.current.number]
-        # The layer's own forward would look up what its processor takes, which costs as much as
-        # the attention of a small picture; with nothing further to pass on it is not needed.
+        # `Attention.forward` inspects the processor's signature, which costs as much as the
+        # attention of a small image; without further arguments it is not needed.
         own: Any = self.original
         if self.is_bare and not args and not kwargs:
             own = partial(self.module.processor, self.module)
@@ -108,19 +108,19 @@ class GatedAttention(Replaced):
         return output
 
     def average(self, branches: int) -> None:
-        """Leaves of what was stored the mean of the branches: rows of one call, or its calls."""
+        """Replaces the cached outputs by their mean over the branches."""
         if len(self.caches) > 1:
             self.caches = {0: torch.stack(list(self.caches.values())).mean(0)}
         elif self.caches and branches == 2:
             self.caches = {number: mean(cache) for number, cache in self.caches.items()}
 
     def keep_positive(self) -> None:
-        """Leaves of what was stored the half of the positive branch."""
+        """Keeps only the positive half of each cached tensor."""
         self.caches = {number: cache.chunk(2)[1] for number, cache in self.caches.items()}
 
 
 class SkippedNorm(Replaced):
-    """Leaves out a norm whose only reader is an attention layer that reuses its output."""
+    """Skips a norm that only feeds an attention layer which reuses its stored output."""
 
     def __init__(self, module: Any, attention: GatedAttention) -> None:
         super().__init__(module, attention.current)
@@ -133,7 +133,7 @@ class SkippedNorm(Replaced):
 
 
 def mean(output: torch.Tensor) -> torch.Tensor:
-    """The mean of the two halves of a batch."""
+    """Returns the mean of the two halves of a batch."""
     negative, positive = output.chunk(2)
     return (negative + positive) / 2
 
@@ -141,10 +141,10 @@ def mean(output: torch.Tensor) -> torch.Tensor:
 def attach(
     module: torch.nn.Module, current: CurrentActions, stack: ExitStack
 ) -> list[GatedAttention]:
-    """Both attention layers of every block that attends to a caption follow ``current``.
+    """Wraps both attention layers of every cross-attention block until ``stack`` closes.
 
-    They do until ``stack`` closes. Raises ValueError where no block does, and for one that does
-    more than diffusers' own, since then its layers' input may come in another order at each step.
+    They follow ``current``. Raises ValueError if there is no such block, and for a patched block,
+    because its layers' input may be reordered at each step.
     """
     found: list[GatedAttention] = []
     for block in blocks(module):
@@ -158,14 +158,15 @@ def attach(
         found += layers.values()
     if not found:
         raise ValueError(
-            f"this {type(module).__name__} has no blocks with cross-attention of their own (its "
-            "attention layers see caption and picture together), so nothing can be gated"
+            f"this {type(module).__name__} has no separate cross-attention (its attention layers "
+            "process caption and image together), so nothing can be gated. Fix: run this pipeline "
+            "without the gate"
         )
     return found
 
 
 def blocks(module: torch.nn.Module) -> Iterator[Any]:
-    """The transformer blocks that own cross-attention; raises ValueError for a patched one."""
+    """Yields the transformer blocks with cross-attention; raises ValueError for a patched one."""
     for block in module.modules():
         cross = getattr(block, "attn2", None)
         if cross is None or not getattr(cross, "is_cross_attention", False):
@@ -173,15 +174,15 @@ def blocks(module: torch.nn.Module) -> Iterator[Any]:
         kind = _own_kind(block)
         if kind not in _NORMS:
             raise ValueError(
-                f"the blocks of this {type(module).__name__} have the forward of {kind}, under "
-                "which stored attention may not fit the next step; remove that patch (for "
+                f"the blocks of this {type(module).__name__} have the forward of {kind}, with "
+                "which stored attention may not fit the next step. Fix: remove that patch (for "
                 "example, tomesd.remove_patch) or leave the gate out"
             )
         yield block
 
 
 def _own_kind(block: Any) -> str:
-    """The name of the class that a block's ``forward`` comes from."""
+    """Returns the name of the class that defines a block's ``forward``."""
     return next(kind.__name__ for kind in type(block).__mro__ if "forward" in vars(kind))
 
 

@@ -1,4 +1,4 @@
-"""The reference's names and calls (tgate 1.0.0 and 0.1), on ``gated``.
+"""The API of the reference implementation (tgate 1.0.0 and 0.1), on top of ``gated``.
 
     pipe = TgateSDXLLoader(pipe).to("cuda")
     image = pipe.tgate("an astronaut", gate_step=10, num_inference_steps=25).images[0]
@@ -17,19 +17,19 @@ _VERSION_0_1 = {"num_inference_steps", "lcm"}  # its loaders took these too
 
 
 def TgateSDLoader(pipe: Any, **settings: Any) -> Any:
-    """Gives ``pipe`` the method ``pipe.tgate(...)`` and returns it.
+    """Adds the method ``pipe.tgate(...)`` to ``pipe`` and returns ``pipe``.
 
-    It takes the pipeline's own arguments and ``gate_step, sp_interval, fi_interval, warm_up``, by
-    default 10, 5, 1, 2. Given here, they are the defaults, and those left out gate cross-attention
-    only, as ``gate_step`` alone did in version 0.1. ``lcm`` is accepted, at either place: whether
-    guidance runs is read. Raises TypeError for any other name.
+    The method takes the pipeline's arguments and ``gate_step, sp_interval, fi_interval, warm_up``,
+    by default 10, 5, 1, 2. Values given here become the defaults; those left out then gate
+    cross-attention only, as ``gate_step`` alone did in version 0.1. ``lcm`` is accepted in both
+    places and ignored: guidance is read from the call. Raises TypeError for any other name.
     """
     plan = {name: value for name, value in settings.items() if name not in _VERSION_0_1}
     return with_tgate(pipe, GatePlan(**{"gate_step": 10} | plan) if plan else _DEFAULT)
 
 
 def TgateSDDeepCacheLoader(pipe: Any, cache_interval: int = 3, cache_branch_id: int = 0) -> Any:
-    """The same with DeepCache around the gate; by default cross-attention is gated at 10."""
+    """``TgateSDLoader`` with DeepCache; by default cross-attention is gated at step 10."""
     return with_tgate(pipe, GatePlan(10), DeepCache(cache_interval, cache_branch_id))
 
 
@@ -39,7 +39,7 @@ TgateSDXLDeepCacheLoader = TgateSDDeepCacheLoader
 
 
 def with_tgate(pipe: Any, default: GatePlan, deepcache: DeepCache | None = None) -> Any:
-    """Gives ``pipe`` the method ``pipe.tgate(...)``, whose settings default to the plan's."""
+    """Adds the method ``pipe.tgate(...)``, whose settings default to the plan's."""
 
     def tgate(
         self: Any,

@@ -1,4 +1,4 @@
-"""How many bytes of attention output a plan keeps, before anything runs."""
+"""Computes how many bytes of attention output a plan stores, before anything runs."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -22,11 +22,11 @@ def cache_bytes(
     frames: int = 1,
     dtype: torch.dtype | None = None,
 ) -> int:
-    """Peak bytes of stored attention output in one pipeline call of ``images`` pictures.
+    """Returns the peak bytes of stored attention output in one pipeline call of ``images`` images.
 
-    ``height``, ``width`` and ``frames`` are those of the latents; ``dtype`` what the denoiser
-    computes in, its own if None. Weights may be on the meta device. Features that DeepCache keeps
-    come on top, and what a ControlNet stores: that is another call, with it for the denoiser.
+    ``height``, ``width`` and ``frames`` are the latents'; ``dtype`` is the compute type, the
+    denoiser's if None. Weights may be on the meta device. Not included: DeepCache's features, and
+    the output that a ControlNet stores (call this function again with it as ``denoiser``).
     """
     values = {"cross": 0, "self_": 0}  # of one picture and branch
     for block, tokens in _tokens(denoiser, frames, height, width):
@@ -54,7 +54,7 @@ def cache_bytes(
 
 
 def _tokens(module: Any, frames: int, height: int, width: int) -> Iterator[tuple[Any, int]]:
-    """Every block that the gate follows, with the number of positions in its layers' output."""
+    """Yields every gated block with the number of positions in its layers' output."""
     if not hasattr(module, "down_blocks"):
         patch = module.config.patch_size
         sides = (1, patch, patch) if isinstance(patch, int) else patch

@@ -1,4 +1,4 @@
-"""Gating a pipeline: for as long as a ``with`` block lasts, or until it is disabled."""
+"""Gates a pipeline inside a ``with`` block, or until it is disabled."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,7 +54,7 @@ def gated(
 def following(
     pipe: Any, plan: Plan, guided: bool | None = None, deepcache: DeepCache | None = None
 ) -> Iterator[PipelineCall | None]:
-    """``gated``, and the gate itself; None where nothing changes."""
+    """``gated``, but yields the ``PipelineCall``; None if there is nothing to change."""
     if plan is None and deepcache is None:
         yield None
         return
@@ -67,13 +67,14 @@ def following(
         bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
     if any(body.module in _gated for body in bodies):
         raise ValueError(
-            "a ControlNet of this pipeline is already gated in another one; leave that block first"
+            "a ControlNet of this pipeline is already gated in another one. Fix: exit that block "
+            "first"
         )
     if isinstance(plan, GuidanceInterval):
         if plan.first > 0 and guided is None:
             raise ValueError(
-                f"guidance that begins at step {plan.first} leaves no sign at the first one; say "
-                "guided=True, or guided=False for calls without guidance"
+                f"guidance that begins at step {plan.first} cannot be detected at the first step. "
+                "Fix: give guided=True, or guided=False for calls without guidance"
             )
         for body in bodies:
             body.kind = replace(body.kind, kept=1)
@@ -158,11 +159,11 @@ def _controls(pipe: Any, denoiser: Any) -> list[torch.nn.Module]:
 def _refuse(pipe: Any, denoiser: Any) -> None:
     name = type(pipe).__name__
     if denoiser in _gated:
-        raise ValueError("this pipeline is already gated; leave the outer block first")
+        raise ValueError("this pipeline is already gated. Fix: exit the outer block first")
     if getattr(pipe, "transformer_2", None) is not None:
         raise ValueError(
-            f"{name} changes to a second transformer on the way, which has nothing stored; use a "
-            "pipeline with one (Wan 2.1)"
+            f"{name} switches to a second transformer, which has nothing stored. Fix: use a "
+            "pipeline with one transformer (Wan 2.1)"
         )
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{name} has no scheduler, from which the gate reads its steps")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Summary:
-    """The last pipeline call of a block, as far as it came.
+    """Counts of the last pipeline call in a block; partial if the call was interrupted.
 
     ``steps`` begun; ``rows`` that the denoiser ran on, call by call; attention layers that by the
     plan were ``computed`` (of these, ``stored`` were kept too) and ``reused``, all calls together,
@@ -20,5 +20,5 @@ class Summary:
     peak_bytes: int = 0
 
     def clear(self) -> None:
-        """For a new pipeline call."""
+        """Resets all counts for a new pipeline call."""
         vars(self).update(vars(Summary()))

@@ -1,4 +1,4 @@
-"""Hearing of a pipeline's steps and of the end of its loop, from its scheduler and progress bar."""
+"""Hooks on a pipeline's scheduler and progress bar that report each step and the loop's end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 
 
 class _Heard:
-    """A scheduler's ``step``, of which pipelines hear, whichever of them began or ends first."""
+    """Wraps a scheduler's ``step`` so that several pipelines can subscribe to it."""
 
     def __init__(self, scheduler: Any) -> None:
         self.listeners: list[tuple[Any, Callable[[int], None]]] = []
@@ -57,9 +57,9 @@ def _unwatch(scheduler: Any, heard: _Heard, listener: tuple[Any, Callable[[int],
 def watch_loop(
     pipe: Any, opened: Callable[[int | None], bool], end: Callable[[], None], stack: ExitStack
 ) -> None:
-    """Calls ``opened`` with the steps of every progress bar, and ``end`` when one closes to which
+    """Calls ``opened(steps)`` for each progress bar; on True, calls ``end`` when it closes.
 
-    that said yes, until ``stack`` closes. A pipeline may have no ``progress_bar``.
+    Stops when ``stack`` closes. Does nothing if the pipeline has no ``progress_bar``.
     """
     if not hasattr(pipe, "progress_bar"):
         return
@@ -80,7 +80,7 @@ def watch_loop(
 
 
 class _Loop:
-    """A progress bar, in a ``with`` or a ``for``, whose end is told."""
+    """Wraps a progress bar (in a ``with`` or a ``for``) and calls ``end`` when it closes."""
 
     def __init__(self, bar: Any, end: Callable[[], None]) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""What the pictures and the run are worth. Plain arrays and PIL images in, numbers out; no Ray.
+"""Metrics of images and of the run: arrays and PIL images in, numbers out; no Ray.
 
 - ``features``, ``dinov2``, ``cmmd``, ``frechet``, ``moments``, ``kid``, ``precision_recall``,
   ``reservoir``  sets of pictures

@@ -1,11 +1,11 @@
-"""Pictures that no metric should take for pictures."""
+"""Detects unusable images, which metrics leave out."""
 
 import numpy as np
 from PIL import Image
 
 
 def broken(image: Image.Image | np.ndarray) -> str | None:
-    """Why a picture is unusable, or None: values that are not finite, all black, or one colour.
+    """Returns why an image is unusable (empty, not finite, all black, one colour), else None.
 
     ``image`` is a PIL image or an array [h, w, channels] of any number type. A NaN in a denoiser
     ends as a black picture once it is stored in 8 bits.

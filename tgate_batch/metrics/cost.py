@@ -1,4 +1,4 @@
-"""From time on devices to money: of denoising and decoding alone, and of all that a run held."""
+"""Converts device time to money: per 1,000 images, and for all devices that a run reserved."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def usd_per_1000_images(
 
 
 def bill(invocations: Iterable[Mapping[str, Any]], cost: Cost, workers: Workers) -> dict[str, Any]:
-    """What all invocations held, and its price: wall clock x most workers x devices each.
+    """Returns the devices that all invocations reserved, and their price.
 
     ``invocations`` are entries of the history. One that held no worker costs nothing, and neither
     does a time that nobody knows. An entry of an older version that drew held at least one worker

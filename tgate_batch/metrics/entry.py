@@ -1,4 +1,4 @@
-"""What a metric of single pictures is: one entry in its own file, and its column in the report.
+"""The definition of a per-image metric and of its column in the report.
 
 An entry says everything that others need to know of a metric: ``METRIC = PictureMetric(...)`` in a
 module of its own, and the module's name in ``tgate_batch.score.metrics.MODULES``. Entries are read
@@ -22,7 +22,7 @@ UNKNOWN = "–"  # shown where there is no value
 
 
 class Measure(Protocol):
-    """Images and prompts in, one number a picture out."""
+    """Computes one number per image from images and prompts."""
 
     def __call__(
         self,

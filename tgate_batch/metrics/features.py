@@ -197,7 +197,7 @@ def check_extractor(name: str, path: str | None) -> None:
     weights and is given none (``path``); loads none."""
     if getattr(_kind(name), "needs_weights", False) and path is None:
         raise UserError(
-            f"extractor {name!r} keeps no weights of its own; give a checkpoint's folder as "
+            f"extractor {name!r} comes without weights. Fix: give a checkpoint's folder as "
             f"score.weights.{name}"
         )
 

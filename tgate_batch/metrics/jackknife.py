@@ -1,4 +1,4 @@
-"""How sure a figure is: the delete-a-group jackknife over 20 groups of prompts.
+"""Confidence intervals by the delete-a-group jackknife over 20 groups of prompts.
 
 Every figure is a function of sums over the groups. It is computed once of all groups and once
 without each of them; these 21 values give its bias, its standard error and its interval (Quenouille

@@ -1,4 +1,4 @@
-"""What metrics share that compare a picture with the baseline's of the same prompt and seed."""
+"""Helpers for metrics that compare an image with the baseline's of the same prompt and seed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def pairs(
     for image, baseline in zip(images, baselines, strict=True):
         if image.size != baseline.size:
             raise UserError(
-                f"a picture of {image.width}x{image.height} cannot be compared with a baseline of "
-                f"{baseline.width}x{baseline.height}; render both arms at one size"
+                f"an image of {image.width}x{image.height} cannot be compared with a baseline of "
+                f"{baseline.width}x{baseline.height}. Fix: render both arms at the same size"
             )
         found_pairs.append((np.asarray(image.convert("RGB")), np.asarray(baseline.convert("RGB"))))
     return found_pairs

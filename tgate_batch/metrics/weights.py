@@ -1,4 +1,4 @@
-"""Weights of a metric's network, from files that are only ever read as tensors.
+"""Loads the weights of a metric's network from files, as tensors only.
 
 They are a torch file, or a folder as transformers' ``save_pretrained`` writes it: ``config.json``
 and safetensors. Nothing here downloads.
@@ -179,8 +179,8 @@ def load_checkpoint(
     told = [f"{len(keys)} {what} ({keys[0]})" for what, keys in faults.items() if keys]
     if told:
         raise UserError(
-            f"weights in {folder} are not those of its config.json: {', '.join(told)}; give a "
-            "whole checkpoint"
+            f"weights in {folder} do not match its config.json: {', '.join(told)}. Fix: give a "
+            "complete checkpoint"
         )
     return network.eval().requires_grad_(False)
 
