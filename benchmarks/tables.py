@@ -86,7 +86,7 @@ def _demo(records: Records) -> str:
             f"{record['hardware']['cores']} CPU cores, set-up included, at "
             f"${results['usd_per_cpu_hour']:.2f} a core hour; {record['date']}, "
             f"`{_command(record)}`. The Frechet distances {distances} are not compared: too few "
-            "pictures for 1,280 dimensions.)",
+            "images for 1,280 dimensions.)",
         ]
     )
 
@@ -152,8 +152,8 @@ _COSTS: dict[str, _Lines] = {
     ),
     "padding": (
         (
-            "1, 2, 4, 8 and 12 pictures in padded batches of 8: their time over that without "
-            "padding, embedded model, plain",
+            "1, 2, 4, 8 and 12 images in padded batches of 8: time with padding over time without, "
+            "embedded model, plain",
             _medians(*(f"plain.{count}" for count in (1, 2, 4, 8, 12))),
         ),
         ("the same, gated", _medians(*(f"gated.{count}" for count in (1, 2, 4, 8, 12)))),
@@ -161,7 +161,7 @@ _COSTS: dict[str, _Lines] = {
     "rows": (
         (
             "2,000 rows of 8 kinds in one file over a uniform file for each kind, embedded model: "
-            "images/s; images per CPU second; rows drawn for each row asked for",
+            "images/s; images per CPU second; rows rendered per row requested",
             lambda found: (
                 f"{found['images_per_second_over_uniform']:.2f}; "
                 f"{found['images_per_cpu_second_over_uniform']:.2f}; "
@@ -171,7 +171,7 @@ _COSTS: dict[str, _Lines] = {
     ),
     "encode": (
         (
-            "lossless WebP (the default) beside PNG, one thread: speed; size",
+            "lossless WebP (the default) over PNG, one thread: speed; size",
             lambda found: (
                 f"{_at(found, 'webp x1.speedup.median'):.2f}; {_at(found, 'webp x1.size'):.2f}"
             ),
@@ -183,7 +183,7 @@ _COSTS: dict[str, _Lines] = {
             lambda found: f"{found['distance_speedup']:.1f}",
         ),
         (
-            "pictures to a distance, Inception: times as fast as `python -m pytorch_fid`",
+            "images to a distance, Inception: times as fast as `python -m pytorch_fid`",
             lambda found: f"{found['whole_speedup']:.2f}",
         ),
     ),
@@ -199,7 +199,7 @@ _COSTS: dict[str, _Lines] = {
     ),
     "scale_pool": (
         (
-            "until a run knows which of 100,000 shards is missing: on a disk; on a store that "
+            "time to find the missing one of 100,000 shards: on a disk; on a store that "
             "takes 30 ms a request",
             lambda found: (
                 f"{found['resume_on_a_disk']['seconds']:.1f} s; "
@@ -207,7 +207,7 @@ _COSTS: dict[str, _Lines] = {
             ),
         ),
         (
-            "from 10 million prompts to the first task, on that store; the driver's memory",
+            "time from 10 million prompts to the first task, on that store; the driver's memory",
             lambda found: (
                 f"{found['fresh_on_the_store']['seconds']:.0f} s; "
                 f"{found['fresh_on_the_store']['peak_mib']:.0f} MiB"
@@ -216,7 +216,7 @@ _COSTS: dict[str, _Lines] = {
     ),
     "scale_report": (
         (
-            "the report of 10,000 prompts and 4 arms, pictures of 512 pixels; the page",
+            "the report of 10,000 prompts and 4 arms, 512-pixel images; size of the page",
             lambda found: f"{found['seconds']:.1f} s; {found['page_bytes'] / 1e6:.1f} MB",
         ),
     ),
@@ -246,7 +246,7 @@ def _gpu(records: Records) -> str:
     """Full-size models on a GPU, as far as they were measured."""
     record = records.get("gpu")
     if record is None:
-        return "It is open: no GPU was at hand."
+        return "Not measured yet: no GPU was available."
     return f"{gpu_table(record['results'])}\n\nMeasured {record['date']}, `{_command(record)}`."
 
 
