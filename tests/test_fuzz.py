@@ -384,7 +384,7 @@ COMMANDS = {
         "line 2: the key 'models'",
     ),
     "a config that is no YAML": ("models: [", [], "is not YAML: line 1"),
-    "an arm named no": ("arms: {no: {}}", [], 'write it in quotes, "no"'),
+    "an arm named no": ("arms: {no: {}}", [], 'Fix: quote it: "no"'),
     "more workers than at most": (None, ["--set", "workers={min: 4, max: 2}"], "workers: min 4 is"),
     "a prompt of half a pair": (None, ["--set", "prompts.path=half.jsonl"], "half.jsonl, row 1: a"),
 }

@@ -196,8 +196,8 @@ from tgate_batch import say
 from tgate_batch.cli.main import run
 
 def first(text, **facts):
-    print(text)
-    print(*{"torch", "ray", "diffusers", "transformers", "scipy", "matplotlib"} & {*sys.modules})
+    print(text, file=say.out())
+    print(*{"torch", "ray", "diffusers", "transformers", "scipy", "matplotlib"} & {*sys.modules}, file=say.out())
     sys.exit()
 
 say.info = first

@@ -65,7 +65,7 @@ MISTAKES = {
     "a revision of a model of the catalogue": ({"models.0.revision": "v2"}, ["revision", "hub id"]),
     "a LoRA that is not there": (
         {"models.0.loras": [{"path": "lora.safetensors"}]},
-        ["demo: loras.0", "lora.safetensors", "not there"],
+        ["demo: loras.0", "lora.safetensors", "does not exist"],
     ),
     "a LoRA that is none": (
         {"models.0.loras": [{"path": "unet.safetensors"}]},

@@ -307,7 +307,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a byte of text in a measurement's footer": (
         lambda out: rewritten(out / figures("rows"), b'"versions', b'"versi\xe8ns'),
         figures("rows"),
-        "cannot be read",
+        "its rows or its footer are not those",
     ),
     "a word of the card": (
         lambda out: rewritten(out / layout.CARD, b"Prompts: 6", b"Prompts: 7"),

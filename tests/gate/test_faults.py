@@ -344,7 +344,9 @@ def test_other_hooks_on_attention_layers_stay(tiny_models, arguments):
 def test_a_branch_that_the_unet_does_not_have_is_refused(tiny_models):
     pipe = tiny_models("sd15")
     with (
-        pytest.raises(ValueError, match=r"^branch=6 is deeper .*; use 0 \(the shallowest\) to 5$"),
+        pytest.raises(
+            ValueError, match=r"^branch=6 is deeper .*\. Fix: use 0 \(the shallowest\) to 5$"
+        ),
         gated(pipe, None, deepcache=DeepCache(3, 6)),
     ):
         pass

@@ -8,6 +8,7 @@ import pytest
 
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
+from tgate_batch.output.seal import is_sealed_text
 from tgate_batch.report import page
 
 
@@ -37,7 +38,8 @@ def test_sections_come_in_the_order_of_the_questions(html):
 def test_page_holds_everything_and_its_policy_allows_nothing_else(html):
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html) == []
     assert "default-src 'none'" in html
-    assert html.rstrip().endswith("</html>")
+    assert is_sealed_text(html.encode())
+    assert html.rpartition("<!--")[0].rstrip().endswith("</html>")
 
 
 def test_same_report_gives_the_same_bytes(finished, tmp_path):

@@ -117,6 +117,7 @@ def test_verdict_has_the_figures_of_the_report(page, arms):
         arm, baseline = arms[name], arms["baseline"]
         change = arm["change"]["prompt_accuracy"]
         sentence = said.nth(place).locator(".says").inner_text()
+        enough = [float(n.replace(",", "")) for n in re.findall(r"about ([\d,]+) would", sentence)]
         failed = [arm["errors"], arm["images"] + arm["errors"]] if arm["errors"] else []
         is_shown(
             sentence,
@@ -124,6 +125,7 @@ def test_verdict_has_the_figures_of_the_report(page, arms):
             *around(arm["speedup_interval"]),
             100 * change["value"],
             *around(change, 100),
+            *enough,
             *failed,
         )
         mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
