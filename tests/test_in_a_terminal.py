@@ -21,7 +21,7 @@ import pytest
 from tgate_batch.report.table import rows
 from tgate_batch.report.verdict import verdicts
 
-WIDTHS = (80, 100, 120, 160)
+WIDTHS = (80, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (100, 120)), 160)
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and moves of the cursor
 OURS_ALONE = {"HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"}  # of the tests; a user has none of them
 OURS = [  # every line that a run of the demo may say before its table
@@ -197,7 +197,8 @@ from tgate_batch.cli.main import run
 
 def first(text, **facts):
     print(text, file=say.out())
-    print(*{"torch", "ray", "diffusers", "transformers", "scipy", "matplotlib"} & {*sys.modules}, file=say.out())
+    heavy = {"torch", "ray", "diffusers", "transformers", "scipy", "matplotlib"}
+    print(*heavy & {*sys.modules}, file=say.out())
     sys.exit()
 
 say.info = first

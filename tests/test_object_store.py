@@ -299,8 +299,8 @@ def test_outage_at_the_end_hides_no_error_and_leaves_a_claim_that_is_taken_over(
 @pytest.mark.parametrize(
     ("rounds", "dead"),
     [
-        pytest.param(2, False, id="no claim"),
-        pytest.param(2, True, id="a dead claim"),
+        pytest.param(1, False, id="no claim"),
+        pytest.param(1, True, id="a dead claim"),
         pytest.param(15, False, id="no claim, 15 rounds", marks=pytest.mark.slow),
         pytest.param(15, True, id="a dead claim, 15 rounds", marks=pytest.mark.slow),
     ],

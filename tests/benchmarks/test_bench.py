@@ -122,6 +122,7 @@ def test_engine_settings_stand_beside_the_defaults():
         assert found[label]["recompiled"] == 0  # nothing is compiled at all
 
 
+@pytest.mark.slow
 def test_large_run_is_timed_until_it_knows_what_is_missing_and_until_its_first_task():
     found = bench_scale_pool(shards=100, prompts=1000, milliseconds=0)
     parts = ("resume_on_a_disk", "resume_on_the_store", "fresh_on_the_store")

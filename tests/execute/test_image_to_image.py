@@ -274,6 +274,7 @@ def without_strength(file: Path) -> None:
             writer.write_table(group.cast(schema))
 
 
+@pytest.mark.slow
 def test_output_from_before_rows_had_a_strength_is_sound_and_takes_rows_with_pictures(
     tiny, tmp_path
 ):
