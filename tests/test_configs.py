@@ -140,7 +140,7 @@ def test_command_that_lists_pictures_writes_prompts(tmp_path, monkeypatch):
     for name in ("one.png", "two.png"):
         (tmp_path / "pictures" / name).write_bytes(picture())
     how = config.source_of("pictures.csv")
-    listing = how.partition(", as ")[2].partition(" writes it")[0]
+    listing = how.partition(", e.g. ")[2]
     subprocess.run(listing, shell=True, check=True)
     found = list(read(config.load(config.find("svd")).prompts))
     assert [prompt.image for prompt in found] == [picture()] * 2

@@ -21,7 +21,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    """20 columns."""
+    """20 columns, whatever the environment says."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: terminal_size((20, 5)))
 
 

@@ -192,7 +192,7 @@ def test_parts_of_a_folder_are_its_encoders_and_its_vae(name, tmp_path):
 def test_a_model_without_an_architecture_or_a_folder_says_so():
     with pytest.raises(UserError, match="unknown model 'flux'"):
         macs_of("flux", steps=5, guidance_scale=7.5)
-    with pytest.raises(UserError, match="'demo' is not known without its files"):
+    with pytest.raises(UserError, match="'demo' is unknown without its files"):
         macs_of("demo", "some/finetune", steps=5, guidance_scale=7.5)
 
 
