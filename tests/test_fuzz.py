@@ -3,23 +3,21 @@
 Every case is made of a seed and nothing else.
 """
 
-import contextlib
 import io
 import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deadline import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,20 +220,6 @@ def case(seed: int) -> tuple[str, str, bytes]:
     kind = pick.choice(sorted(VALID))
     mutation = pick.choice(MUTATIONS[kind])
     return kind, mutation.__name__, mutation(pick.choice(VALID[kind]), pick)
-
-
-@contextlib.contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TimeoutError(f"longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def sane(prompts: list[Prompt]) -> bool:

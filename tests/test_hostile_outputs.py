@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import sys
 import unicodedata
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deadline import at_most
 from PIL import Image
 
 from tgate_batch import config, say, workflow
@@ -141,20 +141,6 @@ def place(run, tmp_path, monkeypatch) -> Place:
     yield made
     sys.path[:] = before
     say.as_json(False)
-
-
-@contextlib.contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TimeoutError(f"longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def odd(text: str) -> list[str]:
