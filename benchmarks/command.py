@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tgate_batch import say
+from tgate_batch import console
 
 BENCHMARKS = {  # name -> what it compares; the module's function has the name, after `bench_`
     "gate": "a gated call with tgate 1.0.0's, a plain one, DeepCache's",
@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     if name == TABLES:
         return _write_tables(options.options)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or torch's profiler prints its every start
-    with say.apart():
-        say.info(f"bench {name}: loading ...", event="phase")
+    with console.apart():
+        console.info(f"bench {name}: loading ...", event="phase")
         benchmark = find_benchmark(name)
         results = benchmark(**vars(option_parser(name, benchmark).parse_args(options.options)))
     print(json.dumps(results, indent=2))
@@ -140,5 +140,5 @@ def _write_tables(options: Sequence[str]) -> int:
     for page, text in written().items():
         if page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
-            say.info(f"written: {page}")
+            console.info(f"written: {page}")
     return 0

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Thresholds
 from tgate_batch.metrics.frechet import FrechetRoot, Statistics
 from tgate_batch.metrics.jackknife import (
@@ -34,7 +34,7 @@ from tgate_batch.metrics.jackknife import (
 from tgate_batch.metrics.kid import kernel_sums, mean_of_pairs
 from tgate_batch.metrics.moments import Moments, frechet_values
 from tgate_batch.report import thresholds
-from tgate_batch.score.figures import enough
+from tgate_batch.score.figures import enough_images
 
 RUNS = 300  # a cell
 NIGHTS = 1000  # a threshold
@@ -69,7 +69,7 @@ def bench_coverage(
         for population, each, pictures in product(populations, (20, 5, 3, 0.8), (1, 8))
     ]
     cells: dict[str, dict[str, Any]] = {}
-    say.info(f"simulating the truth of {len(populations)} populations ...", event="phase")
+    console.info(f"simulating the truth of {len(populations)} populations ...", event="phase")
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     fresh = multiprocessing.get_context("spawn")  # libraries read the variables at their start
     with patch.dict(os.environ, dict.fromkeys(threads, "1")), ProcessPoolExecutor(2, fresh) as pool:
@@ -85,16 +85,16 @@ def bench_coverage(
         ]
         started = [(count, task, pool.submit(task, count)) for count, task in tasks]
         again = []
-        say.info(f"simulating {len(tasks)} kinds of runs ...", event="phase")
+        console.info(f"simulating {len(tasks)} kinds of runs ...", event="phase")
         for count, task, waiting in started:
             for name, found in waiting.result().items():
                 cells[name] = found
-                say.info(f"{name}: {_line(found)}")
+                console.info(f"{name}: {_line(found)}")
                 if not found["holds"]:
                     again.append((name, pool.submit(task, _AGAIN * count, 1, name)))
         for name, waiting in again:
             cells[name] = {**waiting.result()[name], "first": cells[name]}
-            say.info(f"again, {name}: {_line(cells[name])}")
+            console.info(f"again, {name}: {_line(cells[name])}")
     short = [name for name, found in cells.items() if not found["holds"]]
     lowest = {
         kind: min(
@@ -340,7 +340,7 @@ def set_figures(
     arms = list(product(("small", "tail"), (0.0, 0.95)))
     for number, (name, figure) in enumerate(figures.items()):
         pictures = world.prompts * each
-        few = name == "Frechet distance" and not enough(pictures, size)
+        few = name == "Frechet distance" and not enough_images(pictures, size)
         if few or world.prompts < LEAST_PROMPTS:
             why = f"{pictures} pictures of {world.prompts} prompts"
             results[f"{name}, {world.name}"] = {"withheld": why, "holds": True}

@@ -23,7 +23,7 @@ def bench_encode(
     def encoded(format: str, threads: int) -> list[bytes]:
         images = Images(format=format)
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda picture: codec.picture(picture, images), drawn))
+            return list(pool.map(lambda picture: codec.encode_image(picture, images), drawn))
 
     calls = {
         f"{format} x{threads}": partial(encoded, format, threads)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import torch
 
 from benchmarks.timing import in_turns, ratio
-from tgate_batch import config, say
+from tgate_batch import config, console
 from tgate_batch.gate import GatePlan, gated
-from tgate_batch.models.runner import PipelineRunner, open_runner
+from tgate_batch.models.pipeline_runner import PipelineRunner, open_runner
 from tgate_batch.records import Prompt
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ def bench_engine(
     found: dict[str, dict[str, Any]] = {}
     for label, chosen in (("plain", None), ("gated", plan)):
         calls = {name: partial(_draw, runner, prompts, chosen) for name, runner in opened.items()}
-        say.info(f"warming up and compiling the {label} pipeline ...", event="phase")
+        console.info(f"warming up and compiling the {label} pipeline ...", event="phase")
         for call in calls.values():
             call()
         graphs = _graphs()

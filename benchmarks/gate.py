@@ -16,9 +16,10 @@ import torch
 from benchmarks.timing import in_turns, ratio
 from tgate_batch.config import Model, Sampling
 from tgate_batch.gate import DeepCache, GatePlan, gated
-from tgate_batch.models import catalogue, macs
-from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, Part
-from tgate_batch.models.checkpoint import load
+from tgate_batch.models import catalogue
+from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, ComponentSpec
+from tgate_batch.models.checkpoint import load_pipeline
+from tgate_batch.models.macs import arm as macs
 
 CONTROLNET = "sd15 with ControlNet"
 PLANS = {
@@ -136,7 +137,8 @@ def _measure_controlnet(steps: int, rounds: int) -> dict[str, Any]:
     calls = {"gated": partial(draw, plan), "plain": partial(draw, None)}
     seconds = in_turns(calls, rounds, clock=time.process_time)
     parts = [
-        Part("diffusers", type(module).__name__, dict(module.config)) for module in (unet, control)
+        ComponentSpec("diffusers", type(module).__name__, dict(module.config))
+        for module in (unet, control)
     ]
     pair = Architecture(parts[0], {"text_encoder": CLIP_L}, KL_VAE, 77, controlnet=parts[1])
     family, size = catalogue.family_of("sd15"), {"height": 8 * side, "width": 8 * side}
@@ -156,7 +158,7 @@ def _measure_controlnet(steps: int, rounds: int) -> dict[str, Any]:
 
 def _pipeline(name: str) -> Any:
     if name == "demo":
-        return load(Model(name=name), catalogue.resolve(name, Sampling()), "cpu")
+        return load_pipeline(Model(name=name), catalogue.resolve(name, Sampling()), "cpu")
     pipeline = catalogue.tiny(name)
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config

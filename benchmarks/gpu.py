@@ -19,16 +19,16 @@ from benchmarks.cells import SIZES, Cell, Kept, Size
 from benchmarks.gpu_job import job_beside_a_bare_loop
 from benchmarks.timing import in_turns, ratio
 from benchmarks.work import limit, products, profiled, work_of
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, cache_bytes, denoiser_of, gated
-from tgate_batch.gate.families import known
+from tgate_batch.gate.supported_denoisers import find_denoiser
 from tgate_batch.models import catalogue, engine
 from tgate_batch.models.architecture import latent_scale
-from tgate_batch.models.family import decode_pictures
-from tgate_batch.models.runner import padded
+from tgate_batch.models.family import decode_images
+from tgate_batch.models.pipeline_runner import pad_batch
 from tgate_batch.output.history import processor
-from tgate_batch.render.time_sheet import Energy
+from tgate_batch.render.timing import Energy
 
 _DOCUMENTED_STEPS = 25  # of the documents' plans
 _PROFILED_STEPS = 3  # of the baseline, all of whose steps are alike
@@ -132,7 +132,7 @@ class _Bench:
 
     def measure(self, cell: Cell) -> None:
         """Measures the cell and keeps it; one that fails is kept with its error."""
-        say.info(f"{cell} ...", event="phase")
+        console.info(f"{cell} ...", event="phase")
         try:
             measured = getattr(self, cell.what)(cell)
         except Exception as error:  # out of memory, a kernel that refuses: the others go on
@@ -140,7 +140,7 @@ class _Bench:
             measured = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
             self._check_device(cell, measured["error"])
         self.kept.keep(cell, measured)
-        say.info(f"{cell}: {_in_short(measured)}")
+        console.info(f"{cell}: {_in_short(measured)}")
 
     def _check_device(self, cell: Cell, error: str) -> None:
         """Raises UserError where the GPU computes no more in this process; the cell is kept."""
@@ -211,7 +211,7 @@ class _Bench:
             whole = self._gated(model, cell.steps, *how)
             equal = {}
             for name, chosen in others.items():
-                drawn = self._gated(model, cell.steps, *how, rows=padded(chosen, cell.batch))
+                drawn = self._gated(model, cell.steps, *how, rows=pad_batch(chosen, cell.batch))
                 equal[name] = torch.equal(drawn[: len(chosen)], whole[chosen])
             found[arm] = {"same": all(equal.values()), "differ": [n for n in equal if not equal[n]]}
         return found
@@ -262,7 +262,7 @@ class _Bench:
 
     def _arms(self, pipe: Any, steps: int) -> Arms:
         """The documents' plans at the same parts of the steps, and DeepCache for U-Nets."""
-        kind = known(denoiser_of(pipe))
+        kind = find_denoiser(denoiser_of(pipe))
         assert kind is not None
         assert kind.plan is not None
         part = kind.plan.gate_step / _DOCUMENTED_STEPS
@@ -343,7 +343,7 @@ class _Bench:
 
 @torch.inference_mode()
 def _decoded(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    return decode_pictures(pipe, latents)
+    return decode_images(pipe, latents)
 
 
 def _one_after_the_other(denoise: Callable[[], Any], decode: Callable[[Any], Any]) -> None:

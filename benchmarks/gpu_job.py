@@ -25,10 +25,10 @@ from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.gate import denoiser_of
 from tgate_batch.models import catalogue, tiny
-from tgate_batch.models.runner import PipelineRunner, open_runner
+from tgate_batch.models.pipeline_runner import PipelineRunner, open_runner
 from tgate_batch.output import run as runs
-from tgate_batch.prompts.read import read
-from tgate_batch.records import Receipt
+from tgate_batch.prompts.reader import read_prompts
+from tgate_batch.records import ShardResult
 from tgate_batch.render import codec
 
 _GUIDANCE = 8.0
@@ -98,14 +98,14 @@ def _settings(cell: Cell, arm: str, model: Path, prompts: Path, output: Path) ->
 def _job_rate(settings: Config, runner: PipelineRunner) -> float:
     """Images/s from the first file to the last, of which the first warms up."""
     run = workflow.prepare(settings)
-    runs.begin(run)
+    runs.begin_run(run)
     finished: list[tuple[float, int]] = []
     opened = partial(_given, runner)
     with LocalExecutor(run.config, run.folder, run.config.models[0], opened) as executor:
         for said in executor.run(rendering.tasks(run, runs.pending(run))):
-            if isinstance(said, Receipt):
+            if isinstance(said, ShardResult):
                 if said.errors:
-                    raise RuntimeError(f"{said.errors} pictures failed: {said.why}")
+                    raise RuntimeError(f"{said.errors} pictures failed: {said.first_error}")
                 finished.append((time.perf_counter(), said.images))
     (start, _), (end, _) = finished[0], finished[-1]
     return sum(images for _, images in finished[1:]) / (end - start)
@@ -117,12 +117,12 @@ def _given(runner: PipelineRunner, *_: Any) -> PipelineRunner:
 
 def _bare_rates(settings: Config, runner: PipelineRunner, arm: Arm) -> tuple[float, float]:
     """The pipeline's images/s, without and with the compression of the pictures."""
-    prompts = list(read(settings.prompts))
+    prompts = list(read_prompts(settings.prompts))
     size = runner.sampling.batch_size
     drawing = compressing = 0.0
     pipeline = runner.pipeline
     pipeline.vae.to(denoiser_of(pipeline).dtype)  # as it was loaded: the call itself raises it
-    with runner.under(arm):
+    with runner.applying(arm):
         for start in range(0, len(prompts), size):
             texts = [prompt.text for prompt in prompts[start : start + size]]
             seeds = [torch.Generator("cpu").manual_seed(n) for n in range(len(texts))]
@@ -137,7 +137,7 @@ def _bare_rates(settings: Config, runner: PipelineRunner, arm: Arm) -> tuple[flo
             ).images
             between = time.perf_counter()
             for picture in pictures:
-                codec.picture(np.asarray(picture), Images())
+                codec.encode_image(np.asarray(picture), Images())
             if start > 0:  # the first batch warms up
                 drawing += between - before
                 compressing += time.perf_counter() - between

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tgate_batch.report import table
+from tgate_batch.report import result_table
 
 _HEADS = (
     "model",
@@ -37,7 +37,11 @@ def gpu_table(results: Mapping[str, Any], steps: int = 25, batch: int = 8) -> st
                 for arm, found in measured.items()
                 if "speedup" in found
             ]
-    lines = [table.markdown(rows), "", f"({results['device']}; {steps} steps, batches of {batch}.)"]
+    lines = [
+        result_table.markdown(rows),
+        "",
+        f"({results['device']}; {steps} steps, batches of {batch}.)",
+    ]
     return "\n".join([*lines, *(["", job] if job else [])])
 
 

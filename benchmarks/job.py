@@ -13,12 +13,12 @@ from tgate_batch import config, workflow
 from tgate_batch.config import Config, Images
 from tgate_batch.demo import PATH
 from tgate_batch.execute import rendering
-from tgate_batch.execute.progress import Counter
+from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.execute.ray import RayExecutor
-from tgate_batch.models import runner
+from tgate_batch.models import pipeline_runner
 from tgate_batch.output import run as runs
-from tgate_batch.prompts.read import read
-from tgate_batch.records import Receipt, image_seed
+from tgate_batch.prompts.reader import read_prompts
+from tgate_batch.records import ShardResult, image_seed
 from tgate_batch.render import codec
 
 _BATCH = 8
@@ -36,7 +36,7 @@ def bench_job(images: int = 520, steps: int = 25, rounds: int = 5) -> dict[str, 
     each = max(images // rounds // _SHARD, 2) * _SHARD
     bare = _BareLoop(_settings("unused", each, steps, workers=1))
     found: dict[str, list[float]] = {"bare": [], "bare_with_encoding": [], "one": [], "two": []}
-    progress = Counter("measuring", "rounds", rounds)
+    progress = WorkCounter("measuring", "rounds", rounds)
     for _ in range(rounds):
         rendering, encoding_too = bare.images_per_second(each)
         found["bare"].append(rendering)
@@ -80,8 +80,8 @@ class _BareLoop:
     """The pipeline called batch after batch, its pictures compressed in the same thread."""
 
     def __init__(self, settings: Config) -> None:
-        self._pipeline = runner.open_runner(settings.models[0], settings).pipeline
-        self._prompts = list(read(settings.prompts))
+        self._pipeline = pipeline_runner.open_runner(settings.models[0], settings).pipeline
+        self._prompts = list(read_prompts(settings.prompts))
         self._sampling = settings.sampling
         self.images_per_second(_BATCH)
 
@@ -102,7 +102,7 @@ class _BareLoop:
             ).images
             between = time.perf_counter()
             for picture in pictures:
-                codec.picture(np.asarray(picture), Images())
+                codec.encode_image(np.asarray(picture), Images())
             rendering += between - before
             compressing += time.perf_counter() - between
         return images / rendering, images / (rendering + compressing)
@@ -115,12 +115,12 @@ def _job_rate(prompts: int, steps: int, workers: int) -> float:
         output = str(Path(scratch, "out"))
         settings = _settings(output, prompts + warm_up * _SHARD, steps, workers)
         run = workflow.prepare(settings)
-        runs.begin(run)
+        runs.begin_run(run)
         finished: list[tuple[float, int]] = []
         with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
             pool = rendering.tasks(run, runs.pending(run))
             for receipt in executor.run(pool):
-                if isinstance(receipt, Receipt):
+                if isinstance(receipt, ShardResult):
                     finished.append((time.perf_counter(), receipt.images))
     start, _ = finished[warm_up - 1]
     end, _ = finished[-1]

@@ -8,11 +8,11 @@ import torch
 
 from benchmarks import random_weights
 from benchmarks.timing import in_turns, ratio
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Engine
 from tgate_batch.gate import DeepCache, GatePlan, gated, is_guided
 from tgate_batch.models import catalogue, engine
-from tgate_batch.models.macs import count
+from tgate_batch.models.macs.arm import count
 
 _MID_SIDE = 512  # pixels of a mid-size model's picture
 
@@ -38,7 +38,7 @@ def bench_model(
     architecture = random_weights.architecture_of(row, family, mid_size)
     size = (_MID_SIDE, _MID_SIDE) if mid_size else (row.height, row.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    say.info(f"building {name} with random weights ...", event="phase")
+    console.info(f"building {name} with random weights ...", event="phase")
     dtype = torch.float16 if device == "cuda" else torch.float32
     pipe = random_weights.pipeline(row, family, architecture, device, dtype)
     engine.prepare(pipe, Engine(compile=compile))
@@ -47,7 +47,7 @@ def bench_model(
     plans = _arms(gate_step, unet=hasattr(pipe, "unet"))
     if arms:
         plans = {arm: plans[arm] for arm in plans if arm in ("baseline", *arms)}
-    say.info(f"counting MACs of {len(plans)} arms ...", event="phase")
+    console.info(f"counting MACs of {len(plans)} arms ...", event="phase")
     macs = {
         arm: count(
             family, architecture, plan, cache, steps, guidance, *size

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stand_in import StandIn
-from tgate_batch import config, say, workflow
+from tgate_batch import config, console, workflow
 from tgate_batch.execute import rendering
 from tgate_batch.execute.ray import RayExecutor
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
-from tgate_batch.records import Receipt
+from tgate_batch.records import ShardResult
 
 _ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ def bench_orchestration(prompts: tuple[int, ...] = (10_000, 100_000)) -> dict[st
     least = runs_of[min(prompts)]["driver_peak_mib"]
     for found in runs_of.values():
         found["driver_mib_above_least"] = found["driver_peak_mib"] - least
-    say.info("drawing a first picture under each executor ...", event="phase")
+    console.info("drawing a first picture under each executor ...", event="phase")
     first = {executor: first_picture_seconds(executor) for executor in workflow.EXECUTORS}
     return {"runs": runs_of, "first_picture_seconds": first}
 
@@ -70,12 +70,12 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
     )
     start = time.perf_counter()
     run = workflow.prepare(settings)
-    runs.begin(run)
+    runs.begin_run(run)
     model = run.config.models[0]
     with RayExecutor(run.config, run.folder, model, open_runner=StandIn) as executor:
         pool = rendering.tasks(run, runs.pending(run))
         said = executor.run(pool)
-        written = sum(receipt.images for receipt in said if isinstance(receipt, Receipt))
+        written = sum(receipt.images for receipt in said if isinstance(receipt, ShardResult))
     seconds = time.perf_counter() - start
     assert written == prompts
     return {
@@ -85,7 +85,7 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
 
 
 def _in_a_process(prompts: int) -> dict[str, float]:
-    say.info(f"a run of {prompts:,} prompts with a stand-in pipeline ...", event="phase")
+    console.info(f"a run of {prompts:,} prompts with a stand-in pipeline ...", event="phase")
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(prompts)],
         check=True,

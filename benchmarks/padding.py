@@ -10,9 +10,9 @@ import torch
 from benchmarks.timing import in_turns, ratio
 from tgate_batch import config
 from tgate_batch.config import Arm, Images
-from tgate_batch.models.runner import open_runner
+from tgate_batch.models.pipeline_runner import open_runner
 from tgate_batch.records import Prompt, Shard
-from tgate_batch.render.shard import Renderer
+from tgate_batch.render.renderer import Renderer
 
 ARMS = {"plain": Arm(), "gated": Arm(gate_step=4, sp_interval=2, warm_up=2)}
 

@@ -11,7 +11,7 @@ import torch
 
 from tgate_batch.errors import UserError
 from tgate_batch.gate import denoiser_of
-from tgate_batch.models.architecture import Architecture, Part
+from tgate_batch.models.architecture import Architecture, ComponentSpec
 from tgate_batch.models.checkpoint import pipeline_class
 from tgate_batch.models.family import Entry, Family
 
@@ -46,14 +46,16 @@ def architecture_of(row: Entry, family: Family, mid_size: bool) -> Architecture:
     if row.name not in MID_SIZE:
         raise UserError(f"bench: no mid-size {row.name!r}; one of: {', '.join(MID_SIZE)}")
     denoiser = whole.denoiser
-    small = Part(denoiser.library, denoiser.kind, {**denoiser.config, **MID_SIZE[row.name]})
+    small = ComponentSpec(
+        denoiser.library, denoiser.class_name, {**denoiser.config, **MID_SIZE[row.name]}
+    )
     return replace(whole, denoiser=small)
 
 
-def built(part: Part, device: str, dtype: torch.dtype) -> Any:
+def built(part: ComponentSpec, device: str, dtype: torch.dtype) -> Any:
     """One network with weights from a fixed seed, made on the device."""
     torch.manual_seed(0)
-    kind = getattr(import_module(part.library), part.kind)
+    kind = getattr(import_module(part.library), part.class_name)
     with torch.device(device):
         if part.library == "transformers":
             network = kind(kind.config_class(**part.config))

@@ -18,9 +18,9 @@ from tgate_batch.demo import PATH
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.progress import Counter
+from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.output import run as runs
-from tgate_batch.records import Receipt
+from tgate_batch.records import ShardResult
 
 _SIZES = ((64, 64), (64, 96))  # height, width
 _STEPS = (4, 6)
@@ -63,7 +63,7 @@ def bench_rows(rows: int = 2000) -> dict[str, Any]:
     for sampling, own in [*files, mixed]:  # kernels, and the counts of MACs
         _Side([(sampling, own[:_BATCH])]).finish()
     sides = {"mixed": _Side([mixed]), "uniform": _Side(files)}
-    progress = Counter("measuring", "rows", 2 * rows)
+    progress = WorkCounter("measuring", "rows", 2 * rows)
     while (side := min(sides.values(), key=lambda side: side.images)).images < rows:
         progress.add(side.draw())
     progress.say()
@@ -116,7 +116,7 @@ class _Side:
         for sampling, own in self._files:
             with tempfile.TemporaryDirectory() as scratch:
                 run = workflow.prepare(_settings(Path(scratch), sampling, own))
-                runs.begin(run)
+                runs.begin_run(run)
                 executor = LocalExecutor(run.config, run.folder)
                 executor.fingerprint(run.config.models[0])  # loads it
                 said = executor.run(rendering.tasks(run, runs.pending(run)))
@@ -125,10 +125,10 @@ class _Side:
                 rows = ds.dataset(f"{scratch}/out/images", format="parquet").to_table(["batch"])
                 self.drawn += len(set(rows["batch"].to_pylist())) * _BATCH
 
-    def _timed(self, said: Iterator[Any]) -> Receipt | None:
+    def _timed(self, said: Iterator[Any]) -> ShardResult | None:
         """The next file's receipt; None after the last."""
         start, cpu = time.perf_counter(), time.process_time()
-        receipt = next((each for each in said if isinstance(each, Receipt)), None)
+        receipt = next((each for each in said if isinstance(each, ShardResult)), None)
         self.seconds += time.perf_counter() - start
         self.cpu_seconds += time.process_time() - cpu
         return receipt

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from benchmarks.slow_store import SCHEME, slow_store
 from benchmarks.tail import bench_tail
-from tgate_batch import config, say, workflow
+from tgate_batch import config, console, workflow
 from tgate_batch.execute import rendering
 from tgate_batch.execute.pool import Send
 from tgate_batch.output import layout
@@ -38,15 +38,15 @@ def bench_scale_pool(
         "milliseconds_a_request": milliseconds,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        say.info(f"fabricating and resuming {shards:,} shards ...", event="phase")
+        console.info(f"fabricating and resuming {shards:,} shards ...", event="phase")
         _in_a_process("fabricate", scratch, shards)
         found["resume_on_a_disk"] = _in_a_process("resume", scratch, shards)
         found["resume_on_the_store"] = _in_a_process("resume", scratch, shards, milliseconds)
     with tempfile.TemporaryDirectory() as scratch:
-        say.info(f"beginning a run of {prompts:,} prompts on a slow store ...", event="phase")
+        console.info(f"beginning a run of {prompts:,} prompts on a slow store ...", event="phase")
         _write_prompts(scratch, prompts)
         found["fresh_on_the_store"] = _in_a_process("fresh", scratch, milliseconds)
-    say.info("simulating the tail ...", event="phase")
+    console.info("simulating the tail ...", event="phase")
     return found | {"tail_over_ideal": bench_tail()}
 
 
@@ -54,7 +54,7 @@ def fabricate(scratch: str, shards: int) -> None:
     """A run of so many shards of a prompt each, all but the last of which have an (empty) file."""
     _write_prompts(scratch, shards)
     run = workflow.prepare(_settings(scratch, shard_size=1))
-    runs.begin(run)
+    runs.begin_run(run)
     folder = Path(run.folder.path(layout.images(*_ARM)))
     folder.mkdir(parents=True)
     for index in range(shards - 1):
@@ -79,7 +79,7 @@ def fresh(scratch: str, milliseconds: float) -> dict[str, float]:
     with slow_store(milliseconds):
         stop = _Stopwatch()
         run = stop.measured("prepare", lambda: workflow.prepare(_settings(scratch, milliseconds)))
-        stop.measured("begin", lambda: runs.begin(run))
+        stop.measured("begin", lambda: runs.begin_run(run))
         pool = stop.measured("pending", lambda: rendering.tasks(run, runs.pending(run)))
         pool.joined("worker")
         decided = stop.measured("decide", pool.decide)

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.scale_scoring import fabricate, scored
-from tgate_batch import say
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch import console
+from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output import run as runs
 from tgate_batch.output.run import Run
 from tgate_batch.records import ImageRecord
@@ -39,16 +39,16 @@ def bench_scale_report(
     """Writes the report of so many prompts and 4 arms; prints and returns what it took."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        say.info(f"fabricating and scoring {prompts:,} prompts ...", event="phase")
+        console.info(f"fabricating and scoring {prompts:,} prompts ...", event="phase")
         settings = fabricate(folder, prompts, 8, shard=64, reference_rows=1000, arms=_ARMS)
         _draw(runs.load_run(settings.output), side)
         scored(settings)
-        say.info("writing the report ...", event="phase")
+        console.info("writing the report ...", event="phase")
         arguments = [sys.executable, "-m", "benchmarks.scale_report", settings.output]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
     result = {"prompts": prompts, "arms": len(_ARMS), "side": side, **found}
-    say.info(
+    console.info(
         f"report of {prompts:,} prompts x {len(_ARMS)} arms, pictures of {side} pixels: "
         f"{result['seconds']:.1f} s, {result['mib']:.0f} MiB, page of "
         f"{result['page_bytes'] / 1e6:.2f} MB with {result['pictures']} pictures"
@@ -60,7 +60,7 @@ def _draw(run: Run, side: int) -> None:
     """Writes every shard of every arm, of a few drawings over and over."""
     drawings = [_drawing(number, side) for number in range(_DRAWINGS)]
     for plan in run.shards:
-        prompts = frozen.load_shard(run.folder, plan).prompts
+        prompts = prompt_store.load_shard(run.folder, plan).prompts
         for arm in run.config.arms:
             records = [
                 ImageRecord(p.id, 0, p.text, 0, "ok", image=drawings[n % _DRAWINGS])

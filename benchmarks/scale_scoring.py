@@ -20,17 +20,17 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from tgate_batch import config, say
+from tgate_batch import config, console
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.scoring import concluded
+from tgate_batch.execute.scoring import conclude_arms
 from tgate_batch.metrics.frechet import Statistics
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output import run as runs
-from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.metrics import features_of
+from tgate_batch.score.measurement_plan import MeasurementPlan
 from tgate_batch.score.reference import load_reference, of_sample
+from tgate_batch.score.registry import features_of
 from tgate_batch.score.scoring import conclude_orders, write_scores
 from tgate_batch.storage import Folder
 
@@ -92,8 +92,8 @@ def fabricate(
         "output": str(folder / "out"),
     }
     run = runs.prepare(config.parse(settings))
-    runs.begin(run)
-    measurements = Measurements.of(run)
+    runs.begin_run(run)
+    measurements = MeasurementPlan.of(run)
     for arm in run.config.arms:
         wanted = measurements.of_arm(run, "demo", arm)
         names = (layout.ROWS, _METRIC, features_of(Fabricated.name))
@@ -116,7 +116,7 @@ def _tables(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Rows, one figure and features of a shard. The prompts decide them, not the shards."""
     n = plan.prompts
-    ids = [prompt.id for prompt in frozen.load_shard(run.folder, plan).prompts]
+    ids = [prompt.id for prompt in prompt_store.load_shard(run.folder, plan).prompts]
     named = {"prompt_id": pa.array(ids), "image_number": pa.array(np.zeros(n, np.int32))}
     places = np.arange(first, first + n)
     other = 0.0 if arm == run.config.baseline else 0.02
@@ -163,15 +163,15 @@ def scored(settings: config.Config, executor: Any = None) -> dict[str, dict[str,
     """Every score of a run that is measured, by arm."""
     held = runs.load_run(settings.output)
     run = Run(settings, held.folder, held.shards, held.ledger, models=held.models)
-    every = Measurements.of(run)
+    every = MeasurementPlan.of(run)
     known = tuple(pair for pair in every.metrics if pair[0].name == _METRIC)
-    measurements = Measurements(every.extractors, known, ())
+    measurements = MeasurementPlan(every.extractors, known, ())
     (extractor,) = measurements.extractors.values()
     reference = load_reference(str(settings.score.reference), extractor)
     references = {extractor.name: reference}
     orders = list(conclude_orders(run, measurements, references, settings.score.by))
     problems: dict[str, None] = {}
-    found = concluded(run, orders, problems, executor or LocalExecutor(settings, run.folder))
+    found = conclude_arms(run, orders, problems, executor or LocalExecutor(settings, run.folder))
     if problems:
         raise RuntimeError(f"scoring met problems: {list(problems)}")
     write_scores(run, measurements, references, found.arms, measurements.missing)
@@ -188,13 +188,13 @@ def bench_scale_scoring(
     with tempfile.TemporaryDirectory() as scratch:
         empty = _made(Path(scratch, "empty"), 64, 8)
         base = _scored_apart(empty, workers=1)["driver_mib"]
-        say.info(f"an empty run's driver: {base:.0f} MiB")
-        say.info(f"fabricating and scoring {rows:,} rows ...", event="phase")
+        console.info(f"an empty run's driver: {base:.0f} MiB")
+        console.info(f"fabricating and scoring {rows:,} rows ...", event="phase")
         large = _made(Path(scratch, "large"), rows, dimensions)
         found = {}
         for workers in (1, 2):
             found[workers] = one = _scored_apart(large, workers)
-            say.info(
+            console.info(
                 f"{rows:,} rows x 2 arms, {dimensions} dimensions, {workers} workers: "
                 f"{one['seconds']:.0f} s, {one['worker_cpu_seconds']:.0f} CPU seconds of workers, "
                 f"{one['driver_cpu_seconds']:.0f} of the driver, whose memory is "
@@ -206,16 +206,18 @@ def bench_scale_scoring(
         results["two_workers_cpu_over_one"] = _cpu(found[2]) / _cpu(found[1])
         results["largest_relative_difference"] = apart
         results["driver_mib_above_empty"] = found[2]["driver_mib"] - base
-        say.info(
+        console.info(
             f"two workers' CPU over one's: {results['two_workers_cpu_over_one']:.3f}; figures "
             f"differ by {apart:.0e} at most"
         )
         shutil.rmtree(Path(scratch, "large"))
         for count in flat_rows:
-            say.info(f"fabricating and scoring {count:,} rows of 8 dimensions ...", event="phase")
+            console.info(
+                f"fabricating and scoring {count:,} rows of 8 dimensions ...", event="phase"
+            )
             one = _scored_apart(_made(Path(scratch, str(count)), count, 8), workers=2)
             results[f"driver_mib_above_empty_{count}"] = one["driver_mib"] - base
-            say.info(
+            console.info(
                 f"{count:,} rows, 8 dimensions: the driver's memory is "
                 f"{one['driver_mib'] - base:.0f} MiB above an empty run's"
             )

@@ -11,7 +11,7 @@ import torch
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.family import Condition
-from tgate_batch.models.runner import Pixels
+from tgate_batch.models.pipeline_runner import Pixels
 from tgate_batch.records import Prompt
 
 

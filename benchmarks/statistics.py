@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.metrics.features import INCEPTION_FILE, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, stream
-from tgate_batch.score.reference_file import decoded
-from tgate_batch.score.sources import Named, source
+from tgate_batch.score.image_sources import NamedImage, open_source
+from tgate_batch.score.reference_file import decode_batches
 
 # VmHWM, since a child's ru_maxrss starts at its parent's.
 _MEMORY = """
@@ -120,20 +120,20 @@ def whole_seconds(images: int = 1000, side: int = 64) -> tuple[float, float, flo
 
 def bench_statistics(images: int = 1000) -> dict[str, float]:
     """Measures memory, the distance and the whole way, saying a line each as it goes."""
-    say.info("adding up 20,000 and 200,000 rows of features ...", event="phase")
+    console.info("adding up 20,000 and 200,000 rows of features ...", event="phase")
     memory = {rows: memory_mib(rows) for rows in (20_000, 200_000)}
     for rows, mib in memory.items():
-        say.info(f"statistics of {rows:,} x 2048 features: {mib:.0f} MiB above the base")
-    say.info("measuring distances of 2048 dimensions ...", event="phase")
+        console.info(f"statistics of {rows:,} x 2048 features: {mib:.0f} MiB above the base")
+    console.info("measuring distances of 2048 dimensions ...", event="phase")
     theirs, ours, apart = distance_seconds()
     distance = theirs / ours
-    say.info(
+    console.info(
         f"distance from statistics, 2048 dimensions: {ours:.2f} s, pytorch-fid {theirs:.2f} s: "
         f"{distance:.1f} times as fast (relative difference {apart:.0e})"
     )
-    say.info(f"measuring the whole way of {images:,} pictures ...", event="phase")
+    console.info(f"measuring the whole way of {images:,} pictures ...", event="phase")
     theirs, ours, apart = whole_seconds(images)
-    say.info(
+    console.info(
         f"files to distance, {images} pictures: {ours:.1f} s, python -m pytorch_fid {theirs:.1f} "
         f"s: {theirs / ours:.2f} times as fast (relative difference {apart:.0e})"
     )
@@ -149,14 +149,15 @@ def main() -> None:
     """Prints the distance of two folders of pictures on the weights in the torch hub folder."""
     extractor = Inception()
     a, b = (
-        stream(map(extractor, decoded(pictures(path), batch_size=50))) for path in sys.argv[1:3]
+        stream(map(extractor, decode_batches(pictures(path), batch_size=50)))
+        for path in sys.argv[1:3]
     )
     print(frechet_distance(a, b))
 
 
-def pictures(path: str) -> Iterator[Named]:
+def pictures(path: str) -> Iterator[NamedImage]:
     """All pictures of a folder, name and bytes."""
-    return chain.from_iterable(part.pictures() for part in source(path).parts)
+    return chain.from_iterable(part.pictures() for part in open_source(path).parts)
 
 
 if __name__ == "__main__":

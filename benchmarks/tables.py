@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.gpu_table import gpu_table
 from tgate_batch.errors import UserError
 from tgate_batch.execute.progress import duration
-from tgate_batch.report import table
+from tgate_batch.report import result_table
 from tgate_batch.report.columns import columns
 
 Records = Mapping[str, dict[str, Any]]
@@ -70,7 +70,7 @@ def _demo(records: Records) -> str:
     results, arms = record["results"], record["results"]["arms"]
     named = {column.name: column for column in columns(arms)}
     shown = [(named[name], brief) for name, brief in _DEMO]
-    heads = ["arm", "plan", *(table.heading(column, arms, brief) for column, brief in shown)]
+    heads = ["arm", "plan", *(result_table.heading(column, arms, brief) for column, brief in shown)]
     rows = [
         [arm["arm"], _plan(arm["plan"]), *(column.show(arm, brief) for column, brief in shown)]
         for arm in arms
@@ -79,7 +79,7 @@ def _demo(records: Records) -> str:
     errors = sum(arm["errors"] for arm in arms)
     return "\n".join(
         [
-            table.markdown([heads, *rows]),
+            result_table.markdown([heads, *rows]),
             "",
             f"({sum(arm['images'] for arm in arms)} images, {errors or 'no'} errors, "
             f"{results['steps']} steps, {duration(results['seconds'])} on "
@@ -104,7 +104,7 @@ def _costs(records: Records) -> str:
         record = records[name]
         for what, figure in lines:
             rows.append([what, figure(record["results"]), f"`{_command(record)}`", record["date"]])
-    return table.markdown(rows)
+    return result_table.markdown(rows)
 
 
 def _medians(*paths: str) -> Callable[[Any], str]:

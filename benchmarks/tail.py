@@ -12,8 +12,8 @@ import numpy as np
 from tgate_batch.config import Model
 from tgate_batch.execute.pool import Pool, Send
 from tgate_batch.execute.task import RenderTask
-from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.prompts.read import shard_sizes
+from tgate_batch.output.prompt_store import ShardPlan
+from tgate_batch.prompts.reader import shard_sizes
 
 ARMS = {"baseline": 1.0, "tgate-v1": 0.62, "tgate": 0.5}  # arm -> seconds a picture, at speed 1
 MIXED = (0.4, 0.7, 1.0, 1.6)  # speeds of some generations of GPUs
@@ -56,7 +56,7 @@ def makespan_over_ideal(
     now = 0.0
 
     def begin(worker: str) -> None:
-        if held := pool.held(worker):
+        if held := pool.tasks_of(worker):
             (task, *_) = held
             assert isinstance(task, RenderTask)
             seconds = task.shard.prompts * arms[task.arm] / speed[worker]
@@ -70,9 +70,9 @@ def makespan_over_ideal(
                 begin(decision.worker)
         now, worker = heapq.heappop(ends)
         pool.tick(now)
-        pool.finished(worker, pool.held(worker)[0])
+        pool.finished(worker, pool.tasks_of(worker)[0])
         working.discard(worker)
-        if pool.held(worker):
+        if pool.tasks_of(worker):
             working.add(worker)
             begin(worker)
     return now * sum(speeds) / (prompts * sum(arms.values()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tgate_batch.execute.progress import Counter
+from tgate_batch.execute.progress import WorkCounter
 
 
 def in_turns(
@@ -20,7 +20,7 @@ def in_turns(
 
     ``what`` is measured, for the lines that say how far it is.
     """
-    progress = Counter(what, "rounds", rounds + 1)
+    progress = WorkCounter(what, "rounds", rounds + 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():

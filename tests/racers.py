@@ -7,7 +7,7 @@ from typing import Any
 
 from tgate_batch.errors import UserError
 from tgate_batch.output import layout
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.storage import Folder
 
 TOKEN = "0123456789abcdef" * 2
@@ -50,7 +50,7 @@ def _race(uris: list[str], beat: float, barrier: Any, won: Any) -> None:
         folder = Folder(uri)
         barrier.wait()
         try:
-            with claimed(folder, beat_seconds=beat):
+            with output_lock(folder, beat_seconds=beat):
                 barrier.wait()
                 found.append(True)
         except UserError:

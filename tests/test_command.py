@@ -13,9 +13,9 @@ import yaml
 
 from tgate_batch import __version__, config
 from tgate_batch.cli.main import COMMANDS, run
-from tgate_batch.config import reference
+from tgate_batch.config import docs
 from tgate_batch.errors import UserError
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[1]
@@ -98,10 +98,10 @@ def test_init_overwrites_nothing(tmp_path):
     assert (tmp_path / "run.yaml").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", reference.files())
+@pytest.mark.parametrize("name", docs.files())
 def test_page_and_schema_are_those_of_the_sections(name):
-    """`python -m tgate_batch.config.reference` writes them again."""
-    assert (ROOT / name).read_text(encoding="utf-8") == reference.files()[name]
+    """`python -m tgate_batch.config.docs` writes them again."""
+    assert (ROOT / name).read_text(encoding="utf-8") == docs.files()[name]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -145,7 +145,7 @@ def test_status_counts_what_is_done(half_done, capsys):
 
 
 def test_status_says_who_works_there_and_counts_errors_if_asked(half_done, capsys):
-    with claimed(Folder(half_done)):
+    with output_lock(Folder(half_done)):
         run(["status", half_done, "--errors", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["worked_on_by"]["pid"] == os.getpid()
@@ -153,14 +153,14 @@ def test_status_says_who_works_there_and_counts_errors_if_asked(half_done, capsy
 
 
 def test_json_lines_tell_phases_scores_and_verdicts(half_done, settings, tmp_path, capsys):
-    from tgate_batch import say
+    from tgate_batch import console
 
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     try:
         assert run(["render", "--config", str(file), "--log", "json"]) == 0
     finally:
-        say.as_json(False)
+        console.as_json(False)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     events = [line["event"] for line in lines]
     assert events[0] == "phase"

@@ -17,10 +17,10 @@ from tgate_batch.config import Images
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.features import INCEPTION_FILE
 from tgate_batch.models import catalogue
-from tgate_batch.prompts.read import read
+from tgate_batch.prompts.reader import read_prompts
 from tgate_batch.records import Prompt, Shard
 from tgate_batch.report.summary import schema
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -49,9 +49,9 @@ def test_config_is_valid_and_its_plans_fit_its_steps(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "demo"], ids=ids)
 def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
-    from tgate_batch.models.checkpoint import load
-    from tgate_batch.models.runner import PipelineRunner
-    from tgate_batch.render.shard import Renderer
+    from tgate_batch.models.checkpoint import load_pipeline
+    from tgate_batch.models.pipeline_runner import PipelineRunner
+    from tgate_batch.render.renderer import Renderer
 
     run = config.load(file)
     name = run.models[0].name
@@ -59,7 +59,7 @@ def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
     small = {"height": 64, "width": 64, "batch_size": 2}
     sampling = catalogue.resolve(name, run.sampling.model_copy(update=small))
     family = catalogue.family_of(name)
-    runner = PipelineRunner(load(tiny, sampling, "cpu"), family, sampling)
+    runner = PipelineRunner(load_pipeline(tiny, sampling, "cpu"), family, sampling)
     engine = Renderer(runner, Images(), worker="test")
     shard = Shard(0, tuple(Prompt(f"p{i}", f"number {i}", picture()) for i in range(2)))
     found = {
@@ -77,7 +77,7 @@ def fetched(name: str, folder: Path) -> None:
     if run.prompts.path != "demo":
         _prompts(run, folder)
     if run.score.reference not in (None, "drawn"):
-        file = metrics.placed(run.score.reference, run.score.extractor[0])
+        file = registry.with_extractor_name(run.score.reference, run.score.extractor[0])
         np.savez_compressed(folder / file, mu=np.zeros(2048), sigma=np.eye(2048))
 
 
@@ -96,7 +96,7 @@ def test_dry_run_without_the_files_says_how_to_get_them_all(name, tmp_path, monk
         command(["render", "--config", name, "--dry-run"])
     assert needed(name)
     for key, file in needed(name).items():
-        place = metrics.placed(file, "inception")
+        place = registry.with_extractor_name(file, "inception")
         assert f"{key}: {place} is not here: {config.source_of(file)}" in told.value.problems
     asks = config.load(config.find(name)).score
     if asks.reference is not None and "inception" in asks.extractor:
@@ -131,7 +131,9 @@ def test_command_that_makes_the_reference_makes_the_one_that_all_configs_name():
     words = how.partition("tgate-batch ")[2].partition(" makes it")[0].split()
     assert words == ["reference", "--config", "coco10k", "--from", "val2014/"]
     made = config.load(config.find("coco10k")).score
-    assert metrics.placed(made.reference, made.extractor[0]) == "coco2014-inception.npz"
+    assert (
+        registry.with_extractor_name(made.reference, made.extractor[0]) == "coco2014-inception.npz"
+    )
 
 
 def test_command_that_lists_pictures_writes_prompts(tmp_path, monkeypatch):
@@ -142,7 +144,7 @@ def test_command_that_lists_pictures_writes_prompts(tmp_path, monkeypatch):
     how = config.source_of("pictures.csv")
     listing = how.partition(", e.g. ")[2]
     subprocess.run(listing, shell=True, check=True)
-    found = list(read(config.load(config.find("svd")).prompts))
+    found = list(read_prompts(config.load(config.find("svd")).prompts))
     assert [prompt.image for prompt in found] == [picture()] * 2
     assert len({prompt.id for prompt in found}) == 2
 

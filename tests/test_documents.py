@@ -47,7 +47,7 @@ NOT_RUN = {  # a snippet's name, * for anything -> why
     "kubectl *": "no Kubernetes here; tests/docker/ holds its files against their schemas",
     "python -m tgate_batch.demo.training.train *": "an hour of training",
     "mine: a StableDiffusionXLPipeline, *": "a run with a checkpoint of one's own, as "
-    "tests/models/test_open_job.py draws with one",
+    "tests/models/test_resolve_job.py draws with one",
     "<output>/README.md *": "names, not code; tests/output/test_layout.py has them",
 }
 SMALLER = {  # a command -> what is added to it, so that it takes seconds

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tgate_batch import config
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.prompts.read import read, shards, unique
+from tgate_batch.prompts.reader import read_prompts, shards, unique
 from tgate_batch.records import Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +242,7 @@ def outcome(kind: str, content: bytes, folder: Path) -> str:
             if kind == "yaml":
                 assert config.load(file).models
             else:
-                assert sane(list(unique(read(Prompts(path=str(file))), str(file))))
+                assert sane(list(unique(read_prompts(Prompts(path=str(file))), str(file))))
     except UserError as error:
         said = str(error)
     else:
@@ -316,7 +316,7 @@ def is_caption(text: str) -> bool:
 def test_jsonl_gives_back_the_captions_that_were_written(tmp_path_factory, texts):
     file = tmp_path_factory.getbasetemp() / "texts.jsonl"
     file.write_text("".join(json.dumps({"caption": text}) + "\n" for text in texts))
-    found = list(unique(read(Prompts(path=str(file))), str(file)))
+    found = list(unique(read_prompts(Prompts(path=str(file))), str(file)))
     assert [prompt.text for prompt in found] == [text.strip() for text in texts]
 
 

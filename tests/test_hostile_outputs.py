@@ -28,10 +28,10 @@ import yaml
 from deadline import at_most
 from PIL import Image
 
-from tgate_batch import config, say, workflow
-from tgate_batch.cli.job import told
+from tgate_batch import config, console, workflow
+from tgate_batch.cli.job import exit_code_of
 from tgate_batch.cli.main import run as command
-from tgate_batch.output import claim, layout
+from tgate_batch.output import layout, lock
 
 SECONDS_A_COMMAND = 120
 MODULE = "hostile_module"  # a file of this name lies in the output and in the current folder
@@ -135,12 +135,12 @@ class Place:
 @pytest.fixture
 def place(run, tmp_path, monkeypatch) -> Place:
     made = Place(run, tmp_path)
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.02)  # a claim that nobody renews is soon dead
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)  # a claim that nobody renews is soon dead
     monkeypatch.chdir(tmp_path / "cwd")
     before = list(sys.path)
     yield made
     sys.path[:] = before
-    say.as_json(False)
+    console.as_json(False)
 
 
 def odd(text: str) -> list[str]:
@@ -163,7 +163,7 @@ def called(place: Place, name: str) -> tuple[int, str]:
         contextlib.redirect_stderr(said),
         at_most(SECONDS_A_COMMAND),
     ):
-        code = told(lambda: command(place.commands()[name]))
+        code = exit_code_of(lambda: command(place.commands()[name]))
     text = said.getvalue()
     assert place.outside() == before, "something outside the output changed"
     assert not place.ran.exists(), "the stranger's code ran"

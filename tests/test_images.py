@@ -27,7 +27,7 @@ def test_every_format_that_is_meant_is_opened(form):
     content = encoded(form)
     opened = open_image(content)
     assert (opened.format, opened.size) == (form, (8, 6))
-    assert codec.decode(content).mode == "RGB"
+    assert codec.decode_image(content).mode == "RGB"
 
 
 @pytest.mark.parametrize("content", [POSTSCRIPT, encoded("PDF"), encoded("TGA"), encoded("ICO")])
@@ -39,7 +39,7 @@ def test_other_formats_are_refused_and_start_no_program(content, tmp_path, monke
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # it is looked up once
     with pytest.raises(UserError, match="it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"):
-        codec.decode(content)
+        codec.decode_image(content)
     assert not started.exists()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tgate_batch.report.table import rows
+from tgate_batch.report.result_table import rows
 from tgate_batch.report.verdict import verdicts
 
 WIDTHS = (80, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (100, 120)), 160)

@@ -12,45 +12,52 @@ PACKAGE = ROOT / "tgate_batch"
 
 ORDER = """
 errors
-say
-storage.credentials storage.trouble storage.remote storage.folder storage.images storage.archives
+console
+storage.credentials storage.outages storage.remote storage.folder storage.images storage.archives
 storage
 records
-gate.plan gate.summary gate.families gate.steps gate.layers gate.body gate.watch gate.call
+gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
+gate.step_tracker
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
-config.sections config.shipped config.checking config.reading config.reference config
-metrics.weights metrics.part_files metrics.entry metrics.broken metrics.features metrics.dinov2
-metrics.cmmd metrics.frechet metrics.reservoir metrics.jackknife metrics.moments metrics.kid
+config.sections config.bundled config.validation config.loading config.docs config
+metrics.weights metrics.part_files metrics.base metrics.broken_images metrics.features
+metrics.dinov2
+metrics.cmmd metrics.frechet metrics.sampling metrics.jackknife metrics.moments metrics.kid
 metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
-demo demo.pictures demo.accuracy
+demo demo.scenes demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
-models.catalogue models.hub models.single_file models.opened models.scheduling
-models.loras models.used models.files models.checkpoint models.fingerprint models.engine
-models.guidance models.runner models.call_macs models.macs models.published models
-prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.formats prompts.listing
-prompts.row_images prompts.settings prompts.columns prompts.read prompts.kinds prompts
-render.time_sheet render.codec render.ladder render.shard render
-output.layout output.seal output.shapes output.ledger output.goodbye output.history output.claim
-output.parquet output.frozen output.card output.run output.remarks output.failed output.status
+models.catalogue models.hub models.single_file models.resolve models.schedulers
+models.loras models.description models.files models.checkpoint models.fingerprint models.engine
+models.guidance models.pipeline_runner models.macs.call models.macs.arm models.macs.published
+models.macs models
+prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.formats prompts.globbing
+prompts.row_images prompts.settings prompts.columns prompts.reader prompts.batching prompts
+render.timing render.codec render.batch_size render.renderer render
+output.layout output.seal output.shapes output.provenance output.shutdown output.history output.lock
+output.parquet output.prompt_store output.card output.run output.config_warnings output.error_rows
+output.status
 output.export output
-score.metrics score.sources score.reference score.reference_check score.reference_file score.measure
-score.sums
-score.drawn
-score.reduce score.figures score.measurements score.scoring score
-report.columns report.thresholds report.verdict report.plan_size report.table report.summary
-report.parts report.gallery report.drawing report.plot report.plots_of_time report.plots_of_quality
+score.registry score.image_sources score.reference score.reference_check score.reference_file
+score.measure
+score.partial_sums
+score.plot_data
+score.aggregate score.figures score.measurement_plan score.scoring score
+report.columns report.thresholds report.verdict report.plan_size report.result_table report.summary
+report.sections report.gallery report.plots.svg report.plots.base report.plots.time
+report.plots.quality
 report.plots report.page report.terminal report
-execute.import_path execute.plugins execute.task execute.pool execute.on_demand execute.worker
-execute.local execute.guardian execute.cluster execute.ray
-execute.progress execute.reference execute.counting execute.rendering execute.scoring execute.again
-execute.verify.findings execute.verify.tables execute.verify.figures execute.verify.ledger
-execute.verify.prompts execute.verify.run execute.verify.repair execute.verify
+execute.import_path execute.plugins execute.task execute.pool execute.lazy_executor execute.worker
+execute.local execute.orphan_reaper execute.cluster execute.ray
+execute.progress execute.reference execute.macs_counter execute.rendering execute.scoring
+execute.rerender
+execute.verify.findings execute.verify.tables execute.verify.results execute.verify.provenance
+execute.verify.prompts execute.verify.checker execute.verify.repair execute.verify
 execute.preflight execute
 workflow
-cli.job cli.configured cli.render cli.score cli.report cli.status cli.verify cli.export
+cli.job cli.config_options cli.render cli.score cli.report cli.status cli.verify cli.export
 cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
@@ -135,7 +142,7 @@ def test_module_imports_only_what_stands_above_it(module):
     [
         ("gate.plan", "from tgate_batch.records import Prompt"),
         ("gate.layers", "if TYPE_CHECKING:\n    from tgate_batch.gate.pipeline import gated"),
-        ("render.shard", "import ray"),
+        ("render.renderer", "import ray"),
         ("metrics.kid", "def f():\n    import ray.data"),
         ("score.measure", "from tgate_batch.report import page"),
         ("models.sd", "from tgate_batch import workflow"),

@@ -25,9 +25,9 @@ from tgate_batch.cli.job import run_as_job
 from tgate_batch.config import Workers
 from tgate_batch.errors import OutputLost, StorageError, UserError
 from tgate_batch.execute.verify import verify
-from tgate_batch.output import frozen, history, layout, parquet
+from tgate_batch.output import history, layout, parquet, prompt_store
 from tgate_batch.output import run as runs
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.score.reference import load_reference
 from tgate_batch.storage import Folder, for_workers, is_outage, remote
 
@@ -124,7 +124,7 @@ def test_folder_is_cleared_without_a_request_a_file_and_its_neighbour_stays(stor
 
 def test_file_and_folder_are_there_and_their_beginning_is_not(folder):
     folder.write("a/b.txt", "x")
-    assert [folder.is_there(name) for name in ("a", "a/b.txt", "a/b", "c")] == [
+    assert [folder.has_entry(name) for name in ("a", "a/b.txt", "a/b", "c")] == [
         True,
         True,
         False,
@@ -212,7 +212,7 @@ def test_short_outage_is_waited_for(store, folder):
 
 def test_outage_while_a_file_is_read_is_waited_for(store, folder):
     parquet.write_table(folder, "a.parquet", made(), "identity")
-    with parquet.opened(folder, "a.parquet", "identity") as file:
+    with parquet.open_table(folder, "a.parquet", "identity") as file:
         store.returns_after(1.0)
         assert file.read()["number"].to_pylist() == list(range(100))
 
@@ -223,13 +223,13 @@ def test_long_outage_is_no_damage_and_a_cut_or_missing_file_is(store, folder):
     for name in ("cut.parquet", "none.parquet"):
         with pytest.raises(parquet.DAMAGE):
             parquet.read_table(folder, name)
-    with parquet.opened(folder.hasty, "a.parquet") as file:
+    with parquet.open_table(folder.without_retries, "a.parquet") as file:
         store.away = True
         with pytest.raises(StorageError):
             file.read()
     for act in (
-        lambda: parquet.read_table(folder.hasty, "a.parquet"),
-        lambda: folder.hasty.get("a.parquet"),
+        lambda: parquet.read_table(folder.without_retries, "a.parquet"),
+        lambda: folder.without_retries.get("a.parquet"),
     ):
         with pytest.raises(StorageError) as caught:
             act()
@@ -246,7 +246,7 @@ def test_outage_and_refusal_are_told_apart_from_what_work_does_wrong(store, fold
     assert "--runtime-env-json" in for_workers(travelled)
     store.refused, store.away = (), True
     with pytest.raises(StorageError) as caught:
-        folder.hasty.write("a.txt", "x")
+        folder.without_retries.write("a.txt", "x")
     assert for_workers(caught.value) == ""
     assert is_outage(OSError(errno.ENOSPC, "No space left on device"))
     assert is_outage(OSError(errno.EROFS, "Read-only file system"))
@@ -283,7 +283,7 @@ def test_outage_at_the_end_hides_no_error_and_leaves_a_claim_that_is_taken_over(
 
     def failing():
         entry = history.Invocation(Workers())
-        with claimed(folder), history.recorded(folder, entry):
+        with output_lock(folder), history.record_invocation(folder, entry):
             store.away = True
             raise UserError("the error to be seen")
 
@@ -318,7 +318,7 @@ def test_driver_that_lost_its_claim_changes_nothing_more_on_a_store(store, folde
     another = Folder(folder.uri)
 
     def lost():
-        with claimed(folder, beat_seconds=1e6):
+        with output_lock(folder, beat_seconds=1e6):
             folder.write("a.txt", "ours, while it owns the folder")
             worker = pickle.loads(pickle.dumps(folder))  # noqa: S301
             leave_a_dead_claim(another)
@@ -354,7 +354,7 @@ def test_driver_that_is_taken_over_during_an_outage_does_not_write_after_it(
         raise ConnectionError("reset by peer")
 
     def lost():
-        with claimed(folder, beat_seconds=1e6):
+        with output_lock(folder, beat_seconds=1e6):
             monkeypatch.setattr(remote, "upload", breaks_off)
             folder.write("a.txt", "ours")
 
@@ -415,7 +415,7 @@ def test_job_on_a_store_is_killed_resumed_and_equal_to_a_local_one(store, settin
     assert workflow.report(remotely) == 0
     report = json.loads(folder.read(layout.REPORT_JSON))
     assert [arm["images"] for arm in report["arms"]] == [6, 6]
-    assert len(frozen.frozen(run.folder)) == 6
+    assert len(prompt_store.stored_shards(run.folder)) == 6
     assert_no_secret_in(folder)
     assert_exported(folder, settings["output"], store.uri("job/files", secrets), store)
 

@@ -21,10 +21,10 @@ import yaml
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.execute.again import redraw
 from tgate_batch.execute.ray import start
+from tgate_batch.execute.rerender import rerender
 from tgate_batch.output import card, layout
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.output.run import load_run
 from tgate_batch.storage import Folder
 
@@ -185,7 +185,7 @@ def test_what_the_card_says_of_opening_works_in_the_folder(finished, monkeypatch
 
 
 def test_stored_pictures_are_drawn_again_from_the_output_folder_alone(finished):
-    found = list(redraw(load_run(str(finished)), 2))
+    found = list(rerender(load_run(str(finished)), 2))
     assert [(drawn.arm, drawn.same_bytes, drawn.levels, drawn.exact) for drawn in found] == [
         (arm, True, 0, True) for arm in ("baseline", "baseline", "tgate", "tgate")
     ]
@@ -202,7 +202,7 @@ def test_a_level_apart_is_alike_only_where_another_machine_drew_or_rows_depend_o
         maker[what] = False if what == "invariant" else "another"
         metadata = table.schema.metadata | {b"made_by": json.dumps(maker).encode()}
         pq.write_table(table.replace_schema_metadata(metadata), file)
-    found = {drawn.arm: drawn for drawn in redraw(load_run(str(folder)), 1)}
+    found = {drawn.arm: drawn for drawn in rerender(load_run(str(folder)), 1)}
     assert not found["baseline"].exact
     assert found["tgate"].exact
     one_apart = {name: replace(drawn, levels=1) for name, drawn in found.items()}
@@ -212,7 +212,7 @@ def test_a_level_apart_is_alike_only_where_another_machine_drew_or_rows_depend_o
 
 def test_drawing_again_cannot_reach_the_network():
     code = (
-        "import urllib.request, tgate_batch.execute.again as again\n"
+        "import urllib.request, tgate_batch.execute.rerender as again\n"
         "again._without_network()\n"
         "try: urllib.request.urlopen('http://127.0.0.1:9')\n"
         "except OSError as error: print(error)"
@@ -228,7 +228,7 @@ def test_changed_picture_is_found_when_it_is_drawn_again(finished, tmp_path):
         other = pq.read_table(folder / layout.images("sd15", "tgate") / file.name)
         column = table.schema.get_field_index("image")
         pq.write_table(table.set_column(column, table.field(column), other["image"]), file)
-    found = {drawn.arm: drawn.levels for drawn in redraw(load_run(str(folder)), 1)}
+    found = {drawn.arm: drawn.levels for drawn in rerender(load_run(str(folder)), 1)}
     assert found["baseline"] > 1
     assert found["tgate"] == 0
 
@@ -264,7 +264,7 @@ def test_other_gate_in_an_arm_that_came_back_is_refused_and_replaced_when_asked(
 def test_second_driver_is_refused_by_name(finished, run_file, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "out")
     settings = config.load(run_file, [f"output={folder}"])
-    with claimed(Folder(str(folder))):
+    with output_lock(Folder(str(folder))):
         assert workflow.report(settings) == 0  # reading disturbs nobody
         for refused in (workflow.score, workflow.render):
             with pytest.raises(UserError) as caught:

@@ -12,7 +12,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.metrics.clip import ClipScore, fingerprint
 from tgate_batch.metrics.dinov2 import DinoV2
 from tgate_batch.metrics.lpips import Lpips
-from tgate_batch.models.checkpoint import checkpoint
+from tgate_batch.models.checkpoint import locate_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "tgate_batch").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
@@ -73,7 +73,7 @@ def folder(tiny, tmp_path) -> Path:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        checkpoint(Model(name="sd15", path=str(folder)))
+        locate_checkpoint(Model(name="sd15", path=str(folder)))
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -97,7 +97,7 @@ def test_pickled_weights_of_one_part_are_refused_by_name_and_not_read(folder, tm
 
 def test_pickles_beside_safetensors_are_passed_over(folder):
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    assert checkpoint(Model(name="sd15", path=str(folder))) == str(folder)
+    assert locate_checkpoint(Model(name="sd15", path=str(folder))) == str(folder)
 
 
 def test_single_pickle_is_refused_by_name(tmp_path):
@@ -125,7 +125,7 @@ def test_part_that_is_not_loaded_may_be_anything(folder):
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["my_checker", "Mine"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert checkpoint(Model(name="sd15", path=str(folder))) == str(folder)
+    assert locate_checkpoint(Model(name="sd15", path=str(folder))) == str(folder)
 
 
 @pytest.mark.parametrize("loader", [ClipScore, fingerprint])

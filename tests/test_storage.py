@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from tgate_batch.errors import StorageError, UserError
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.storage import Folder, is_lasting, without_credentials
 
 HEX = "0123456789abcdef" * 2
@@ -191,7 +191,7 @@ def test_storage_without_hard_links_is_one_to_work_on(folder, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    with claimed(folder):
+    with output_lock(folder):
         folder.write("a.txt", "x")
     assert folder.names("") == ["a.txt"]
 
@@ -290,10 +290,10 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder, tmp_pat
 def test_paths_of_a_list_that_a_person_wrote_may_lead_elsewhere(folder, tmp_path):
     (tmp_path / "x").write_text("x")
     (tmp_path / "out").mkdir()
-    there = pickle.loads(pickle.dumps(folder.roaming))  # noqa: S301
+    there = pickle.loads(pickle.dumps(folder.unconfined))  # noqa: S301
     assert there.read("../x") == b"x"
     with pytest.raises(UserError, match="leads out of the folder"):
-        folder.roaming.write("../x", "y")
+        folder.unconfined.write("../x", "y")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tgate_batch.storage import without_credentials
 
 
-class Kind(NamedTuple):
+class BatchKey(NamedTuple):
     """The settings that rows must share to be in one batch; None: the run's setting.
 
     ``guidance_scale``: only where rows of differing guidance cannot share a batch.
@@ -30,7 +30,7 @@ class Kind(NamedTuple):
         return ", ".join(f"{key} {value:g}" for key, value in asked.items() if value is not None)
 
 
-AS_OTHERS = Kind()
+AS_OTHERS = BatchKey()
 
 
 class RowSettings(NamedTuple):
@@ -47,31 +47,32 @@ class RowSettings(NamedTuple):
     steps: int | None = None
     strength: float | None = None  # above 0, at most 1
 
-    def kind(self, apart: bool = False) -> Kind:
+    def batch_key(self, apart: bool = False) -> BatchKey:
         """``apart``: rows of differing guidance do not share batches."""
         scale = self.guidance_scale
         guided = None if scale is None else scale > 1
         size = self.height, self.width
-        return Kind(*size, self.steps, guided, scale if apart else None, self.strength)
+        return BatchKey(*size, self.steps, guided, scale if apart else None, self.strength)
 
 
 AS_THE_RUN = RowSettings()
 
 
 class Prompt(NamedTuple):  # a dataclass takes twice as long to make, and there are millions
-    """One line of the prompt set: a stable unique id and what to draw.
+    """One row of the prompt set: a stable unique id and the text to render.
 
-    ``category`` decides nothing of the picture: figures may be broken down by it. ``place`` is the
-    row's in the whole set, from 0. ``kept``: columns that the output is to carry on, as JSON.
+    ``category`` does not affect the image: figures may be broken down by it. ``source_row`` is
+    the row's index in the whole set, from 0. ``extra_columns``: further columns for the output,
+    as JSON.
     """
 
     id: str
     text: str
     image: bytes | None = None  # the picture that it begins with
     category: str | None = None
-    own: RowSettings = AS_THE_RUN
-    place: int = 0
-    kept: str | None = None
+    overrides: RowSettings = AS_THE_RUN
+    source_row: int = 0
+    extra_columns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,13 @@ class Shard:
         for prompt in self.prompts:
             for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
                 digest.update(len(part).to_bytes(8, "big") + part)
-            if prompt.own != AS_THE_RUN or prompt.kept is not None:
-                own = prompt.own if prompt.own.strength is not None else prompt.own[:-1]
-                part = json.dumps([*own, prompt.kept]).encode()
+            if prompt.overrides != AS_THE_RUN or prompt.extra_columns is not None:
+                overrides = (
+                    prompt.overrides
+                    if prompt.overrides.strength is not None
+                    else prompt.overrides[:-1]
+                )
+                part = json.dumps([*overrides, prompt.extra_columns]).encode()
                 digest.update((len(part) | _OWN).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
@@ -105,15 +110,18 @@ class Shard:
 _OWN = 1 << 63  # tells a row's own settings from the parts that every row has
 
 
-def image_seed(run_seed: int, prompt_id: str, image_number: int, own: int | None = None) -> int:
+def image_seed(
+    run_seed: int, prompt_id: str, image_number: int, row_seed: int | None = None
+) -> int:
     """Returns the 63-bit seed of one image, from the run's seed, prompt id and image number.
 
-    Neither arm, shard, worker nor batch enters, so arms are paired picture by picture. ``own`` is
-    the seed that the prompt's row gives: its picture 0 has it, and the others have one made of it.
+    Neither arm, shard, worker nor batch enters, so arms are paired image by image.
+    ``row_seed`` is the seed in the prompt's row, if any: image 0 has that seed, and the seeds of
+    the others are derived from it.
     """
-    if own is not None and image_number == 0:
-        return own
-    of = [run_seed, prompt_id] if own is None else [own]
+    if row_seed is not None and image_number == 0:
+        return row_seed
+    of = [run_seed, prompt_id] if row_seed is None else [row_seed]
     key = json.dumps([*of, image_number]).encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
 
@@ -216,7 +224,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class ShardProgress:
     """A progress update from a worker: this many more images of a shard are rendered."""
 
     model: str
@@ -236,7 +244,7 @@ _NONE_CUT = Cut()
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class ShardResult:
     """A worker's result for one (model, arm, shard); image data is never sent to the driver.
 
     ``why``: of the first error, its line. ``cut``: of the shard's prompts. ``invariant``: whether a
@@ -251,7 +259,7 @@ class Receipt:
     seconds: float  # device time: the sum of batch_seconds
     device: str
     host: str = ""
-    why: str | None = None
+    first_error: str | None = None
     cut: Cut = _NONE_CUT
     invariant: bool | None = None
 

@@ -7,29 +7,39 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute import preflight
-from tgate_batch.execute.on_demand import OnDemand
+from tgate_batch.execute.lazy_executor import LazyExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
-from tgate_batch.execute.progress import Counter
-from tgate_batch.execute.rendering import Rendered, rendered
+from tgate_batch.execute.progress import WorkCounter
+from tgate_batch.execute.rendering import RenderOutcome, render_pending
 from tgate_batch.execute.task import MeasureTask
 from tgate_batch.metrics.cost import Devices
 from tgate_batch.models import checkpoint
-from tgate_batch.output import card, frozen, history, layout
+from tgate_batch.output import card, history, layout, prompt_store
 from tgate_batch.output import run as runs
-from tgate_batch.output.claim import check_free, claimed
-from tgate_batch.output.failed import Failed, allowed, failed, forget_measurements
-from tgate_batch.output.goodbye import MISSING, UNUSABLE
-from tgate_batch.output.remarks import remarks
+from tgate_batch.output.config_warnings import config_warnings
+from tgate_batch.output.error_rows import (
+    ShardsWithErrors,
+    allowed,
+    forget_measurements,
+    shards_with_errors,
+)
+from tgate_batch.output.lock import check_free, output_lock
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
-from tgate_batch.prompts import read as prompts
+from tgate_batch.output.shutdown import MISSING, UNUSABLE
+from tgate_batch.prompts import reader as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
-from tgate_batch.score import metrics
-from tgate_batch.score.measurements import Measurements, distance_of, orders, promised
+from tgate_batch.score import registry
+from tgate_batch.score.measurement_plan import (
+    MeasurementPlan,
+    distance_of,
+    expected_measurements,
+    orders,
+)
 from tgate_batch.storage import Folder, without_credentials
 
 DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
@@ -44,13 +54,13 @@ EXECUTORS = {  # imported only when a run names it
 
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
     """Checks a run before anything is written; raises UserError with all that cannot be used."""
-    return preflight.passed(config, replace_stale, further=[_check_executor])
+    return preflight.run_preflight(config, replace_stale, further=[_check_executor])
 
 
 def dry_run(config: Config, replace_stale: bool = False) -> int:
     """Checks the run, and prints models, arms, shards, images, MACs and an estimated cost."""
     run = prepare(config, replace_stale)
-    from tgate_batch.models.macs import macs_of_arm  # seconds, that bad input need not wait for
+    from tgate_batch.models.macs.arm import macs_of_arm  # seconds, that bad input need not wait for
 
     finished = runs.finished(run)
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
@@ -61,24 +71,26 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
         try:
             checkpoint.check_hub(model)
         except UserError as error:
-            say.warning(str(error))
+            console.warning(str(error))
     total = 0.0
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
         sampling = run.sampling(model.name)
         of_kinds = {
             kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
-            for kind in run.kinds
+            for kind in run.batch_keys
         }
-        each = sum(of_kinds[kind] * prompts for kind, prompts in run.kinds.items()) / run.prompts
+        each = (
+            sum(of_kinds[kind] * prompts for kind, prompts in run.batch_keys.items()) / run.prompts
+        )
         total += each * run.images_per_arm
-        say.info(
+        console.info(
             f"  {model.name} {name}: {run.images_per_arm:,} images, "
             f"{each / 1e9:,.1f} G MACs an image, {done:,} of {len(run.shards):,} shards done"
         )
     usd = devices.usd(total / rate)
     cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
-    say.info(
+    console.info(
         f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
         f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
     )
@@ -94,27 +106,27 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
     _say_run(run)
     _say(run.failed)
     with _working(run) as entry:
-        runs.begin(run)
+        runs.begin_run(run)
         held = runs.finished(run)
         pending = runs.pending(run, held)
-        again = failed(run, held) if retry_errors else {}
+        again = shards_with_errors(run, held) if retry_errors else {}
         forget_measurements(run, again)
-        measurements = Measurements.of(run)
+        measurements = MeasurementPlan.of(run)
         if measurements.problems:  # what a hub was to give
             raise UserError(*measurements.problems)
         first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
-            say.info(f"{images:,} images were rendered before; nothing is missing")
+            console.info(f"{images:,} images were rendered before; nothing is missing")
             problems, damaged = _measured_and_concluded(run, measurements, entry, held)
         else:
             with open_executor(run.config, run.folder, first, entry.held, entry.killed) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
                 entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
-                    say.warning(problem)
+                    console.warning(problem)
                 if drawn.stopped is not None:
-                    say.error(
+                    console.error(
                         f"{drawn.stopped}; what is finished stays: mend the cause, and the same "
                         "command with --retry-errors goes on"
                     )
@@ -131,7 +143,7 @@ def score(config: Config) -> int:
     """Scores what the output folder holds, and reports."""
     run = _reopened(config)
     with _working(run) as entry:
-        measurements = Measurements.of(run)
+        measurements = MeasurementPlan.of(run)
         problems, damaged = _measured_and_concluded(run, measurements, entry)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
@@ -142,12 +154,12 @@ def reference(config: Config, source: str, to: str | None = None) -> int:
 
     ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
     """
-    from tgate_batch.execute.reference import made, targets
+    from tgate_batch.execute.reference import make_references, targets
 
     _check_executor(config)
     makings = targets(config, source, to)
     _check_place_of_job("reference", to or str(config.score.reference), "--to")
-    made(makings, lambda folder: open_executor(config, folder))
+    make_references(makings, lambda folder: open_executor(config, folder))
     return DONE
 
 
@@ -167,18 +179,18 @@ def export(
 
     ``form``: the convention of names, ``imagefolder``.
     """
-    from tgate_batch.output.export import chosen, is_split
     from tgate_batch.output.export import export as exported
+    from tgate_batch.output.export import is_split, select_arms
 
     run = runs.load_run(output)
-    pairs = chosen(run, model, arm)
-    progress = Counter("exporting", "shards", len(run.shards) * len(pairs))
+    pairs = select_arms(run, model, arm)
+    progress = WorkCounter("exporting", "shards", len(run.shards) * len(pairs))
     missing = False
     for found in exported(run, to, pairs, form, progress.add):
-        say.info(str(found), "exported", **asdict(found))
+        console.info(str(found), "exported", **asdict(found))
         missing = missing or bool(found.missing)
         for name in filter(is_split, (found.model, found.arm)):
-            say.info(
+            console.info(
                 f"note: datasets takes a folder {name!r} for a split of that name: open "
                 f"{without_credentials(to)}/{found.model}/{found.arm} by itself"
             )
@@ -192,26 +204,26 @@ def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[
     ``trusted``: the plugins that this may import, of those that the run names.
     ``repair``: what is damaged is removed, so that the next run makes it again.
     """
-    from tgate_batch.execute.verify import prompts_again, repaired
+    from tgate_batch.execute.verify import repair_output, restore_prompts
     from tgate_batch.execute.verify import verify as verified
 
     folder = Folder(output)
     if repair:
-        with claimed(folder):
+        with output_lock(folder):
             found, run = verified(output)
             if run is not None:
                 run.folder.fence = folder.fence
             _say(found.lines())
             left, again_run = found, run
             try:
-                written = [] if run is None else list(prompts_again(run, found))
+                written = [] if run is None else list(restore_prompts(run, found))
             except UserError as error:
-                say.error(f"prompts cannot be written again: {error}")
+                console.error(f"prompts cannot be written again: {error}")
             else:
                 _say(written)
                 if written:  # now all the rest can be judged
                     left, again_run = verified(output)
-            _say(repaired(folder, again_run, left))
+            _say(repair_output(folder, again_run, left))
     else:
         dead = check_free(folder)
         found, _ = verified(output)
@@ -224,25 +236,25 @@ def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        say.info(line)
+        console.info(line)
 
 
 def _drawn_again(output: str, count: int, trusted: Sequence[str]) -> int:
     """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
-    from tgate_batch.execute.again import draw_again
+    from tgate_batch.execute.rerender import rerender_apart
 
     named = runs.load_run(output).config.plugins
     for name in named:
         if name not in trusted:
-            say.warning(
+            console.warning(
                 f"the run names the plugin {name}, which is code and is not run. Fix: if you trust "
                 f"it, add --plugin {name}"
             )
 
     each = f"{count:,} pictures" if count != 1 else "1 picture"
-    say.info(f"drawing {each} of every arm again, in another process ...", event="phase")
+    console.info(f"drawing {each} of every arm again, in another process ...", event="phase")
     found = []
-    for picture in draw_again(output, count, trusted):
+    for picture in rerender_apart(output, count, trusted):
         found.append(picture)
         if picture.levels is None:
             verdict = f"cannot be drawn: {picture.error}"
@@ -256,11 +268,11 @@ def _drawn_again(output: str, count: int, trusted: Sequence[str]) -> int:
         else:
             verdict = "equal in every pixel, in other bytes"
         name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
-        say.info(f"{name}: {verdict}")
+        console.info(f"{name}: {verdict}")
     alike = [picture for picture in found if picture.alike]
     exact = all(picture.exact for picture in found)
     how = "bit for bit" if exact else "at most 1 level of 255 apart"
-    say.info(f"{len(found)} pictures drawn again, {len(alike)} alike ({how})")
+    console.info(f"{len(found)} pictures drawn again, {len(alike)} alike ({how})")
     return 0 if found and len(alike) == len(found) else 1
 
 
@@ -277,7 +289,7 @@ def open_executor(
     for want of memory.
     """
     if config.workers.executor == "ray":
-        say.info("starting Ray ...", event="phase")
+        console.info("starting Ray ...", event="phase")
     module, executor = EXECUTORS[config.workers.executor]
     return getattr(import_module(module), executor)(config, folder, first, held=held, killed=killed)
 
@@ -286,11 +298,11 @@ def open_executor(
 def _working(run: Run) -> Iterator[history.Invocation]:
     """Owns the folder and records the invocation for the length of the block."""
     entry = history.Invocation(run.config.workers)
-    with claimed(run.folder, entry.so_far), history.recorded(run.folder, entry):
+    with output_lock(run.folder, entry.so_far), history.record_invocation(run.folder, entry):
         yield entry
     if kills := entry.get("memory_kills", 0):
         workers = "1 worker was" if kills == 1 else f"{kills:,} workers were"
-        say.warning(
+        console.warning(
             f"{workers} ended in this run because a machine ran out of memory. Fix: lower "
             "workers.max or sampling.batch_size, or use machines with more memory",
             memory_kills=kills,
@@ -309,7 +321,7 @@ def _say_run(run: Run) -> None:
         f"{len(names):,} {what}{'s' if len(names) != 1 else ''}"
         for what, names in (("arm", run.config.arms), ("model", run.config.models))
     )
-    say.info(
+    console.info(
         f"{run.prompts:,} prompts in {len(run.shards):,} shards, {arms}: {images:,} images -> "
         f"{run.folder}",
         event="run",
@@ -317,33 +329,33 @@ def _say_run(run: Run) -> None:
     )
     for model in run.config.models:
         if (one := run.models.get(model.name)) is not None:
-            say.info(f"{model.name}: {one.told()}", event="model", model=model.name)
-            for line in one.in_part:
-                say.warning(f"models: {model.name}: {line}; the others are left out")
-    used = prompts.used(run.config.prompts, run.config.score.by)
+            console.info(f"{model.name}: {one.summary_line()}", event="model", model=model.name)
+            for line in one.partial_loras:
+                console.warning(f"models: {model.name}: {line}; the others are left out")
+    used = prompts.describe_columns(run.config.prompts, run.config.score.by)
     if used.files > 1:
-        say.info(f"prompts: {used.files:,} files, the first {used.first}")
-    if used.own:
-        kinds = f"{len(run.kinds):,} kind{'s' if len(run.kinds) != 1 else ''} of rows"
-        say.info(
-            f"prompts: rows have their own {', '.join(used.own)}: {kinds} (prompts.columns says "
-            "which columns count)"
+        console.info(f"prompts: {used.files:,} files, the first {used.first}")
+    if used.overrides:
+        kinds = f"{len(run.batch_keys):,} kind{'s' if len(run.batch_keys) != 1 else ''} of rows"
+        console.info(
+            f"prompts: rows set their own {', '.join(used.overrides)}: {kinds} (prompts.columns "
+            "says which columns count)"
         )
     if used.unused:
-        say.info(
+        console.info(
             f"prompts: not used: column{'s' if len(used.unused) != 1 else ''} "
             f"{', '.join(used.unused)} (prompts.keep carries them on)",
             unused=used.unused,
         )
-    for remark in remarks(run.config):
-        say.warning(remark)
+    for remark in config_warnings(run.config):
+        console.warning(remark)
 
 
 def _check_words(config: Config) -> None:
     """The names that a config holds as strings are refused by their owners."""
     _check_executor(config)
     codec.check(config.images)
-    metrics.check(config.score)
+    registry.check(config.score)
     thresholds.check(config.thresholds.figures)
 
 
@@ -365,23 +377,23 @@ def _check_place_of_job(what: str, where: str, option: str) -> None:
 
 
 def _render_pending(
-    run: Prepared, pending: Pending, again: Failed, executor: Any, replace_stale: bool
-) -> Rendered:
+    run: Prepared, pending: Pending, again: ShardsWithErrors, executor: Any, replace_stale: bool
+) -> RenderOutcome:
     """Renders what is pending, and the error rows that are drawn again."""
     models = [model for model in run.config.models if pending[model.name]]
     if unknown := [model for model in models if run.fingerprints[model.name] is None]:
         for model in unknown:
-            _say(runs.settle(run, model, executor.fingerprint(model), replace_stale))
+            _say(runs.settle_model(run, model, executor.fingerprint(model), replace_stale))
         pending = runs.pending(run)
     errors_alone = {
         (model, index): frozenset(arms)
         for model, shards in again.items()
         for index, arms in shards.items()
     }
-    return rendered(run, _together(pending, again), executor, errors_alone)
+    return render_pending(run, _together(pending, again), executor, errors_alone)
 
 
-def _together(pending: Pending, again: Failed) -> Pending:
+def _together(pending: Pending, again: ShardsWithErrors) -> Pending:
     """What is missing and what is drawn again, the arms of a shard side by side."""
     return {
         model: {
@@ -394,12 +406,12 @@ def _together(pending: Pending, again: Failed) -> Pending:
 
 def _measured_and_concluded(
     run: Run,
-    measurements: Measurements,
+    measurements: MeasurementPlan,
     entry: history.Invocation,
     held: Finished | None = None,
 ) -> tuple[dict[str, None], bool]:
     """Measures and adds up what is missing; opens an executor if it takes one."""
-    with OnDemand(
+    with LazyExecutor(
         lambda: open_executor(run.config, run.folder, held=entry.held, killed=entry.killed)
     ) as executor:
         problems = measure_pending(run, measurements, executor, held)
@@ -407,7 +419,7 @@ def _measured_and_concluded(
 
 
 def measure_pending(
-    run: Run, measurements: Measurements, executor: Any, held: Finished | None = None
+    run: Run, measurements: MeasurementPlan, executor: Any, held: Finished | None = None
 ) -> dict[str, None]:
     """Measures what is missing; returns why some of it could not be, each reason once.
 
@@ -421,8 +433,8 @@ def measure_pending(
 
 def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
     problems: dict[str, None] = {}
-    progress = Counter("measuring", "shards", len(tasks))
-    damaged = runs.damaged(run.folder)
+    progress = WorkCounter("measuring", "shards", len(tasks))
+    damaged = runs.damaged_files(run.folder)
     for found in executor.run(Pool.of(tasks)):
         if isinstance(found, GiveUp | Stop):
             problems[f"some cannot be measured: {found}"] = None
@@ -438,20 +450,20 @@ def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, Non
 
 
 def _conclude(
-    run: Run, measurements: Measurements, problems: dict[str, None], executor: Any
+    run: Run, measurements: MeasurementPlan, problems: dict[str, None], executor: Any
 ) -> bool:
     """Adds the measurements up and writes the scores; returns whether some were damaged or lost.
 
     What could not be done joins the problems.
     """
-    from tgate_batch.execute.reference import prepared_reference
-    from tgate_batch.execute.scoring import concluded
+    from tgate_batch.execute.reference import prepare_reference
+    from tgate_batch.execute.scoring import conclude_arms
     from tgate_batch.score.scoring import conclude_orders, write_scores
 
     references, missing = {}, dict(measurements.missing)
     for name, extractor in measurements.extractors.items():
         try:
-            held = prepared_reference(run, name, extractor, executor)
+            held = prepare_reference(run, name, extractor, executor)
         except UserError as error:
             problems[str(error)] = None
             missing[distance_of(name)] = str(error)
@@ -459,22 +471,22 @@ def _conclude(
             if held is not None:
                 references[extractor.name] = held
     by = run.config.score.by
-    if by is not None and frozen.frozen_by(run.ledger) != by:
+    if by is not None and prompt_store.category_column(run.ledger) != by:
         problems[
             f"score.by: the output's prompts do not hold the column {by!r}; run tgate-batch render "
             "again, which freezes it"
         ] = None
         by = None
     orders = list(conclude_orders(run, measurements, references, by))
-    found = concluded(run, orders, problems, executor)
+    found = conclude_arms(run, orders, problems, executor)
     write_scores(run, measurements, references, found.arms, missing)
     for one in found.arms.values():
         problems |= dict.fromkeys(one.problems)
     for name in found.damaged:
-        say.warning(f"{name} was damaged; tgate-batch score measures it again")
-    lost = promised(run, found.missing)
+        console.warning(f"{name} was damaged; tgate-batch score measures it again")
+    lost = expected_measurements(run, found.missing)
     if lost:
-        say.error(
+        console.error(
             f"{len(lost):,} measurements were not found while sums were made (first: {lost[0]}), "
             "and the figures lack their images. Fix: see that the storage is well, then run "
             "tgate-batch score again"
@@ -485,7 +497,7 @@ def _conclude(
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
     """Says what is wrong and reports; returns the exit code."""
     for problem in problems:
-        say.error(f"{problem}; the other scores follow")
+        console.error(f"{problem}; the other scores follow")
     missing = _say_missing(run) or damaged
     outside = _report(run)
     if problems:
@@ -495,15 +507,15 @@ def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
 
 def _say_missing(run: Run) -> bool:
     """Prints which shards have no whole file; returns whether there are any."""
-    finished, damaged = runs.finished(run), runs.damaged(run.folder)
+    finished, damaged = runs.finished(run), runs.damaged_files(run.folder)
     for name, reason in damaged.items():
-        say.warning(f"{name} is damaged ({reason})")
+        console.warning(f"{name} is damaged ({reason})")
     found = False
     for model, arm, _ in run.pairs():
         missing = [s.index for s in run.shards if s.index not in finished[model.name, arm]]
         if missing:
             found = True
-            say.warning(
+            console.warning(
                 f"{model.name} {arm}: {len(missing):,} of {len(run.shards):,} shards are missing "
                 f"or damaged (first: {missing[0]}); tgate-batch render renders them again"
             )
@@ -521,7 +533,7 @@ def _report(run: Run) -> int:
         raise UserError(f"output {run.folder} holds no scores; run tgate-batch score first")
     terminal.show(summary)
     where = str(run.folder.within(layout.REPORT_PAGE))
-    say.info(f"report: {where}", event="report", page=where)
+    console.info(f"report: {where}", event="report", page=where)
     if _say_failed(run, sum(arm["errors"] for arm in arms)):
         return MISSING
     if any(arm["errors"] and not arm["images"] for arm in arms):
@@ -538,12 +550,12 @@ def _say_failed(run: Run, errors: int) -> bool:
     told = f"{errors:,} of {images:,} images failed"
     again = "tgate-batch render with --retry-errors renders them again"
     if errors > limit:
-        say.error(
+        console.error(
             f"{told}, more than max_errors allows ({limit:g}). Fix: {again}; or give a larger "
             "max_errors (0.5 allows half of them, null any number)"
         )
         return True
-    say.warning(f"{told}; {again}")
+    console.warning(f"{told}; {again}")
     return False
 
 

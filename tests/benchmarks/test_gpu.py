@@ -14,7 +14,7 @@ from benchmarks.work import by_kind, kind_of, limit, products, profiled, work_of
 from tgate_batch.config import Arm, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.pipeline_runner import PipelineRunner
 
 CELL = Cell("arms", "sdxl", 25, 8, {"compile": "regional"})
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tgate_batch.demo.accuracy import PromptAccuracy
-from tgate_batch.demo.pictures import draw
+from tgate_batch.demo.scenes import draw
 
 RED = "at the top a large red circle on a white background"
 BLUE = "at the top a large blue circle on a white background"

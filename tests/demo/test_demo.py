@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch import demo
 from tgate_batch.config import Arm
-from tgate_batch.demo import pictures
+from tgate_batch.demo import scenes
 from tgate_batch.demo.training import evaluate, networks, train
 from tgate_batch.demo.training.muon import orthogonalised
 from tgate_batch.gate import GatePlan
@@ -34,11 +34,11 @@ def test_at_least_200_different_captions_ship_and_all_are_held_out():
     rows = shipped_captions()
     assert len({number for number, _ in rows}) == len(rows) >= 200
     assert len({caption for _, caption in rows}) == len(rows)
-    assert all(pictures.held_out(pictures.parse(caption)) for _, caption in rows)
+    assert all(scenes.is_held_out(scenes.parse(caption)) for _, caption in rows)
 
 
 def test_training_never_draws_a_held_out_scene():
-    assert not any(map(pictures.held_out, pictures.scenes(2000, seed=5, held=False)))
+    assert not any(map(scenes.is_held_out, scenes.random_scenes(2000, seed=5, held=False)))
 
 
 def test_model_is_float16_safetensors_of_at_most_12_megabytes():
@@ -95,7 +95,7 @@ def test_every_caption_word_is_one_token_and_other_words_are_spelled():
 
 
 def test_longest_caption_is_not_cut():
-    captions = [str(scene) for scene in pictures.scenes(50, seed=1, held=False)]
+    captions = [str(scene) for scene in scenes.random_scenes(50, seed=1, held=False)]
     assert max(map(len, pipeline().tokenizer(captions).input_ids)) <= networks.TOKENS
 
 
@@ -109,7 +109,7 @@ def test_pictures_of_held_out_captions_are_mostly_right():
 
 def test_autoencoder_keeps_what_a_caption_says():
     captions = evaluate.captions(50)
-    drawn = [pictures.draw(caption, seed) for seed, caption in enumerate(captions)]
+    drawn = [scenes.draw(caption, seed) for seed, caption in enumerate(captions)]
     assert evaluate.accuracy(evaluate.through_vae(pipeline(), drawn), captions)["all"].mean() >= 0.9
 
 

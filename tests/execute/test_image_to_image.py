@@ -16,12 +16,12 @@ from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.gate import GatePlan, gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.family import first_picture
-from tgate_batch.models.macs import macs_of_arm
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.family import first_image
+from tgate_batch.models.macs.arm import macs_of_arm
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.output.run import load_run
 from tgate_batch.records import Prompt, RowSettings, Shard
-from tgate_batch.render.shard import Renderer
+from tgate_batch.render.renderer import Renderer
 
 SIDE = 32
 ARMS = {
@@ -46,8 +46,11 @@ def picture(number: int, side: int = SIDE) -> bytes:
 
 
 def prompts(count: int, strength: float = 0.5) -> list[Prompt]:
-    own = RowSettings(strength=strength)
-    return [Prompt(f"p{n}", f"number {n}", picture(n), own=own, place=n) for n in range(count)]
+    overrides = RowSettings(strength=strength)
+    return [
+        Prompt(f"p{n}", f"number {n}", picture(n), overrides=overrides, source_row=n)
+        for n in range(count)
+    ]
 
 
 def runner(name: str, steps: int = 6, batch: int = 4) -> PipelineRunner:
@@ -69,7 +72,7 @@ def drawn(made: PipelineRunner, chosen: list[Prompt], arm: str) -> dict[str, byt
 def test_latents_are_those_of_plain_diffusers_at_the_same_batch(name):
     made, chosen = runner(name), prompts(4)
     plan = GatePlan(0.5, sp_interval=2)
-    with made.under(config.Arm(**ARMS["tgate"]), made.sampling.of_row(chosen[0].own)):
+    with made.applying(config.Arm(**ARMS["tgate"]), made.sampling.of_row(chosen[0].overrides)):
         found = made.denoise(made.encode(chosen), [7, 8, 9, 10])
     extra = {"add_watermarker": False} if name == "sdxl" else {}
     plain = PIPELINES[name](**made.pipeline.components, **extra)
@@ -77,7 +80,7 @@ def test_latents_are_those_of_plain_diffusers_at_the_same_batch(name):
     with torch.inference_mode(), gated(plain, plan):
         expected = plain(
             [prompt.text for prompt in chosen],
-            image=[first_picture(prompt, made.sampling) for prompt in chosen],
+            image=[first_image(prompt, made.sampling) for prompt in chosen],
             strength=0.5,
             num_inference_steps=6,
             guidance_scale=made.sampling.guidance_scale,
@@ -104,7 +107,7 @@ def test_pipeline_of_kolors_forgets_the_pooled_prompts():
     """Once it does not, the family can begin with pictures."""
     made, (prompt,) = runner("kolors", batch=1), prompts(1)
     with (
-        made.under(config.Arm(), made.sampling.of_row(prompt.own)),
+        made.applying(config.Arm(), made.sampling.of_row(prompt.overrides)),
         pytest.raises(AttributeError),
     ):
         made.denoise(made.encode([prompt]), [1])
@@ -122,7 +125,7 @@ def test_picture_is_the_same_alone_among_others_and_in_every_place(arm):
 
 def test_rows_with_and_without_a_picture_share_a_shard_and_not_a_batch():
     made = runner("sd15")
-    texts = [prompt._replace(image=None, own=RowSettings()) for prompt in prompts(3)]
+    texts = [prompt._replace(image=None, overrides=RowSettings()) for prompt in prompts(3)]
     pictures = [prompt._replace(id=f"i{prompt.id}") for prompt in prompts(3, 0.9)]
     mixed = [one for pair in zip(texts, pictures, strict=True) for one in pair]
     apart = drawn(made, texts, "tgate") | drawn(made, pictures, "tgate")
@@ -148,7 +151,7 @@ def test_picture_is_turned_upright_and_brought_to_the_size_that_is_drawn():
     exif[0x0112] = 6
     half.save(content, "PNG", exif=exif)
     sampling = runner("sd15").sampling.model_copy(update={"height": 64, "width": 32})
-    found = first_picture(Prompt("p", "text", content.getvalue()), sampling)
+    found = first_image(Prompt("p", "text", content.getvalue()), sampling)
     assert (found.size, found.mode) == ((32, 64), "RGB")
     assert found.getpixel((16, 2)) == (0, 0, 0)
     assert found.getpixel((16, 61)) == (255, 255, 255)
@@ -159,14 +162,14 @@ def test_grey_of_sixteen_bits_is_as_bright_as_that_of_eight():
     for grey in (Image.new("I;16", (8, 8), 100 * 257), Image.new("L", (8, 8), 100)):
         content = io.BytesIO()
         grey.save(content, "PNG")
-        upright = first_picture(Prompt("p", "text", content.getvalue()), runner("sd15").sampling)
+        upright = first_image(Prompt("p", "text", content.getvalue()), runner("sd15").sampling)
         found.append(upright.getpixel((3, 3)))
     assert found == [(100, 100, 100)] * 2
 
 
 def test_batches_with_pictures_write_nothing_to_the_log(caplog):
     made, chosen = runner("sdxl", steps=2, batch=1), prompts(1)
-    with made.under(config.Arm(), made.sampling.of_row(chosen[0].own)):
+    with made.applying(config.Arm(), made.sampling.of_row(chosen[0].overrides)):
         made.decode(made.denoise(made.encode(chosen), [1]))
     assert not [record for record in caplog.records if "float32" in record.message]
 
@@ -176,8 +179,10 @@ def test_steps_that_are_run_are_those_that_diffusers_runs():
     made.pipeline.scheduler = diffusers.DDIMScheduler()
     for strength in (0.15, 0.3, 0.58, 0.99, 1.0):
         sampling = made.sampling.of_row(RowSettings(strength=strength))
-        with made.under(config.Arm(), sampling):
-            made.denoise(made.encode([prompt._replace(own=RowSettings(strength=strength))]), [1])
+        with made.applying(config.Arm(), sampling):
+            made.denoise(
+                made.encode([prompt._replace(overrides=RowSettings(strength=strength))]), [1]
+            )
             assert made._drawing._num_timesteps == sampling.steps_run
 
 

@@ -25,9 +25,9 @@ from tgate_batch.metrics.frechet import stream
 from tgate_batch.models import catalogue
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.output import run as runs
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 from tgate_batch.score.figures import ConcludeOrder, Facts
-from tgate_batch.score.measurements import Measurements
+from tgate_batch.score.measurement_plan import MeasurementPlan
 from tgate_batch.storage import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ METRIC = '''
 """How dark a picture is beside a reference brightness, which is the metric's weights."""
 import numpy as np
 
-from tgate_batch.metrics.entry import Column, PictureMetric
+from tgate_batch.metrics.base import Column, PictureMetric
 
 
 def load(weights, device):
@@ -74,7 +74,7 @@ METRIC = PictureMetric(
 def module(tmp_path, monkeypatch):
     """Writes a temporary module that can be imported, and forgets it afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(catalogue.CATALOGUE), list(metrics.METRICS)
+    before = dict(catalogue.CATALOGUE), list(registry.METRICS)
 
     def write(name, source):
         (tmp_path / f"{name}.py").write_text(source)
@@ -83,7 +83,7 @@ def module(tmp_path, monkeypatch):
     yield write
     catalogue.CATALOGUE.clear()
     catalogue.CATALOGUE.update(before[0])
-    metrics.METRICS[:] = before[1]
+    registry.METRICS[:] = before[1]
 
 
 def local(settings, **sections) -> config.Config:
@@ -187,7 +187,7 @@ def test_a_worker_refuses_weights_that_are_not_those_it_was_promised(settings, t
     other = with_one_weight_changed(tiny, tmp_path / "other")
     run = local({**settings, "models": [{"name": "sd15", "path": str(there)}]})
     prepared = runs.prepare(run)
-    runs.begin(prepared)
+    runs.begin_run(prepared)
     pool = rendering.tasks(prepared, runs.pending(prepared))
     shutil.copy(weights_of(other), weights_of(there))
     digests = [fingerprint(Model(name="sd15", path=str(f)), "float32") for f in (tiny, other)]
@@ -202,7 +202,7 @@ def test_a_worker_refuses_weights_that_are_not_those_it_was_promised(settings, t
 def test_a_worker_compares_again_for_an_order_after_it_has_loaded_a_model(settings, tiny, tmp_path):
     run = local(settings)
     prepared = runs.prepare(run)
-    runs.begin(prepared)
+    runs.begin_run(prepared)
     worker = Worker(run, prepared.folder)
     worker.load(run.models[0])
     (task, *_), *_ = rendering._groups(prepared, runs.pending(prepared), {}, lambda *_: None)
@@ -225,7 +225,7 @@ def test_weights_of_a_metric_that_are_not_those_promised_measure_nothing(
     before = report(settings["output"])["arms"][0]["darkness"]
     shutil.rmtree(Path(settings["output"]) / "measured" / "darkness")
     held = runs.load_run(settings["output"])
-    wanted = Measurements.of(held)
+    wanted = MeasurementPlan.of(held)
     weights.write_text("2000")
     executor = LocalExecutor(run, held.folder)
     (problem,) = workflow.measure_pending(held, wanted, executor)

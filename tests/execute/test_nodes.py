@@ -22,7 +22,7 @@ from tgate_batch.execute import rendering
 from tgate_batch.execute.cluster import stop
 from tgate_batch.execute.ray import RayExecutor, start
 from tgate_batch.output import run as runs
-from tgate_batch.records import Receipt
+from tgate_batch.records import ShardResult
 
 
 def slow_runner(seconds):
@@ -54,14 +54,14 @@ def cluster(monkeypatch):
 
 def begun(settings, **sections):
     run = workflow.prepare(config.parse({**settings, "arms": {"baseline": {}}, **sections}))
-    runs.begin(run)
+    runs.begin_run(run)
     return run
 
 
 def drawn_by(executor, run):
     """(arm, shard) of each receipt, as they come."""
     for found in executor.run(rendering.tasks(run, runs.pending(run))):
-        if isinstance(found, Receipt):
+        if isinstance(found, ShardResult):
             yield found.arm, found.shard
 
 
@@ -107,7 +107,7 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
         pool = rendering.tasks(run, runs.pending(run))
         drawn = []
         for found in executor.run(pool):
-            if isinstance(found, Receipt):
+            if isinstance(found, ShardResult):
                 drawn.append((found.arm, found.shard))
             elif not joined and requested() == [{"CPU": 1}] * 3:  # one for each shard
                 assert not executor.pids()

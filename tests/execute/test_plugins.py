@@ -60,11 +60,11 @@ def test_an_output_and_the_current_folder_are_taken_off_the_import_path(tmp_path
     (tmp_path / "link").symlink_to(out)
     monkeypatch.chdir(tmp_path)
     path = ["", ".", str(tmp_path), "out", str(out), str(tmp_path / "link"), str(other), "other"]
-    assert import_path.without([".", "out"], path) == [str(other), "other"]
-    assert import_path.without(["out"], path)[:3] == ["", ".", str(tmp_path)]
+    assert import_path.without_folders([".", "out"], path) == [str(other), "other"]
+    assert import_path.without_folders(["out"], path)[:3] == ["", ".", str(tmp_path)]
 
 
 def test_folder_of_this_package_stays_on_the_import_path_as_the_last(monkeypatch):
     ours = str(Path(tgate_batch.__file__).resolve().parents[1])
     monkeypatch.chdir(ours)
-    assert import_path.without(["."], ["", ours, "/usr/lib"]) == ["/usr/lib", ours]
+    assert import_path.without_folders(["."], ["", ours, "/usr/lib"]) == ["/usr/lib", ours]

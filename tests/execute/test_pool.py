@@ -8,8 +8,8 @@ import pytest
 from tgate_batch.config import Model, Workers
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, MeasureTask, RenderTask
-from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.records import Beat
+from tgate_batch.output.prompt_store import ShardPlan
+from tgate_batch.records import ShardProgress
 from tgate_batch.score.measure import MeasureOrder
 
 MODEL = Model(name="sd15")
@@ -48,7 +48,7 @@ def test_arms_of_a_shard_go_to_the_worker_that_began_it():
     for worker in ("v", "w"):
         pool.joined(worker)
     assert sent(pool) == [("v", 0), ("w", 1), ("v", 0), ("w", 1)]
-    pool.finished("v", pool.held("v")[0])
+    pool.finished("v", pool.tasks_of("v")[0])
     assert sent(pool) == [("v", 0)]
 
 
@@ -63,7 +63,7 @@ def test_idle_worker_takes_over_what_another_has_not_come_to():
 def test_last_tasks_wait_for_whoever_is_free_first():
     pool, _ = pool_of(3, ("v", "w"))
     assert sent(pool) == [("v", 0), ("w", 1)]
-    pool.finished("w", pool.held("w")[0])
+    pool.finished("w", pool.tasks_of("w")[0])
     assert sent(pool) == [("w", 2)]
 
 
@@ -127,7 +127,7 @@ def test_task_is_not_blamed_by_workers_that_never_did_anything():
     while not pool.is_done:
         for decision in pool.decide():
             assert not isinstance(decision, GiveUp)
-        for held in pool.held("good"):
+        for held in pool.tasks_of("good"):
             pool.finished("good", held)
     assert [task.errors for task in tasks] == [0, 0]
 
@@ -137,7 +137,7 @@ def test_broken_task_is_given_up_by_the_only_worker_after_all_others():
     decided = []
     while not pool.is_done:
         decided += pool.decide()
-        for held in pool.held("w"):
+        for held in pool.tasks_of("w"):
             if held is tasks[0]:
                 pool.failed("w", held, "bad shard")
             else:
@@ -152,13 +152,13 @@ def test_worker_that_fails_at_everything_is_set_aside():
     decided = []
     while SetAside("bad", "broken driver") not in decided:
         decided = pool.decide()
-        for held in pool.held("bad"):
+        for held in pool.tasks_of("bad"):
             pool.failed("bad", held, "broken driver")
     pool.joined("fresh")
     while not pool.is_done:
         pool.decide()
         for worker in ("good", "fresh"):
-            for held in pool.held(worker):
+            for held in pool.tasks_of(worker):
                 pool.finished(worker, held)
     assert all(t.errors <= 1 for t in tasks)
 
@@ -166,7 +166,7 @@ def test_worker_that_fails_at_everything_is_set_aside():
 def test_what_a_worker_delivered_before_it_died_is_not_done_again():
     pool, (one,) = pool_of(1)
     pool.decide()
-    pool.delivered("w", one, Beat("sd15", "a", 0, 3))
+    pool.delivered("w", one, ShardProgress("sd15", "a", 0, 3))
     assert not one.done
     assert pool.delivered("w", one, "a receipt")
     pool.died("w")
@@ -194,7 +194,7 @@ def test_deadly_measurement_is_given_up_and_the_others_go_on():
         for decision in pool.decide():
             if isinstance(decision, GiveUp):
                 given_up.append(decision.task)
-        for held in pool.held(str(number)):
+        for held in pool.tasks_of(str(number)):
             if held is tasks[0]:
                 pool.died(str(number))
             else:
@@ -247,7 +247,7 @@ def test_worker_that_says_something_now_and_then_does_not_hang():
     for now in range(0, 600, 50):
         pool.tick(now)
         pool.delivered("w", one, "a beat")
-    assert pool.held("w") == (one,)
+    assert pool.tasks_of("w") == (one,)
 
 
 def test_slow_pace_lengthens_the_patience():
@@ -257,9 +257,9 @@ def test_slow_pace_lengthens_the_patience():
         pool.tick(now)
         pool.delivered("w", one, "a beat")
     pool.tick(30 + 200)
-    assert pool.held("w") == (one,)
+    assert pool.tasks_of("w") == (one,)
     pool.tick(30 + 201)
-    assert pool.held("w") == ()
+    assert pool.tasks_of("w") == ()
 
 
 def test_prompt_that_hangs_each_time_becomes_a_row():
@@ -333,7 +333,7 @@ def test_worker_whose_disk_alone_is_full_is_replaced():
                 replaced.append(decision.worker)
             elif isinstance(decision, Send) and decision.worker == "bad":
                 pool.failed("bad", decision.task, "OSError: full", storage=True)
-        for held in pool.held("good"):
+        for held in pool.tasks_of("good"):
             pool.finished("good", held)
     assert replaced == ["bad"]
     assert pool.is_done
@@ -348,7 +348,7 @@ def test_workers_that_fail_at_everything_one_after_another_stop_the_run():
         if any(isinstance(decision, SetAside) for decision in decisions):
             pool.joined(str(number))
         for worker in list(pool._seats):
-            for held in pool.held(worker):
+            for held in pool.tasks_of(worker):
                 pool.failed(worker, held, "broken driver")
     assert number < 20
 
@@ -365,13 +365,13 @@ def test_whatever_happens_every_task_is_over_once(seed):
         over += [d.task for d in decided if isinstance(d, GiveUp)]
         if any(isinstance(d, SetAside | Stop) for d in decided):
             pool.joined(str(next(names)))
-        workers = [w for w in list(pool._seats) if pool.held(w)]
+        workers = [w for w in list(pool._seats) if pool.tasks_of(w)]
         if not workers:
             pool.joined(str(next(names)))
             continue
         worker = random_.choice(workers)
         event = random_.choice(["finished"] * 5 + ["died", "failed", "left"])
-        held = pool.held(worker)[0]
+        held = pool.tasks_of(worker)[0]
         if event == "finished":
             before = pool.left
             pool.finished(worker, held)

@@ -128,13 +128,13 @@ def test_schedulers_that_render_are_not_refused(here, scheduler):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "pixart_alpha", "sana", "wan21", "svd", "kolors"])
 def test_a_family_s_own_scheduler_is_not_refused(name, tmp_path):
-    from tgate_batch.models.opened import opened, resolve
-    from tgate_batch.models.scheduling import refusals
+    from tgate_batch.models.resolve import resolve_model, resolve_sampling
+    from tgate_batch.models.schedulers import refusals
 
     folder = catalogue.save_tiny(name, tmp_path / name)
     model = config.Model(name="mine", path=str(folder))
-    sampling = resolve(model, config.Sampling())
-    assert list(refusals(model, opened(model), sampling, config.parse(
+    sampling = resolve_sampling(model, config.Sampling())
+    assert list(refusals(model, resolve_model(model), sampling, config.parse(
         {"models": ["demo"], "prompts": {"path": "demo"}, "arms": GATED, "output": "out"}
     ).arms)) == []  # fmt: skip
 
@@ -143,11 +143,11 @@ def test_a_worker_refuses_to_compile_without_a_compiler_before_any_image_fails(
     tiny, monkeypatch, tmp_path
 ):
     from tgate_batch.models import engine
-    from tgate_batch.models.checkpoint import load
-    from tgate_batch.models.opened import resolve
+    from tgate_batch.models.checkpoint import load_pipeline
+    from tgate_batch.models.resolve import resolve_sampling
 
     model = config.Model(name="sd15", path=tiny)
-    pipeline = load(model, resolve(model, config.Sampling()), "cpu")
+    pipeline = load_pipeline(model, resolve_sampling(model, config.Sampling()), "cpu")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"engine\.compile: torch.compile needs a C compiler"):

@@ -19,14 +19,20 @@ from benchmarks.stand_in import StandIn
 from tgate_batch import config, workflow
 from tgate_batch.errors import NoRoom, UserError
 from tgate_batch.execute import rendering
-from tgate_batch.execute.cluster import Cluster, first_sentence, to_join
+from tgate_batch.execute.cluster import Cluster, address_to_join, first_sentence
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.execute.ray import RayExecutor, kind_of, out_of_memory, start, why_not_started
+from tgate_batch.execute.ray import (
+    RayExecutor,
+    classify_error,
+    memory_message,
+    start,
+    why_not_started,
+)
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
-from tgate_batch.records import Receipt
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
-from tgate_batch.score.measurements import Measurements
+from tgate_batch.records import ShardResult
+from tgate_batch.render.timing import BESIDE, ON_DEVICE
+from tgate_batch.score.measurement_plan import MeasurementPlan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +44,7 @@ def local_ray():
 
 def begun(settings, **sections):
     run = workflow.prepare(config.parse({**settings, **sections}))
-    runs.begin(run)
+    runs.begin_run(run)
     return run
 
 
@@ -46,7 +52,7 @@ def rendered_by(executor, run):
     """Receipts of all that is pending, as they come."""
     pool = rendering.tasks(run, runs.pending(run))
     for found in executor.run(pool):
-        if isinstance(found, Receipt):
+        if isinstance(found, ShardResult):
             yield found
     executor.deaths = pool.deaths
 
@@ -149,7 +155,7 @@ def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path
                 yield found
 
         monkeypatch.setattr(executor, "run", killing)
-        assert workflow.measure_pending(run, Measurements.of(run), executor) == {}
+        assert workflow.measure_pending(run, MeasurementPlan.of(run), executor) == {}
     for metric in ("rows", "psnr", "ssim"):
         stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
         assert len(stand) == 3
@@ -223,7 +229,7 @@ def test_every_exception_of_ray_is_an_event_of_the_pool():
     found = {"task": set(), "memory": set(), "worker": set()}
     for kind in every(ray.exceptions.RayError):
         if kind.__module__ == "ray.exceptions" and "(" not in kind.__name__:  # made for a cause
-            found[kind_of(kind.__new__(kind))].add(kind.__name__)
+            found[classify_error(kind.__new__(kind))].add(kind.__name__)
     assert found == KINDS, "Ray has another exception: does the pool do what is right?"
 
 
@@ -235,7 +241,7 @@ ENDED = (
 
 
 def test_a_worker_ended_for_memory_is_told_in_one_line():
-    assert out_of_memory(ray.exceptions.OutOfMemoryError(ENDED)) == (
+    assert memory_message(ray.exceptions.OutOfMemoryError(ENDED)) == (
         "its machine ran out of memory (22.91GB of 24.00GB in use). Fix: lower workers.max or "
         "sampling.batch_size, or use machines with more memory"
     )
@@ -286,7 +292,7 @@ def test_an_address_that_no_run_can_join_is_one_line(monkeypatch, tmp_path, addr
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(UserError, match=re.escape(said)) as error:
-        to_join()
+        address_to_join()
     assert "\n" not in str(error.value)
 
 
@@ -301,9 +307,9 @@ def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_it(monkeypatch)
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(UserError, match="no Ray answers there"):
-            to_join()
+            address_to_join()
     with pytest.raises(UserError, match="no Ray answers there"):  # nobody listens any more
-        to_join()
+        address_to_join()
 
 
 def test_the_ray_that_runs_on_this_machine_is_joined_with_a_line(monkeypatch, tmp_path, capsys):
@@ -314,14 +320,14 @@ def test_the_ray_that_runs_on_this_machine_is_joined_with_a_line(monkeypatch, tm
     (folder / "ray_current_cluster").write_text(address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS")
-    assert to_join() == address
+    assert address_to_join() == address
     line = f"joining the Ray that runs on this machine ({address}); RAY_ADDRESS=local starts a "
     assert capsys.readouterr().out.startswith(line)
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert to_join() is None
+    assert address_to_join() is None
     monkeypatch.delenv("RAY_ADDRESS")
     (folder / "ray_current_cluster").write_text("127.0.0.1:9")  # of a Ray that is gone
-    assert to_join() is None
+    assert address_to_join() is None
 
 
 def test_a_run_that_waits_for_room_says_so_and_ends_at_its_limit(monkeypatch, capsys):

@@ -15,9 +15,9 @@ from tgate_batch.cli.main import run as command
 from tgate_batch.errors import UserError
 from tgate_batch.execute import rendering
 from tgate_batch.execute.local import LocalExecutor
-from tgate_batch.models.runner import Pixels
+from tgate_batch.models.pipeline_runner import Pixels
 from tgate_batch.output import history, layout
-from tgate_batch.records import Receipt
+from tgate_batch.records import ShardResult
 from tgate_batch.storage import Folder
 
 
@@ -196,7 +196,7 @@ def test_the_card_counts_failed_images(painter, run):
 
 
 def test_negative_prompts_that_are_cut_are_counted_apart(painter, run, capsys):
-    painter.cut_negatives = lambda self, prompts: [p for p in prompts if "seven" in p.text]
+    painter.truncated_negatives = lambda self, prompts: [p for p in prompts if "seven" in p.text]
     assert workflow.render(run) == workflow.DONE
     said = [line for line in capsys.readouterr().err.splitlines() if "longer than it reads" in line]
     (line,) = said
@@ -222,8 +222,8 @@ def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run
         def __init__(self, *_, **__):
             pass
 
-        def run(self, pool) -> Iterator[Receipt]:
-            yield Receipt("demo", "baseline", 0, 4, 0, 1.0, "CPU", host="node-2")
+        def run(self, pool) -> Iterator[ShardResult]:
+            yield ShardResult("demo", "baseline", 0, 4, 0, 1.0, "CPU", host="node-2")
 
     monkeypatch.setattr(workflow, "open_executor", Elsewhere)
     with pytest.raises(UserError, match=r"node-2 wrote images/demo/.* an output that all"):

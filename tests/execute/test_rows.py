@@ -10,11 +10,11 @@ import pytest
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.macs import macs_of_arm
-from tgate_batch.models.runner import PipelineRunner, open_runner
+from tgate_batch.models.macs.arm import macs_of_arm
+from tgate_batch.models.pipeline_runner import PipelineRunner, open_runner
 from tgate_batch.output.run import load_run
 from tgate_batch.records import Prompt, RowSettings, Shard
-from tgate_batch.render.shard import Renderer
+from tgate_batch.render.renderer import Renderer
 
 COLUMNS = ("negative_prompt", "seed", "guidance_scale", "height", "width", "steps")
 MEANT = {column: column for column in COLUMNS}  # the config gives some of them too
@@ -85,7 +85,7 @@ def test_each_row_is_bitwise_the_picture_of_a_run_of_it_alone(mixed):
             pipeline, catalogue.family_of("sd15"), catalogue.resolve("sd15", sampling)
         )
         alone = Renderer(runner, mixed.images, "alone")
-        prompt = Prompt(row[0], f"a picture of {row[0]}", own=RowSettings(seed=seed))
+        prompt = Prompt(row[0], f"a picture of {row[0]}", overrides=RowSettings(seed=seed))
         for name, arm in mixed.arms.items():
             (draw,) = alone.render(Shard(0, (prompt,)), name, arm)
             assert draw().image == found[name][row[0]]["image"]["bytes"]
@@ -99,7 +99,10 @@ def test_a_batch_of_one_kind_gives_each_row_what_a_batch_of_its_settings_gives(s
     owns = [RowSettings("blurry", 1, 3.0), RowSettings(None, 2, 6.0), RowSettings("dark", 3, None)]
 
     def pictures(chosen, arm) -> list[bytes]:
-        prompts = tuple(Prompt(f"p{i}", f"number {i}", own=own) for i, own in enumerate(chosen))
+        prompts = tuple(
+            Prompt(f"p{i}", f"number {i}", overrides=overrides)
+            for i, overrides in enumerate(chosen)
+        )
         rows = Renderer(runner, run.images, "test").render(Shard(0, prompts), "arm", arm)
         found = [row() for row in list(rows)]
         assert {row.batch_size for row in found} == {3}
@@ -108,15 +111,17 @@ def test_a_batch_of_one_kind_gives_each_row_what_a_batch_of_its_settings_gives(s
     runner.sampling = runner.sampling.model_copy(update={"batch_size": 3})
     for arm in run.arms.values():
         together = pictures(owns, arm)
-        for place, own in enumerate(owns):
-            uniform = [own._replace(seed=one.seed) for one in owns]
+        for place, overrides in enumerate(owns):
+            uniform = [overrides._replace(seed=one.seed) for one in owns]
             assert pictures(uniform, arm)[place] == together[place]
 
 
 def test_a_shard_of_several_kinds_gives_a_row_each_kind_after_kind(settings):
     run = config.parse(settings)
     owns = [RowSettings(steps=2), RowSettings(width=48), RowSettings(steps=2), RowSettings()]
-    prompts = tuple(Prompt(f"p{i}", f"number {i}", own=own) for i, own in enumerate(owns))
+    prompts = tuple(
+        Prompt(f"p{i}", f"number {i}", overrides=overrides) for i, overrides in enumerate(owns)
+    )
     renderer = Renderer(open_runner(run.models[0], run), run.images, "test")
     found = [row() for row in list(renderer.render(Shard(0, prompts), "plain", config.Arm()))]
     assert [row.prompt_id for row in found] == ["p0", "p2", "p1", "p3"]
@@ -137,13 +142,15 @@ def test_rows_say_what_they_were_drawn_with_and_the_report_what_they_cost(mixed)
     assert found["baseline"]["p1"]["width"] == 48
     assert found["baseline"]["p0"]["negative_prompt"] is None
     run = load_run(mixed.output)
-    assert {shard.kind for shard in run.shards} == {*run.kinds}
-    assert len(run.kinds) == 5
+    assert {shard.batch_key for shard in run.shards} == {*run.batch_keys}
+    assert len(run.batch_keys) == 5
     report = json.loads(run.folder.read("report/report.json"))
     arms = {arm["arm"]: arm for arm in report["arms"]}
     for name, arm in mixed.arms.items():
         each = [
-            macs_of_arm(mixed.models[0], arm, run.sampling("sd15").of_kind(shard.kind)).per_image
+            macs_of_arm(
+                mixed.models[0], arm, run.sampling("sd15").of_kind(shard.batch_key)
+            ).per_image
             for shard in run.shards
             for _ in range(shard.prompts)
         ]

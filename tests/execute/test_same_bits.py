@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tgate_batch import config, workflow
-from tgate_batch.execute.again import redraw
+from tgate_batch.execute.rerender import rerender
 from tgate_batch.output import history, layout
 from tgate_batch.output.run import load_run
 from tgate_batch.storage import Folder
@@ -125,5 +125,5 @@ def test_two_hundred_pictures_of_every_arm_are_the_same_in_every_run(tiny, tmp_p
 
     run = load_run(str(tmp_path / "two"))
     assert [entry["invariant"] for entry in history.read(Folder(run.config.output))] == [True]
-    again = list(redraw(run, 2))
+    again = list(rerender(run, 2))
     assert [(one.same_bytes, one.exact) for one in again] == [(True, True)] * 2 * len(ARMS)

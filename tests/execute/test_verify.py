@@ -19,8 +19,8 @@ from PIL import Image
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
 from tgate_batch.execute.verify import verify
-from tgate_batch.output import claim, layout, parquet, seal
-from tgate_batch.output.claim import claimed
+from tgate_batch.output import layout, lock, parquet, seal
+from tgate_batch.output.lock import output_lock
 from tgate_batch.records import BEFORE_DIGEST, ImageRecord
 from tgate_batch.storage import Folder
 
@@ -169,7 +169,7 @@ def in_json(file: Path, change: Callable[[dict], object]) -> None:
 def in_sealed_json(file: Path, change: Callable[[dict], object]) -> None:
     """As ``in_json``, under a seal of the new content, as a stranger may write it."""
     in_json(file, change)
-    file.write_text(json.dumps(seal.sealed(json.loads(file.read_text()))))
+    file.write_text(json.dumps(seal.with_seal(json.loads(file.read_text()))))
 
 
 def entry(folder: str, key: str, value: object) -> Callable[[Path], object]:
@@ -799,14 +799,14 @@ def test_checking_changes_nothing(out):
 
 
 def test_a_run_at_work_is_not_checked(out):
-    with claimed(Folder(str(out))):
+    with output_lock(Folder(str(out))):
         for repair in (False, True):
             with pytest.raises(UserError, match=f"is in use: process {os.getpid()} on"):
                 workflow.verify(str(out), repair=repair)
 
 
 def test_the_claim_of_a_dead_run_is_no_fault(out, monkeypatch):
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     left = {"host": "elsewhere", "pid": 7, "since": "then", "token": "0123456789abcdef" * 2}
     for name in (layout.CLAIM, layout.claim_key(left["token"])):
         (out / name).write_text(json.dumps(left))

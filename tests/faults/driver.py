@@ -11,11 +11,11 @@ from world import drawing
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import run_as_job
 from tgate_batch.execute import plugins
-from tgate_batch.output import claim
+from tgate_batch.output import lock
 
 
 def job() -> int:
-    claim.BEAT_SECONDS = float(os.environ.get("TGATE_BATCH_BEAT", claim.BEAT_SECONDS))
+    lock.BEAT_SECONDS = float(os.environ.get("TGATE_BATCH_BEAT", lock.BEAT_SECONDS))
     settings = config.load(sys.argv[1])
     plugins.register(settings.plugins)
     with drawing():

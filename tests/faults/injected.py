@@ -15,7 +15,7 @@ from world import WORDS, World, refused_or_done, rows, some
 from tgate_batch import workflow
 from tgate_batch.errors import StorageError
 from tgate_batch.execute import pool
-from tgate_batch.output import claim, history
+from tgate_batch.output import history, lock
 from tgate_batch.records import image_seed
 from tgate_batch.storage import Folder
 
@@ -130,7 +130,7 @@ def clock_set_back(world: World, rng: random.Random) -> None:
 def two_drivers(world: World, rng: random.Random) -> None:
     """A second run finds the first at work, and is refused before it does anything."""
     run = world.config()
-    with claim.claimed(Folder(run.output)):
+    with lock.output_lock(Folder(run.output)):
         assert "is in use" in refused_or_done(world, run)
     assert world.render(run) == workflow.DONE
     world.check(run)

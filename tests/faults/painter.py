@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.stand_in import StandIn
 from tgate_batch.config import Arm, Config, Model
-from tgate_batch.metrics.entry import Column, PictureMetric
+from tgate_batch.metrics.base import Column, PictureMetric
 from tgate_batch.models.family import Condition
-from tgate_batch.models.runner import PipelineRunner, Pixels, open_runner
+from tgate_batch.models.pipeline_runner import PipelineRunner, Pixels, open_runner
 from tgate_batch.records import Prompt
 
 VARIABLE = "TGATE_BATCH_MISCHIEF"  # the environment's name for the file
@@ -81,10 +81,10 @@ class Painter(StandIn):
             raise RuntimeError("this worker does not start")
         self._bad = heard.is_due("bad", heard.bad)
 
-    def under(self, arm: Arm, sampling: Any = None) -> AbstractContextManager:  # comes first
+    def applying(self, arm: Arm, sampling: Any = None) -> AbstractContextManager:  # comes first
         if self._bad:
             raise RuntimeError("this worker is bad")
-        return super().under(arm, sampling)
+        return super().applying(arm, sampling)
 
     def encode(self, prompts: list[Prompt], arm: Arm | None = None) -> list[Condition]:
         return [{"text": prompt.text} for prompt in prompts]

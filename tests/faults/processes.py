@@ -21,7 +21,7 @@ from world import ARMS, World
 
 from tgate_batch import workflow
 from tgate_batch.config import Config
-from tgate_batch.output import goodbye, layout
+from tgate_batch.output import layout, shutdown
 from tgate_batch.storage import Folder
 
 HERE = Path(__file__).parent
@@ -147,7 +147,7 @@ class Driver:
         until = time.monotonic() + PATIENCE
         while not sign():
             if self.process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"it did not come so far: {self.said()}")
+                raise AssertionError(f"it did not come so far: {self.printed()}")
             time.sleep(0.02)
 
     def ended(self) -> int:
@@ -155,11 +155,11 @@ class Driver:
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it hangs: {self.said()}") from None
+            raise AssertionError(f"it hangs: {self.printed()}") from None
         finally:
             self.process.kill()
-        assert "Traceback" not in self.said(), self.said()
-        assert "SIGTERM received" not in self.said(), f"Ray's own words: {self.said()}"
+        assert "Traceback" not in self.printed(), self.printed()
+        assert "SIGTERM received" not in self.printed(), f"Ray's own words: {self.printed()}"
         return self.world.judged(self.settings, code)
 
     def children(self) -> list[str]:
@@ -180,7 +180,7 @@ class Driver:
             return environment.get(MARK) == self._mark and process.status() != "zombie"
         return False
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """The end of what it said."""
         return self._log.read_text()[-1500:]
 
@@ -223,7 +223,7 @@ def disturbed(
         driver.check_nothing_left()
     finally:
         driver.process.kill()
-    assert code in codes, f"exit code {code}: {driver.said()}"
+    assert code in codes, f"exit code {code}: {driver.printed()}"
     if code != workflow.DONE:
         world.resume(settings)
     world.check(settings)
@@ -254,16 +254,16 @@ def suspended_and_taken_over(
         if during:
             time.sleep(rng.uniform(0, 1))
         else:
-            assert second.ended() == workflow.DONE, second.said()
+            assert second.ended() == workflow.DONE, second.printed()
         before = _files(theirs)
         first.process.send_signal(signal.SIGCONT)
-        assert first.ended() == goodbye.MISSING, first.said()
+        assert first.ended() == shutdown.MISSING, first.printed()
         if during:
-            assert second.ended() == workflow.DONE, second.said()
+            assert second.ended() == workflow.DONE, second.printed()
         else:
             assert _files(theirs) == before, "it wrote after it had lost its claim"
-        errors = [line for line in first.said().splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, first.said()
+        errors = [line for line in first.printed().splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, first.printed()
         assert "no longer belongs to this run" in errors[0]
     finally:
         for driver in drivers:
@@ -313,8 +313,8 @@ def signal_the_driver_twice(driver: Driver, rng: random.Random) -> None:
 
 def second_driver(driver: Driver, rng: random.Random) -> None:
     second = Driver(driver.world, driver.settings, driver.cluster)
-    assert second.ended() == workflow.UNUSABLE, second.said()
-    assert "is in use" in second.said()
+    assert second.ended() == workflow.UNUSABLE, second.printed()
+    assert "is in use" in second.printed()
 
 
 def remove_the_pictures(driver: Driver, rng: random.Random) -> None:

@@ -11,14 +11,14 @@ import pytest
 from world import World
 
 from tgate_batch import workflow
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    before = list(metrics.METRICS)  # the world brings a metric of its own
+    before = list(registry.METRICS)  # the world brings a metric of its own
     yield World(tmp_path_factory.mktemp("faults") / "world")
-    metrics.METRICS[:] = before
+    registry.METRICS[:] = before
 
 
 @pytest.mark.parametrize("kind", injected.ROUNDS)

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from tgate_batch.gate import GatePlan, gated
-from tgate_batch.gate.families import DENOISERS, denoiser_class, documented_plan
+from tgate_batch.gate.supported_denoisers import DENOISERS, denoiser_traits, documented_plan
 
 
 def test_video_keeps_the_positive_branch_and_pictures_the_negative(tiny_models):
-    assert denoiser_class(tiny_models("svd").unet).kept == 1
+    assert denoiser_traits(tiny_models("svd").unet).kept_branch == 1
     for name in ("sd15", "sdxl"):
-        assert denoiser_class(tiny_models(name).unet).kept == 0
-    assert denoiser_class(tiny_models("pixart_alpha").transformer).kept == 0
+        assert denoiser_traits(tiny_models(name).unet).kept_branch == 0
+    assert denoiser_traits(tiny_models("pixart_alpha").transformer).kept_branch == 0
 
 
 def test_the_denoisers_class_decides_and_not_the_pipelines(tiny_models):
     unet = tiny_models("svd").unet
-    assert denoiser_class(type("Finetuned", (type(unet),), {})(**unet.config)).kept == 1
-    assert denoiser_class(torch.compile(unet)).kept == 1
+    assert denoiser_traits(type("Finetuned", (type(unet),), {})(**unet.config)).kept_branch == 1
+    assert denoiser_traits(torch.compile(unet)).kept_branch == 1
 
 
 @pytest.mark.parametrize("name", DENOISERS)

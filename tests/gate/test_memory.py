@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from tgate_batch.gate import Action, DeepCache, GatePlan, cache_bytes, denoiser_of
-from tgate_batch.gate.pipeline import following
+from tgate_batch.gate.pipeline import tracked
 
 PLANS = [
     GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0),
@@ -55,7 +55,7 @@ def test_predicted_peak_is_exact(tiny_models, arguments, watched, name, plan):
         nonlocal peak
         peak = max(peak, gate.cached_bytes)
 
-    with following(pipe, plan, guided) as gate:
+    with tracked(pipe, plan, guided) as gate:
         watched(pipe, look)
         pipe(**arguments(pipe, images, steps=steps))
         assert gate.cached_bytes == 0  # before the VAE needs the room
@@ -77,7 +77,7 @@ def test_predicted_peak_is_exact_at_other_sizes(tiny_models, arguments, watched,
 
     call = arguments(pipe, 1, height=8 * size[0], width=8 * size[1])
     call["latents"] = torch.zeros(1, 4, *size)
-    with following(pipe, PLANS[0]) as gate:
+    with tracked(pipe, PLANS[0]) as gate:
         watched(pipe, look)
         pipe(**call)
     assert peak == cache_bytes(pipe.unet, PLANS[0], 6, *size)
@@ -90,15 +90,15 @@ def test_no_cached_tensor_outlives_the_block(tiny_models, arguments, watched, de
     kept = {}
 
     def look():
-        for layer in gate.bodies[0].layers:
+        for layer in gate.hooks[0].layers:
             for cache in layer.caches.values():
                 kept[id(cache)] = weakref.ref(cache)
-        if error and gate.bodies[0].now.cross is Action.REUSE:
+        if error and gate.hooks[0].now.cross is Action.REUSE:
             raise RuntimeError("planted")
 
     def run():
         nonlocal gate
-        with following(pipe, PLANS[0], None, deepcache) as gate:
+        with tracked(pipe, PLANS[0], None, deepcache) as gate:
             watched(pipe, look)
             pipe(**arguments(pipe, 1))
 
@@ -108,9 +108,9 @@ def test_no_cached_tensor_outlives_the_block(tiny_models, arguments, watched, de
             run()
     else:
         run()
-    assert gate.bodies[0].layers  # the gate itself is still here
+    assert gate.hooks[0].layers  # the gate itself is still here
     gc.collect()
-    assert len(kept) >= len(gate.bodies[0].layers)
+    assert len(kept) >= len(gate.hooks[0].layers)
     assert [tensor for tensor in kept.values() if tensor() is not None] == []
 
 
@@ -121,15 +121,15 @@ def test_nothing_is_stored_that_is_never_read(tiny_models, arguments, watched, p
     written, read = set(), set()
 
     def look():
-        now = gate.bodies[0].now
-        for layer, hook in zip(layers, gate.bodies[0].layers, strict=True):
+        now = gate.hooks[0].now
+        for layer, hook in zip(layers, gate.hooks[0].layers, strict=True):
             for cache in hook.caches.values():
                 kind = now.cross if layer.is_cross_attention else now.self_
                 (read if kind is Action.REUSE else written).add(id(cache))
                 kept.append(cache)  # so that an id is not used twice
 
     kept = []
-    with following(pipe, plan) as gate:
+    with tracked(pipe, plan) as gate:
         watched(pipe, look)
         pipe(**arguments(pipe, 1))
     assert written == read

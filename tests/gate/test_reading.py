@@ -17,7 +17,7 @@ from tgate_batch.gate import (
     enable_tgate,
     gated,
 )
-from tgate_batch.gate.pipeline import following
+from tgate_batch.gate.pipeline import tracked
 
 PLAN = GatePlan(3, sp_interval=2, fi_interval=2, warm_up=0)
 PICTURE = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 60).convert("RGB")
@@ -214,7 +214,7 @@ def test_no_stored_tensor_is_alive_when_the_last_decode_begins(tiny_models, argu
     elif way == "interrupt":
         call |= {"callback_on_step_end": interrupting}
     held = []
-    with following(pipe, GatePlan(2, fi_interval=3)) as gate:
+    with tracked(pipe, GatePlan(2, fi_interval=3)) as gate:
         if way == "no bar":
             vars(pipe)["progress_bar"] = bare_bar
         decode = pipe.vae.decode
@@ -252,7 +252,7 @@ def test_no_stored_tensor_is_alive_after_an_exception_in_the_loop(tiny_models, a
             raise RuntimeError("planted")
         return tensors
 
-    with following(pipe, PLAN) as gate:
+    with tracked(pipe, PLAN) as gate:
         with pytest.raises(RuntimeError, match="planted"):
             pipe(**arguments(pipe), callback_on_step_end=stop)
         assert gate.cached_bytes == 0

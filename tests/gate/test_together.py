@@ -13,7 +13,7 @@ from oracle import Remembering, draw
 from test_pipelines import give_ip_adapter
 
 from tgate_batch.gate import DeepCache, GatePlan, disable_tgate, enable_tgate, gated
-from tgate_batch.gate.pipeline import following
+from tgate_batch.gate.pipeline import tracked
 
 PLAN = (3, 2, 2, 0)
 GATED = GatePlan(*PLAN)
@@ -199,7 +199,7 @@ def test_an_exception_at_any_call_leaves_the_next_call_right(cases, name):
                 raise RuntimeError("planted")
 
         handle = last.register_forward_pre_hook(stop)
-        with following(call.pipe, GATED) as gate:
+        with tracked(call.pipe, GATED) as gate:
             try:
                 call.run()
             except RuntimeError:
@@ -220,7 +220,7 @@ def test_an_interrupt_at_any_step_leaves_the_next_call_right(cases, last):
         pipe._interrupt = step == last
         return tensors
 
-    with following(call.pipe, GATED) as gate:
+    with tracked(call.pipe, GATED) as gate:
         call.run(callback_on_step_end=interrupt)
         assert gate.cached_bytes == 0
         assert torch.equal(call.run(), expected)
@@ -297,7 +297,7 @@ def test_deepcache_that_skips_nothing_changes_nothing_of_a_picture(cases, streng
         assert torch.equal(call.run(), plain)
     with gated(call.pipe, GATED, deepcache=DeepCache(1, 0)):
         assert torch.equal(call.run(), expected)
-    with following(call.pipe, GATED, deepcache=DeepCache(3, 0)) as gate:
+    with tracked(call.pipe, GATED, deepcache=DeepCache(3, 0)) as gate:
         skipped = call.run()
         assert gate.cached_bytes == 0
         assert not torch.equal(skipped, expected)

@@ -4,7 +4,7 @@ import pytest
 
 from tgate_batch.config import Sampling
 from tgate_batch.models import catalogue
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.pipeline_runner import PipelineRunner
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tgate_batch.gate import GatePlan, gated
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.records import Prompt
 
 GATED = ["sdxl", "playground25", "ssd_1b", "vega", "kolors", "sana"]

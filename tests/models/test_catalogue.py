@@ -9,9 +9,9 @@ from tgate_batch.config import OWN_SCHEDULER, Arm, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate import gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
-from tgate_batch.models.macs import macs_of_arm
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.checkpoint import load_pipeline
+from tgate_batch.models.macs.arm import macs_of_arm
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.records import Prompt
 
 # A pipeline class of its own, and a denoiser with one attention layer in its middle alone.
@@ -96,7 +96,7 @@ def test_toy_family_of_one_file_is_made_loaded_rendered_and_counted(module, tmp_
     sampling = catalogue.resolve("toy", Sampling())
     assert (sampling.steps, sampling.height, sampling.scheduler) == (4, 64, OWN_SCHEDULER)
 
-    pipeline = load(model, sampling, "cpu")
+    pipeline = load_pipeline(model, sampling, "cpu")
     assert type(pipeline).__name__ == "ToyPipeline"
     runner = PipelineRunner(pipeline, catalogue.family_of("toy"), sampling)
     prompts = [Prompt("a", "a cat"), Prompt("b", "a dog")]

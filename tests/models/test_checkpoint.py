@@ -3,7 +3,7 @@ import pytest
 from tgate_batch.config import OWN_SCHEDULER, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import checkpoint, load, resolved_dtype
+from tgate_batch.models.checkpoint import load_pipeline, locate_checkpoint, resolved_dtype
 from tgate_batch.models.files import variant_of
 
 
@@ -29,7 +29,7 @@ def test_half_precision_files_are_read_of_the_documented_checkpoint_alone():
 
 def test_folder_that_is_not_there_is_told():
     with pytest.raises(UserError, match="/no/such is not a diffusers folder"):
-        checkpoint(Model(name="sd15", path="/no/such"))
+        locate_checkpoint(Model(name="sd15", path="/no/such"))
 
 
 def test_pipeline_loads_in_the_dtype_and_with_the_scheduler_that_were_chosen(tiny):
@@ -37,14 +37,14 @@ def test_pipeline_loads_in_the_dtype_and_with_the_scheduler_that_were_chosen(tin
 
     model = Model(name="sd15", path=tiny)
     sampling = catalogue.resolve("sd15", Sampling(scheduler="EulerDiscreteScheduler"))
-    pipeline = load(model, sampling, "cpu", "bfloat16")
+    pipeline = load_pipeline(model, sampling, "cpu", "bfloat16")
     assert pipeline.unet.dtype == torch.bfloat16
     assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
     own = sampling.model_copy(update={"scheduler": OWN_SCHEDULER})
-    assert type(load(model, own, "cpu").scheduler).__name__ == "PNDMScheduler"
+    assert type(load_pipeline(model, own, "cpu").scheduler).__name__ == "PNDMScheduler"
 
 
 def test_scheduler_that_diffusers_does_not_have_is_told(tiny):
     sampling = catalogue.resolve("sd15", Sampling(scheduler="NoScheduler"))
     with pytest.raises(UserError, match="diffusers has no scheduler 'NoScheduler'"):
-        load(Model(name="sd15", path=tiny), sampling, "cpu")
+        load_pipeline(Model(name="sd15", path=tiny), sampling, "cpu")

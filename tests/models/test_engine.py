@@ -5,7 +5,7 @@ import torch
 from tgate_batch import config
 from tgate_batch.models import catalogue
 from tgate_batch.models.engine import prepare
-from tgate_batch.models.runner import open_runner
+from tgate_batch.models.pipeline_runner import open_runner
 from tgate_batch.records import Prompt
 
 PROMPTS = [Prompt(f"p{number}", f"a picture of number {number}") for number in range(3)]

@@ -16,10 +16,10 @@ from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate import GatePlan, denoiser_of, gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load, resolved_dtype
+from tgate_batch.models.checkpoint import load_pipeline, resolved_dtype
 from tgate_batch.models.files import variant_of
-from tgate_batch.models.macs import count_parts, find_architecture, macs_of
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.macs.arm import count_parts, find_architecture, macs_of
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.records import Prompt
 
 LIKE_SDXL = ["playground25", "ssd_1b", "vega", "kolors"]
@@ -174,7 +174,7 @@ def test_half_precision_is_bfloat16_where_a_model_was_made_in_it():
 def test_wans_autoencoder_computes_in_float32_beside_a_denoiser_in_bfloat16(tmp_path):
     model = Model(name="wan21", path=str(catalogue.save_tiny("wan21", tmp_path)))
     sampling = catalogue.resolve("wan21", Sampling(steps=1, height=32, width=32))
-    pipeline = load(model, sampling, "cpu", "bfloat16")
+    pipeline = load_pipeline(model, sampling, "cpu", "bfloat16")
     assert pipeline.vae.dtype == torch.float32
     assert pipeline.text_encoder.dtype == pipeline.transformer.dtype == torch.bfloat16
     runner = PipelineRunner(pipeline, catalogue.family_of("wan21"), sampling)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tgate_batch.config import Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
+from tgate_batch.models.checkpoint import load_pipeline
 from tgate_batch.models.fingerprint import fingerprint
-from tgate_batch.models.opened import resolve
+from tgate_batch.models.resolve import resolve_sampling
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -176,8 +176,10 @@ def test_a_part_with_one_variant_alone_is_read_from_it(tiny, folder):
     plain, name = of(folder), WEIGHTS.replace(".", ".fp16.", 1)
     (folder / "unet" / WEIGHTS).rename(folder / "unet" / name)
     model = Model(name="sd15", path=str(folder))
-    pipeline = load(model, resolve(model, Sampling()), "cpu")
-    before = load(Model(name="sd15", path=tiny), resolve(model, Sampling()), "cpu")
+    pipeline = load_pipeline(model, resolve_sampling(model, Sampling()), "cpu")
+    before = load_pipeline(
+        Model(name="sd15", path=tiny), resolve_sampling(model, Sampling()), "cpu"
+    )
     assert torch.equal(pipeline.unet.conv_in.weight, before.unet.conv_in.weight)
     assert of(folder) != plain
     change(folder / "unet" / name)
@@ -194,7 +196,7 @@ def test_the_variant_of_the_config_is_what_is_read(folder):
     save_file(half, folder / "unet" / name)
     plain, chosen = (Model(name="sd15", path=str(folder), variant=v) for v in (None, "fp16"))
     assert fingerprint(plain, "float32") != fingerprint(chosen, "float32")
-    pipeline = load(chosen, resolve(chosen, Sampling()), "cpu")
+    pipeline = load_pipeline(chosen, resolve_sampling(chosen, Sampling()), "cpu")
     assert torch.equal(pipeline.unet.conv_in.weight, half["conv_in.weight"].float())
     with pytest.raises(UserError, match=r"no weights of the variant 'bf16' \(there are: plain\)"):
         fingerprint(Model(name="sd15", path=str(folder), variant="bf16"), "float32")
@@ -216,8 +218,10 @@ def in_two_shards(folder: Path, variant: str = "") -> Path:
 def test_sharded_weights_of_a_variant_are_read_whole(tiny, folder, variant):
     in_two_shards(folder, variant)
     model = Model(name="sd15", path=str(folder))
-    pipeline = load(model, resolve(model, Sampling()), "cpu")
-    before = load(Model(name="sd15", path=tiny), resolve(model, Sampling()), "cpu").unet
+    pipeline = load_pipeline(model, resolve_sampling(model, Sampling()), "cpu")
+    before = load_pipeline(
+        Model(name="sd15", path=tiny), resolve_sampling(model, Sampling()), "cpu"
+    ).unet
     for name, value in before.state_dict().items():
         assert torch.equal(pipeline.unet.state_dict()[name], value)
     change(sorted(folder.glob("unet/*-of-*.safetensors"))[-1])
@@ -244,7 +248,12 @@ def test_an_index_that_names_other_files_is_refused_before_anything_is_loaded(fo
     index = in_two_shards(folder)
     torch.save({"conv_in.bias": torch.ones(32)}, folder / "unet" / "weights.bin")
     renamed_in(index, name)
-    for tried in (of, lambda folder: load(mine(folder), resolve(mine(folder), Sampling()), "cpu")):
+    for tried in (
+        of,
+        lambda folder: load_pipeline(
+            mine(folder), resolve_sampling(mine(folder), Sampling()), "cpu"
+        ),
+    ):
         with pytest.raises(UserError, match=re.escape(said)) as told:
             tried(folder)
         assert name in str(told.value)

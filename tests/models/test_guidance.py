@@ -6,8 +6,8 @@ import torch
 from tgate_batch.config import Arm, Model, Sampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.guidance import RowScales, scale_of
-from tgate_batch.models.opened import mixes_guidance
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.pipeline_runner import PipelineRunner
+from tgate_batch.models.resolve import mixes_guidance
 from tgate_batch.records import Prompt, RowSettings
 
 SCALES = [1.5, 7.5, 4.3]
@@ -41,11 +41,11 @@ def latents(made: PipelineRunner, scales: list[float], arm: Arm = Arm()) -> torc
     """Three pictures under these scales, one batch."""
     texts = ["a red cat", "two dogs", "a boat"]
     prompts = [
-        Prompt(text, text, own=RowSettings(guidance_scale=scale))
+        Prompt(text, text, overrides=RowSettings(guidance_scale=scale))
         for text, scale in zip(texts, scales, strict=True)
     ]
     conditions = made.encode(prompts)
-    with made.under(arm, made.sampling.of_row(prompts[0].own)):
+    with made.applying(arm, made.sampling.of_row(prompts[0].overrides)):
         return made.denoise(conditions, [1, 2, 3])
 
 
@@ -66,10 +66,12 @@ def test_each_row_is_led_away_from_its_own_negative_prompt(name):
     negatives = ["blurry", None, "a very dark and long picture"]
 
     def drawn(chosen: list[str | None]) -> torch.Tensor:
-        own = [RowSettings(negative_prompt=text) for text in chosen]
-        prompts = [Prompt(str(row), "a red cat", own=one) for row, one in enumerate(own)]
+        overrides = [RowSettings(negative_prompt=text) for text in chosen]
+        prompts = [
+            Prompt(str(row), "a red cat", overrides=one) for row, one in enumerate(overrides)
+        ]
         conditions = made.encode(prompts)
-        with made.under(Arm()):
+        with made.applying(Arm()):
             return made.denoise(conditions, [1, 2, 3])
 
     mixed = drawn(negatives)
@@ -100,7 +102,7 @@ def test_a_model_that_embeds_the_scale_keeps_its_rows_apart():
     made = runner("lcm_sdxl")
     assert not mixes_guidance(Model(name="lcm_sdxl"))
     one, two = (made.sampling.of_row(RowSettings(guidance_scale=scale)) for scale in (4.0, 8.0))
-    assert made.together(one) != made.together(two)
+    assert made.batch_settings(one) != made.batch_settings(two)
     with pytest.raises(TypeError, match="cannot share a batch"):
         latents(made, [4.0, 8.0, 8.0])
 

@@ -11,17 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch.errors import UserError
 from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
-from tgate_batch.models import catalogue, macs
-from tgate_batch.models.architecture import Architecture, Part
+from tgate_batch.models import catalogue
+from tgate_batch.models.architecture import Architecture, ComponentSpec
 from tgate_batch.models.catalogue import save_tiny
-from tgate_batch.models.macs import count_parts, find_architecture, macs_of
-from tgate_batch.models.published import PUBLISHED, published_for
+from tgate_batch.models.macs import arm as macs
+from tgate_batch.models.macs.arm import count_parts, find_architecture, macs_of
+from tgate_batch.models.macs.published import PUBLISHED, published_for
 from tgate_batch.models.sd import FAMILY
 
 ROOT = Path(__file__).parents[2]
 TOKENS, CAPTION = 5, 12
 SMALL = Architecture(
-    denoiser=Part(
+    denoiser=ComponentSpec(
         "diffusers",
         "UNet2DConditionModel",
         {
@@ -36,7 +37,7 @@ SMALL = Architecture(
         },
     ),
     encoders={},
-    vae=Part("diffusers", "AutoencoderKL", {"block_out_channels": (8, 8)}),
+    vae=ComponentSpec("diffusers", "AutoencoderKL", {"block_out_channels": (8, 8)}),
     tokens=TOKENS,
 )
 # (layers, picture tokens, channels): two going down and three going up at 8x8, one in the middle
@@ -138,7 +139,7 @@ def _small_steps(plan, guidance_scale=1.0):
 
 
 def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():
-    heun = replace(SMALL, scheduler=Part("diffusers", "HeunDiscreteScheduler", {}))
+    heun = replace(SMALL, scheduler=ComponentSpec("diffusers", "HeunDiscreteScheduler", {}))
     calls = 2 * 5 - 1  # the last step has no correction
     assert (
         count(heun, None, None, 5, 7.5).per_image == count(SMALL, None, None, calls, 7.5).per_image
@@ -270,7 +271,7 @@ def test_job_reproduces_every_published_figure():
         assert with_attention[model] == pytest.approx(figure, rel=1e-3)
 
 
-SD15_CONTROL = Part(
+SD15_CONTROL = ComponentSpec(
     "diffusers",
     "ControlNetModel",
     {  # lllyasviel/control_v11p_sd15_canny, config.json

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.models import runner, scheduling
+from tgate_batch.models import pipeline_runner, schedulers
 from tgate_batch.models.architecture import class_names
 from tgate_batch.records import Prompt
 
@@ -114,7 +114,7 @@ def test_noise_of_a_row_is_of_its_seed_alone_under_every_scheduler(drawn, family
 )
 def test_noise_left_to_the_pipeline_would_be_the_batchs(drawn, monkeypatch, family, name):
     """What rows' own noise is for: diffusers draws these from the process, or for a whole batch."""
-    monkeypatch.setattr(runner, "noise_of_rows", lambda *_: nullcontext())
+    monkeypatch.setattr(pipeline_runner, "noise_of_rows", lambda *_: nullcontext())
     found = drawn(family, name, {})
     assert not any(_equal(*rows) for rows in zip(*found, strict=True))
 
@@ -122,7 +122,7 @@ def test_noise_left_to_the_pipeline_would_be_the_batchs(drawn, monkeypatch, fami
 def test_a_scheduler_is_as_it_was_after_a_batch(drawn, tiny_runner):
     before = vars(tiny_runner("sd15", 4).pipeline.scheduler).keys()
     scheduler = diffusers.DPMSolverSDEScheduler(noise_sampler_seed=7)
-    with runner.noise_of_rows(scheduler, [torch.Generator().manual_seed(3)]):
+    with pipeline_runner.noise_by_row(scheduler, [torch.Generator().manual_seed(3)]):
         assert scheduler.noise_sampler_seed == [3]
     assert scheduler.noise_sampler_seed == 7
     drawn("sd15", "DDIMScheduler", {})
@@ -130,15 +130,15 @@ def test_a_scheduler_is_as_it_was_after_a_batch(drawn, tiny_runner):
 
 
 def test_a_scheduler_whose_library_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr(scheduling, "find_spec", lambda name: None)
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
     for library in ("scipy", "torchsde"):
         stand_ins = import_module(f"diffusers.utils.dummy_torch_and_{library}_objects")
         names = [name for name in vars(stand_ins) if name.endswith("Scheduler")]
         assert names
         for name in names:
             with pytest.raises(UserError, match=f"^arms.b.scheduler: {name} needs {library}, "):
-                scheduling.check_name(name, "arms.b.scheduler")
-    scheduling.check_name("DDIMScheduler", "arms.b.scheduler")
+                schedulers.check_name(name, "arms.b.scheduler")
+    schedulers.check_name("DDIMScheduler", "arms.b.scheduler")
 
 
 def _equal(*rows: torch.Tensor) -> bool:

@@ -85,7 +85,7 @@ def test_mark_is_told_as_it_is(folder):
 def test_no_credential_is_in_it(folder, monkeypatch):
     place = f"s3://me:{SECRET}@bucket/captions.csv?secret_key={SECRET}&region=x"
     monkeypatch.setattr("sys.argv", ["jobs/render.py", "--set", f"prompts.path={place}"])
-    with history.recorded(folder, history.Invocation(config.Workers())):
+    with history.record_invocation(folder, history.Invocation(config.Workers())):
         said = written(folder, ["sd15"], place)
     assert "    python jobs/render.py --set" in said
     assert "s3://bucket/captions.csv" in said
@@ -97,7 +97,7 @@ def test_no_credential_is_in_it(folder, monkeypatch):
 )
 def test_command_is_told_as_it_is_typed(folder, monkeypatch, program):
     monkeypatch.setattr("sys.argv", [program, "render", "--config", "my demo"])
-    with history.recorded(folder, history.Invocation(config.Workers())):
+    with history.record_invocation(folder, history.Invocation(config.Workers())):
         said = written(folder, ["sd15"])
     assert "\n    tgate-batch render --config 'my demo'  # tgate-batch " in said
 

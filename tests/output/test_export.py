@@ -19,7 +19,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.output import export as exports
 from tgate_batch.output import layout, parquet
 from tgate_batch.output import run as runs
-from tgate_batch.output.export import METADATA, Exported, chosen
+from tgate_batch.output.export import METADATA, ExportResult, select_arms
 from tgate_batch.records import SCHEMA, ImageRecord, Shard
 
 ROOT = Path(__file__).parents[2]
@@ -67,11 +67,11 @@ def drawn(here: Path, arms: tuple[str, ...], prompts: dict[str, str], size: int 
         "output": str(here / "out"),
     }
     prepared = workflow.prepare(config.parse(settings))
-    runs.begin(prepared)
+    runs.begin_run(prepared)
     run = runs.load_run(prepared.config.output)
     for plan in run.shards:
         for arm in arms:
-            draw(run, runs.frozen.load_shard(run.folder, plan), arm)
+            draw(run, runs.prompt_store.load_shard(run.folder, plan), arm)
     return run
 
 
@@ -81,8 +81,8 @@ def run(tmp_path) -> runs.Run:
     return drawn(tmp_path, ("baseline", "test"), prompts)
 
 
-def export(run: runs.Run, to: str, arm=None, model=None, **options) -> list[Exported]:
-    return list(exports.export(run, to, chosen(run, model, arm), **options))
+def export(run: runs.Run, to: str, arm=None, model=None, **options) -> list[ExportResult]:
+    return list(exports.export(run, to, select_arms(run, model, arm), **options))
 
 
 def metadata(folder: Path) -> list[dict]:
@@ -147,7 +147,7 @@ def test_pytorch_fid_reads_the_arms_folder(run, tmp_path):
     mean, _ = compute_statistics_of_path(folder, Mean(), 2, 1, "cpu", num_workers=0)
     greys = [
         shard.index(prompt)
-        for shard in (runs.frozen.load_shard(run.folder, plan).prompts for plan in run.shards)
+        for shard in (runs.prompt_store.load_shard(run.folder, plan).prompts for plan in run.shards)
         for prompt in shard
         if prompt.id != FAILED
     ]
@@ -185,7 +185,7 @@ def test_every_column_of_a_row_is_exported(run, tmp_path):
     }
     plan = run.shards[0]
     name, identity = run.pictures("demo", "test", plan)
-    prompts = runs.frozen.load_shard(run.folder, plan).prompts
+    prompts = runs.prompt_store.load_shard(run.folder, plan).prompts
     rows = [
         ImageRecord(p.id, 0, p.text, 1, "ok", image=stored(1), width=8, height=8, **said)
         for p in prompts
@@ -199,7 +199,7 @@ def test_every_column_of_a_row_is_exported(run, tmp_path):
 
 
 def test_a_prompt_has_the_same_file_name_in_every_arm(run, tmp_path):
-    draw(run, runs.frozen.load_shard(run.folder, run.shards[0]), "test", first=100)
+    draw(run, runs.prompt_store.load_shard(run.folder, run.shards[0]), "test", first=100)
     export(run, str(tmp_path / "files"))
     base, test = (
         {row["prompt_id"]: row["file_name"] for row in metadata(tmp_path / "files" / "demo" / arm)}
@@ -224,7 +224,7 @@ def test_second_export_writes_nothing_and_says_so(run, tmp_path):
 def test_picture_that_was_drawn_again_replaces_the_old_one(run, tmp_path):
     to = tmp_path / "files"
     export(run, str(to), arm="test")
-    draw(run, runs.frozen.load_shard(run.folder, run.shards[0]), "test", first=100)
+    draw(run, runs.prompt_store.load_shard(run.folder, run.shards[0]), "test", first=100)
     (found,) = export(run, str(to), arm="test")
     new = run.shards[0].prompts
     assert (found.pictures, found.written) == (4, new)

@@ -10,7 +10,7 @@ import pytest
 from tgate_batch.config import Workers
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output import history, layout
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.storage import Folder
 
 OLDER = {"started": "2026-01-01T10:00:00+0000", "device": "CPU", "exit_code": 0, "seconds": 7.0}
@@ -31,7 +31,7 @@ def lines(folder):
 def recorded(folder, **changes):
     """A whole invocation that held three workers at most."""
     invocation = history.Invocation(Workers(gpus_each=0.5))
-    with claimed(folder, invocation.so_far), history.recorded(folder, invocation):
+    with output_lock(folder, invocation.so_far), history.record_invocation(folder, invocation):
         for workers in (1, 3, 2):
             invocation.held(workers)
         invocation.update(changes)
@@ -41,7 +41,7 @@ def recorded(folder, **changes):
 def killed(folder, seconds, workers):
     """What an invocation leaves that is killed on another machine: no end, and its claim."""
     invocation = history.Invocation(Workers(cpus_each=2))
-    with history.recorded(folder, invocation):
+    with history.record_invocation(folder, invocation):
         start = folder.read(layout.HISTORY)
     folder.write(layout.HISTORY, start)
     said = {"id": invocation["id"], "born": 1.0, "seconds": seconds, "workers": workers}
@@ -66,14 +66,14 @@ def test_start_and_end_are_lines_of_one_id_and_one_entry(folder):
     [(UserError, 2), (StorageError, 4), (KeyboardInterrupt, 130), (RuntimeError, 1)],
 )
 def test_end_is_written_after_an_error_too(folder, error, code):
-    with pytest.raises(error), history.recorded(folder, history.Invocation(Workers())):
+    with pytest.raises(error), history.record_invocation(folder, history.Invocation(Workers())):
         raise error("why")
     assert history.read(folder)[0]["exit_code"] == code
 
 
 def test_entry_of_this_process_is_known_up_to_now(folder):
     invocation = history.Invocation(Workers())
-    with history.recorded(folder, invocation):
+    with history.record_invocation(folder, invocation):
         invocation.held(2)
         (entry,) = history.read(folder)
     assert "exit_code" not in entry
@@ -101,7 +101,7 @@ def test_killed_invocation_lived_as_long_as_its_claim_says(folder):
 
 def test_who_takes_over_a_dead_claim_writes_the_end_in_its_place(folder):
     killed(folder, seconds=41.5, workers=2)
-    with claimed(folder, beat_seconds=BEAT):
+    with output_lock(folder, beat_seconds=BEAT):
         pass
     _, end = lines(folder)
     assert (end["event"], end["killed"], end["exit_code"]) == ("end", True, None)
@@ -113,7 +113,7 @@ def test_who_takes_over_a_dead_claim_writes_the_end_in_its_place(folder):
 def test_claim_that_outlives_its_end_adds_no_other(folder):
     invocation = recorded(folder)
     folder.write(layout.CLAIM, json.dumps(DEAD | invocation.so_far() | {"seconds": 1e6}))
-    with claimed(folder, beat_seconds=BEAT):
+    with output_lock(folder, beat_seconds=BEAT):
         pass
     assert len(lines(folder)) == 2
 
@@ -125,7 +125,7 @@ def test_beats_carry_what_the_holder_says(folder):
         count.seconds += 1
         return {"seconds": count.seconds}
 
-    with claimed(folder, says, beat_seconds=BEAT):
+    with output_lock(folder, says, beat_seconds=BEAT):
         while json.loads(folder.read(layout.CLAIM))["seconds"] < 3:
             time.sleep(BEAT)
 

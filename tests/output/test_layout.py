@@ -91,7 +91,7 @@ def test_name_of_a_shard_is_read_back():
     ],
 )
 def test_what_a_file_is_can_be_told_by_its_name(name, place):
-    assert layout.place(name) == place
+    assert layout.role_of(name) == place
 
 
 # Fields that change no picture, each with its reason.
@@ -208,11 +208,11 @@ def other_value(name: str, where: dict):
 
 
 def identity(run: config.Config) -> str:
-    from tgate_batch.models.opened import resolve
+    from tgate_batch.models.resolve import resolve_sampling
 
     model = run.models[0]
     (arm,) = run.arms.values()
-    sampling = resolve(model, run.sampling)
+    sampling = resolve_sampling(model, run.sampling)
     dtype = "float32" if model.dtype == "auto" else model.dtype
     return layout.identity(layout.of_pictures(run, model.name, arm, sampling, "sha", dtype))
 

@@ -24,7 +24,7 @@ def prepared(settings, replace_stale=False, **sections):
 
 def begun(settings, replace_stale=False, **sections):
     run = prepared(settings, replace_stale, **sections)
-    runs.begin(run)
+    runs.begin_run(run)
     return run
 
 
@@ -36,7 +36,7 @@ def pretend(run, arm, *shards, failed=False):
         rows = [ImageRecord(str(i), 0, "x", 0, status) for i in range(plan.prompts)]
         about = {layout.ERRORS_KEY: str(len(rows) if failed else 0)}
         name = layout.shard_file(layout.images("sd15", arm), index)
-        identity = layout.file_identity(run.made_of("sd15", arm), plan.digest)
+        identity = layout.file_identity(run.provenance_of("sd15", arm), plan.digest)
         parquet.write_records(run.folder, name, "sd15", arm, rows, identity, about)
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_rendered_nothing_binds_no_settings_and_no_prompts(settings, 
     captions.write_text(captions.read_text().replace("number 9", "number nine"))
     run = begun(settings, sampling={"steps": 5})
     assert run.failed == ()
-    assert run.made_of("sd15", "tgate")["sampling.steps"] == 5
+    assert run.provenance_of("sd15", "tgate")["sampling.steps"] == 5
     assert runs.pending(run) == {"sd15": dict.fromkeys(range(3), ("baseline", "tgate"))}
 
 
@@ -115,7 +115,7 @@ def test_error_rows_of_other_settings_are_named_and_rendered_again(settings):
     assert f"{rows} rows of other settings" in line
     assert "arm tgate of sd15 has gate_step 2 there and 3 in the config" in line
     assert "all failed; they are rendered again" in line
-    assert again.made_of("sd15", "tgate")["gate_step"] == 3
+    assert again.provenance_of("sd15", "tgate")["gate_step"] == 3
     assert runs.pending(again)["sd15"] == {
         0: ("tgate",), 1: ("baseline", "tgate"), 2: ("baseline", "tgate")
     }  # fmt: skip
@@ -179,7 +179,7 @@ def test_stale_pictures_are_replaced_when_asked(settings):
     pretend(run, "baseline", 0, 1, 2)
     run = begun(settings, replace_stale=True, arms={"tgate": {"gate_step": 3}})
     assert runs.pending(run) == {"sd15": dict.fromkeys(range(3), ("tgate",))}
-    assert run.made_of("sd15", "tgate")["gate_step"] == 3
+    assert run.provenance_of("sd15", "tgate")["gate_step"] == 3
 
 
 def test_other_prompts_are_refused_and_replaced_when_asked(settings, captions):
@@ -270,7 +270,7 @@ def test_a_newer_format_is_refused_with_the_version_that_is_needed(settings, nam
     run = begun(settings)
     content = json.loads(run.folder.read(name))
     assert content["version"] == __version__
-    newer = seal.sealed(content | {"format": layout.FORMAT + 1, "version": "0.9.0"})
+    newer = seal.with_seal(content | {"format": layout.FORMAT + 1, "version": "0.9.0"})
     run.folder.write(name, json.dumps(newer))
     for refused in (lambda: prepared(settings), lambda: runs.load_run(settings["output"])):
         with pytest.raises(UserError, match=r"has format 6, .* Fix: install tgate-batch 0\.9\.0"):
@@ -298,12 +298,12 @@ def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_confi
     with pytest.raises(UserError, match=r"made_of\.json does not say what it was made of"):
         prepared(settings, sampling={"seed": 5})
     again = begun(settings)
-    assert again.ledger[layout.images("sd15", "tgate")] == run.made_of("sd15", "tgate")
+    assert again.ledger[layout.images("sd15", "tgate")] == run.provenance_of("sd15", "tgate")
     assert runs.finished(again)["sd15", "tgate"] == {0}
 
 
 def test_a_missing_part_of_the_prompts_is_named_before_anything_else(settings, monkeypatch):
-    monkeypatch.setattr(runs.frozen, "SHARDS_A_FILE", 1)
+    monkeypatch.setattr(runs.prompt_store, "SHARDS_A_FILE", 1)
     run = begun(settings)
     run.folder.delete(layout.prompts_part(1))
     told = r"prompts/part-00001\.parquet is missing: of 3 shards of prompts 2 .* Fix: copy"
@@ -318,9 +318,9 @@ def test_a_missing_part_of_the_prompts_is_named_before_anything_else(settings, m
 
 def test_change_by_another_run_between_preparing_and_beginning_is_refused(settings):
     first, second = prepared(settings), prepared(settings)
-    runs.begin(first)
+    runs.begin_run(first)
     with pytest.raises(UserError, match="changed by another run"):
-        runs.begin(second)
+        runs.begin_run(second)
 
 
 def test_plan_beyond_the_steps_is_refused(settings):
@@ -338,7 +338,7 @@ def test_run_is_loaded_as_it_was(settings):
     again = runs.load_run(settings["output"])
     assert again.config == run.config
     assert again.shards == run.shards
-    assert again.made_of("sd15", "tgate") == run.made_of("sd15", "tgate")
+    assert again.provenance_of("sd15", "tgate") == run.provenance_of("sd15", "tgate")
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
@@ -360,11 +360,11 @@ def test_model_whose_files_are_known_only_once_it_is_loaded_is_entered_then(sett
     run = begun(settings)
     (model,) = run.config.models
     assert "images/sd15/tgate" not in run.ledger
-    runs.settle(run, model, "first", replace_stale=False)
+    runs.settle_model(run, model, "first", replace_stale=False)
     pretend(run, "tgate", 0)
     again = begun(settings)
     with pytest.raises(UserError, match="checkpoint 'first' there and 'second' in the config"):
-        runs.settle(again, model, "second", replace_stale=False)
-    runs.settle(again, model, "second", replace_stale=True)
+        runs.settle_model(again, model, "second", replace_stale=False)
+    runs.settle_model(again, model, "second", replace_stale=True)
     assert 0 in runs.pending(again)["sd15"]
-    assert again.made_of("sd15", "tgate")["checkpoint"] == "second"
+    assert again.provenance_of("sd15", "tgate")["checkpoint"] == "second"

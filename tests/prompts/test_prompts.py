@@ -9,14 +9,14 @@ import pytest
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output import frozen
-from tgate_batch.prompts import read as prompts
+from tgate_batch.output import prompt_store
+from tgate_batch.prompts import reader as prompts
 from tgate_batch.prompts.formats import KNOWN
 from tgate_batch.storage import Folder
 
 
 def read(path, **options):
-    return list(prompts.read(Prompts(path=str(path), **options)))
+    return list(prompts.read_prompts(Prompts(path=str(path), **options)))
 
 
 def ids_and_texts(path, **options):
@@ -82,17 +82,17 @@ def test_partiprompts_own_file_is_read_without_an_option(tmp_path):
         '"G I G G L E" painted in thick colorful lettering',
         "Dogs playing poker",
     ]
-    found = prompts.used(Prompts(path=str(file)), by="category")
+    found = prompts.describe_columns(Prompts(path=str(file)), by="category")
     assert found.unused == ("Challenge", "Note")
     spec = Prompts(path=str(file))
-    assert next(prompts.read(spec, "category")).category == "Abstract"
+    assert next(prompts.read_prompts(spec, "category")).category == "Abstract"
 
 
 def test_genevals_own_file_is_read_without_an_option(tmp_path):
     file = tmp_path / "evaluation_metadata.jsonl"
     file.write_text(GENEVAL)
     assert [prompt.text for prompt in read(file)] == ["a", "a red cow"]
-    assert prompts.used(Prompts(path=str(file))).unused == ("tag", "include")
+    assert prompts.describe_columns(Prompts(path=str(file))).unused == ("tag", "include")
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,16 @@ def test_files_patterns_and_folders_are_read_in_order(three, paths, found, schem
     spec = Prompts(path=tuple(f"{scheme}{three}/{path}".removesuffix("/") for path in several))
     if found == "no":
         with pytest.raises(UserError, match=r"notes\.md: unknown kind '\.md'"):
-            list(prompts.read(spec))
+            list(prompts.read_prompts(spec))
         return
-    assert "".join(prompt.id for prompt in prompts.read(spec)) == found
-    assert [prompt.place for prompt in prompts.read(spec)] == list(range(len(found)))
+    assert "".join(prompt.id for prompt in prompts.read_prompts(spec)) == found
+    assert [prompt.source_row for prompt in prompts.read_prompts(spec)] == list(range(len(found)))
     assert prompts.count(spec) == len(found)
 
 
 def test_limit_and_offset_count_over_all_files(three):
     spec = Prompts(path=str(three), offset=1, limit=1)
-    assert [prompt.id for prompt in prompts.read(spec)] == ["1"]
+    assert [prompt.id for prompt in prompts.read_prompts(spec)] == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,9 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
         read(file)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
-        frozen.plan(Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None)
+        prompt_store.plan_shards(
+            Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None
+        )
 
 
 def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
@@ -451,4 +453,4 @@ def test_as_many_prompts_are_counted_as_are_read(tmp_path):
     file.write_text("".join(f"picture {i}\n" for i in range(10)))
     for offset, limit in ((0, None), (0, 4), (3, None), (8, 5)):
         spec = Prompts(path=str(file), offset=offset, limit=limit)
-        assert prompts.count(spec) == len(list(prompts.read(spec)))
+        assert prompts.count(spec) == len(list(prompts.read_prompts(spec)))

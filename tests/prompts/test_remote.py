@@ -12,8 +12,8 @@ from pyarrow import fs
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output.frozen import _sha256
-from tgate_batch.prompts.read import read
+from tgate_batch.output.prompt_store import _sha256
+from tgate_batch.prompts.reader import read_prompts
 
 ROWS = b"id,caption,image\n1,a cat,pictures/cat.png\n2,a dog,pictures/dog.png\n"
 
@@ -73,13 +73,13 @@ def uri(server):
 
 @pytest.mark.parametrize("name", ["set.csv", "set.parquet"])
 def test_prompts_are_read_from_a_bucket(uri, name):
-    found = [(prompt.id, prompt.text) for prompt in read(Prompts(path=uri(name)))]
+    found = [(prompt.id, prompt.text) for prompt in read_prompts(Prompts(path=uri(name)))]
     assert found == [("1", "a cat"), ("2", "a dog")]
 
 
 @pytest.mark.parametrize("name", ["*.parquet", "more", "more/", "more/*.csv"])
 def test_patterns_and_folders_of_a_bucket_are_read(uri, name):
-    found = [(prompt.id, prompt.text) for prompt in read(Prompts(path=uri(name)))]
+    found = [(prompt.id, prompt.text) for prompt in read_prompts(Prompts(path=uri(name)))]
     assert found == [("1", "a cat"), ("2", "a dog")]
 
 
@@ -88,7 +88,7 @@ def test_patterns_and_folders_of_a_bucket_are_read(uri, name):
 )
 def test_a_bucket_that_holds_none_is_named(uri, name, said):
     with pytest.raises(UserError) as caught:
-        list(read(Prompts(path=uri(name))))
+        list(read_prompts(Prompts(path=uri(name))))
     assert said in str(caught.value)
     assert f"looked in s3://bucket/{'' if '*' in name else name}".rstrip("/") in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_a_bucket_that_holds_none_is_named(uri, name, said):
 
 def test_pictures_are_read_from_beside_the_prompts(uri):
     spec = Prompts(path=uri("set.csv"), image_column="image")
-    assert [prompt.image for prompt in read(spec)] == [CAT, DOG]
+    assert [prompt.image for prompt in read_prompts(spec)] == [CAT, DOG]
 
 
 def test_change_of_the_source_is_noticed_by_its_bytes(uri):
@@ -115,7 +115,7 @@ def test_change_of_the_source_is_noticed_by_its_bytes(uri):
 )
 def test_what_cannot_be_read_is_one_line_without_the_password(uri, name, bucket, said):
     with pytest.raises(UserError) as caught:
-        list(read(Prompts(path=uri(name, bucket))))
+        list(read_prompts(Prompts(path=uri(name, bucket))))
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
     assert "secret" not in str(caught.value)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.prompts.read import read
+from tgate_batch.prompts.reader import read_prompts
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def images(tmp_path, png):
     def found(cell: str | bytes, **options) -> bytes | None:
         file = folder / "set.parquet"
         pq.write_table(pa.table({"caption": ["a"], "image": [cell]}), file)
-        (prompt,) = read(Prompts(path=str(file), image_column="image", **options))
+        (prompt,) = read_prompts(Prompts(path=str(file), image_column="image", **options))
         return prompt.image
 
     return found

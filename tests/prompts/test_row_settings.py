@@ -9,7 +9,7 @@ import yaml
 
 from tgate_batch.config import Prompts, find, load
 from tgate_batch.errors import UserError
-from tgate_batch.prompts.read import read, used
+from tgate_batch.prompts.reader import describe_columns, read_prompts
 from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings, Shard, image_seed
 
 HEADER = "id,prompt,Negative_Prompt,SEED,guidance_scale,height,width,num_inference_steps\n"
@@ -22,14 +22,14 @@ def owns(tmp_path):
     def found(rows: str, header: str = HEADER, **options) -> list[RowSettings]:
         file = tmp_path / "set.csv"
         file.write_text(header + rows)
-        return [prompt.own for prompt in read(Prompts(path=str(file), **options))]
+        return [prompt.overrides for prompt in read_prompts(Prompts(path=str(file), **options))]
 
     return found
 
 
 def test_columns_are_found_by_diffusers_names_without_regard_to_case(owns):
-    (own,) = owns("1,a cat,blurry,7,4.5,512,768,30\n")
-    assert own == RowSettings("blurry", 7, 4.5, 512, 768, 30)
+    (overrides,) = owns("1,a cat,blurry,7,4.5,512,768,30\n")
+    assert overrides == RowSettings("blurry", 7, 4.5, 512, 768, 30)
 
 
 def test_an_empty_cell_is_as_the_run_says(owns):
@@ -39,12 +39,14 @@ def test_an_empty_cell_is_as_the_run_says(owns):
 
 
 def test_numbers_are_read_as_pandas_writes_them(owns, tmp_path):
-    (own,) = owns("1,a cat,,7.0,3,512.0,,\n")
-    assert own == RowSettings(seed=7, guidance_scale=3.0, height=512)
-    assert isinstance(own.seed, int)
+    (overrides,) = owns("1,a cat,,7.0,3,512.0,,\n")
+    assert overrides == RowSettings(seed=7, guidance_scale=3.0, height=512)
+    assert isinstance(overrides.seed, int)
     table = {"prompt": ["a", "b"], "seed": [7.0, float("nan")], "steps": pa.array([None, 5])}
     pq.write_table(pa.table(table), tmp_path / "set.parquet")
-    found = [prompt.own for prompt in read(Prompts(path=str(tmp_path / "set.parquet")))]
+    found = [
+        prompt.overrides for prompt in read_prompts(Prompts(path=str(tmp_path / "set.parquet")))
+    ]
     assert found == [RowSettings(seed=7), RowSettings(steps=5)]
 
 
@@ -118,24 +120,26 @@ def test_columns_that_may_only_describe_are_asked_about_with_the_keys_to_write(
     file = tmp_path / "set.csv"
     file.write_text(table)
     with pytest.raises(UserError) as caught:
-        list(read(Prompts(path=str(file)), given=given))
+        list(read_prompts(Prompts(path=str(file)), given=given))
     said = str(caught.value)
     yes, no = (yaml.safe_load("{" + part.partition("}")[0] + "}") for part in said.split("{")[1:])
     assert yes == named
     assert set(no.values()) == {None}
-    (meant,) = read(Prompts(path=str(file), columns=yes), given=given)
-    assert {key for key, value in meant.own._asdict().items() if value is not None} == set(named)
-    (plain,) = read(Prompts(path=str(file), columns=no), given=given)
-    assert plain.own == AS_THE_RUN
+    (meant,) = read_prompts(Prompts(path=str(file), columns=yes), given=given)
+    assert {key for key, value in meant.overrides._asdict().items() if value is not None} == set(
+        named
+    )
+    (plain,) = read_prompts(Prompts(path=str(file), columns=no), given=given)
+    assert plain.overrides == AS_THE_RUN
 
 
 def test_a_row_that_is_the_first_with_a_setting_has_it(tmp_path):
     file = tmp_path / "set.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 7}\n{"prompt": "c"}\n')
-    found = [prompt.own for prompt in read(Prompts(path=str(file)))]
+    found = [prompt.overrides for prompt in read_prompts(Prompts(path=str(file)))]
     assert found == [AS_THE_RUN, RowSettings(seed=7), AS_THE_RUN]
     with pytest.raises(UserError, match=r"the config gives sampling\.seed too"):
-        list(read(Prompts(path=str(file)), given={"seed"}))
+        list(read_prompts(Prompts(path=str(file)), given={"seed"}))
 
 
 def test_shipped_config_of_mlperf_works_on_a_table_of_its_columns(tmp_path):
@@ -146,8 +150,11 @@ def test_shipped_config_of_mlperf_works_on_a_table_of_its_columns(tmp_path):
         "70\t27\tA harbour.\t640\t480\ta.jpg\tu\n71\t28\tA clock.\t640\t425\tb.jpg\tu\n"
     )
     spec = shipped.prompts.model_copy(update={"path": str(file)})
-    found = list(read(spec, given=shipped.sampling.given))
-    assert [(prompt.id, prompt.own) for prompt in found] == [("70", AS_THE_RUN), ("71", AS_THE_RUN)]
+    found = list(read_prompts(spec, given=shipped.sampling.given))
+    assert [(prompt.id, prompt.overrides) for prompt in found] == [
+        ("70", AS_THE_RUN),
+        ("71", AS_THE_RUN),
+    ]
 
 
 MLPERF = Path(__file__).parents[3] / "shared" / "data" / "mlperf_coco2014_5k_captions.tsv"
@@ -157,9 +164,9 @@ MLPERF = Path(__file__).parents[3] / "shared" / "data" / "mlperf_coco2014_5k_cap
 def test_shipped_config_of_mlperf_works_on_the_real_table():
     shipped = load(find("mlperf_sdxl"))
     spec = shipped.prompts.model_copy(update={"path": str(MLPERF)})
-    found = list(read(spec, given=shipped.sampling.given))
+    found = list(read_prompts(spec, given=shipped.sampling.given))
     assert len(found) == 5000
-    assert {prompt.own for prompt in found} == {AS_THE_RUN}
+    assert {prompt.overrides for prompt in found} == {AS_THE_RUN}
 
 
 def test_a_value_of_another_kind_is_told(tmp_path):
@@ -167,10 +174,10 @@ def test_a_value_of_another_kind_is_told(tmp_path):
     for value, said in [("true", "True is no seed"), ("[7]", "a list is no seed")]:
         file.write_text('{"prompt": "a", "seed": %s}' % value)  # noqa: UP031
         with pytest.raises(UserError, match=f"row 1: {said}"):
-            list(read(Prompts(path=str(file))))
+            list(read_prompts(Prompts(path=str(file))))
     file.write_text('{"prompt": "a", "negative_prompt": 7}')
     with pytest.raises(UserError, match="7 is no text, found in column 'negative_prompt'"):
-        list(read(Prompts(path=str(file))))
+        list(read_prompts(Prompts(path=str(file))))
 
 
 def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
@@ -179,8 +186,12 @@ def test_unused_columns_are_named_and_kept_when_asked(tmp_path):
 
     def found(**options):
         spec = Prompts(path=str(file), **options)
-        (prompt,) = read(spec)
-        return prompt.kept, used(spec).kept, used(spec).unused
+        (prompt,) = read_prompts(spec)
+        return (
+            prompt.extra_columns,
+            describe_columns(spec).extra_columns,
+            describe_columns(spec).unused,
+        )
 
     assert found() == (None, (), ("Mood", "note"))
     assert found(keep=["mood"]) == ('{"Mood": "calm"}', ("Mood",), ("note",))
@@ -195,22 +206,22 @@ def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, png, e
     pictures = pa.array([{"bytes": png, "path": None}, empty], type=kind)
     columns = {"caption": ["a", "b"], "image": pictures, "strength": [0.5, None]}
     pq.write_table(pa.table(columns), tmp_path / "set.parquet")
-    first, second = read(Prompts(path=str(tmp_path / "set.parquet")))
-    assert (first.image, first.own.strength) == (png, 0.5)
-    assert (second.image, second.own) == (None, RowSettings())
+    first, second = read_prompts(Prompts(path=str(tmp_path / "set.parquet")))
+    assert (first.image, first.overrides.strength) == (png, 0.5)
+    assert (second.image, second.overrides) == (None, RowSettings())
 
 
 def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path, png):
     (tmp_path / "0.png").write_bytes(png)
     (tmp_path / "set.csv").write_text("id,image,strength\na,0.png,0.5\nb,,\n")
     with pytest.raises(UserError, match="row 3: no picture in column 'image'"):
-        list(read(Prompts(path=str(tmp_path / "set.csv"))))
+        list(read_prompts(Prompts(path=str(tmp_path / "set.csv"))))
 
 
 def test_strength_under_another_name_is_refused_where_there_are_no_pictures(tmp_path):
     (tmp_path / "set.csv").write_text("caption,denoise\na cat,0.5\n")
     with pytest.raises(UserError, match=r"columns.strength 'denoise' is of pictures"):
-        list(read(Prompts(path=str(tmp_path / "set.csv"), columns={"strength": "denoise"})))
+        list(read_prompts(Prompts(path=str(tmp_path / "set.csv"), columns={"strength": "denoise"})))
 
 
 def test_all_that_a_row_says_is_in_its_shards_digest():
@@ -218,20 +229,20 @@ def test_all_that_a_row_says_is_in_its_shards_digest():
         return Shard(0, (Prompt("a", "text")._replace(**changes),)).digest
 
     plain = digest()
-    assert digest(category="x", place=7) == plain
-    changed = [digest(own=RowSettings(**{field: 8})) for field in RowSettings._fields]
-    assert len({plain, digest(kept="{}"), *changed}) == len(changed) + 2
+    assert digest(category="x", source_row=7) == plain
+    changed = [digest(overrides=RowSettings(**{field: 8})) for field in RowSettings._fields]
+    assert len({plain, digest(extra_columns="{}"), *changed}) == len(changed) + 2
 
 
 def test_digest_of_rows_without_a_strength_is_what_it_was_before_there_was_one():
-    own = RowSettings("blurry", 7, 4.5, 512, 768, 30)
-    rows = Prompt("a", "a cat", own=own, kept="{}"), Prompt("b", "a dog")
+    overrides = RowSettings("blurry", 7, 4.5, 512, 768, 30)
+    rows = Prompt("a", "a cat", overrides=overrides, extra_columns="{}"), Prompt("b", "a dog")
     assert Shard(0, rows).digest.startswith("9187974d75fb16bcd76c6cdb877f48f9")
 
 
 def test_a_rows_seed_is_its_first_pictures_and_others_are_made_of_it():
-    assert image_seed(0, "a", 0, own=7) == 7
-    others = {image_seed(0, "a", number, own=7) for number in range(1, 5)}
+    assert image_seed(0, "a", 0, row_seed=7) == 7
+    others = {image_seed(0, "a", number, row_seed=7) for number in range(1, 5)}
     assert len(others | {7}) == 5
-    assert image_seed(1, "b", 3, own=7) in others  # neither run nor prompt enters
-    assert image_seed(0, "a", 0) == image_seed(0, "a", 0, own=None) != image_seed(0, "b", 0)
+    assert image_seed(1, "b", 3, row_seed=7) in others  # neither run nor prompt enters
+    assert image_seed(0, "a", 0) == image_seed(0, "a", 0, row_seed=None) != image_seed(0, "b", 0)

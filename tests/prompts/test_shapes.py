@@ -10,14 +10,14 @@ import pytest
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.prompts.read import count, read, used
+from tgate_batch.prompts.reader import count, describe_columns, read_prompts
 from tgate_batch.prompts.webui import telling
 from tgate_batch.records import AS_THE_RUN, RowSettings
 
 
 def ids_and_texts(file, **options) -> list[tuple[str, str]]:
     spec = Prompts(path=str(file), **options)
-    found = [(prompt.id, prompt.text) for prompt in read(spec)]
+    found = [(prompt.id, prompt.text) for prompt in read_prompts(spec)]
     assert count(spec) == len(found)
     return found
 
@@ -72,8 +72,11 @@ def test_json_may_be_a_list_of_texts_or_json_lines(tmp_path):
     file.write_text('["a fox", "two robots"]')
     assert [text for _, text in ids_and_texts(file)] == ["a fox", "two robots"]
     file.write_text('{"prompt": "a tent", "seed": 1}\n{"prompt": "a kite", "seed": 2}\n')
-    found = list(read(Prompts(path=str(file))))
-    assert [(prompt.text, prompt.own.seed) for prompt in found] == [("a tent", 1), ("a kite", 2)]
+    found = list(read_prompts(Prompts(path=str(file))))
+    assert [(prompt.text, prompt.overrides.seed) for prompt in found] == [
+        ("a tent", 1),
+        ("a kite", 2),
+    ]
     file.write_text('{"prompt": "a tent"}')
     assert [text for _, text in ids_and_texts(file)] == ["a tent"]
 
@@ -103,7 +106,7 @@ def test_json_that_is_no_prompt_set_is_told_in_a_line(tmp_path, content, said):
     file = tmp_path / "set.json"
     file.write_text(content)
     with pytest.raises(UserError) as caught:
-        list(read(Prompts(path=str(file))))
+        list(read_prompts(Prompts(path=str(file))))
     assert said in str(caught.value)
 
 
@@ -125,7 +128,10 @@ def test_repeated_ids_are_numbered_on_demand_whatever_the_offset(tmp_path):
     whole = [("1", "a"), ("1-2", "b"), ("2", "c"), ("1-3", "d")]
     assert ids_and_texts(file, repeated_ids="number") == whole
     spec = Prompts(path=str(file), repeated_ids="number", offset=1, limit=2)
-    assert [(prompt.id, prompt.place) for prompt in read(spec)] == [("1-2", 1), ("2", 2)]
+    assert [(prompt.id, prompt.source_row) for prompt in read_prompts(spec)] == [
+        ("1-2", 1),
+        ("2", 2),
+    ]
 
 
 TABLE = [("1", 'a "cat"; asleep, or not'), ("2", "a dég")]
@@ -162,9 +168,9 @@ def test_lines_of_options_are_rows_with_settings_wherever_they_stand(tmp_path):
         "--prompt a blue fox --cfg_scale 4 --seed -1\n"
         "a -- dash\n"
     )
-    found = list(read(Prompts(path=str(file)), given={"height", "steps"}))
+    found = list(read_prompts(Prompts(path=str(file)), given={"height", "steps"}))
     assert [prompt.text for prompt in found] == ["a house", "a red fox", "a blue fox", "a -- dash"]
-    assert [prompt.own for prompt in found] == [
+    assert [prompt.overrides for prompt in found] == [
         AS_THE_RUN,
         RowSettings("fog", 42, None, 32, 64, 20),
         RowSettings(guidance_scale=4.0),
@@ -205,11 +211,11 @@ def test_other_syntax_of_the_web_ui_is_counted_and_named_once(tmp_path, capsys):
     ]
     (tmp_path / "set.txt").write_text("\n".join(plain + syntax))
     spec = Prompts(path=str(tmp_path / "set.txt"))
-    assert len(list(telling(read(spec)))) == len(plain + syntax)
+    assert len(list(telling(read_prompts(spec)))) == len(plain + syntax)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: 9 prompts have syntax of the Stable Diffusion web UI")
     assert said.endswith("e.g. '(tent:1.4)' in row 7 of the set")
-    list(telling(read(spec.model_copy(update={"limit": 6}))))
+    list(telling(read_prompts(spec.model_copy(update={"limit": 6}))))
     assert capsys.readouterr().err == ""
 
 
@@ -257,7 +263,7 @@ def test_input_is_bounded_before_it_is_parsed(tmp_path, kind):
     file = packed(tmp_path, name, *parts)
     tracemalloc.start()
     with pytest.raises(UserError) as caught:
-        list(read(Prompts(path=str(file))))
+        list(read_prompts(Prompts(path=str(file))))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert said in str(caught.value)
@@ -276,6 +282,6 @@ def test_columns_that_are_not_used_are_not_read(tmp_path, png):
     content[place - 4 : place] = b"\xff\xff\xff\x7f"  # how long the first of them is
     file.write_bytes(content)
     assert [text for _, text in ids_and_texts(file)] == ["a cat", "a dog"]
-    assert used(Prompts(path=str(file))).unused == ("jpg_0", "image")
+    assert describe_columns(Prompts(path=str(file))).unused == ("jpg_0", "image")
     with pytest.raises(UserError, match="cannot be read"):
         ids_and_texts(file, keep=["jpg_0"])

@@ -15,7 +15,7 @@ FORMATS = list(codec.FORMATS)
 
 
 def opened(form: str, mark: bool) -> Image.Image:
-    return Image.open(io.BytesIO(codec.picture(PIXELS, Images(format=form, mark=mark))))
+    return Image.open(io.BytesIO(codec.encode_image(PIXELS, Images(format=form, mark=mark))))
 
 
 def source_type(xmp: bytes) -> str:
@@ -43,14 +43,14 @@ def test_mark_changes_no_pixel_and_can_be_left_out(form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_mark_costs_less_than_half_a_kilobyte_and_is_the_same_every_time(form):
-    first, second = (codec.picture(PIXELS, Images(format=form)) for _ in range(2))
+    first, second = (codec.encode_image(PIXELS, Images(format=form)) for _ in range(2))
     assert first == second
-    assert 300 < len(first) - len(codec.picture(PIXELS, Images(format=form, mark=False))) < 500
+    assert 300 < len(first) - len(codec.encode_image(PIXELS, Images(format=form, mark=False))) < 500
 
 
 def test_video_says_that_a_model_made_it_in_a_box_at_its_end():
     frames = np.stack([PIXELS, PIXELS[::-1]])
-    marked, plain = codec.video(frames), codec.video(frames, mark=False)
+    marked, plain = codec.encode_video(frames), codec.encode_video(frames, mark=False)
     box = marked[len(plain) :]
     assert marked == plain + box
     assert int.from_bytes(box[:4], "big") == len(box)

@@ -5,10 +5,10 @@ import torch
 
 from tgate_batch.config import Arm, Images, Model, Sampling
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.checkpoint import load_pipeline
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.records import Failure, Prompt, RowSettings, Shard
-from tgate_batch.render.shard import Renderer
+from tgate_batch.render.renderer import Renderer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,7 +17,7 @@ PROMPTS = tuple(Prompt(f"p{i}", f"{'very ' * (i % 5)}small picture, number {i}")
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    return load(Model(name="sd15", path=tiny), sampling(), "cpu")
+    return load_pipeline(Model(name="sd15", path=tiny), sampling(), "cpu")
 
 
 def sampling(**changes):
@@ -49,14 +49,14 @@ def test_bits_do_not_depend_on_how_many_pictures_a_prompt_has_beside_them(pipeli
 
 
 def test_bits_of_rows_with_settings_of_their_own_do_not_depend_on_the_others(pipeline):
-    own = [
+    overrides = [
         RowSettings(guidance_scale=2.0, negative_prompt="blurry"),
         RowSettings(seed=7),
         RowSettings(height=64),
         RowSettings(steps=3),
         RowSettings(guidance_scale=1.0),
     ]
-    rows = tuple(p._replace(own=own[i % 5]) for i, p in enumerate(PROMPTS))
+    rows = tuple(p._replace(overrides=overrides[i % 5]) for i, p in enumerate(PROMPTS))
     mixed = drawn(pipeline, Arm(), rows)
     for row in rows[:5]:
         assert drawn(pipeline, Arm(), (row,)) == {f"{row.id}/0": mixed[f"{row.id}/0"]}
@@ -114,9 +114,9 @@ def test_a_batch_that_memory_cut_is_drawn_again_with_the_same_bits(pipeline):
     assert [(row.status, row.memory) for row in rows] == [("ok", said)] * 5
     fresh = Renderer(runner, Images(format="png"), worker="again")
     for row in rows:
-        (again,) = fresh.draw(shard, [(row.prompt_id, 0)], Arm(), row.memory).values()
+        (again,) = fresh.render_rows(shard, [(row.prompt_id, 0)], Arm(), row.memory).values()
         assert (again.image, again.memory) == (row.image, row.memory)
-    whole = Renderer(runner, Images(format="png"), worker="again").draw(
+    whole = Renderer(runner, Images(format="png"), worker="again").render_rows(
         shard, [("p0", 0)], Arm(), None
     )
     assert whole["p0", 0].memory is None

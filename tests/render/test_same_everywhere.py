@@ -7,10 +7,10 @@ import pytest
 
 from tgate_batch.config import Arm, Engine, Images, Model, Sampling
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
-from tgate_batch.models.runner import PipelineRunner
+from tgate_batch.models.checkpoint import load_pipeline
+from tgate_batch.models.pipeline_runner import PipelineRunner
 from tgate_batch.records import Prompt, Shard
-from tgate_batch.render.shard import Renderer
+from tgate_batch.render.renderer import Renderer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def drawing(tmp_path_factory):
         if name not in pipelines:
             folder = catalogue.save_tiny(name, tmp_path_factory.mktemp("tiny") / name)
             model = Model(name=name, path=str(folder))
-            pipelines[name] = load(model, catalogue.resolve(name, Sampling()), "cpu")
+            pipelines[name] = load_pipeline(model, catalogue.resolve(name, Sampling()), "cpu")
         small = {"steps": 4, "height": 32, "width": 32, "batch_size": 8, "padding": padding}
         sampling = catalogue.resolve(name, Sampling(**small))
         runner = PipelineRunner(

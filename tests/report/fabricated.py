@@ -8,8 +8,8 @@ import json
 from dataclasses import replace
 
 from tgate_batch import config, workflow
-from tgate_batch.demo import pictures
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.demo import scenes
+from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output import run as runs
 from tgate_batch.records import Failure, ImageRecord
 
@@ -31,7 +31,7 @@ THRESHOLDS = {
 
 def begun(folder, **sections):
     """A run of 48 prompts and three arms, ready to be drawn into."""
-    captions = [str(scene) for scene in pictures.scenes(PROMPTS - len(HOSTILE), 7, held=True)]
+    captions = [str(scene) for scene in scenes.random_scenes(PROMPTS - len(HOSTILE), 7, held=True)]
     lines = [{"id": f"p{number:02}", "text": text} for number, text in enumerate(captions)]
     lines += [{"id": name, "text": text} for name, text in HOSTILE.items()]
     file = folder / "prompts.jsonl"
@@ -56,7 +56,7 @@ def begun(folder, **sections):
         "output": str(folder / "out"),
     }
     run = workflow.prepare(config.parse(settings | sections))
-    runs.begin(run)
+    runs.begin_run(run)
     return run
 
 
@@ -64,11 +64,11 @@ def draw(run):
     """Writes every shard of every arm."""
     place = 0
     for plan in run.shards:
-        prompts = frozen.load_shard(run.folder, plan).prompts
+        prompts = prompt_store.load_shard(run.folder, plan).prompts
         for arm in run.config.arms:
             records = [_record(prompt, place + n, arm) for n, prompt in enumerate(prompts)]
             name = layout.shard_file(layout.images("demo", arm), plan.index)
-            identity = layout.file_identity(run.made_of("demo", arm), plan.digest)
+            identity = layout.file_identity(run.provenance_of("demo", arm), plan.digest)
             macs = "6000000000" if arm == "baseline" else "4000000000"
             about = {"macs_per_image": macs, "macs_per_image_with_attention": macs}
             parquet.write_records(run.folder, name, "demo", arm, records, identity, about)
@@ -106,11 +106,11 @@ def _record(prompt, place, arm):
         if prompt.id in HOSTILE
         else prompt.text
     )
-    picture = pictures.draw(text, place)
+    picture = scenes.draw(text, place)
     if arm != "baseline":
         picture = picture.point(lambda level: max(0, level - place // 6))
     if arm == "tgate" and place in (3, 9):  # what the prompt asks for is lost
-        picture = pictures.draw("at the top a small blue cross on a black background", place)
+        picture = scenes.draw("at the top a small blue cross on a black background", place)
     if arm == "deep" and place == 7:
         picture = picture.point(lambda level: 0)  # broken
     stream = io.BytesIO()

@@ -1,6 +1,6 @@
 import pytest
 
-from tgate_batch.report import table
+from tgate_batch.report import result_table
 from tgate_batch.report.columns import columns
 
 
@@ -66,12 +66,12 @@ def column(name, arms=ARMS):
 
 
 def cells(arms, name, heading):
-    head, *body = table.rows(arms, name)
+    head, *body = result_table.rows(arms, name)
     return [line[head.index(heading)] for line in body]
 
 
 def test_speed_table_has_what_was_measured_and_nothing_else():
-    assert table.rows(ARMS, "speed") == [
+    assert result_table.rows(ARMS, "speed") == [
         [
             "model",
             "arm",
@@ -89,7 +89,7 @@ def test_speed_table_has_what_was_measured_and_nothing_else():
 
 
 def test_table_of_sets_names_the_distance_and_its_uncertainty():
-    assert table.rows(ARMS, "sets") == [
+    assert result_table.rows(ARMS, "sets") == [
         [
             "model",
             "arm",
@@ -126,11 +126,11 @@ def test_table_of_sets_names_the_distance_and_its_uncertainty():
 def test_arms_of_different_counts_each_say_their_own():
     arms = [BASELINE, GATED | {"distance_label": "FD-efficientnet-lite0-3"}]
     assert cells(arms, "sets", "FD-efficientnet-lite0-n") == ["20.00 (n = 4)", "23.00 (n = 3)"]
-    assert "FD-efficientnet-lite0, bias-corrected [95% CI]" in table.rows(arms, "sets")[0]
+    assert "FD-efficientnet-lite0, bias-corrected [95% CI]" in result_table.rows(arms, "sets")[0]
 
 
 def test_table_of_pictures_has_each_metric_and_the_change_that_it_asks_for():
-    assert table.rows(ARMS, "pictures") == [
+    assert result_table.rows(ARMS, "pictures") == [
         [
             "model",
             "arm",
@@ -159,7 +159,7 @@ def test_change_of_too_few_prompts_has_no_interval_and_its_counts():
 
 
 def test_brief_table_has_the_first_figures_of_each_and_no_interval_but_a_changes():
-    head, _, gated = table.rows(ARMS, "brief")
+    head, _, gated = result_table.rows(ARMS, "brief")
     assert dict(zip(head, gated, strict=True)) == {
         "model": "demo",
         "arm": "tgate",
@@ -177,7 +177,7 @@ def test_brief_table_has_the_first_figures_of_each_and_no_interval_but_a_changes
 
 def test_official_features_make_it_fid_and_kid():
     arms = [arm | {"fid": arm["fd"], "fd": None, "distance_label": "FID-4"} for arm in ARMS]
-    headings = table.rows(arms, "sets")[0]
+    headings = result_table.rows(arms, "sets")[0]
     assert headings[2:6] == [
         "FID-4",
         "FID, bias-corrected [95% CI]",
@@ -194,12 +194,16 @@ def test_change_over_a_distance_of_nothing_is_shown():
 
 
 def test_comparisons_are_changes_with_intervals():
-    assert [table.comparisons(ARMS, name) for name in ("speed", "pictures", "sets")] == [0, 1, 2]
-    assert table.comparisons([BASELINE, GATED, GATED], "sets") == 4
+    assert [result_table.comparisons(ARMS, name) for name in ("speed", "pictures", "sets")] == [
+        0,
+        1,
+        2,
+    ]
+    assert result_table.comparisons([BASELINE, GATED, GATED], "sets") == 4
 
 
 def test_no_arms_make_a_table_of_no_columns():
-    assert table.rows([], "speed") == [[]]
+    assert result_table.rows([], "speed") == [[]]
 
 
 def test_every_column_has_a_name_of_its_own():

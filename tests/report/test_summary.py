@@ -37,7 +37,7 @@ def begun(tmp_path):
             "output": str(tmp_path / "out"),
         }
         run = runs.prepare(config.parse(settings | sections))
-        runs.begin(run)
+        runs.begin_run(run)
         for arm, rate in (("baseline", 1.0), ("tgate", 2.0)):
             scores = SCORES | {"arm": arm, "images_per_second_per_worker": rate}
             run.folder.write(layout.scores("demo", arm), json.dumps(scores))

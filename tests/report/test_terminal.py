@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.report.terminal import table
 
 HEAD = ["model", "arm", "images", "speed-up [95% CI]", "FD-efficientnet-lite0-200 change [95% CI]"]
@@ -47,12 +47,12 @@ def test_the_narrowest_show_a_block_an_arm():
 
 
 def test_lines_are_json_on_demand(capsys):
-    say.as_json()
+    console.as_json()
     try:
-        say.info("half is done", event="progress", done=5, total=10)
-        say.warning("it is slow")
+        console.info("half is done", event="progress", done=5, total=10)
+        console.warning("it is slow")
     finally:
-        say.as_json(False)
+        console.as_json(False)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["event"], first["done"], first["total"]) == ("progress", 5, 10)
     assert (second["event"], second["text"]) == ("warning", "it is slow")

@@ -16,14 +16,14 @@ from pytorch_fid.inception import InceptionV3
 from benchmarks.statistics import write_random_inception
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.execute.reference import prepared_reference
+from tgate_batch.execute.reference import prepare_reference
 from tgate_batch.metrics import kid, precision_recall
 from tgate_batch.metrics.features import EfficientNetLite0, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
-from tgate_batch.metrics.reservoir import NamedSample
+from tgate_batch.metrics.sampling import NamedSample
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
-from tgate_batch.score import reference_file, sources
+from tgate_batch.score import image_sources, reference_file
 from tgate_batch.score.reference import load_reference
 
 HERE = Path(__file__).parent
@@ -179,7 +179,7 @@ def test_same_pictures_give_the_same_bytes_in_any_order_and_at_any_time(
 
 def test_parts_change_last_bits_alone(tmp_path, pictures, monkeypatch):
     whole = made(tmp_path, pictures, "whole.npz")
-    monkeypatch.setattr(sources, "PART", 2)
+    monkeypatch.setattr(image_sources, "PART", 2)
     cut = made(tmp_path, pictures, "cut.npz")
     assert about(cut) == about(whole)
     one, other = (np.load(io.BytesIO(content)) for content in (whole, cut))
@@ -190,7 +190,7 @@ def test_parts_change_last_bits_alone(tmp_path, pictures, monkeypatch):
 def test_stopped_job_goes_on_with_the_same_bytes_and_extracts_nothing_twice(
     tmp_path, pictures, monkeypatch
 ):
-    monkeypatch.setattr(sources, "PART", 2)
+    monkeypatch.setattr(image_sources, "PART", 2)
     whole = made(tmp_path, pictures, "whole.npz")
     assert MeanColour.seen == [2, 2, 2, 1]
     MeanColour.seen.clear()
@@ -208,7 +208,7 @@ def test_stopped_job_goes_on_with_the_same_bytes_and_extracts_nothing_twice(
 def test_parts_of_other_pictures_or_weights_and_damaged_ones_are_made_again(
     tmp_path, pictures, monkeypatch, change
 ):
-    monkeypatch.setattr(sources, "PART", 2)
+    monkeypatch.setattr(image_sources, "PART", 2)
     monkeypatch.setattr(MeanColour, "fails_at", 3)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, pictures)
@@ -365,7 +365,7 @@ def run(tmp_path):
     settings = configured(tmp_path, reference="drawn").model_dump(mode="json")
     settings["prompts"]["path"] = str(tmp_path / "captions.txt")
     prepared = runs.prepare(config.parse(settings))
-    runs.begin(prepared)
+    runs.begin_run(prepared)
     return prepared
 
 
@@ -376,7 +376,7 @@ def with_reference(run, reference):
 
 
 def prepared(run):
-    return prepared_reference(run, run.config.score.extractor[0], MeanColour())
+    return prepare_reference(run, run.config.score.extractor[0], MeanColour())
 
 
 def test_run_draws_its_reference_once_and_keeps_it(run):
@@ -473,6 +473,6 @@ def test_a_reference_made_without_unreadable_images_is_not_taken_where_they_coun
         )
 
     name = run.config.score.extractor[0]
-    assert prepared_reference(of(True), name, MeanColour()).statistics.count == 6
+    assert prepare_reference(of(True), name, MeanColour()).statistics.count == 6
     with pytest.raises(UserError, match=truncated):
-        prepared_reference(of(False), name, MeanColour())
+        prepare_reference(of(False), name, MeanColour())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.features import Described, EfficientNetLite0
+from tgate_batch.metrics.features import EfficientNetLite0, ExtractorFacts
 from tgate_batch.score.reference_check import check_references
 
 
@@ -151,6 +151,6 @@ def test_a_reference_that_can_work_has_no_problem(tmp_path):
 
 
 def test_what_is_known_of_an_extractor_is_what_it_says_when_it_is_loaded():
-    loaded, described = EfficientNetLite0(), Described("efficientnet-lite0")
+    loaded, described = EfficientNetLite0(), ExtractorFacts("efficientnet-lite0")
     for key in ("name", "version", "dimensions", "sha256"):
         assert getattr(described, key) == getattr(loaded, key)

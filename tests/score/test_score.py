@@ -21,14 +21,14 @@ from transformers import (
 )
 
 from tgate_batch import config, workflow
-from tgate_batch.demo import pictures
+from tgate_batch.demo import scenes
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.metrics.cmmd import cmmd
-from tgate_batch.output import frozen, layout, parquet
+from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output import run as runs
 from tgate_batch.records import ImageRecord
 from tgate_batch.score import measure
-from tgate_batch.score.measurements import Measurements
+from tgate_batch.score.measurement_plan import MeasurementPlan
 
 ROOT = Path(__file__).parent
 SHARDS, EACH = 3, 4
@@ -38,7 +38,7 @@ SHARDS, EACH = 3, 4
 def finished(tmp_path_factory):
     """A run of 12 captions, rendered and measured; `other` drew three of them all black."""
     tmp_path = tmp_path_factory.mktemp("finished")
-    captions = [str(scene) for scene in pictures.scenes(SHARDS * EACH, 7, held=True)]
+    captions = [str(scene) for scene in scenes.random_scenes(SHARDS * EACH, 7, held=True)]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
     settings = {
         "models": ["demo"],
@@ -49,24 +49,24 @@ def finished(tmp_path_factory):
         "output": str(tmp_path / "out"),
     }
     run = workflow.prepare(config.parse(settings))
-    runs.begin(run)
+    runs.begin_run(run)
     for plan in run.shards:
         for arm in run.config.arms:
             draw(run, arm, plan)
     with LocalExecutor(run.config, run.folder) as executor:
-        workflow.measure_pending(run, Measurements.of(run), executor)
+        workflow.measure_pending(run, MeasurementPlan.of(run), executor)
     return run
 
 
 def draw(run, arm, plan):
     """Writes a shard's file with drawings of its captions."""
-    shard = frozen.load_shard(run.folder, plan)
+    shard = prompt_store.load_shard(run.folder, plan)
     records = [
         record(prompt, seed=int(prompt.id[:8]), black=arm == "other" and number == 0)
         for number, prompt in enumerate(shard.prompts)
     ]
     name = layout.shard_file(layout.images("demo", arm), plan.index)
-    identity = layout.file_identity(run.made_of("demo", arm), plan.digest)
+    identity = layout.file_identity(run.provenance_of("demo", arm), plan.digest)
     parquet.write_records(run.folder, name, "demo", arm, records, identity, {"macs_per_image": "7"})
 
 
@@ -78,7 +78,7 @@ def run(finished, tmp_path):
 
 
 def record(prompt, seed, black):
-    picture = pictures.draw(prompt.text, seed)
+    picture = scenes.draw(prompt.text, seed)
     if black:
         picture = picture.point(lambda _: 0)
     stream = io.BytesIO()
@@ -208,7 +208,7 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
 ):
     forget_measurements(run)
     opened, decoded = Counter(), Counter()
-    open_, decode = type(run.folder).open, measure.decode
+    open_, decode = type(run.folder).open, measure.decode_image
     monkeypatch.setattr(
         type(run.folder), "open", lambda self, name: opened.update([name]) or open_(self, name)
     )
@@ -240,12 +240,12 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
 
 
 def test_other_weights_of_one_metric_redo_that_metric_alone(run, tmp_path, monkeypatch):
-    from tgate_batch.score import metrics
+    from tgate_batch.score import registry
 
-    entry = next(metric for metric in metrics.METRICS if metric.name == "prompt_accuracy")
+    entry = next(metric for metric in registry.METRICS if metric.name == "prompt_accuracy")
     stamps = measured_at(run)
     monkeypatch.setattr(
-        metrics, "METRICS", [dataclasses.replace(entry, version=2), *metrics.METRICS[:-1]]
+        registry, "METRICS", [dataclasses.replace(entry, version=2), *registry.METRICS[:-1]]
     )
     scored(run)
     changed = {name for name, stamp in measured_at(run).items() if stamps.get(name) != stamp}

@@ -13,9 +13,9 @@ from tgate_batch.config import Images, Model, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.gate.plan import DeepCache, GatePlan
 from tgate_batch.models import catalogue
-from tgate_batch.models.checkpoint import load
+from tgate_batch.models.checkpoint import load_pipeline
 from tgate_batch.models.family import Entry
-from tgate_batch.models.opened import resolve
+from tgate_batch.models.resolve import resolve_sampling
 
 # Names of the reference's versions -> names of the catalogue.
 ALSO = {
@@ -145,7 +145,7 @@ def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[st
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = Model(name=row.name, path=options.path)
-    pipe = load(model, resolve(model, Sampling()), device)
+    pipe = load_pipeline(model, resolve_sampling(model, Sampling()), device)
     pipe.set_progress_bar_config(disable=False)
     with_tgate(pipe, plan, DeepCache(3, 0) if options.deepcache else None)
     output = pipe.tgate(
@@ -161,7 +161,7 @@ def _png(picture: Any) -> bytes:
 
     from tgate_batch.render import codec
 
-    return codec.picture(np.asarray(picture), Images(format="png"))
+    return codec.encode_image(np.asarray(picture), Images(format="png"))
 
 
 def _film(frames: list, frames_per_second: int) -> bytes:
@@ -170,4 +170,4 @@ def _film(frames: list, frames_per_second: int) -> bytes:
     from tgate_batch.render import codec
 
     pixels = np.stack([np.asarray(frame) for frame in frames])
-    return codec.video(pixels, frames_per_second=frames_per_second)
+    return codec.encode_video(pixels, frames_per_second=frames_per_second)

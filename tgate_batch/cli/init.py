@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from tgate_batch import config
-from tgate_batch.config import reference
+from tgate_batch.config import docs
 from tgate_batch.errors import UserError
 
 
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
             f"MODEL: no bundled config is called {options.model!r}. Fix: give one of "
             f"{', '.join(config.names())}"
         )
-    text = reference.commented(config.plain(file))
+    text = docs.commented(config.plain(file))
     if options.to is None:
         print(text, end="")
         return

@@ -4,9 +4,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.errors import ClusterLost, NoRoom, OutputLost, StorageError, UserError
-from tgate_batch.output import goodbye, history
+from tgate_batch.output import history, shutdown
 from tgate_batch.storage import without_credentials
 
 
@@ -20,22 +20,22 @@ def run_as_job(job: Callable[[], int | None]) -> None:
     # What Ray says of workers that died: we say it. It reads this while it is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     history.whole_process = True
-    goodbye.listen()
+    shutdown.install_signal_handlers()
     try:
-        code = told(job)
+        code = exit_code_of(job)
     except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
-        goodbye.leave_now(goodbye.stopped(), goodbye.exit_code(stop))
+        shutdown.exit_now(shutdown.stop_message(), shutdown.exit_code(stop))
     except (ClusterLost, OutputLost) as error:
-        goodbye.leave_now(f"error: {error}", goodbye.exit_code(error))
+        shutdown.exit_now(f"error: {error}", shutdown.exit_code(error))
     sys.stdout.flush()
     sys.exit(code)
 
 
-def told(job: Callable[[], int | None]) -> int:
+def exit_code_of(job: Callable[[], int | None]) -> int:
     """Runs a job; its exit code. A user error and a storage in trouble are said in a line each."""
     try:
         return job() or 0
     except (UserError, StorageError, NoRoom) as error:
         for problem in getattr(error, "problems", (str(error),)):
-            say.error(" ".join(without_credentials(problem).split()))
-        return goodbye.exit_code(error)
+            console.error(" ".join(without_credentials(problem).split()))
+        return shutdown.exit_code(error)

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tgate_batch import config, say
+from tgate_batch import config, console
 from tgate_batch.config import Config, Model
 from tgate_batch.models import catalogue
-from tgate_batch.models.opened import architecture_of, opened, resolve
+from tgate_batch.models.resolve import architecture_of, resolve_model, resolve_sampling
 
 if TYPE_CHECKING:
-    from tgate_batch.models.macs import Macs
-    from tgate_batch.models.published import Published
+    from tgate_batch.models.macs.arm import Macs
+    from tgate_batch.models.macs.published import Published
 
 _HEADINGS = [
     *("model", "arm", "settings", "MACs", "published", "error", "with attention", "params (M)")
@@ -36,23 +36,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     runs = [config.load(config.find(path)) for path in options.configs]
-    with say.apart():
-        say.info("counting MACs: loading torch and diffusers ...", event="phase")
-        rows = counted(runs, options.parts)
+    with console.apart():
+        console.info("counting MACs: loading torch and diffusers ...", event="phase")
+        rows = count_rows(runs, options.parts)
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
         show(rows)
 
 
-def counted(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
+def count_rows(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
     """A row an arm of these runs, or of the published table where there are none."""
-    from tgate_batch.execute.progress import Counter
-    from tgate_batch.models.published import PUBLISHED
+    from tgate_batch.execute.progress import WorkCounter
+    from tgate_batch.models.macs.published import PUBLISHED
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     total = sum(len(run.models) * len(run.arms) for run in runs) if runs else len(PUBLISHED)
-    progress = Counter("counting MACs", "arms", total)
+    progress = WorkCounter("counting MACs", "arms", total)
     rows = []
     for row in _rows(runs, parts) if runs else (published_row(row, parts) for row in PUBLISHED):
         rows.append(row)
@@ -63,7 +63,7 @@ def counted(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
 
 def published_row(row: "Published", parts: bool) -> dict[str, Any]:
     """One published figure beside its count, and beside that of the documented settings."""
-    from tgate_batch.models.macs import macs_of
+    from tgate_batch.models.macs.arm import macs_of
 
     entry = catalogue.entry(row.model)
     settings: dict[str, Any] = {"steps": row.steps, "guidance_scale": row.guidance_scale}
@@ -89,12 +89,12 @@ def published_row(row: "Published", parts: bool) -> dict[str, Any]:
 
 def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
     """Every arm of the runs, with the published figure where its settings have one."""
-    from tgate_batch.models.macs import macs_of_arm
-    from tgate_batch.models.published import published_for
+    from tgate_batch.models.macs.arm import macs_of_arm
+    from tgate_batch.models.macs.published import published_for
 
     for run, model in [(each, model) for each in runs for model in each.models]:
-        found = opened(model)
-        sampling = resolve(model, run.sampling, found)
+        found = resolve_model(model)
+        sampling = resolve_sampling(model, run.sampling, found)
         size = {"height": sampling.height, "width": sampling.width}
         documented = (found.row.height, found.row.width)
         for name, arm in run.arms.items():
@@ -153,9 +153,9 @@ def _row(
 
 
 def _parts(model: Model, guidance_scale: float, height: int, width: int) -> dict[str, Any]:
-    from tgate_batch.models.macs import count_parts
+    from tgate_batch.models.macs.arm import count_parts
 
-    found = opened(model)
+    found = resolve_model(model)
     architecture = architecture_of(found, model)
     counted = count_parts(found.family, architecture, guidance_scale > 1, height, width)
     return {

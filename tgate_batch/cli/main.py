@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 
-from tgate_batch import __version__, say
+from tgate_batch import __version__, console
 from tgate_batch.cli.job import run_as_job
 from tgate_batch.execute import import_path
 
@@ -58,10 +58,10 @@ def run(words: Sequence[str]) -> int | None:
             "--log", choices=["text", "json"], default="text", help="format of the log lines"
         )
         options = parser.parse_args(rest)
-        say.as_json(options.log == "json")
+        console.as_json(options.log == "json")
         if not hasattr(options, "config") and getattr(options, "output", None):
             import_path.leave_out(os.curdir, options.output)  # it may be somebody else's
-        with say.alone() if name in _ALONE else nullcontext():
+        with console.alone() if name in _ALONE else nullcontext():
             return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())
     parser = _parser(

@@ -6,12 +6,12 @@ Examples:
 
 import argparse
 
-from tgate_batch import say
-from tgate_batch.cli import configured
+from tgate_batch import console
+from tgate_batch.cli import config_options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    configured.configure(parser)
+    config_options.configure(parser)
     parser.add_argument(
         "--from",
         dest="source",
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = configured.read(options)
-    say.info(f"{options.config}: reading the images ...", event="phase")
+    settings = config_options.read(options)
+    console.info(f"{options.config}: reading the images ...", event="phase")
 
     from tgate_batch import workflow
 

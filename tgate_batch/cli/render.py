@@ -9,12 +9,12 @@ Examples:
 
 import argparse
 
-from tgate_batch import say
-from tgate_batch.cli import configured
+from tgate_batch import console
+from tgate_batch.cli import config_options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    configured.configure(parser)
+    config_options.configure(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     parser.add_argument(
         "--replace-stale",
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = configured.read(options)
-    say.info(f"{options.config}: checking config, prompts and output ...", event="phase")
+    settings = config_options.read(options)
+    console.info(f"{options.config}: checking config, prompts and output ...", event="phase")
 
     from tgate_batch import workflow
 

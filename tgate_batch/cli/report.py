@@ -6,16 +6,16 @@ Examples:
 
 import argparse
 
-from tgate_batch import say
-from tgate_batch.cli import configured
-from tgate_batch.cli.configured import configure
+from tgate_batch import console
+from tgate_batch.cli import config_options
+from tgate_batch.cli.config_options import configure
 
 __all__ = ["configure", "run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = configured.read(options)
-    say.info(f"{options.config}: opening the output ...", event="phase")
+    settings = config_options.read(options)
+    console.info(f"{options.config}: opening the output ...", event="phase")
 
     from tgate_batch import workflow
 

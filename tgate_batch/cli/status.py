@@ -11,7 +11,7 @@ Examples:
 import argparse
 import json
 
-from tgate_batch import say
+from tgate_batch import console
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,19 +33,23 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(found: dict) -> None:
     failed = f", {found['failed']:,} failed" if found["failed"] else ""
-    say.info(f"{found['output']}: {found['done']:,} of {found['images']:,} images are done{failed}")
+    console.info(
+        f"{found['output']}: {found['done']:,} of {found['images']:,} images are done{failed}"
+    )
     for arm in found["arms"]:
         errors = f", {arm['errors']:,} failed" if arm["errors"] else ""
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
-        say.info(
+        console.info(
             f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{errors}, "
             f"{arm['files']:,} of {arm['shards']:,} files{damaged}"
         )
     if (worker := found["worked_on_by"]) is not None:
-        say.info(f"process {worker['pid']} on {worker['host']} works there since {worker['since']}")
+        console.info(
+            f"process {worker['pid']} on {worker['host']} works there since {worker['since']}"
+        )
     elif found["done"] + (found["failed"] or 0) < found["images"]:
-        say.info("nobody works there; tgate-batch render with its config goes on")
+        console.info("nobody works there; tgate-batch render with its config goes on")
     if found["failed"]:
-        say.info("tgate-batch render with --retry-errors renders the failed images again")
+        console.info("tgate-batch render with --retry-errors renders the failed images again")
     elif found["failed"] is None:
-        say.info("failed images are not counted, of so many files; --errors counts them")
+        console.info("failed images are not counted, of so many files; --errors counts them")

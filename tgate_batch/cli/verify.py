@@ -12,7 +12,7 @@ Examples:
 
 import argparse
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.storage import without_credentials
 
 
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     where = without_credentials(options.output)
-    say.info(f"{where}: checking provenance, prompts and files ...", event="phase")
+    console.info(f"{where}: checking provenance, prompts and files ...", event="phase")
 
     from tgate_batch import workflow
 

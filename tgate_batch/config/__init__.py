@@ -1,7 +1,7 @@
 """Reads and validates configs: YAML in, frozen sections out, unknown keys refused."""
 
-from tgate_batch.config.checking import parse
-from tgate_batch.config.reading import load, parse_plain, plain
+from tgate_batch.config.bundled import find, names, source_of
+from tgate_batch.config.loading import load, parse_plain, plain
 from tgate_batch.config.sections import (
     OWN_SCHEDULER,
     Arm,
@@ -22,7 +22,7 @@ from tgate_batch.config.sections import (
     Workers,
     scheduler_of,
 )
-from tgate_batch.config.shipped import find, names, source_of
+from tgate_batch.config.validation import parse
 
 __all__ = [
     "OWN_SCHEDULER",

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
-from tgate_batch.records import Kind, RowSettings
+from tgate_batch.records import BatchKey, RowSettings
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, no escapes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -236,7 +236,7 @@ class ResolvedSampling(Section):
         said.pop("seed", None)
         return self.model_copy(update=said) if said else self
 
-    def of_kind(self, kind: Kind) -> "ResolvedSampling":
+    def of_kind(self, kind: BatchKey) -> "ResolvedSampling":
         """Returns the settings that rows of a kind share; one scale represents differing scales."""
         taken = ("height", "width", "steps", "strength")
         said: dict[str, Any] = {key: getattr(kind, key) for key in taken}

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tgate_batch.demo import pictures
-from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.demo import scenes
+from tgate_batch.metrics.base import Column, Measure, PictureMetric
 
 
 class PromptAccuracy:
     """1 where the checker finds ``aspect`` of the caption in the picture, else 0.
 
     NaN for a caption outside the embedded model's grammar, so other models' prompts measure
-    nothing. ``aspect`` is one of ``tgate_batch.demo.pictures.ASPECTS``.
+    nothing. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
     """
 
     def __init__(self, aspect: str = "all"):
-        if aspect not in pictures.ASPECTS:
-            raise ValueError(f"unknown aspect {aspect!r}; one of {', '.join(pictures.ASPECTS)}")
+        if aspect not in scenes.ASPECTS:
+            raise ValueError(f"unknown aspect {aspect!r}; one of {', '.join(scenes.ASPECTS)}")
         self._aspect = aspect
         self.name = "prompt_accuracy" if aspect == "all" else f"prompt_accuracy_{aspect}"
 
@@ -28,8 +28,10 @@ class PromptAccuracy:
         prompts: Sequence[str],
         baselines: Sequence[Image.Image] | None = None,
     ) -> np.ndarray:
-        held = map(pictures.check, images, prompts)
-        return np.array([np.nan if found is None else found[self._aspect] for found in held], float)
+        checked = map(scenes.check, images, prompts)
+        return np.array(
+            [np.nan if answer is None else answer[self._aspect] for answer in checked], float
+        )
 
 
 def _load(weights: str | None, device: str) -> Measure:

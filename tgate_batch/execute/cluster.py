@@ -22,11 +22,11 @@ import ray
 import ray.exceptions
 from ray.autoscaler.sdk import request_resources
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Workers
 from tgate_batch.errors import ClusterLost, NoRoom, UserError, one_line
-from tgate_batch.execute import guardian
-from tgate_batch.output import goodbye
+from tgate_batch.execute import orphan_reaper
+from tgate_batch.output import shutdown
 
 _PROBE_SECONDS = 1.0  # between looks whether the cluster is there
 _PATIENCE_SECONDS = 6.0  # for a cluster that does not answer
@@ -63,7 +63,7 @@ def start() -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What a worker said that was set aside meanwhile is for nobody; Ray would print a trace.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    address = to_join()
+    address = address_to_join()
     _started.clear()
     if address is not None:
         _join(address)
@@ -73,13 +73,15 @@ def start() -> bool:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     before = set(psutil.Process().children())
     try:
-        _guardian = guardian.watching()
+        _guardian = orphan_reaper.start_reaper()
         before |= {psutil.Process(_guardian.pid)}
         _aside(partial(ray.init, address="local", **_OPTIONS), look=partial(_check_servers, before))
         _started.update(set(psutil.Process().children()) - before)
-        guardian.watch_only(_guardian, [process.pid for process in _started])
+        orphan_reaper.watch_only(_guardian, [process.pid for process in _started])
     except BaseException as error:
-        guardian.end(guardian.family(set(psutil.Process().children()) - before), 0)
+        orphan_reaper.end_processes(
+            orphan_reaper.process_family(set(psutil.Process().children()) - before), 0
+        )
         if not isinstance(error, Exception):
             raise
         raise ClusterLost(
@@ -89,7 +91,7 @@ def start() -> bool:
     return True
 
 
-def to_join() -> str | None:
+def address_to_join() -> str | None:
     """The address of the cluster to join; None if this process is to start a local one.
 
     Raises UserError for an address at which no Ray answers.
@@ -109,7 +111,7 @@ def to_join() -> str | None:
             )
         return None
     if asked is None:
-        say.info(
+        console.info(
             f"joining the Ray that runs on this machine ({here}); RAY_ADDRESS=local starts a "
             "separate one",
             event="phase",
@@ -170,16 +172,16 @@ def stop(at_once: bool = False) -> None:
     seconds, a signal in the middle would break it, and a lost cluster does not answer.
     """
     global _guardian
-    left = guardian.family(_started)
+    left = orphan_reaper.process_family(_started)
     if at_once:
-        guardian.end(left, 0)
+        orphan_reaper.end_processes(left, 0)
         return
     try:
         _aside(ray.shutdown)
     except BaseException:
-        guardian.end(left, 0)
+        orphan_reaper.end_processes(left, 0)
         raise
-    guardian.end(left, _ENDING_SECONDS)
+    orphan_reaper.end_processes(left, _ENDING_SECONDS)
     if _guardian is not None:
         _guardian.communicate()
     _guardian = None
@@ -307,7 +309,7 @@ class Cluster:
         waited = 0 if self._unplaced_since is None else now - self._unplaced_since
         line = "" if is_placed else self._waiting(waited)
         if line and line != self._said:
-            say.info(line, event="phase")
+            console.info(line, event="phase")
         self._said = line
         default = inf if self.room else _ROOM_PATIENCE_SECONDS
         if line and waited > (self._patience or default):
@@ -384,8 +386,8 @@ class Cluster:
             if time.monotonic() - silent_since >= _PATIENCE_SECONDS:
                 self._lost.set()
                 break
-        if self._lost.is_set() and not self._told.wait(_ENDING_SECONDS) and goodbye.is_job():
-            goodbye.leave_now(f"error: {self._loss()}", goodbye.MISSING)
+        if self._lost.is_set() and not self._told.wait(_ENDING_SECONDS) and shutdown.is_job():
+            shutdown.exit_now(f"error: {self._loss()}", shutdown.MISSING)
 
     def answers(self) -> bool:
         """Whether the head listens, and the process of Ray's that this driver hangs on is alive."""

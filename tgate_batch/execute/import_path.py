@@ -8,7 +8,7 @@ from pathlib import Path
 import tgate_batch
 
 
-def without(folders: Iterable[str], path: Iterable[str]) -> list[str]:
+def without_folders(folders: Iterable[str], path: Iterable[str]) -> list[str]:
     """An import path without these folders; that of this package stays, as the last one."""
     ours = os.path.realpath(Path(tgate_batch.__file__).parents[1])
     left_out = {os.path.realpath(folder) for folder in folders}
@@ -18,4 +18,4 @@ def without(folders: Iterable[str], path: Iterable[str]) -> list[str]:
 
 def leave_out(*folders: str) -> None:
     """From here on this process imports nothing from these folders."""
-    sys.path[:] = without(folders, sys.path)
+    sys.path[:] = without_folders(folders, sys.path)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.models import catalogue
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 
 
 def register(modules: Iterable[str]) -> None:
@@ -35,7 +35,7 @@ def register(modules: Iterable[str]) -> None:
         if hasattr(module, "FAMILY"):
             catalogue.register(name)
         if hasattr(module, "METRIC"):
-            metrics.register(name)
+            registry.register(name)
 
 
 def _reason(error: BaseException) -> str:

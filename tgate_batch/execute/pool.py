@@ -71,8 +71,8 @@ class _Seat:
     """What is known of a worker."""
 
     heard: float  # when it last said something, or began to have something to say
-    held: deque[Task] = field(default_factory=deque)
-    own: deque[Task] = field(default_factory=deque)  # the rest of a group that it began
+    tasks: deque[Task] = field(default_factory=deque)
+    queue: deque[Task] = field(default_factory=deque)  # the rest of a group that it began
     proven: bool = False  # it has finished something, so a failure may be the task's
     failures: int = 0  # in a row
     finished_elsewhere: int = 0  # the pool's count at the first of these failures
@@ -134,9 +134,9 @@ class Pool:
         """Of tasks that have nothing to do with one another."""
         return cls(([task] for task in tasks), len(tasks))
 
-    def held(self, worker: str) -> tuple[Task, ...]:
+    def tasks_of(self, worker: str) -> tuple[Task, ...]:
         """The tasks that a worker holds, oldest first."""
-        return tuple(self._seats[worker].held) if worker in self._seats else ()
+        return tuple(self._seats[worker].tasks) if worker in self._seats else ()
 
     def tick(self, now: float) -> None:
         """It is ``now``, in seconds of a clock that only goes forward."""
@@ -147,7 +147,7 @@ class Pool:
         if self._gaps:
             limit = max(limit, _USUAL_PACES * statistics.median(self._gaps))
         for worker, seat in list(self._seats.items()):
-            if seat.held and now - seat.heard > limit:
+            if seat.tasks and now - seat.heard > limit:
                 self._hangs(worker, limit)
 
     def decide(self) -> list[Decision]:
@@ -159,10 +159,10 @@ class Pool:
             if size and self._unsent <= 2 * len(self._seats):
                 break  # the last tasks wait for whoever is free first
             for worker, seat in self._seats.items():
-                if len(seat.held) == size and (task := self._next(worker)) is not None:
-                    if not seat.held:
+                if len(seat.tasks) == size and (task := self._next(worker)) is not None:
+                    if not seat.tasks:
                         seat.heard = self._now
-                    seat.held.append(task)
+                    seat.tasks.append(task)
                     self._unsent -= 1
                     decided.append(Send(worker, task))
         return decided
@@ -185,7 +185,7 @@ class Pool:
         self._hear(worker)
         seat = self._seats[worker]
         seat.failures, seat.proven = 0, True
-        seat.held.remove(task)
+        seat.tasks.remove(task)
         self._finished += 1
         self._set_aside, self._pauses, self._pause = 0, 0, 0.0
         self.memory_kills_in_a_row = 0
@@ -203,7 +203,7 @@ class Pool:
         """
         seat = self._seats[worker]
         seat.heard = self._now
-        seat.held.remove(task)
+        seat.tasks.remove(task)
         task.avoid.add(worker)
         if storage:
             self._rest(reason, _LASTING_LIVES if lasting else STORAGE_LIVES)
@@ -239,8 +239,8 @@ class Pool:
     def _died(self, worker: str, reason: str) -> None:
         self.deaths += 1
         seat = self._seats.pop(worker)
-        self._waiting.extendleft(reversed(seat.own))
-        tasks = self._without_done(seat.held)
+        self._waiting.extendleft(reversed(seat.queue))
+        tasks = self._without_done(seat.tasks)
         for task in tasks:
             task.alone = True
         if len(tasks) == 1:
@@ -303,20 +303,20 @@ class Pool:
         seat = self._seats.pop(worker, None)
         if seat is None:
             return []
-        self._waiting.extendleft(reversed(seat.own))
-        return list(seat.held)
+        self._waiting.extendleft(reversed(seat.queue))
+        return list(seat.tasks)
 
     def _next(self, worker: str) -> Task | None:
         """The next task for a worker, unless one under suspicion would have to share it."""
         seat = self._seats[worker]
-        if any(task.alone for task in seat.held):
+        if any(task.alone for task in seat.tasks):
             return None
-        if seat.own:
-            return seat.own.popleft()
+        if seat.queue:
+            return seat.queue.popleft()
         if (task := self._waiting_for(worker)) is not None:
             return task
         if group := next(self._source, None):
-            seat.own.extend(group[1:])
+            seat.queue.extend(group[1:])
             return group[0]
         return self._taken_over() or self._waiting_for(worker, again=True)
 
@@ -325,7 +325,7 @@ class Pool:
 
         ``again``: also one that failed there before, if it did so on all others.
         """
-        shared = bool(self._seats[worker].held)
+        shared = bool(self._seats[worker].tasks)
         for position, task in enumerate(self._waiting):
             free = worker not in task.avoid or (again and not self._seats.keys() - task.avoid)
             if free and not (task.alone and shared):
@@ -335,8 +335,8 @@ class Pool:
 
     def _taken_over(self) -> Task | None:
         """A task that another worker has not come to; of whoever has most of them."""
-        richest = max(self._seats.values(), key=lambda seat: len(seat.own))
-        return richest.own.pop() if richest.own else None
+        richest = max(self._seats.values(), key=lambda seat: len(seat.queue))
+        return richest.queue.pop() if richest.queue else None
 
 
 def workers_wanted(limits: Workers, left: int) -> int:

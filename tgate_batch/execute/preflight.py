@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 
 from tgate_batch.config import Config
 from tgate_batch.errors import Problems, UserError
-from tgate_batch.models import engine, scheduling
+from tgate_batch.models import engine, schedulers
 from tgate_batch.output import run as runs
 from tgate_batch.output.run import Prepared, device_of
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 from tgate_batch.score.reference_check import check_references
 
 Check = Callable[[Config], None]
@@ -25,7 +25,7 @@ def _images(config: Config) -> None:
 
 def _score(config: Config) -> None:
     """Extractors and weights: their names, and whether they are there."""
-    metrics.check(config.score)
+    registry.check(config.score)
 
 
 def _references(config: Config) -> None:
@@ -35,7 +35,7 @@ def _references(config: Config) -> None:
 
 def _weights(config: Config) -> None:
     """Whether the weights of metrics and extractors are what they are taken for."""
-    metrics.check_weights(config.score, config.baseline is not None)
+    registry.check_weights(config.score, config.baseline is not None)
 
 
 def _thresholds(config: Config) -> None:
@@ -46,10 +46,10 @@ def _thresholds(config: Config) -> None:
 def _schedulers(config: Config) -> None:
     problems = Problems()
     with problems.collected():
-        scheduling.check_name(config.sampling.scheduler)
+        schedulers.check_name(config.sampling.scheduler)
     for name, arm in config.arms.items():
         with problems.collected():
-            scheduling.check_name(arm.scheduler, f"arms.{name}.scheduler")
+            schedulers.check_name(arm.scheduler, f"arms.{name}.scheduler")
     problems.raise_if_any()
 
 
@@ -84,7 +84,9 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def passed(config: Config, replace_stale: bool = False, further: Iterable[Check] = ()) -> Prepared:
+def run_preflight(
+    config: Config, replace_stale: bool = False, further: Iterable[Check] = ()
+) -> Prepared:
     """The run, ready to be rendered; raises UserError with all that stands against it."""
     problems = Problems()
     for check in (*further, *CHECKS):

@@ -10,13 +10,13 @@ from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from tgate_batch import say
-from tgate_batch.records import Beat, Receipt
+from tgate_batch import console
+from tgate_batch.records import ShardProgress, ShardResult
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WINDOW = 60.0  # seconds over which a rate is taken
 
-Key = tuple[str, str]  # model, arm
+ArmKey = tuple[str, str]  # model, arm
 
 
 class Rate:
@@ -51,7 +51,7 @@ class _Bars(Progress):
 class RunProgress:
     """Counts pictures per (model, arm), as they are drawn. A context manager."""
 
-    def __init__(self, totals: Mapping[Key, int], done: Mapping[Key, int]):
+    def __init__(self, totals: Mapping[ArmKey, int], done: Mapping[ArmKey, int]):
         """``totals`` pictures an arm, of which ``done`` stood finished before this run."""
         self._totals = dict(totals)
         self._done = dict(done)
@@ -63,21 +63,21 @@ class RunProgress:
         self._waits_for = ""
         self._bars: _Bars | None = None
         self._stack = ExitStack()  # while bars are there, other lines go above them
-        self._rows: dict[Key, TaskID] = {}
+        self._rows: dict[ArmKey, TaskID] = {}
 
     def __enter__(self) -> "RunProgress":
-        console = Console(file=say.out(), width=say.width(say.out()))
-        if console.is_terminal and not say.is_json():
+        screen = Console(file=console.out(), width=console.width(console.out()))
+        if screen.is_terminal and not console.is_json():
             self._bars = _Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed:,}/{task.total:,}"),
-                console=console,
-                redirect_stdout=not say.is_alone(),
-                redirect_stderr=not say.is_alone(),
+                console=screen,
+                redirect_stdout=not console.is_alone(),
+                redirect_stderr=not console.is_alone(),
             )
-            above = (FileProxy(console, stream) for stream in (say.out(), say.err()))
-            self._stack.enter_context(say.to(*above))
+            above = (FileProxy(screen, stream) for stream in (console.out(), console.err()))
+            self._stack.enter_context(console.to(*above))
             self._whole = self._bars.add_task("all", total=sum(self._totals.values()))
             for key, total in self._totals.items():
                 self._rows[key] = self._bars.add_task(" ".join(key), total=total)
@@ -93,13 +93,13 @@ class RunProgress:
         elif self._drawn:
             self._print_line()
 
-    def drawn(self, beat: Beat) -> None:
+    def drawn(self, beat: ShardProgress) -> None:
         """Takes pictures of a shard into account whose file is still to come."""
         place = (beat.model, beat.arm, beat.shard)
         self._drawing[place] = self._drawing.get(place, 0) + beat.pictures
         self._count(beat.pictures)
 
-    def add(self, receipt: Receipt) -> None:
+    def add(self, receipt: ShardResult) -> None:
         """Takes one finished (model, arm, shard) into account."""
         key, pictures = (receipt.model, receipt.arm), receipt.images + receipt.errors
         before = self._drawing.pop((*key, receipt.shard), 0)
@@ -114,7 +114,7 @@ class RunProgress:
             if not waits_for and not self._drawn:
                 self._rate = Rate()  # what was waited for is no part of it
             if waits_for and self._bars is None:
-                say.info(f"{waits_for} ...", event="phase")
+                console.info(f"{waits_for} ...", event="phase")
                 self._last = time.monotonic()
         if self._bars is not None:
             self._draw()
@@ -126,7 +126,7 @@ class RunProgress:
         self._drawn = True
         self.tick()
 
-    def _of(self, key: Key) -> int:
+    def _of(self, key: ArmKey) -> int:
         being_drawn = (n for (*arm, _), n in self._drawing.items() if tuple(arm) == key)
         return min(self._totals[key], self._done.get(key, 0) + sum(being_drawn))
 
@@ -150,7 +150,7 @@ class RunProgress:
         counts = {key: self._of(key) for key in self._totals}
         done, total = sum(counts.values()), sum(self._totals.values())
         arms = ", ".join(f"{arm} {n:,}/{self._totals[_, arm]:,}" for (_, arm), n in counts.items())
-        say.info(
+        console.info(
             f"{done:,}/{total:,} images, {self._note(done)} ({arms})",
             event="progress",
             done=done,
@@ -161,7 +161,7 @@ class RunProgress:
         )
 
 
-class Counter:
+class WorkCounter:
     """Counts pieces of work that have no bar; a line every few seconds, and one at the end."""
 
     def __init__(self, what: str, of: str, total: int, done: int = 0):
@@ -184,7 +184,7 @@ class Counter:
         if self._done == self._said:
             return
         self._last, self._said = time.monotonic(), self._done
-        say.info(
+        console.info(
             f"{self._what}: {self._done:,} of {self._total:,} {self._of}",
             event="progress",
             what=self._what,

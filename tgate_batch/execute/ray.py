@@ -17,15 +17,15 @@ import psutil
 import ray
 import ray.exceptions
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, NoRoom, OutputLost, UserError
-from tgate_batch.execute import guardian
+from tgate_batch.execute import orphan_reaper
 from tgate_batch.execute.cluster import Cluster, first_sentence, start, stop
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, MEMORY_LIVES, Task, reason_of
 from tgate_batch.execute.worker import Worker
-from tgate_batch.output import goodbye
+from tgate_batch.output import shutdown
 from tgate_batch.storage import Folder, for_workers, is_lasting, is_outage, is_temporary
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
@@ -42,7 +42,7 @@ class _RayWorker(Worker):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        goodbye.watch([signal.SIGTERM], _leave)
+        shutdown.watch([signal.SIGTERM], _leave)
 
     def begin(self, model: Model | None) -> tuple[str, int]:
         """Loads the model, if one is given. Returns Ray's id of the node, and the process id.
@@ -123,13 +123,13 @@ class RayExecutor:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends the workers. Raises ClusterLost where an error comes of that."""
         if lost := self._cluster.lost_by(error):
-            guardian.end(self._workers_here(), 0)
+            orphan_reaper.end_processes(self._workers_here(), 0)
             stop(at_once=True)
             raise lost from None
         self._end_workers()
         self._cluster.close()
         if self._started_ray:
-            stop(at_once=goodbye.is_leaving())
+            stop(at_once=shutdown.is_shutting_down())
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads a model in one worker, and returns the fingerprint of its files.
@@ -223,7 +223,7 @@ class RayExecutor:
         here = self._workers_here()
         for name in list(self._seats):
             self._close(name)
-        guardian.end(here, _ENDING_SECONDS)
+        orphan_reaper.end_processes(here, _ENDING_SECONDS)
 
     def _workers_here(self) -> list[psutil.Process]:
         node = ray.get_runtime_context().get_node_id()
@@ -294,7 +294,7 @@ class RayExecutor:
         if isinstance(cause, UserError) and not self._ever_ready:
             raise UserError(str(cause)) from None
         self._close(seat.name)
-        is_memory = kind_of(error) == "memory"
+        is_memory = classify_error(error) == "memory"
         if is_memory and self._make_room(seat, error):
             return
         self._failed_starts += 1
@@ -303,7 +303,7 @@ class RayExecutor:
         if self._failed_starts >= lives and not self.pids():
             what = f"workers: {self._failed_starts} in a row did not start: "
             if is_memory:
-                raise NoRoom(what + out_of_memory(error)) from None
+                raise NoRoom(what + memory_message(error)) from None
             raise UserError(what + why_not_started(cause or error)) from None
 
     def _pause(self, setbacks: int) -> None:
@@ -322,8 +322,8 @@ class RayExecutor:
         if node is not None:
             others = sum(seat.node in ("", node) for seat in self._seats.values())
             self._cluster.limit(node, max(1, others))
-        say.warning(
-            f"{killed.name} was ended: {out_of_memory(error)}; {others or 'no'} others stay there",
+        console.warning(
+            f"{killed.name} was ended: {memory_message(error)}; {others or 'no'} others stay there",
             memory_kill=True,
         )
         return others > 0
@@ -336,7 +336,7 @@ class RayExecutor:
             del seat.streams[stream]
             pool.finished(seat.name, task)
         except ray.exceptions.RayError as error:
-            if kind_of(error) != "task":
+            if classify_error(error) != "task":
                 self._died(pool, seat, error)
                 return
             cause = getattr(error, "cause", None) or error
@@ -357,18 +357,18 @@ class RayExecutor:
         if not self._cluster.answers():
             raise error  # ``__exit__`` raises the loss
         self._close(seat.name)
-        if kind_of(error) == "memory":
+        if classify_error(error) == "memory":
             pool.killed_for_memory(seat.name, crowded=self._make_room(seat, error))
             if kills := pool.memory_kills_in_a_row:
                 self._pause(kills)
             if kills >= MEMORY_LIVES:
-                raise NoRoom(f"workers: {kills} in a row were ended: {out_of_memory(error)}")
+                raise NoRoom(f"workers: {kills} in a row were ended: {memory_message(error)}")
         else:
             pool.died(seat.name)
-            say.warning(f"{seat.name} died; its work goes to others")
+            console.warning(f"{seat.name} died; its work goes to others")
 
 
-def kind_of(error: ray.exceptions.RayError) -> Literal["task", "memory", "worker"]:
+def classify_error(error: ray.exceptions.RayError) -> Literal["task", "memory", "worker"]:
     """What an exception of Ray's is to the pool.
 
     "task": a task raised it. "memory": Ray ended the worker because its machine's memory is full.
@@ -379,7 +379,7 @@ def kind_of(error: ray.exceptions.RayError) -> Literal["task", "memory", "worker
     return "memory" if isinstance(error, ray.exceptions.OutOfMemoryError) else "worker"
 
 
-def out_of_memory(error: BaseException) -> str:
+def memory_message(error: BaseException) -> str:
     """Why Ray ended a worker, in a line, and what can be done."""
     found = re.search(r"\bwas ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)", str(error))
     used = f" ({found[1]} of {found[2]} in use)" if found else ""

@@ -6,29 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
-from tgate_batch.execute.progress import Counter
+from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.execute.task import ReferenceTask
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.output import layout
-from tgate_batch.output.claim import claimed
+from tgate_batch.output.lock import output_lock
 from tgate_batch.output.run import Run
-from tgate_batch.score import sources
-from tgate_batch.score.metrics import placed, reference_of, weights_of
-from tgate_batch.score.reference import Reference, is_file, load_reference, parsed
-from tgate_batch.score.reference_file import Making, ReferenceOrder
+from tgate_batch.score import image_sources
+from tgate_batch.score.reference import Reference, is_file, load_reference, parse_reference
+from tgate_batch.score.reference_file import ReferenceBuild, ReferenceOrder
+from tgate_batch.score.registry import reference_of, weights_of, with_extractor_name
 from tgate_batch.storage import Folder, without_credentials
 
 
-def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
+def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceBuild]:
     """The files that a config wants of the pictures in ``spec``, one an extractor; writes nothing.
 
     ``to`` stands for ``score.reference``. Raises UserError for a place that cannot be written or is
-    no ``.npz``, for several extractors with one file, and as ``sources.source`` does.
+    no ``.npz``, for several extractors with one file, and as ``image_sources.open_source`` does.
     """
     score, where = config.score, to or config.score.reference
     if where is None:
@@ -45,14 +45,14 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
         )
     for name in score.extractor:
         check_extractor(name, weights_of(score, name))
-    places = {name: Folder.of_file(placed(where, name)) for name in score.extractor}
+    places = {name: Folder.of_file(with_extractor_name(where, name)) for name in score.extractor}
     for folder, file in places.values():
         folder.check_writable()
         if folder.local and Path(folder.path(file)).is_dir():
             raise UserError(f"reference {folder.path(file)} cannot be written: it is a folder")
-    source = sources.source(spec)
+    source = image_sources.open_source(spec)
     return [
-        Making(
+        ReferenceBuild(
             source,
             *place,
             name,
@@ -65,8 +65,9 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[Making]:
     ]
 
 
-def made(
-    makings: Sequence[Making], open_executor: Callable[[Folder], AbstractContextManager[Any]]
+def make_references(
+    makings: Sequence[ReferenceBuild],
+    open_executor: Callable[[Folder], AbstractContextManager[Any]],
 ) -> None:
     """Makes the files, from the parts that stand; opens an executor if some are missing.
 
@@ -75,7 +76,7 @@ def made(
     with ExitStack() as claims:
         for making in makings:
             parts = making.folder.within(layout.parts(making.file))
-            making.folder.fence = claims.enter_context(claimed(parts))
+            making.folder.fence = claims.enter_context(output_lock(parts))
         orders = [making.missing() for making in makings]
         if any(orders):
             with open_executor(makings[0].folder) as executor:
@@ -89,7 +90,7 @@ def made(
         making.clear()
 
 
-def prepared_reference(
+def prepare_reference(
     run: Run, name: str, extractor: Extractor, executor: Any = None
 ) -> Reference | None:
     """What a run's pictures are compared with under an extractor, ``name`` in the config.
@@ -103,12 +104,16 @@ def prepared_reference(
         return None
     if where != "drawn" and is_file(where):
         return load_reference(where, extractor)
-    source = sources.drawn(run.folder, run.shards) if where == "drawn" else sources.source(where)
+    source = (
+        image_sources.demo_images(run.folder, run.shards)
+        if where == "drawn"
+        else image_sources.open_source(where)
+    )
     if source is None:
         return None
     file, weights = layout.reference(extractor.name), weights_of(run.config.score, name)
     skip = run.config.score.reference_skip_unreadable
-    making = Making(source, run.folder, file, name, weights, extractor, skip)
+    making = ReferenceBuild(source, run.folder, file, name, weights, extractor, skip)
     held = _held(making)
     if held is None:
         _extract(making, making.missing(), executor or LocalExecutor(run.config, run.folder))
@@ -121,25 +126,25 @@ def prepared_reference(
     return replace(held, name=source.name, sha256=held.about["sha256"])
 
 
-def _say_made(making: Making, about: dict[str, Any]) -> None:
+def _say_made(making: ReferenceBuild, about: dict[str, Any]) -> None:
     """How many images a reference has, how many were left out, and the first of these."""
     left_out = ""
     if about["broken"]:
         first = one_line(about["broken_named"][0])
         left_out = f", {about['broken']:,} left out as broken or unreadable (first: {first})"
-    say.info(
+    console.info(
         f"{making.folder.path(making.file)}: {making.extractor.name} features of "
         f"{about['pictures']:,} pictures{left_out}"
     )
 
 
-def _held(making: Making) -> Reference | None:
+def _held(making: ReferenceBuild) -> Reference | None:
     """The file that stands, if it was made of the same."""
     content = making.folder.get(making.file)
     if content is None:
         return None
     try:
-        held = parsed(
+        held = parse_reference(
             content, making.source.name, making.extractor, making.folder.within(making.file).uri
         )
     except UserError:
@@ -147,11 +152,11 @@ def _held(making: Making) -> Reference | None:
     return held if held.about.get("identity") == making.identity else None
 
 
-def _extract(making: Making, missing: list[ReferenceOrder], executor: Any) -> None:
+def _extract(making: ReferenceBuild, missing: list[ReferenceOrder], executor: Any) -> None:
     tasks = [ReferenceTask(order) for order in missing]
     total = len(making.source)
     done = total - sum(len(order.part) for order in missing)
-    progress = Counter("reference", "pictures", total, done)
+    progress = WorkCounter("reference", "pictures", total, done)
     for found in executor.run(Pool.of(tasks)):
         if isinstance(found, GiveUp | Stop):
             raise UserError(f"{found}; what is finished stays, and the same command goes on")

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import UserError
-from tgate_batch.execute.counting import Counts
+from tgate_batch.execute.macs_counter import MacsCounter
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import RunProgress
 from tgate_batch.execute.task import RenderTask, Task
 from tgate_batch.output import layout
-from tgate_batch.output.failed import allowed
-from tgate_batch.output.run import Pending, Prepared, Run, damaged, note_damaged
-from tgate_batch.records import Beat, Receipt
+from tgate_batch.output.error_rows import allowed
+from tgate_batch.output.run import Pending, Prepared, Run, damaged_files, note_damaged
+from tgate_batch.records import ShardProgress, ShardResult
 
 _UNEVEN = (
     "equal rows of a batch come out unequal on some worker, so a picture's last bits depend on its "
@@ -23,10 +23,10 @@ _UNEVEN = (
 _IDS_SAID = 3  # of prompts that were cut
 _SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
 
-ErrorsAlone = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
+OnlyErrors = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
 
 
-class Rendered(NamedTuple):
+class RenderOutcome(NamedTuple):
     """The devices that drew, and what went wrong beside single pictures: a line each.
 
     ``stopped`` says why the run ended before its end. ``invariant``: whether not a bit of a picture
@@ -47,7 +47,7 @@ def _by_workers(*_: Any) -> Mapping[str, int] | None:
 def tasks(
     run: Run,
     pending: Pending,
-    again: ErrorsAlone | None = None,
+    again: OnlyErrors | None = None,
     macs: Callable[..., Mapping[str, int] | None] = _by_workers,
 ) -> Pool:
     """A pool of all that is pending, for an executor to run; ``again``: its error rows alone.
@@ -61,7 +61,7 @@ def tasks(
 def _groups(
     run: Run,
     pending: Pending,
-    again: ErrorsAlone,
+    again: OnlyErrors,
     macs: Callable[..., Mapping[str, int] | None],
 ) -> Iterator[list[RenderTask]]:
     for model in run.config.models:
@@ -76,21 +76,21 @@ def _groups(
                         run.pictures(model.name, arm, shard)[1],
                         quarantined,
                         arm in again.get((model.name, shard.index), ()),
-                        partial(macs, model, arm, shard.kind),
-                        run.promised(model.name, arm),
+                        partial(macs, model, arm, shard.batch_key),
+                        run.promised_checkpoint(model.name, arm),
                     )
                     for arm in arms
                 ]
 
 
-def rendered(
-    run: Prepared, pending: Pending, executor: Any, again: ErrorsAlone | None = None
-) -> Rendered:
+def render_pending(
+    run: Prepared, pending: Pending, executor: Any, again: OnlyErrors | None = None
+) -> RenderOutcome:
     """Renders what is pending, until it is done or too much of it fails (``max_errors``).
 
     Raises UserError where a worker's files do not arrive in the output.
     """
-    left = damaged(run.folder)
+    left = damaged_files(run.folder)
     devices: set[str] = set()
     hosts: set[str] = set()
     problems: dict[str, None] = {}
@@ -98,14 +98,14 @@ def rendered(
     cut: dict[tuple[str, str], dict[str, None]] = {}  # by model and kind, as they are reported
     stopped: str | None = None
     invariant: set[bool | None] = set()
-    with Counts(run) as counts, RunProgress(*_counts(run, pending)) as progress:
+    with MacsCounter(run) as counts, RunProgress(*_counts(run, pending)) as progress:
         macs = _by_workers
         if executor.apart and run.config.workers.gpus_each > 0:  # no GPU is to wait for a count
             counts.ahead(pending)  # while the first worker loads
             macs = counts.of
         pool = tasks(run, pending, again, macs)
         for said in executor.run(pool):
-            if isinstance(said, Receipt):
+            if isinstance(said, ShardResult):
                 if said.host not in hosts:
                     _check_arrived(run, said)
                     hosts.add(said.host)
@@ -113,7 +113,7 @@ def rendered(
                 devices.add(said.device)
                 invariant.add(said.invariant)
                 left.pop(_file_of(said), None)
-                failures.add(said.errors, said.why)
+                failures.add(said.errors, said.first_error)
                 for kind, ids in said.cut._asdict().items():
                     cut.setdefault((said.model, kind), {}).update(dict.fromkeys(ids))
             elif isinstance(said, GiveUp):
@@ -121,7 +121,7 @@ def rendered(
                 failures.add(_pictures(run, said.task), said.reason)
             elif isinstance(said, Stop):
                 stopped = str(said)
-            elif isinstance(said, Beat):
+            elif isinstance(said, ShardProgress):
                 progress.drawn(said)
             else:
                 progress.tick(pool.waits_for or executor.waits_for)
@@ -133,7 +133,7 @@ def rendered(
         problems[_UNEVEN] = None
     note_damaged(run.folder, left)
     known = None if invariant <= {None} else invariant == {True}
-    return Rendered(", ".join(sorted(devices)), tuple(problems), stopped, known)
+    return RenderOutcome(", ".join(sorted(devices)), tuple(problems), stopped, known)
 
 
 def _of_cut(model: str, kind: str, ids: Collection[str]) -> str:
@@ -193,7 +193,7 @@ def _pictures(run: Run, task: Task) -> int:
     return prompts * run.config.sampling.images_per_prompt
 
 
-def _check_arrived(run: Run, receipt: Receipt) -> None:
+def _check_arrived(run: Run, receipt: ShardResult) -> None:
     """Raises UserError where a file that a worker wrote is not in the output."""
     until = time.monotonic() + _SECONDS_TO_SEE
     while not run.folder.exists(_file_of(receipt)):
@@ -206,5 +206,5 @@ def _check_arrived(run: Run, receipt: Receipt) -> None:
         time.sleep(0.5)
 
 
-def _file_of(receipt: Receipt) -> str:
+def _file_of(receipt: ShardResult) -> str:
     return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
-from tgate_batch.execute.progress import Counter
+from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.execute.task import ConcludeTask, ReduceTask, Task
 from tgate_batch.output.run import Run
-from tgate_batch.score.figures import ConcludeOrder, Conclusion, kept
+from tgate_batch.score.figures import ConcludeOrder, Conclusion, stored_conclusion
 from tgate_batch.score.scoring import reduce_orders
 
 
-class Concluded(NamedTuple):
+class Conclusions(NamedTuple):
     """Conclusions by model and arm, and the measurements that they lack.
 
     ``damaged``: could not be read, and are gone. ``missing``: were not found.
@@ -24,19 +24,19 @@ class Concluded(NamedTuple):
     missing: tuple[str, ...] = ()
 
 
-def concluded(
+def conclude_arms(
     run: Run, orders: Sequence[ConcludeOrder], problems: dict[str, None], executor: Any
-) -> Concluded:
+) -> Conclusions:
     """The conclusion of each order. Those that the output holds already are read.
 
     A run without a full chunk is added up in this process, unless the executor is open anyway.
     What could not be done joins the problems.
     """
-    held = {order.key: kept(run.folder, order) for order in orders}
+    held = {order.key: stored_conclusion(run.folder, order) for order in orders}
     known = {key: one for key, one in held.items() if one is not None}
     missing = [order for order in orders if order.key not in known]
     if not missing:
-        return Concluded(known)
+        return Conclusions(known)
     chunks = [ReduceTask(order) for order in reduce_orders(run, missing)]
     with ExitStack() as stack:
         if not chunks and not getattr(executor, "is_open", True):
@@ -47,13 +47,13 @@ def concluded(
     damaged = [name for names in (*lost, *(one.damaged for one in found)) for name in names]
     lacking = dict.fromkeys(name for one in found for name in one.missing if name not in damaged)
     concluded = known | {(one.model, one.arm): one for one in found}
-    return Concluded(concluded, tuple(damaged), tuple(lacking))
+    return Conclusions(concluded, tuple(damaged), tuple(lacking))
 
 
 def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, None]) -> list[Any]:
     """What workers say of the tasks; lines tell how far they are."""
     found: list[Any] = []
-    progress = Counter("scoring", what, len(tasks))
+    progress = WorkCounter("scoring", what, len(tasks))
     for piece in executor.run(Pool.of(tasks)):
         if isinstance(piece, GiveUp | Stop):
             problems[str(piece)] = None

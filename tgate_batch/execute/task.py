@@ -11,11 +11,11 @@ from typing import Any
 
 from tgate_batch.config import Model
 from tgate_batch.errors import StorageError, UserError
-from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.records import Beat
+from tgate_batch.output.prompt_store import ShardPlan
+from tgate_batch.records import ShardProgress
+from tgate_batch.score.aggregate import SumOrder
 from tgate_batch.score.figures import ConcludeOrder
 from tgate_batch.score.measure import MeasureOrder
-from tgate_batch.score.reduce import ReduceOrder
 from tgate_batch.score.reference_file import ReferenceOrder
 
 LIVES = 3  # failures that a task survives before it is split or given up
@@ -76,7 +76,7 @@ class Task(ABC):
 
     def delivered(self, piece: Any) -> bool:
         """The worker said something; returns whether it counts. All but a beat says: it is done."""
-        self.done = not isinstance(piece, Beat)
+        self.done = not isinstance(piece, ShardProgress)
         return True
 
     def finished(self) -> bool:
@@ -193,7 +193,7 @@ class MeasureTask(Task):
 class ReduceTask(Task):
     """Adds up a full chunk of an arm's measurements."""
 
-    wanted: ReduceOrder
+    wanted: SumOrder
 
     action = "reduce"
 
@@ -201,7 +201,7 @@ class ReduceTask(Task):
         source = self.wanted.source
         return f"the sums of {source.model} {source.arm}, part {self.wanted.chunk.index}"
 
-    def order(self) -> ReduceOrder:
+    def order(self) -> SumOrder:
         return self.wanted
 
 

@@ -21,18 +21,26 @@ from tgate_batch.execute import plugins
 from tgate_batch.execute.task import RenderOrder
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.weights import unlike_promised
-from tgate_batch.models.opened import resolve
-from tgate_batch.output import frozen, history, layout, parquet, seal
+from tgate_batch.models.resolve import resolve_sampling
+from tgate_batch.output import history, layout, parquet, prompt_store, seal
 from tgate_batch.output.run import device_of
-from tgate_batch.records import Beat, Failure, ImageRecord, Kind, Receipt, Shard, row_digest
-from tgate_batch.render.time_sheet import Energy, TimeSheet
-from tgate_batch.score import metrics
-from tgate_batch.score.figures import Beside, ConcludeOrder, Conclusion, Facts, conclude
+from tgate_batch.records import (
+    BatchKey,
+    Failure,
+    ImageRecord,
+    Shard,
+    ShardProgress,
+    ShardResult,
+    row_digest,
+)
+from tgate_batch.render.timing import Energy, StageTimer
+from tgate_batch.score import registry
+from tgate_batch.score.aggregate import SumOrder, sum_chunk
+from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, ReferenceFigures, conclude
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
-from tgate_batch.score.reduce import ReduceOrder, reduce
+from tgate_batch.score.partial_sums import ArmSums
 from tgate_batch.score.reference import load_reference
 from tgate_batch.score.reference_file import ReferenceOrder, write_part
-from tgate_batch.score.sums import Summary
 from tgate_batch.storage import Folder
 
 
@@ -45,12 +53,12 @@ class _Beats:
         self._of = (order.model.name, order.arm, order.shard.index)
         self._said, self._drawn = time.monotonic(), 0
 
-    def after_one_more(self) -> Beat | None:
+    def after_one_more(self) -> ShardProgress | None:
         """Counts a picture; returns the beat that is due, if one is."""
         self._drawn += 1
         if time.monotonic() - self._said < self.SECONDS:
             return None
-        beat = Beat(*self._of, self._drawn)
+        beat = ShardProgress(*self._of, self._drawn)
         self._said, self._drawn = time.monotonic(), 0
         return beat
 
@@ -67,10 +75,10 @@ class _Loaded:
 def _check_promised(model: Model, here: str | None, promised: str | None) -> None:
     """Raises UserError if a model's files are not those of the promised fingerprint."""
     if promised is not None and here != promised:
-        from tgate_batch.models.checkpoint import checkpoint
+        from tgate_batch.models.checkpoint import locate_checkpoint
 
         name = f"models: {model.name}"
-        raise UserError(unlike_promised(name, checkpoint(model), here, promised))
+        raise UserError(unlike_promised(name, locate_checkpoint(model), here, promised))
 
 
 class Worker:
@@ -88,16 +96,16 @@ class Worker:
         self._folder = folder
         self._open_runner = open_runner
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._times = TimeSheet()
+        self._times = StageTimer()
         self._device = threading.Lock()
         self._device_name, self._energy = history.CPU, Energy(None)
         self._invariant: bool | None = None
         self._renderer: _Loaded | None = None
-        self._metrics: metrics.LoadedMetrics | None = None
-        self._references: dict[tuple[str, str], Beside] = {}
-        self._baselines: dict[str, Summary] = {}  # by model
+        self._metrics: registry.LoadedMetrics | None = None
+        self._references: dict[tuple[str, str], ReferenceFigures] = {}
+        self._baselines: dict[str, ArmSums] = {}  # by model
         self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
-        self._known: dict[tuple[str, str, Kind], dict[str, str]] = {}
+        self._known: dict[tuple[str, str, BatchKey], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
         """Loads the model, if one is given. Returns the process id.
@@ -114,13 +122,13 @@ class Worker:
         with self._device:
             return self._ready(model).fingerprint
 
-    def render(self, order: RenderOrder) -> Iterator[Beat | Receipt]:
+    def render(self, order: RenderOrder) -> Iterator[ShardProgress | ShardResult]:
         """Yields a beat now and then, and a receipt after the file is written; a trial has none.
 
         Raises DeviceLost where only a fresh process can go on, and UserError if this machine's
         checkpoint is not the order's.
         """
-        shard = frozen.load_shard(self._folder, order.shard)
+        shard = prompt_store.load_shard(self._folder, order.shard)
         quarantined = {
             shard.prompts[p].id: Failure("WorkerDied", reason)
             for p, reason in order.quarantined.items()
@@ -145,7 +153,7 @@ class Worker:
         records = [drawn.get(key, record) for key, record in kept] or _in_order(drawn, shard)
         self._write(order, records, about)
         good = [record for record in records if record.status == "ok"]
-        yield Receipt(
+        yield ShardResult(
             order.model.name,
             order.arm,
             order.shard.index,
@@ -154,7 +162,7 @@ class Worker:
             seconds=sum((r.batch_seconds or 0) / (r.batch_size or 1) for r in good),
             device=self._device_name,
             host=socket.gethostname(),
-            why=next((record.error for record in records if record.error), None),
+            first_error=next((record.error for record in records if record.error), None),
             cut=renderer.cut(shard),
             invariant=self._invariant,
         )
@@ -181,7 +189,7 @@ class Worker:
             if self._metrics is None:
                 self._renderer = None  # makes room for the extractor
                 limit_threads(self._config)
-                self._metrics = metrics.load_metrics(
+                self._metrics = registry.load_metrics(
                     self._config.score,
                     self._config.baseline is not None,
                     _available(device_of(self._config)),
@@ -189,11 +197,11 @@ class Worker:
             found = measure(self._folder, order, self._metrics)
         yield found
 
-    def reduce(self, order: ReduceOrder) -> Iterator[list[str]]:
+    def reduce(self, order: SumOrder) -> Iterator[list[str]]:
         """Adds a chunk of measurements up; yields the names of those that were damaged."""
         with self._device:
             self._renderer = None  # makes room for the sums
-            found = reduce(self._folder, order)
+            found = sum_chunk(self._folder, order)
         yield found
 
     def conclude(self, order: ConcludeOrder) -> Iterator[Conclusion]:
@@ -208,7 +216,7 @@ class Worker:
             found = conclude(self._folder, order, known, self._baselines)
         yield found
 
-    def _reference(self, facts: Facts, order: ConcludeOrder) -> Beside | None:
+    def _reference(self, facts: Facts, order: ConcludeOrder) -> ReferenceFigures | None:
         """What pictures are compared with under an extractor, read once."""
         if facts.name not in order.references:
             return None
@@ -217,7 +225,7 @@ class Worker:
             loaded = load_reference(file, facts)
             if sha256 not in (loaded.sha256, loaded.about.get("sha256")):
                 raise UserError(unlike_promised("reference", file, loaded.sha256, sha256))
-            self._references[facts.name, sha256] = Beside(loaded)
+            self._references[facts.name, sha256] = ReferenceFigures(loaded)
         return self._references[facts.name, sha256]
 
     def reference(self, order: ReferenceOrder) -> Iterator[int]:
@@ -261,17 +269,17 @@ class Worker:
             "counted": self._energy.counted(),
             "seconds": self._times.summary(),
         }
-        self._folder.write(layout.worker(self._name), json.dumps(seal.sealed(summary)))
+        self._folder.write(layout.worker(self._name), json.dumps(seal.with_seal(summary)))
 
     def _about(self, order: RenderOrder) -> dict[str, str]:
         """What every file of a (model, arm) and kind of rows says of itself."""
-        key = order.model.name, order.arm, order.shard.kind
+        key = order.model.name, order.arm, order.shard.batch_key
         if key not in self._known:
             macs = self._counted(order) if order.macs is None else order.macs
             self._known[key] = {
                 "settings": self._config.arms[order.arm].model_dump_json(),
                 "made_by": json.dumps(
-                    history.maker(self._device_name) | {"invariant": self._invariant}
+                    history.environment(self._device_name) | {"invariant": self._invariant}
                 ),
                 **{name: json.dumps(value) for name, value in macs.items()},
             }
@@ -279,9 +287,11 @@ class Worker:
 
     def _counted(self, order: RenderOrder) -> Mapping[str, int]:
         """The MACs that the driver could not count: it has none of the model's files."""
-        from tgate_batch.models.macs import macs_of_arm
+        from tgate_batch.models.macs.arm import macs_of_arm
 
-        sampling = resolve(order.model, self._config.sampling).of_kind(order.shard.kind)
+        sampling = resolve_sampling(order.model, self._config.sampling).of_kind(
+            order.shard.batch_key
+        )
         with self._times.timed("load"), _without_collection():
             return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 
@@ -312,8 +322,8 @@ class Worker:
     def _opened(self, model: Model) -> Any:
         import torch
 
-        from tgate_batch.models.runner import open_runner
-        from tgate_batch.render.shard import Renderer
+        from tgate_batch.models.pipeline_runner import open_runner
+        from tgate_batch.render.renderer import Renderer
 
         limit_threads(self._config)
         if self._config.workers.gpus_each and torch.cuda.is_available():

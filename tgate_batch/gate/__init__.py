@@ -15,7 +15,7 @@ reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0)
 from importlib import import_module
 
 from tgate_batch.gate.plan import Action, DeepCache, GatePlan, GuidanceInterval, StepActions
-from tgate_batch.gate.summary import Summary
+from tgate_batch.gate.step_tracker import Summary
 
 _LAZY = {
     "GateNotReached": "call",

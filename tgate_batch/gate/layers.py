@@ -29,7 +29,7 @@ class CurrentActions:
         return CurrentActions()
 
 
-class Replaced(ABC):
+class PatchedForward(ABC):
     """Replaces ``forward`` of one module until ``give_back`` restores it."""
 
     def __init__(self, module: Any, current: CurrentActions) -> None:
@@ -38,7 +38,7 @@ class Replaced(ABC):
         self.before = vars(module).get("forward")  # another hook's
         module.forward = self.forward
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         self.current = CurrentActions()
         # A later wrapper may still call this one, which now only calls the original.
         if vars(self.module).get("forward") == self.forward:
@@ -56,7 +56,7 @@ class Replaced(ABC):
         """Runs instead of the module's ``forward``."""
 
 
-class GatedAttention(Replaced):
+class GatedAttention(PatchedForward):
     """Computes, stores or reuses one attention layer's output, according to ``current``.
 
     ``caches`` maps the number of the call that stored an output to the output. ``is_cross`` is True
@@ -119,7 +119,7 @@ class GatedAttention(Replaced):
         self.caches = {number: cache.chunk(2)[1] for number, cache in self.caches.items()}
 
 
-class SkippedNorm(Replaced):
+class SkippableNorm(PatchedForward):
     """Skips a norm that only feeds an attention layer which reuses its stored output."""
 
     def __init__(self, module: Any, attention: GatedAttention) -> None:
@@ -152,9 +152,9 @@ def attach(
         for name in ("attn1", "attn2"):
             layer = getattr(block, name)
             layers[name] = GatedAttention(layer, current, layer.is_cross_attention)
-            stack.callback(layers[name].give_back)
+            stack.callback(layers[name].restore)
         for norm, name in _norms(block):
-            stack.callback(SkippedNorm(getattr(block, norm), layers[name]).give_back)
+            stack.callback(SkippableNorm(getattr(block, norm), layers[name]).restore)
         found += layers.values()
     if not found:
         raise ValueError(

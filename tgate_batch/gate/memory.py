@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tgate_batch.gate.families import known
 from tgate_batch.gate.layers import blocks
 from tgate_batch.gate.plan import Action, GatePlan
+from tgate_batch.gate.supported_denoisers import find_denoiser
 
 
 def cache_bytes(
@@ -33,7 +33,7 @@ def cache_bytes(
         for layer in (block.attn1, block.attn2):
             name = "cross" if layer.is_cross_attention else "self_"
             values[name] += tokens * layer.to_out[0].out_features
-    kind = known(denoiser)
+    kind = find_denoiser(denoiser)
     by_branch = kind is not None and kind.branch_a_call
     branches = 2 if guided else 1
     held, peak = {"cross": 0, "self_": 0}, 0

@@ -8,11 +8,10 @@ from weakref import WeakSet, ref
 
 import torch
 
-from tgate_batch.gate.body import Body
-from tgate_batch.gate.call import PipelineCall
-from tgate_batch.gate.families import Denoiser, denoiser_class, documented_plan
+from tgate_batch.gate.denoiser_hook import DenoiserHook
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
-from tgate_batch.gate.summary import Summary
+from tgate_batch.gate.step_tracker import StepTracker, Summary
+from tgate_batch.gate.supported_denoisers import DenoiserTraits, denoiser_traits, documented_plan
 
 Plan = GatePlan | GuidanceInterval | Literal["documented"] | None
 
@@ -46,26 +45,26 @@ def gated(
     Raises ValueError for a denoiser, a scheduler or a setting that cannot be gated, and inside the
     block at the step of a pipeline call that cannot be read.
     """
-    with following(pipe, plan, guided, deepcache) as call:
+    with tracked(pipe, plan, guided, deepcache) as call:
         yield call.summary if call is not None else Summary()
 
 
 @contextmanager
-def following(
+def tracked(
     pipe: Any, plan: Plan, guided: bool | None = None, deepcache: DeepCache | None = None
-) -> Iterator[PipelineCall | None]:
-    """``gated``, but yields the ``PipelineCall``; None if there is nothing to change."""
+) -> Iterator[StepTracker | None]:
+    """``gated``, but yields the ``StepTracker``; None if there is nothing to change."""
     if plan is None and deepcache is None:
         yield None
         return
     denoiser = denoiser_of(pipe)
     plan = documented_plan(pipe, denoiser) if plan == "documented" else plan
-    kind = denoiser_class(denoiser) if plan is not None else Denoiser()
+    traits = denoiser_traits(denoiser) if plan is not None else DenoiserTraits()
     _refuse(pipe, denoiser)
-    bodies = [Body(denoiser, kind)]
+    hooks = [DenoiserHook(denoiser, traits)]
     if plan is not None:
-        bodies += [Body(net, denoiser_class(net)) for net in _controls(pipe, denoiser)]
-    if any(body.module in _gated for body in bodies):
+        hooks += [DenoiserHook(net, denoiser_traits(net)) for net in _controls(pipe, denoiser)]
+    if any(hook.module in _gated for hook in hooks):
         raise ValueError(
             "a ControlNet of this pipeline is already gated in another one. Fix: exit that block "
             "first"
@@ -76,15 +75,17 @@ def following(
                 f"guidance that begins at step {plan.first} cannot be detected at the first step. "
                 "Fix: give guided=True, or guided=False for calls without guidance"
             )
-        for body in bodies:
-            body.kind = replace(body.kind, kept=1)
+        for hook in hooks:
+            hook.traits = replace(hook.traits, kept_branch=1)
     with ExitStack() as stack:
-        for body in bodies:
-            _gated.add(body.module)
-            stack.callback(_gated.discard, body.module)
-        call = PipelineCall(pipe, plan, bodies, guided)
-        for body in bodies:
-            body.follow(call.entered, call.left, isinstance(plan, GatePlan), stack)
+        for hook in hooks:
+            _gated.add(hook.module)
+            stack.callback(_gated.discard, hook.module)
+        call = StepTracker(pipe, plan, hooks, guided)
+        for hook in hooks:
+            hook.follow(
+                call.on_denoiser_call, call.on_denoiser_return, isinstance(plan, GatePlan), stack
+            )
         if deepcache is not None:
             from tgate_batch.gate.deepcache import enabled
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import Column, Measure, PictureMetric
 from tgate_batch.metrics.part_files import PartFiles, laid_out, listed
 from tgate_batch.metrics.weights import folder_sha256
 

@@ -202,7 +202,7 @@ def check_extractor(name: str, path: str | None) -> None:
         )
 
 
-class Described:
+class ExtractorFacts:
     """What is known of an extractor without loading its network; None for what is not known.
 
     ``name`` is as in a config, ``path`` as for ``load_extractor``. A class of one's own is known by

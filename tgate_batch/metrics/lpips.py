@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import Column, Measure, PictureMetric
 from tgate_batch.metrics.pairs import pairs, tensor
 from tgate_batch.metrics.weights import load_weights
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tgate_batch.metrics.entry import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import Column, Measure, PictureMetric
 from tgate_batch.metrics.pairs import pairs
 
 _SAME_PICTURE = 100.0  # dB

@@ -20,11 +20,11 @@ from tgate_batch.errors import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentSpec:
     """One network or scheduler: the library and class that build it, and its configuration."""
 
     library: str  # "diffusers", "transformers", or a module of one's own
-    kind: str
+    class_name: str
     config: Mapping[str, Any]
 
 
@@ -36,17 +36,17 @@ class Architecture:
     is its length. ``controlnet`` steers the denoiser, if there is one.
     """
 
-    denoiser: Part
-    encoders: Mapping[str, Part]
-    vae: Part
+    denoiser: ComponentSpec
+    encoders: Mapping[str, ComponentSpec]
+    vae: ComponentSpec
     tokens: int
-    scheduler: Part = Part("diffusers", "DDIMScheduler", {})
-    controlnet: Part | None = None
+    scheduler: ComponentSpec = ComponentSpec("diffusers", "DDIMScheduler", {})
+    controlnet: ComponentSpec | None = None
 
 
 # Two parts that several families share. CLIP ViT-L/14: openai/clip-vit-large-patch14. The VAE:
 # stable-diffusion-v1-5/stable-diffusion-v1-5; those of SDXL and PixArt have the same shapes.
-CLIP_L = Part(
+CLIP_L = ComponentSpec(
     "transformers",
     "CLIPTextModel",
     {
@@ -60,7 +60,7 @@ CLIP_L = Part(
         "projection_dim": 768,
     },
 )
-KL_VAE = Part(
+KL_VAE = ComponentSpec(
     "diffusers",
     "AutoencoderKL",
     {
@@ -73,7 +73,7 @@ KL_VAE = Part(
 )
 
 
-def latent_scale(vae: Part) -> int:
+def latent_scale(vae: ComponentSpec) -> int:
     """Pixels a latent, along one side: each block of the VAE but the last halves the picture."""
     config = vae.config
     names = ("decoder_block_out_channels", "block_out_channels", "dim_mult")
@@ -86,7 +86,7 @@ _PARTS = ("unet", "transformer", "controlnet", "vae", "scheduler", *_ENCODERS)
 
 
 def read_architecture(
-    folder: str | Path, tokens: Callable[[Mapping[str, Part]], int]
+    folder: str | Path, tokens: Callable[[Mapping[str, ComponentSpec]], int]
 ) -> Architecture:
     """The architecture of a diffusers pipeline folder, from the ``config.json`` of its parts.
 
@@ -117,18 +117,18 @@ def read_architecture(
     )
 
 
-def _read_part(folder: Path, library: str, kind: str) -> Part:
+def _read_part(folder: Path, library: str, kind: str) -> ComponentSpec:
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
     if library not in ("diffusers", "transformers") and library not in sys.modules:
         library = f"diffusers.pipelines.{library}"  # an index leaves out where such a part lies
-    return Part(library, kind, read_json(folder / name))
+    return ComponentSpec(library, kind, read_json(folder / name))
 
 
-def build(part: Part) -> Any:
+def build(part: ComponentSpec) -> Any:
     """The part from its configuration alone."""
     import diffusers
 
-    kind = getattr(import_module(part.library), part.kind)
+    kind = getattr(import_module(part.library), part.class_name)
     if issubclass(kind, diffusers.ConfigMixin):
         return kind.from_config(dict(part.config))
     settings = kind.config_class.from_dict(dict(part.config))
@@ -137,7 +137,7 @@ def build(part: Part) -> Any:
     return kind(settings)
 
 
-def on_meta(part: Part) -> Any:
+def on_meta(part: ComponentSpec) -> Any:
     """The network on the meta device: its layers and shapes, without weights."""
     import torch
 

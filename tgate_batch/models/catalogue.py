@@ -68,10 +68,10 @@ def family_of(name: str) -> Family:
 
 def resolve(name: str, sampling: Sampling) -> ResolvedSampling:
     """The sampling with the model's documented setting wherever the config leaves it open."""
-    return resolved(entry(name), sampling)
+    return documented_sampling(entry(name), sampling)
 
 
-def resolved(row: Entry, sampling: Sampling) -> ResolvedSampling:
+def documented_sampling(row: Entry, sampling: Sampling) -> ResolvedSampling:
     """The sampling with the row's setting wherever the config leaves it open."""
     documented: dict[str, Any] = {
         "steps": row.steps,

@@ -10,18 +10,18 @@ from tgate_batch.config import OWN_SCHEDULER, Model, ResolvedSampling, Sampling
 from tgate_batch.errors import UserError
 from tgate_batch.metrics.part_files import LINKS, PartFiles, laid_out
 from tgate_batch.metrics.weights import pickled_only
-from tgate_batch.models import hub, loras, scheduling, single_file
+from tgate_batch.models import hub, loras, schedulers, single_file
 from tgate_batch.models.architecture import class_names, read_json
 from tgate_batch.models.family import pipeline_class
-from tgate_batch.models.files import Files, files, places_of_parts, variant_of
-from tgate_batch.models.opened import (
+from tgate_batch.models.files import ModelFiles, list_model_files, replacement_folders, variant_of
+from tgate_batch.models.resolve import (
     INDEX,
-    Opened,
-    opened,
+    ResolvedModel,
     part_class,
     part_folder,
     refusal,
-    resolve,
+    resolve_model,
+    resolve_sampling,
 )
 
 _LATENT_CHANNELS = 4  # of Stable Diffusion's VAE
@@ -36,11 +36,11 @@ _PLAIN = "give a checkpoint whose parts are classes of diffusers and transformer
 def check(model: Model, sampling: Sampling) -> ResolvedSampling:
     """Checks all that needs no weights; returns the resolved sampling.
 
-    Raises UserError if the checkpoint is missing or unsupported, as ``checkpoint`` does, or if the
+    Raises UserError if the checkpoint is missing or unsupported (``locate_checkpoint``), or if the
     scheduler, a LoRA or a replaced component cannot be used.
     """
-    found = opened(model)
-    checkpoint(model, found)
+    found = resolve_model(model)
+    locate_checkpoint(model, found)
     key = f"models: {model.name}"
     place = model.path if model.path is not None else found.row.checkpoint
     if model.revision is not None and (model.path is None or hub.is_local(place)):
@@ -56,22 +56,22 @@ def check(model: Model, sampling: Sampling) -> ResolvedSampling:
         )
     if model.config is not None and found.file is None:
         raise UserError(f"{key}: config is of a single file, and {place} is none; leave it out")
-    scheduling.check_name(model.scheduler, f"{key}: scheduler")
+    schedulers.check_name(model.scheduler, f"{key}: scheduler")
     _check_parts(model, found)
     _check_channels(model, found)
     loras.check(model, found.family)
-    how = resolve(model, sampling, found)
-    scheduling.check_arguments(model, found, how)
+    how = resolve_sampling(model, sampling, found)
+    schedulers.check_arguments(model, found, how)
     return how
 
 
-def checkpoint(model: Model, found: Opened | None = None) -> str:
+def locate_checkpoint(model: Model, found: ResolvedModel | None = None) -> str:
     """Where the model is loaded from: a folder, a single file or a hub id.
 
     Raises UserError for a folder that is not there, that names code of its own, and whose weights
     are pickles.
     """
-    found = found or opened(model)
+    found = found or resolve_model(model)
     path = str(found.file or found.row.checkpoint)
     is_folder = found.file is None and hub.is_local(path)
     if is_folder and not (Path(path).expanduser() / INDEX).is_file():
@@ -81,7 +81,7 @@ def checkpoint(model: Model, found: Opened | None = None) -> str:
     return str(Path(path).expanduser()) if is_folder else path
 
 
-def _check_parts(model: Model, found: Opened) -> None:
+def _check_parts(model: Model, found: ResolvedModel) -> None:
     """Raises UserError for a replaced U-Net or VAE that cannot take the checkpoint's place."""
     key = f"models: {model.name}"
     if model.unet is not None and found.family.denoiser != "unet":
@@ -110,7 +110,7 @@ def _check_parts(model: Model, found: Opened) -> None:
             )
 
 
-def _check_channels(model: Model, found: Opened) -> None:
+def _check_channels(model: Model, found: ResolvedModel) -> None:
     """Raises UserError for a U-Net that needs more than noise, as that of an inpainting model."""
     if found.family.denoiser != "unet" or found.family.draws != "picture" or found.folder is None:
         return
@@ -132,7 +132,7 @@ def _check_channels(model: Model, found: Opened) -> None:
         )
 
 
-def _unsafe(folder: Path, model: Model, found: Opened) -> str | None:
+def _unsafe(folder: Path, model: Model, found: ResolvedModel) -> str | None:
     """Returns why a local checkpoint is refused; None if it has no code and no pickles."""
     if not (folder / INDEX).is_file():
         return None
@@ -167,22 +167,24 @@ def resolved_dtype(model: Model, device: str) -> str:
     """The model's dtype with ``auto`` resolved: half precision on a GPU, float32 on a CPU."""
     if model.dtype != "auto":
         return model.dtype
-    return opened(model).row.half if device.startswith("cuda") else "float32"
+    return resolve_model(model).row.half if device.startswith("cuda") else "float32"
 
 
-def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | None = None) -> Any:
+def load_pipeline(
+    model: Model, sampling: ResolvedSampling, device: str, dtype: str | None = None
+) -> Any:
     """Loads the pipeline onto ``device``; ``dtype`` None: the model's.
 
     Raises UserError where the checkpoint cannot be had or holds something else.
     """
     import torch
 
-    found = opened(model)
-    where = checkpoint(model, found)
+    found = resolve_model(model)
+    where = locate_checkpoint(model, found)
     dtype = dtype or resolved_dtype(model, device)
     chosen = getattr(torch, dtype)
     try:
-        read = files(model, dtype) or _fetched(model, found, dtype)
+        read = list_model_files(model, dtype) or _fetched(model, found, dtype)
         pipeline = _read(read, found, chosen).to(device)
     except UserError:
         raise
@@ -193,7 +195,7 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
             reason = "weights are missing that its configurations require"
         raise UserError(f"models: {model.name} cannot be loaded from {where}: {reason}") from None
     if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
-        pipeline.scheduler = scheduling.another_scheduler(
+        pipeline.scheduler = schedulers.build_scheduler(
             sampling.scheduler, pipeline.scheduler, sampling.scheduler_arguments
         )
     pipeline.set_progress_bar_config(disable=True)
@@ -203,7 +205,7 @@ def load(model: Model, sampling: ResolvedSampling, device: str, dtype: str | Non
     return pipeline
 
 
-def _read(read: Files, found: Opened, dtype: Any) -> Any:
+def _read(read: ModelFiles, found: ResolvedModel, dtype: Any) -> Any:
     """The pipeline from the listed files, which are all that the loaders are given."""
     import torch
 
@@ -236,9 +238,9 @@ def _part(read: PartFiles, dtype: Any) -> Any:
         return network.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
 
 
-def _fetched(model: Model, found: Opened, dtype: str) -> Files:
+def _fetched(model: Model, found: ResolvedModel, dtype: str) -> ModelFiles:
     """The files of a model that is at the hub, fetched."""
-    places = places_of_parts(model, found)
+    places = replacement_folders(model, found)
     for part, place in places.items():
         if not hub.is_local(place):
             hub.fetched(place, None, f"models: {model.name}: {part}", hub.NETWORK)
@@ -252,7 +254,7 @@ def _fetched(model: Model, found: Opened, dtype: str) -> Files:
             **found.row.options,
             **dict.fromkeys(places),
         )
-    read = files(model, dtype, must=True)
+    read = list_model_files(model, dtype, must=True)
     if read is None:
         raise UserError(f"models: {model.name} cannot be fetched. Fix: give a local folder")
     return read
@@ -263,7 +265,7 @@ def check_hub(model: Model) -> None:
 
     The hub is asked for a few seconds at most.
     """
-    where = checkpoint(model)
+    where = locate_checkpoint(model)
     if Path(where).exists() or hub.cached(where, INDEX, model.revision) is not None:
         return
     hub.check(where, model.revision, f"models: {model.name}")

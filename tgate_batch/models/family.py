@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from tgate_batch.config import ResolvedSampling
-from tgate_batch.models.architecture import Architecture, Part
+from tgate_batch.models.architecture import Architecture, ComponentSpec
 from tgate_batch.records import Prompt
 from tgate_batch.storage.images import open_upright
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-Config = Mapping[str, Any]  # of a denoiser, an encoder or a VAE
+ComponentConfig = Mapping[str, Any]  # of a denoiser, an encoder or a VAE
 Condition = dict[str, Any]  # one prompt's arguments of the pipeline's call
 
 
@@ -67,21 +67,21 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta")
 
 
-def clip_tokens(row: Entry, encoders: Mapping[str, Part]) -> int:
+def clip_tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     """Caption tokens of a CLIP text encoder: captions are padded to its whole length."""
     longest = 77  # CLIP's own
     text = encoders.get("text_encoder")
     return longest if text is None else text.config.get("max_position_embeddings", longest)
 
 
-def text_inputs(config: Config, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+def text_inputs(config: ComponentConfig, batch: int, tokens: int) -> dict[str, torch.Tensor]:
     """A text encoder's inputs on the meta device: ``input_ids``, int64 [batch, tokens]."""
     import torch
 
     return {"input_ids": torch.zeros(batch, tokens, dtype=torch.long, device="meta")}
 
 
-def picture_latents(architecture: Architecture, height: int, width: int) -> dict[str, Any]:
+def image_latents(architecture: Architecture, height: int, width: int) -> dict[str, Any]:
     """``decode``'s inputs for one picture on the meta device: ``z`` [1, channels, height, width].
 
     ``height`` and ``width`` are those of the latents.
@@ -89,7 +89,7 @@ def picture_latents(architecture: Architecture, height: int, width: int) -> dict
     return {"z": empty(1, architecture.vae.config.get("latent_channels", 4), height, width)}
 
 
-def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
+def first_image(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
     """Returns the prompt's image upright, in RGB, at the size to render.
 
     Raises ValueError if the prompt has no image, UserError if it cannot be read.
@@ -99,7 +99,7 @@ def first_picture(prompt: Prompt, sampling: ResolvedSampling) -> Image.Image:
     return open_upright(prompt.image).resize((sampling.width, sampling.height))
 
 
-def decode_pictures(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+def decode_images(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
     """Final latents [n, channels, h, w] -> pixels in -1..1, float32 [n, height, width, 3]."""
     vae = pipeline.vae
     latents = _unscaled(latents.to(vae.dtype), vae.config)
@@ -147,17 +147,19 @@ class Family:
 
     entries: tuple[Entry, ...]
     denoiser: str
-    inputs: Callable[[Config, int, int, int, int], dict[str, Any]]
-    encoded: Mapping[str, Callable[[Config, int], tuple[int, ...]]] = field(default_factory=dict)
+    inputs: Callable[[ComponentConfig, int, int, int, int], dict[str, Any]]
+    encoded: Mapping[str, Callable[[ComponentConfig, int], tuple[int, ...]]] = field(
+        default_factory=dict
+    )
     condition: Callable[[Prompt, ResolvedSampling], Condition] | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     guidance: str = "guidance_scale"
     draws: Literal["picture", "video"] = "picture"
     frames_per_second: int = 7  # of a video that is shown
-    decode: Callable[[Any, torch.Tensor], torch.Tensor] = decode_pictures
-    tokens: Callable[[Entry, Mapping[str, Part]], int] = clip_tokens
-    encoder_inputs: Callable[[Config, int, int], dict[str, Any]] = text_inputs
-    decoder_inputs: Callable[[Architecture, int, int], dict[str, Any]] = picture_latents
+    decode: Callable[[Any, torch.Tensor], torch.Tensor] = decode_images
+    tokens: Callable[[Entry, Mapping[str, ComponentSpec]], int] = clip_tokens
+    encoder_inputs: Callable[[ComponentConfig, int, int], dict[str, Any]] = text_inputs
+    decoder_inputs: Callable[[Architecture, int, int], dict[str, Any]] = image_latents
     bare: Mapping[str, Any] = field(default_factory=dict)
     loras: bool = True
     single_files: bool = False

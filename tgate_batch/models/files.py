@@ -10,14 +10,14 @@ from tgate_batch.metrics.part_files import PartFiles, listed
 from tgate_batch.models.architecture import read_json
 from tgate_batch.models.hub import cached, is_local
 from tgate_batch.models.loras import files_of
-from tgate_batch.models.opened import INDEX, Opened, opened
+from tgate_batch.models.resolve import INDEX, ResolvedModel, resolve_model
 
 # Classes of parts that have a config.json and no weights.
 _WITHOUT_WEIGHTS = ("Tokenizer", "Processor", "Extractor", "Scheduler")
 
 
 @dataclass(frozen=True)
-class Files:
+class ModelFiles:
     """The files of one model.
 
     ``parts``: of the checkpoint, by the pipeline's argument. ``replaced``: of parts that are loaded
@@ -49,28 +49,28 @@ class Files:
 
 def variant_of(model: Model, dtype: str) -> str | None:
     """Which weights are read, e.g. the half-precision ones; None: the plain ones."""
-    return model.variant or (opened(model).row.variant if dtype == "float16" else None)
+    return model.variant or (resolve_model(model).row.variant if dtype == "float16" else None)
 
 
-def places_of_parts(model: Model, found: Opened) -> dict[str, str]:
+def replacement_folders(model: Model, found: ResolvedModel) -> dict[str, str]:
     """Where the parts lie that are loaded in place of the checkpoint's."""
     places = {"unet": model.unet or found.row.unet, "vae": model.vae}
     return {part: place for part, place in places.items() if place is not None}
 
 
-def files(model: Model, dtype: str, must: bool = False) -> Files | None:
+def list_model_files(model: Model, dtype: str, must: bool = False) -> ModelFiles | None:
     """The files that are read for this resolved dtype.
 
     None if they are at the hub and not all on this machine, unless they ``must`` be. Raises
     UserError for a local checkpoint that lacks some, and for what a loader must not follow.
     """
-    found = opened(model)
+    found = resolve_model(model)
     if found.folder is None:
         return None
     is_own = found.file is None
     must = must or (is_own and is_local(found.row.checkpoint))
     root, variant = found.folder, variant_of(model, dtype)
-    places = places_of_parts(model, found)
+    places = replacement_folders(model, found)
     index = read_json(root / INDEX)
     kinds = {
         name: str(kind[1])
@@ -101,7 +101,7 @@ def files(model: Model, dtype: str, must: bool = False) -> Files | None:
         if read is None:
             return None
         loras |= {f"loras/{number}/{name}": file for name, file in read.items()}
-    return Files(root / INDEX, parts, replaced, found.file, loras)
+    return ModelFiles(root / INDEX, parts, replaced, found.file, loras)
 
 
 def _check_whole(

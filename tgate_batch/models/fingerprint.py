@@ -12,20 +12,20 @@ from pathlib import Path
 
 from tgate_batch.config import Model
 from tgate_batch.metrics.weights import file_sha256
-from tgate_batch.models.checkpoint import checkpoint
-from tgate_batch.models.files import files
+from tgate_batch.models.checkpoint import locate_checkpoint
+from tgate_batch.models.files import list_model_files
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint(model: Model, dtype: str) -> str | None:
-    """sha256 over the names and contents of what ``load`` reads for this resolved dtype.
+    """sha256 over the names and contents of what ``load_pipeline`` reads for this resolved dtype.
 
     None for a hub checkpoint that is not, or not whole, in the local cache: ask again once it is
     loaded. Raises UserError for a folder that is not there or not to be loaded.
     """
-    checkpoint(model)
-    read = files(model, dtype)
+    locate_checkpoint(model)
+    read = list_model_files(model, dtype)
     if read is None:
         return None
     found = {name: _sha256_of(file) for name, file in read.hashed().items()}

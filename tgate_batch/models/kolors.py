@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import KL_VAE, Architecture, Part
+from tgate_batch.models.architecture import KL_VAE, Architecture, ComponentSpec
 from tgate_batch.models.family import Entry, Family
 from tgate_batch.models.sd import caption
 from tgate_batch.models.sdxl import UNET, inputs, pooled, tiny_unet
 
 _TOKENS = 256  # the pipeline's own `max_sequence_length` (diffusers 0.42, pipelines/kolors/)
-_CHATGLM = Part(
+_CHATGLM = ComponentSpec(
     "diffusers.pipelines.kolors",
     "ChatGLMModel",
     {
@@ -34,7 +34,7 @@ _CHATGLM = Part(
         "original_rope": True,
     },
 )
-_UNET = Part(
+_UNET = ComponentSpec(
     "diffusers",
     "UNet2DConditionModel",
     {
@@ -88,7 +88,7 @@ def _tiny_chatglm(letters: int) -> Any:
     return encoder
 
 
-def _tokens(row: Entry, encoders: Mapping[str, Part]) -> int:
+def _tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     return _TOKENS
 
 

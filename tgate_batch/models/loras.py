@@ -18,7 +18,7 @@ from tgate_batch.errors import UserError, one_line
 from tgate_batch.models import hub
 from tgate_batch.models.architecture import on_meta
 from tgate_batch.models.family import Family, pipeline_class
-from tgate_batch.models.opened import Opened, architecture_of
+from tgate_batch.models.resolve import ResolvedModel, architecture_of
 from tgate_batch.models.single_file import keys_of
 
 # What the keys of other adapters have in them, and of LoRAs that diffusers would fuse as others.
@@ -80,7 +80,7 @@ def check(model: Model, family: Family) -> None:
             )
 
 
-def fits(model: Model, found: Opened) -> tuple[str, ...]:
+def fits(model: Model, found: ResolvedModel) -> tuple[str, ...]:
     """Returns one line per local LoRA: how many of its layers fit the model.
 
     Raises UserError if no layer of a LoRA fits.
@@ -113,14 +113,14 @@ def fits(model: Model, found: Opened) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _networks(model: Model, found: Opened) -> dict[str, Any]:
+def _networks(model: Model, found: ResolvedModel) -> dict[str, Any]:
     """The denoiser and the text encoders, by their names in the pipeline, without weights."""
     built = architecture_of(found, model)
     parts = {found.family.denoiser: built.denoiser, **built.encoders}
     return {part: on_meta(described) for part, described in parts.items()}
 
 
-def _as_loaded(found: Opened, file: Path, layers: Collection[str], config: Any) -> set[str]:
+def _as_loaded(found: ResolvedModel, file: Path, layers: Collection[str], config: Any) -> set[str]:
     """The layers by the names that the pipeline's own loader gives them."""
     denoiser = found.family.denoiser
     if all(layer.startswith(_PEFT) for layer in layers):

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import KL_VAE, Architecture, Part
-from tgate_batch.models.family import Config, Entry, Family, empty
+from tgate_batch.models.architecture import KL_VAE, Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Entry, Family, empty
 
 # The pipelines' own `max_sequence_length` (diffusers 0.42, pipelines/pixart_alpha/).
 _TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
@@ -24,7 +24,7 @@ _TRANSFORMER = {
     "out_channels": 8,
     "patch_size": 2,
 }
-_T5_XXL = Part(
+_T5_XXL = ComponentSpec(
     "transformers",
     "T5EncoderModel",
     {
@@ -41,7 +41,9 @@ _T5_XXL = Part(
 
 def _architecture(pipeline: str, **changes: Any) -> Architecture:
     return Architecture(
-        denoiser=Part("diffusers", "PixArtTransformer2DModel", {**_TRANSFORMER, **changes}),
+        denoiser=ComponentSpec(
+            "diffusers", "PixArtTransformer2DModel", {**_TRANSFORMER, **changes}
+        ),
         encoders={"text_encoder": _T5_XXL},
         vae=KL_VAE,
         tokens=_TOKENS[pipeline],
@@ -83,7 +85,9 @@ def _tiny(pipeline: str, scheduler: str) -> Any:
     )
 
 
-def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def _inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """Arguments of a PixArtTransformer2DModel on the meta device.
 
     ``hidden_states`` [batch, channels, height, width]; ``timestep`` [batch];
@@ -105,17 +109,17 @@ def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) ->
     }
 
 
-def _caption(config: Config, tokens: int) -> tuple[int, int]:
+def _caption(config: ComponentConfig, tokens: int) -> tuple[int, int]:
     """Shape of one encoded caption: (tokens, channels)."""
     return tokens, config["caption_channels"]
 
 
-def _mask(config: Config, tokens: int) -> tuple[int]:
+def _mask(config: ComponentConfig, tokens: int) -> tuple[int]:
     """Shape of one caption's mask: (tokens,)."""
     return (tokens,)
 
 
-def _tokens(row: Entry, encoders: Mapping[str, Part]) -> int:
+def _tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     return _TOKENS[row.pipeline]
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import Architecture, Part
-from tgate_batch.models.family import Config, Entry, Family, empty
+from tgate_batch.models.architecture import Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Entry, Family, empty
 
 _TOKENS = 300  # the pipeline's own `max_sequence_length` (diffusers 0.42, pipelines/sana/)
-_TRANSFORMER = Part(
+_TRANSFORMER = ComponentSpec(
     "diffusers",
     "SanaTransformer2DModel",
     {
@@ -37,7 +37,7 @@ _TRANSFORMER = Part(
 _WIDTHS = (128, 256, 512, 512, 1024, 1024)
 _BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 _SCALES = ((),) * 3 + ((5,),) * 3
-_AUTOENCODER = Part(
+_AUTOENCODER = ComponentSpec(
     "diffusers",
     "AutoencoderDC",
     {
@@ -55,7 +55,7 @@ _AUTOENCODER = Part(
         "scaling_factor": 0.41407,
     },
 )
-_GEMMA = Part(
+_GEMMA = ComponentSpec(
     "transformers",
     "Gemma2Model",
     {
@@ -133,7 +133,9 @@ def _tiny_autoencoder() -> Any:
     )
 
 
-def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def _inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """Arguments of a SanaTransformer2DModel on the meta device.
 
     ``hidden_states`` [batch, channels, height, width]; ``timestep`` [batch];
@@ -147,17 +149,17 @@ def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) ->
     }
 
 
-def _caption(config: Config, tokens: int) -> tuple[int, int]:
+def _caption(config: ComponentConfig, tokens: int) -> tuple[int, int]:
     """Shape of one encoded caption: (tokens, channels)."""
     return tokens, config["caption_channels"]
 
 
-def _mask(config: Config, tokens: int) -> tuple[int]:
+def _mask(config: ComponentConfig, tokens: int) -> tuple[int]:
     """Shape of one caption's mask: (tokens,)."""
     return (tokens,)
 
 
-def _tokens(row: Entry, encoders: Mapping[str, Part]) -> int:
+def _tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     """Of the denoiser. The text encoder reads the pipeline's instruction before them too."""
     return _TOKENS
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from tgate_batch import demo
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, Part
-from tgate_batch.models.family import Config, Entry, Family, empty
+from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Entry, Family, empty
 
-_OPEN_CLIP_H = Part(
+_OPEN_CLIP_H = ComponentSpec(
     "transformers",
     "CLIPTextModel",
     {
@@ -26,14 +26,14 @@ _OPEN_CLIP_H = Part(
 )
 
 
-def _unet(**changes: Any) -> Part:
+def _unet(**changes: Any) -> ComponentSpec:
     blocks = {
         "block_out_channels": (320, 640, 1280, 1280),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         "layers_per_block": 2,
     }
-    return Part("diffusers", "UNet2DConditionModel", {**blocks, **changes})
+    return ComponentSpec("diffusers", "UNet2DConditionModel", {**blocks, **changes})
 
 
 _SD15 = Architecture(  # stable-diffusion-v1-5/stable-diffusion-v1-5
@@ -98,7 +98,9 @@ def _tiny(scheduler: Any, head_dim: int | tuple[int, ...], linear: bool) -> Any:
     )
 
 
-def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def unet_inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """Arguments of a UNet2DConditionModel on the meta device.
 
     ``sample`` [batch, channels, height, width]; ``timestep`` []; ``encoder_hidden_states`` [batch,
@@ -115,7 +117,7 @@ def unet_inputs(config: Config, batch: int, tokens: int, height: int, width: int
     return inputs
 
 
-def caption(config: Config, tokens: int) -> tuple[int, int]:
+def caption(config: ComponentConfig, tokens: int) -> tuple[int, int]:
     """Shape of one encoded caption: (tokens, channels). A denoiser may project it first."""
     return tokens, config["encoder_hid_dim"] or config["cross_attention_dim"]
 

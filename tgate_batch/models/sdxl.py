@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, Part
-from tgate_batch.models.family import Config, Entry, Family, empty
+from tgate_batch.models.architecture import CLIP_L, KL_VAE, Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Entry, Family, empty
 from tgate_batch.models.sd import caption, unet_inputs
 
 _TIME_IDS = 6  # original size, crop and target size, two numbers each
@@ -36,7 +36,7 @@ UNET = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_OPEN_CLIP_BIG_G = Part(
+_OPEN_CLIP_BIG_G = ComponentSpec(
     "transformers",
     "CLIPTextModelWithProjection",
     {
@@ -65,7 +65,7 @@ _VEGA = {
 
 def _architecture(**changes: Any) -> Architecture:
     return Architecture(
-        denoiser=Part("diffusers", "UNet2DConditionModel", {**UNET, **changes}),
+        denoiser=ComponentSpec("diffusers", "UNet2DConditionModel", {**UNET, **changes}),
         encoders={"text_encoder": CLIP_L, "text_encoder_2": _OPEN_CLIP_BIG_G},
         vae=KL_VAE,
         tokens=77,
@@ -116,7 +116,9 @@ def _tiny(
     )
 
 
-def inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """As of Stable Diffusion, and two conditions more.
 
     ``text_embeds`` [batch, channels] and ``time_ids`` [batch, 6].
@@ -128,7 +130,7 @@ def inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> 
     return unet_inputs(config, batch, tokens, height, width) | {"added_cond_kwargs": conditions}
 
 
-def pooled(config: Config, tokens: int) -> tuple[int]:
+def pooled(config: ComponentConfig, tokens: int) -> tuple[int]:
     """Shape of one pooled caption: (channels,)."""
     times = _TIME_IDS * config["addition_time_embed_dim"]
     return (config["projection_class_embeddings_input_dim"] - times,)

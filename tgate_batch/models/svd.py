@@ -8,11 +8,11 @@ from typing import Any
 
 from tgate_batch.config import ResolvedSampling
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import KL_VAE, Architecture, Part
-from tgate_batch.models.family import Condition, Config, Entry, Family, empty, first_picture
+from tgate_batch.models.architecture import KL_VAE, Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Condition, Entry, Family, empty, first_image
 from tgate_batch.records import Prompt
 
-_CLIP_H_VISION = Part(
+_CLIP_H_VISION = ComponentSpec(
     "transformers",
     "CLIPVisionModelWithProjection",
     {
@@ -26,7 +26,7 @@ _CLIP_H_VISION = Part(
         "projection_dim": 1024,
     },
 )
-_UNET = Part(
+_UNET = ComponentSpec(
     "diffusers",
     "UNetSpatioTemporalConditionModel",
     {
@@ -45,7 +45,7 @@ _UNET = Part(
         "num_frames": 25,
     },
 )
-_VAE = Part(  # the encoder is that of Stable Diffusion
+_VAE = ComponentSpec(  # the encoder is that of Stable Diffusion
     "diffusers",
     "AutoencoderKLTemporalDecoder",
     {key: value for key, value in KL_VAE.config.items() if key != "up_block_types"},
@@ -102,7 +102,9 @@ def _tiny() -> Any:
     )
 
 
-def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def _inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """Arguments of a UNetSpatioTemporalConditionModel on the meta device.
 
     ``sample`` [batch, frames, channels, height, width]; ``timestep`` []; ``encoder_hidden_states``
@@ -118,7 +120,7 @@ def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) ->
 
 
 def _picture(prompt: Prompt, sampling: ResolvedSampling) -> Condition:
-    return {"image": first_picture(prompt, sampling)}
+    return {"image": first_image(prompt, sampling)}
 
 
 def _decode(pipeline: Any, latents: Any) -> Any:
@@ -135,12 +137,12 @@ def _decode(pipeline: Any, latents: Any) -> Any:
     return torch.cat(parts).permute(0, 2, 3, 4, 1).float()
 
 
-def _one_token(row: Entry, encoders: Mapping[str, Part]) -> int:
+def _one_token(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     """The encoded picture."""
     return 1
 
 
-def _encoder_inputs(config: Config, batch: int, tokens: int) -> dict[str, Any]:
+def _encoder_inputs(config: ComponentConfig, batch: int, tokens: int) -> dict[str, Any]:
     """``pixel_values`` [batch, 3, side, side]."""
     side = config["image_size"]
     return {"pixel_values": empty(batch, 3, side, side)}

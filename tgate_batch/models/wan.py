@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgate_batch.models import tiny
-from tgate_batch.models.architecture import Architecture, Part
-from tgate_batch.models.family import Config, Entry, Family, empty
+from tgate_batch.models.architecture import Architecture, ComponentSpec
+from tgate_batch.models.family import ComponentConfig, Entry, Family, empty
 
 _TOKENS = 512  # the pipeline's own `max_sequence_length` (diffusers 0.42, pipelines/wan/)
 _FRAMES = 81  # its `num_frames`
 _FRAMES_A_LATENT = 4  # but for the first, which is a frame
-_TRANSFORMER = Part(
+_TRANSFORMER = ComponentSpec(
     "diffusers",
     "WanTransformer3DModel",
     {
@@ -36,7 +36,7 @@ _TRANSFORMER = Part(
         "qk_norm": "rms_norm_across_heads",
     },
 )
-_AUTOENCODER = Part(
+_AUTOENCODER = ComponentSpec(
     "diffusers",
     "AutoencoderKLWan",
     {
@@ -47,7 +47,7 @@ _AUTOENCODER = Part(
         "temperal_downsample": [False, True, True],
     },
 )
-_UMT5_XXL = Part(
+_UMT5_XXL = ComponentSpec(
     "transformers",
     "UMT5EncoderModel",
     {
@@ -108,7 +108,9 @@ def _tiny() -> Any:
     )
 
 
-def _inputs(config: Config, batch: int, tokens: int, height: int, width: int) -> dict[str, Any]:
+def _inputs(
+    config: ComponentConfig, batch: int, tokens: int, height: int, width: int
+) -> dict[str, Any]:
     """Arguments of a WanTransformer3DModel on the meta device.
 
     ``hidden_states`` [batch, channels, frames, height, width]; ``timestep`` [batch];
@@ -126,7 +128,7 @@ def _latents() -> int:
     return (_FRAMES - 1) // _FRAMES_A_LATENT + 1
 
 
-def _caption(config: Config, tokens: int) -> tuple[int, int]:
+def _caption(config: ComponentConfig, tokens: int) -> tuple[int, int]:
     """Shape of one encoded caption: (tokens, channels)."""
     return tokens, config["text_dim"]
 
@@ -142,7 +144,7 @@ def _decode(pipeline: Any, latents: Any) -> Any:
     return frames.permute(0, 2, 3, 4, 1).float()
 
 
-def _tokens(row: Entry, encoders: Mapping[str, Part]) -> int:
+def _tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
     return _TOKENS
 
 

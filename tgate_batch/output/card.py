@@ -17,9 +17,9 @@ from tgate_batch import demo
 from tgate_batch.config import OWN_SCHEDULER, Arm, Sampling
 from tgate_batch.errors import one_line
 from tgate_batch.models import catalogue
-from tgate_batch.models.used import Used, read_used
+from tgate_batch.models.description import ModelDescription, read_descriptions
 from tgate_batch.output import history, layout, seal
-from tgate_batch.output.ledger import Ledger
+from tgate_batch.output.provenance import Provenance
 from tgate_batch.records import SCHEMA
 from tgate_batch.render.codec import MARK
 from tgate_batch.storage import Folder
@@ -74,7 +74,7 @@ def write(folder: Folder) -> None:
     held = folder.get(layout.CARD)
     if held is not None and not is_ours(held):
         return
-    folder.write(layout.CARD, seal.sealed_text(_card(folder)))
+    folder.write(layout.CARD, seal.text_with_seal(_card(folder)))
 
 
 def is_ours(content: bytes) -> bool:
@@ -85,7 +85,7 @@ def is_ours(content: bytes) -> bool:
 def _card(folder: Folder) -> str:
     run = json.loads(folder.read(layout.RUN))
     settings = run["config"]
-    ledger = Ledger(folder)
+    ledger = Provenance(folder)
     files = folder.sizes(layout.IMAGES)
     return (
         Path(__file__)
@@ -98,7 +98,7 @@ def _card(folder: Folder) -> str:
             models=", ".join(model["name"] for model in settings["models"]),
             marked=_marked(settings["images"]),
             counts=_counts(run),
-            made="\n".join(_made(settings, ledger, read_used(run.get("models")))),
+            made="\n".join(_made(settings, ledger, read_descriptions(run.get("models")))),
             source=_plain(", ".join(_paths(settings))),
             arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
             there="\n".join(_there(folder, run, (name for name, _ in files))),
@@ -114,7 +114,7 @@ def _card(folder: Folder) -> str:
     )
 
 
-def _version(files: list[tuple[str, int]], ledger: Ledger) -> str:
+def _version(files: list[tuple[str, int]], ledger: Provenance) -> str:
     folders = sorted({name.rpartition("/")[0] for name, _ in files})
     made_of = [ledger[folder] for folder in folders if folder in ledger]
     content = json.dumps([files, made_of], sort_keys=True).encode()
@@ -138,7 +138,9 @@ def _counts(run: Mapping[str, Any]) -> str:
     )
 
 
-def _made(settings: Mapping[str, Any], ledger: Ledger, used: Mapping[str, Used]) -> Iterator[str]:
+def _made(
+    settings: Mapping[str, Any], ledger: Provenance, used: Mapping[str, ModelDescription]
+) -> Iterator[str]:
     """A line a model: its checkpoint, and how it was sampled."""
     sampling = Sampling.model_validate(settings["sampling"])
     for model in settings["models"]:
@@ -190,9 +192,9 @@ def _there(folder: Folder, run: Mapping[str, Any], names: Iterable[str]) -> Iter
     """A line an arm: its finished files and failed images. Arms of earlier configs come last."""
     counted: Counter[tuple[str, str]] = Counter()
     for name in names:
-        place = layout.place(name)
-        if place is not None:
-            counted[str(place.model), str(place.arm)] += 1
+        role = layout.role_of(name)
+        if role is not None:
+            counted[str(role.model), str(role.arm)] += 1
     for model in run["config"]["models"]:
         for arm in run["config"]["arms"]:
             done = counted.pop((model["name"], arm), 0)

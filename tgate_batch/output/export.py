@@ -19,7 +19,7 @@ from typing import Any
 
 from tgate_batch.errors import UserError
 from tgate_batch.output import parquet
-from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.run import Run
 from tgate_batch.records import SCHEMA
 from tgate_batch.storage import Folder
@@ -33,7 +33,7 @@ _WRITERS = 16  # files that are written at once: a disk flushes, a store answers
 
 
 @dataclass
-class Exported:
+class ExportResult:
     """What came of one arm. ``missing``: shards whose file is not there, or damaged."""
 
     model: str
@@ -56,7 +56,9 @@ class Exported:
         return told
 
 
-def chosen(run: Run, model: str | None = None, arm: str | None = None) -> list[tuple[str, str]]:
+def select_arms(
+    run: Run, model: str | None = None, arm: str | None = None
+) -> list[tuple[str, str]]:
     """(model, arm) of the run: all, or of these names. Raises UserError where there is none."""
     every = [(found.name, name) for found, name, _ in run.pairs()]
     pairs = [pair for pair in every if model in (None, pair[0]) and arm in (None, pair[1])]
@@ -73,7 +75,7 @@ def export(
     pairs: list[tuple[str, str]],
     form: str = "imagefolder",
     shard_done: Callable[[], None] = lambda: None,
-) -> Iterator[Exported]:
+) -> Iterator[ExportResult]:
     """Writes the pictures of these models and arms into a folder or URI; yields arm by arm.
 
     What is there of an earlier export is kept, and what is of other content than the run has now is
@@ -114,12 +116,12 @@ def _export(
     arm: str,
     there: set[str],
     shard_done: Callable[[], None],
-) -> Exported:
+) -> ExportResult:
     """Exports one arm. ``there``: the names of the files that its folder holds.
 
     A file is unchanged if an earlier export lists it with the digest that its row has now.
     """
-    found = Exported(model, arm)
+    found = ExportResult(model, arm)
     told: dict[str, str] = {}  # a file's name -> its line
     target.clear_temporary()
     before = frozenset((target.get(METADATA) or b"").decode(errors="replace").splitlines(True))
@@ -168,7 +170,7 @@ def _rows(run: Run, model: str, arm: str, shard: ShardPlan) -> Iterator[dict[str
     Raises one of ``parquet.DAMAGE``, and KeyError where the arm has no pictures.
     """
     file, identity = run.pictures(model, arm, shard)
-    form = run.made_of(model, arm)["images.format"]
+    form = run.provenance_of(model, arm)["images.format"]
     columns = [*TOLD, "prompt", "status", "image"]
     number = 0
     for batch in parquet.read_batches(run.folder, file, columns, identity=identity):

@@ -25,7 +25,7 @@ import psutil
 from tgate_batch import __version__
 from tgate_batch.config import Workers
 from tgate_batch.errors import OutputLost, StorageError
-from tgate_batch.output import goodbye, layout, seal, shapes
+from tgate_batch.output import layout, seal, shapes, shutdown
 from tgate_batch.storage import Folder, without_credentials
 
 _PACKAGES = (
@@ -57,7 +57,7 @@ def software() -> dict[str, Any]:
     return {"versions": versions, "git": _git_commit()}
 
 
-def maker(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Who draws in this process: its software, the device, and what else rounds in its own way.
 
     On a CPU that is the processor and how many threads torch has of it.
@@ -124,7 +124,7 @@ _running: dict[str, Invocation] = {}  # of this process, by id
 
 
 @contextmanager
-def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
+def record_invocation(folder: Folder, invocation: Invocation) -> Iterator[None]:
     """Adds a line when the block begins, and one when it ends, also by an exception."""
     born = invocation.so_far()["born"]
     start = {
@@ -142,9 +142,9 @@ def recorded(folder: Folder, invocation: Invocation) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        invocation["exit_code"] = goodbye.exit_code(error)
+        invocation["exit_code"] = shutdown.exit_code(error)
         with suppress(StorageError, OutputLost):  # what is wrong is the error; it is said
-            _end(folder.hasty, invocation)
+            _end(folder.without_retries, invocation)
         raise
     try:
         _end(folder, invocation)
@@ -159,7 +159,7 @@ def _end(folder: Folder, invocation: Invocation) -> None:
 
 
 def _add(folder: Folder, entry: Mapping[str, Any]) -> None:
-    folder.append(layout.HISTORY, json.dumps(seal.sealed(entry)))
+    folder.append(layout.HISTORY, json.dumps(seal.with_seal(entry)))
 
 
 def read(folder: Folder) -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
     """What the file holds, without lines that are torn, or are no entries."""
     for line in (folder.get(layout.HISTORY) or b"").splitlines():
         try:
-            entry = shapes.checked(shapes.parsed(line), shapes.HistoryLine)
+            entry = shapes.check_shape(shapes.parse_json(line), shapes.HistoryLine)
         except ValueError:
             continue
         entry.pop(seal.KEY, None)
@@ -212,7 +212,7 @@ def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
     """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
     try:
         content = folder.get(layout.CLAIM) or b"{}"
-        claim = shapes.checked(shapes.parsed(content), shapes.SoFar)
+        claim = shapes.check_shape(shapes.parse_json(content), shapes.SoFar)
         if claim["id"] == invocation:
             return {"seconds": claim["seconds"], "workers": claim["workers"]}
     except (ValueError, KeyError):
@@ -220,7 +220,7 @@ def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
     return {}
 
 
-def added_up(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_makers(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those who differ, the one with most files first, each with its ``files`` added up.
 
     A maker is what a file says of who made it; one without ``files`` counts as one file.

@@ -154,7 +154,7 @@ def part(file: str, extractor: str, number: int) -> str:
     return f"{parts(file)}/{spelled(extractor)}/part-{number:05d}.parquet"
 
 
-class Place(NamedTuple):
+class FileRole(NamedTuple):
     """What a file is, by its name. ``of``: a metric, an extractor, or a worker."""
 
     kind: str  # a key of `_PLACES`
@@ -181,7 +181,7 @@ _PLACES = {
 }
 
 
-def place(name: str) -> Place | None:
+def role_of(name: str) -> FileRole | None:
     """What a file in a folder of the output is; None for a name that nothing here gives."""
     if not stays_inside(name):
         return None
@@ -189,13 +189,13 @@ def place(name: str) -> Place | None:
         if found := re.fullmatch(pattern, name):
             said = found.groupdict()
             number = int(said.pop("number", None) or 0)
-            return Place(kind, **said, number=number)
+            return FileRole(kind, **said, number=number)
     return None
 
 
-def place_of(folder: str) -> Place | None:
-    """What the files of a folder in the ledger are, as ``place`` has it, but for their number."""
-    return place(shard_file(folder, 0)) or place(f"{folder}/total.npz")
+def role_of_folder(folder: str) -> FileRole | None:
+    """What the files of a folder in the ledger are, as ``role_of`` has it, but for their number."""
+    return role_of(shard_file(folder, 0)) or role_of(f"{folder}/total.npz")
 
 
 def of_pictures(

@@ -93,7 +93,7 @@ def write_records(
 
 
 @contextmanager
-def opened(folder: Folder, name: str, identity: str | None = None) -> Iterator[pq.ParquetFile]:
+def open_table(folder: Folder, name: str, identity: str | None = None) -> Iterator[pq.ParquetFile]:
     """A file open for reading, its footer read once, its pages verified as they are read.
 
     Raises one of ``DAMAGE`` where the file is missing or damaged, also while it is read, and
@@ -130,8 +130,8 @@ def footer_of(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 def read_table(
     folder: Folder, name: str, columns: list[str] | None = None, identity: str | None = None
 ) -> pa.Table:
-    """One file's rows, with its footer as the schema's metadata. Raises as ``opened`` does."""
-    with opened(folder, name, identity) as file:
+    """One file's rows, with its footer as the schema's metadata. Raises as ``open_table`` does."""
+    with open_table(folder, name, identity) as file:
         return file.read(columns=columns)
 
 
@@ -142,6 +142,6 @@ def read_batches(
     rows: int = ROWS_A_GROUP,
     identity: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One file's rows, a few at a time, in order. Raises as ``opened`` does."""
-    with opened(folder, name, identity) as file:
+    """One file's rows, a few at a time, in order. Raises as ``open_table`` does."""
+    with open_table(folder, name, identity) as file:
         yield from file.iter_batches(batch_size=rows, columns=columns)

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from tgate_batch import __version__
 from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
 from tgate_batch.errors import Problems, UserError
-from tgate_batch.models import catalogue, checkpoint, scheduling
+from tgate_batch.models import catalogue, checkpoint, schedulers
+from tgate_batch.models.description import ModelDescription, describe_model, read_descriptions
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
-from tgate_batch.models.opened import mixes_guidance, opened
-from tgate_batch.models.scheduling import begins_with_pictures, check_file
-from tgate_batch.models.used import Used, read_used, used
-from tgate_batch.output import card, frozen, layout, parquet, seal, shapes
-from tgate_batch.output.frozen import Plan, ShardPlan, StalePrompts
-from tgate_batch.output.ledger import Ledger, check_format
-from tgate_batch.prompts import read as prompts
-from tgate_batch.records import AS_OTHERS, Kind
+from tgate_batch.models.resolve import mixes_guidance, resolve_model
+from tgate_batch.models.schedulers import check_file, supports_image_to_image
+from tgate_batch.output import card, layout, parquet, prompt_store, seal, shapes
+from tgate_batch.output.prompt_store import PromptPlan, ShardPlan, StalePrompts
+from tgate_batch.output.provenance import Provenance, check_format
+from tgate_batch.prompts import reader as prompts
+from tgate_batch.records import AS_OTHERS, BatchKey
 from tgate_batch.storage import Folder, without_credentials
 
 Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
@@ -35,8 +35,8 @@ class Run:
     config: Config
     folder: Folder
     shards: list[ShardPlan]
-    ledger: Ledger
-    models: Mapping[str, Used] = field(default_factory=dict, kw_only=True)  # by name
+    ledger: Provenance
+    models: Mapping[str, ModelDescription] = field(default_factory=dict, kw_only=True)  # by name
 
     @property
     def prompts(self) -> int:
@@ -54,11 +54,11 @@ class Run:
         return catalogue.resolve(model, self.config.sampling)
 
     @property
-    def kinds(self) -> Counter[Kind]:
+    def batch_keys(self) -> Counter[BatchKey]:
         """How many prompts are of each kind."""
-        found: Counter[Kind] = Counter()
+        found: Counter[BatchKey] = Counter()
         for shard in self.shards:
-            found[shard.kind] += shard.prompts
+            found[shard.batch_key] += shard.prompts
         return found
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
@@ -69,19 +69,19 @@ class Run:
             for name, arm in self.config.arms.items()
         ]
 
-    def made_of(self, model: str, arm: str) -> layout.Settings:
+    def provenance_of(self, model: str, arm: str) -> layout.Settings:
         """What the arm's pictures are made of; raises KeyError where it has none yet."""
         return self.ledger[layout.images(model, arm)]
 
-    def promised(self, model: str, arm: str) -> str | None:
+    def promised_checkpoint(self, model: str, arm: str) -> str | None:
         """The fingerprint of the checkpoint that renders an arm; None if it is not known."""
-        found = self.made_of(model, arm).get("checkpoint")
+        found = self.provenance_of(model, arm).get("checkpoint")
         return found if isinstance(found, str) else None
 
     def pictures(self, model: str, arm: str, shard: ShardPlan) -> tuple[str, str]:
         """The file of a shard's pictures and its identity; raises as ``made_of`` does."""
         name = layout.shard_file(layout.images(model, arm), shard.index)
-        return name, layout.file_identity(self.made_of(model, arm), shard.digest)
+        return name, layout.file_identity(self.provenance_of(model, arm), shard.digest)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Prepared(Run):
     holds error rows alone.
     """
 
-    plan: Plan
+    plan: PromptPlan
     stale: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     fingerprints: dict[str, str | None] = field(default_factory=dict)  # by model
@@ -115,37 +115,37 @@ def prepare(
     for model in config.models:
         with problems.collected():
             sampling = checkpoint.check(model, config.sampling)
-            models[model.name] = used(model, sampling)
-            problems.add(*scheduling.refusals(model, opened(model), sampling, config.arms))
+            models[model.name] = describe_model(model, sampling)
+            problems.add(*schedulers.refusals(model, resolve_model(model), sampling, config.arms))
             for name, arm in config.arms.items():
                 with problems.collected():
                     _check_arm(model.name, name, arm, sampling)
                     if arm.scheduler is not None:
                         where = f"arms.{name}.scheduler with {model.name}"
-                        check_file(opened(model), arm.scheduler, where)
+                        check_file(resolve_model(model), arm.scheduler, where)
     with problems.collected():
         folder = Folder(config.output)
         folder.check_writable()
         _check_run(folder)
     if problems:
         with problems.collected():
-            prompts.used(config.prompts, config.score.by)
+            prompts.describe_columns(config.prompts, config.score.by)
     problems.raise_if_any()
-    ledger = Ledger(folder)
+    ledger = Provenance(folder)
     stale: list[str] = []
     failed: list[str] = []
     batch = prompts_a_batch(config)
     apart = not all(mixes_guidance(model) for model in config.models)
     wanted = (config.score.by, batch, apart, config.sampling.given)
     try:
-        plan = frozen.plan(folder, config.prompts, ledger, *wanted)
+        plan = prompt_store.plan_shards(folder, config.prompts, ledger, *wanted)
     except StalePrompts:
         held = _held(folder, folder.names(layout.IMAGES, ".parquet"))
         if held.image and not replace_stale:
             raise
         stale = ledger.names()
         failed = [_AGAIN.format(held.told, "other prompts")] if held.errors else []
-        plan = frozen.plan(folder, config.prompts, None, *wanted)
+        plan = prompt_store.plan_shards(folder, config.prompts, None, *wanted)
     _check_kinds(config, models, plan.shards)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
@@ -166,7 +166,7 @@ def prompts_a_batch(config: Config) -> int:
     return rows.batch_size // math.gcd(rows.batch_size, rows.images_per_prompt)
 
 
-def begin(run: Prepared) -> None:
+def begin_run(run: Prepared) -> None:
     """Clears what is stale and what killed writers left; freezes the config and the prompts.
 
     Raises UserError where the output cannot be written after all, or has changed since it was
@@ -181,19 +181,19 @@ def begin(run: Prepared) -> None:
         run.ledger.finish_clearing()
         if run.stale:
             run.ledger.clear(*run.stale)
-        run.folder.write(layout.RUN, json.dumps(seal.sealed(describe(run)), indent=2))
+        run.folder.write(layout.RUN, json.dumps(seal.with_seal(describe(run)), indent=2))
         card.write(run.folder)
-        frozen.freeze(run.folder, run.config.prompts, run.plan, run.config.score.by)
+        prompt_store.store_prompts(run.folder, run.config.prompts, run.plan, run.config.score.by)
         run.ledger.record(layout.PROMPTS, run.plan.source)
         for model in run.config.models:
             if run.fingerprints[model.name] is not None:
-                enter(run, model)
+                enter_model(run, model)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"output {run.folder} cannot be written: {reason}") from None
 
 
-def settle(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> list[str]:
+def settle_model(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> list[str]:
     """Enters a model whose files were not at hand when the run was prepared (a hub checkpoint).
 
     ``found`` is its fingerprint after loading. Returns a line for each folder of error rows that it
@@ -204,11 +204,11 @@ def settle(run: Prepared, model: Model, found: str | None, replace_stale: bool) 
     failed = _replaceable(run, stale, replace_stale)
     if stale:
         run.ledger.clear(*(layout.images(*key) for key in stale))
-    enter(run, model)
+    enter_model(run, model)
     return failed
 
 
-def enter(run: Prepared, model: Model) -> None:
+def enter_model(run: Prepared, model: Model) -> None:
     """Writes the ledger's entries of a model's pictures, before the first of them."""
     for name, arm in run.config.arms.items():
         run.ledger.enter(layout.images(model.name, name), _settings(run, model, arm))
@@ -220,7 +220,7 @@ def describe(run: Run) -> dict[str, Any]:
         "format": layout.FORMAT,
         "version": __version__,
         "config": _without_credentials_in(run.config.model_dump(mode="json")),
-        "models": {name: one.described() for name, one in run.models.items()},
+        "models": {name: one.as_dict() for name, one in run.models.items()},
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
@@ -242,21 +242,23 @@ def load_run(output: str) -> Run:
     prompts.
     """
     folder = Folder(output)
-    config, ledger = held_config(folder, output), Ledger(folder)
-    shards = frozen.frozen(folder)
-    frozen.check_whole(folder, shards, ledger)
-    return Run(config, folder, shards, ledger, models=held_models(folder))
+    config, ledger = stored_config(folder, output), Provenance(folder)
+    shards = prompt_store.stored_shards(folder)
+    prompt_store.check_whole(folder, shards, ledger)
+    return Run(config, folder, shards, ledger, models=stored_models(folder))
 
 
-def held_models(folder: Folder) -> dict[str, Used]:
+def stored_models(folder: Folder) -> dict[str, ModelDescription]:
     """How each model samples, as the folder says; older ones do not."""
-    return read_used((shapes.read(folder.hasty, layout.RUN, shapes.RunFile) or {}).get("models"))
+    return read_descriptions(
+        (shapes.read(folder.without_retries, layout.RUN, shapes.RunFile) or {}).get("models")
+    )
 
 
-def held_config(folder: Folder, output: str) -> Config:
+def stored_config(folder: Folder, output: str) -> Config:
     """The config that a folder holds, with ``output`` as its output; raises as ``load_run``."""
     try:
-        content = shapes.read_json(folder.hasty, layout.RUN)
+        content = shapes.read_json(folder.without_retries, layout.RUN)
     except UserError:
         content = None
     if not isinstance(content, dict) or "config" not in content:
@@ -265,7 +267,7 @@ def held_config(folder: Folder, output: str) -> Config:
             "tgate-batch render"
         )
     check_format(folder, content)
-    content = shapes.read(folder.hasty, layout.RUN, shapes.RunFile)
+    content = shapes.read(folder.without_retries, layout.RUN, shapes.RunFile)
     return parse_plain(
         content["config"] | {"output": output}, f"output {folder}: {layout.RUN} cannot be used"
     )
@@ -275,7 +277,7 @@ def finished(run: Run) -> Finished:
     """The shards of each arm that have a file: one listing, and what was found damaged left out."""
     held: Finished = {(model.name, arm): set() for model, arm, _ in run.pairs()}
     folders = {layout.images(*pair): pair for pair in held if layout.images(*pair) in run.ledger}
-    left_out = damaged(run.folder)
+    left_out = damaged_files(run.folder)
     for name in run.folder.names(layout.IMAGES, ".parquet"):
         place = layout.folder_and_shard(name)
         if place is not None and place[0] in folders and name not in left_out:
@@ -296,7 +298,7 @@ def pending(run: Run, held: Finished | None = None) -> Pending:
     return found
 
 
-def damaged(folder: Folder) -> dict[str, str]:
+def damaged_files(folder: Folder) -> dict[str, str]:
     """Files that a reader found damaged and no run has drawn again: name -> what was found."""
     return shapes.read(folder, layout.DAMAGED, shapes.DamagedFile) or {}
 
@@ -319,12 +321,14 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
 
-def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardPlan]) -> None:
+def _check_kinds(
+    config: Config, models: Mapping[str, ModelDescription], shards: list[ShardPlan]
+) -> None:
     """Raises UserError, naming the first row of its kind, for what a model or an arm refuses."""
-    first: dict[Kind, int] = {}
+    first: dict[BatchKey, int] = {}
     for shard in shards:
-        first.setdefault(shard.kind, shard.first)
-    families = {model.name: opened(model).family for model in config.models}
+        first.setdefault(shard.batch_key, shard.first)
+    families = {model.name: resolve_model(model).family for model in config.models}
     for kind, place in first.items():
         try:
             for name, family in families.items():
@@ -339,7 +343,7 @@ def _check_kinds(config: Config, models: Mapping[str, Used], shards: list[ShardP
             raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
 
 
-def _check_size(model: str, sampling: ResolvedSampling, multiple: int, kind: Kind) -> None:
+def _check_size(model: str, sampling: ResolvedSampling, multiple: int, kind: BatchKey) -> None:
     if sampling.height % multiple or sampling.width % multiple:
         own = kind.height is not None or kind.width is not None
         hint = "prompts.columns: {height: null, width: null}"
@@ -358,7 +362,7 @@ def _check_strength(what: str, family: Family, sampling: ResolvedSampling) -> No
             f"{what}: diffusers has no image-to-image pipeline of this family that takes encoded "
             "prompts; switch it off (prompts.columns: {strength: null}, and no prompts.strength)"
         )
-    if not begins_with_pictures(sampling.scheduler):
+    if not supports_image_to_image(sampling.scheduler):
         raise UserError(
             f"{what}: {sampling.scheduler} adds no noise to a picture, so no row can begin with "
             "one; give another scheduler"
@@ -400,7 +404,7 @@ def _check_all_entered(run: Prepared) -> None:
         if place is None or folder not in wanted or place[1] not in digests:
             continue
         identity = layout.file_identity(wanted[folder], digests[place[1]])
-        with suppress(*parquet.DAMAGE), parquet.opened(run.folder, name, identity):
+        with suppress(*parquet.DAMAGE), parquet.open_table(run.folder, name, identity):
             proven.add(folder)
     for folder, name in refused.items():
         if folder not in proven:
@@ -487,7 +491,7 @@ def _held(folder: Folder, names: Iterable[str]) -> _Held:
     errors = 0
     for name in names:
         try:
-            with parquet.opened(folder, name) as file:
+            with parquet.open_table(folder, name) as file:
                 rows = file.metadata.num_rows
                 failed = int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
         except (*parquet.DAMAGE, ValueError):

@@ -64,7 +64,7 @@ def _parts(name: str, column: pa.Array) -> Iterator[tuple[str, Any]]:
         yield f"{name} {kind}s", column.fill_null(zero).to_numpy(zero_copy_only=False).tobytes()
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its seal."""
     return {**content, KEY: _of_json(content)}
 
@@ -80,7 +80,7 @@ def _of_json(content: Mapping[str, Any]) -> str:
     return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def sealed_text(text: str) -> str:
+def text_with_seal(text: str) -> str:
     """A text of Markdown or HTML with its seal as the last line, which readers do not show."""
     text = text if text.endswith("\n") else text + "\n"
     return text + _LINE.format(sha256(text.encode()).hexdigest())

@@ -22,11 +22,11 @@ from pydantic import (
     model_validator,
 )
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.output import layout, seal
 from tgate_batch.render.codec import FORMATS
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
+from tgate_batch.render.timing import BESIDE, ON_DEVICE
 from tgate_batch.storage import Folder
 
 _READERS = 16  # files that are read at once: a store answers each after a while
@@ -69,10 +69,10 @@ class LedgerFile(Shape):
     @model_validator(mode="after")
     def _are_folders_of_a_run(self) -> "LedgerFile":
         for name, entry in self.folders.items():
-            place = layout.place_of(name)
-            if place is None and name != layout.PROMPTS:
+            role = layout.role_of_folder(name)
+            if role is None and name != layout.PROMPTS:
                 raise ValueError(f"{one_line(name, 100)} is no folder of a run")
-            if place is not None and place.kind == "images" and entry is not None:
+            if role is not None and role.kind == "images" and entry is not None:
                 _check_pictures(name, entry)
         return self
 
@@ -96,7 +96,7 @@ class DamagedFile(RootModel[dict[str, str]]):
     @model_validator(mode="after")
     def _are_files_of_a_run(self) -> "DamagedFile":
         for name in self.root:
-            if layout.place(name) is None:
+            if layout.role_of(name) is None:
                 raise ValueError(f"{one_line(name, 100)} is no file of a run")
         return self
 
@@ -270,7 +270,7 @@ class ScoresFile(_Set):
     distances: dict[str, _Set] | None = None
 
 
-class Named(Shape):
+class RowNotes(Shape):
     """What sums say of rows by name, and of who drew them (``about`` in an ``.npz`` of sums)."""
 
     failed: list[_FailedRow]
@@ -298,7 +298,7 @@ Plans = TypeAdapter(
 _Macs = TypeAdapter(Annotated[int, Field(strict=True, ge=0, lt=2**63)])
 
 
-def parsed(content: bytes | str) -> Any:
+def parse_json(content: bytes | str) -> Any:
     """What a JSON text holds. Raises ValueError for what is none, and for what nests too deeply."""
     try:
         return json.loads(content)
@@ -306,7 +306,7 @@ def parsed(content: bytes | str) -> Any:
         raise ValueError("it nests too deeply") from None
 
 
-def checked(content: Any, shape: type[BaseModel]) -> Any:
+def check_shape(content: Any, shape: type[BaseModel]) -> Any:
     """Plain data, unchanged. Raises ValueError, in one line, where it has not this shape."""
     try:
         shape.model_validate(content)
@@ -321,7 +321,7 @@ def checked(content: Any, shape: type[BaseModel]) -> Any:
 def faults(content: Any, shape: type[BaseModel]) -> list[str]:
     """Why plain data has not this shape, in one line; none where it has."""
     try:
-        checked(content, shape)
+        check_shape(content, shape)
     except ValueError as error:
         return [str(error)]
     return []
@@ -336,7 +336,7 @@ def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
     if content is None:
         return None
     try:
-        checked(content, shape)
+        check_shape(content, shape)
     except ValueError as error:
         advice = getattr(shape, "advice", Shape.advice)
         raise UserError(
@@ -354,7 +354,7 @@ def read_json(folder: Folder, name: str) -> Any:
     """
     try:
         content = folder.get(name)
-        return None if content is None else parsed(content)
+        return None if content is None else parse_json(content)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -369,9 +369,9 @@ def of_rows(footer: Mapping[str, str], macs: Iterable[str]) -> dict[str, Any]:
 
     Raises ValueError where one has another shape.
     """
-    found = {key: parsed(footer[key]) for key in (*macs, "made_by") if key in footer}
+    found = {key: parse_json(footer[key]) for key in (*macs, "made_by") if key in footer}
     if "made_by" in found:
-        checked(found["made_by"], Maker)
+        check_shape(found["made_by"], Maker)
     for key in macs:
         if found.get(key) is not None:
             _Macs.validate_python(found[key])
@@ -386,7 +386,7 @@ def read_workers(folder: Folder) -> list[dict[str, Any]]:
             return read(folder, name, WorkerFile)
         except UserError as error:
             said = str(error).partition(". Fix: ")[0].partition("; give another")[0]
-            say.warning(f"{said}; its times and its energy are left out of the report")
+            console.warning(f"{said}; its times and its energy are left out of the report")
             return None
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tgate_batch.output import claim, layout
-from tgate_batch.output.failed import count_errors
-from tgate_batch.output.run import Run, damaged, finished, load_run
+from tgate_batch.output import layout, lock
+from tgate_batch.output.error_rows import count_errors
+from tgate_batch.output.run import Run, damaged_files, finished, load_run
 
 _OPENED = 2000  # files that are opened unasked
 
@@ -18,7 +18,7 @@ def status(output: str, errors: bool = False) -> dict[str, Any]:
     Raises UserError where there is no run.
     """
     run = load_run(output)
-    held, harmed = finished(run), damaged(run.folder)
+    held, harmed = finished(run), damaged_files(run.folder)
     counts = errors or sum(map(len, held.values())) <= _OPENED
     prompts = {shard.index: shard.prompts for shard in run.shards}
     arms = []
@@ -45,7 +45,7 @@ def status(output: str, errors: bool = False) -> dict[str, Any]:
         "done": sum(arm["done"] for arm in arms),
         "failed": sum(arm["errors"] for arm in arms) if counts else None,
         "arms": arms,
-        "worked_on_by": claim.holder(run.folder),
+        "worked_on_by": lock.lock_holder(run.folder),
     }
 
 

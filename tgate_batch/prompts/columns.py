@@ -20,7 +20,7 @@ from tgate_batch.prompts.settings import (
     is_nan,
     like,
 )
-from tgate_batch.prompts.source import Source
+from tgate_batch.prompts.source import PromptFile
 from tgate_batch.records import AS_THE_RUN, Prompt, RowSettings
 
 TEXT_COLUMNS = ("caption", "prompt", "text", "captions", "prompts")
@@ -43,20 +43,20 @@ class FileColumns:
     ``strength``: with which rows begin with their picture that say none.
     """
 
-    source: Source
+    source: PromptFile
     text: str | None
     id: str | None
     image: str | None
     category: str | None
     strength: float | None
-    own: Mapping[str, str]
-    kept: tuple[str, ...]
+    overrides: Mapping[str, str]
+    extra_columns: tuple[str, ...]
     unused: tuple[str, ...]
     roots: tuple[str, ...] = ()  # further folders that its images may lie in
 
     @classmethod
     def choose(
-        cls, spec: Prompts, by: str | None, source: Source, names: Collection[str]
+        cls, spec: Prompts, by: str | None, source: PromptFile, names: Collection[str]
     ) -> "FileColumns":
         """Chooses among a file's columns. Raises UserError for one that it lacks."""
 
@@ -83,40 +83,56 @@ class FileColumns:
             )
         category = named(by) if by else None
         try:
-            own = columns_of_settings(spec.columns, names, {text, identity, image, category})
+            overrides = columns_of_settings(spec.columns, names, {text, identity, image, category})
         except KeyError as error:
             named(error.args[0])
             raise
         if image is None:
-            renamed = own.pop("strength", None)
+            renamed = overrides.pop("strength", None)
             if renamed is not None and spec.columns.strength != Columns().strength:
                 raise UserError(
                     f"prompts.columns.strength {shown(renamed)} is of pictures, and prompts file "
                     f"{source} has no column of them ({_names(names)}); name it with "
                     "prompts.image_column"
                 )
-        begins = spec.strength is not None or "strength" in own
+        begins = spec.strength is not None or "strength" in overrides
         picture = image if spec.image_column or text is None or begins else None
         taken = {text, identity, picture, category}
-        others = [name for name in names if name and name not in {*taken, *own.values()}]
+        others = [name for name in names if name and name not in {*taken, *overrides.values()}]
         if isinstance(spec.keep, bool):
-            kept = others if spec.keep else []
+            extra_columns = others if spec.keep else []
         else:
-            kept = [named(column) for column in spec.keep]
-        unused = tuple(name for name in others if name not in kept)
-        chosen = (text, identity, picture, category, spec.strength, own, tuple(kept), unused)
+            extra_columns = [named(column) for column in spec.keep]
+        unused = tuple(name for name in others if name not in extra_columns)
+        chosen = (
+            text,
+            identity,
+            picture,
+            category,
+            spec.strength,
+            overrides,
+            tuple(extra_columns),
+            unused,
+        )
         return cls(source, *chosen, spec.image_roots)
 
     @property
     def used(self) -> list[str]:
         """The columns that are read of the file."""
-        chosen = (self.text, self.id, self.image, self.category, *self.own.values(), *self.kept)
+        chosen = (
+            self.text,
+            self.id,
+            self.image,
+            self.category,
+            *self.overrides.values(),
+            *self.extra_columns,
+        )
         return list(dict.fromkeys(name for name in chosen if name is not None))
 
-    def prompt(self, line: int, place: int, row: Row) -> Prompt:
+    def prompt(self, line: int, source_row: int, row: Row) -> Prompt:
         """The row's prompt. Raises UserError, naming the row, where a cell cannot be what it is."""
         text = "" if self.text is None else self._text(line, self.text, row.get(self.text))
-        own = self._own(line, row) if self.own else AS_THE_RUN
+        overrides = self._own(line, row) if self.overrides else AS_THE_RUN
         image = None
         if self.image is not None:
             cell = _contents(row.get(self.image))
@@ -124,17 +140,17 @@ class FileColumns:
             if not (optional and is_empty(cell)):
                 image = self._picture(line, cell)
         if self._begins:
-            own = self._beginning(line, own, image)
+            overrides = self._beginning(line, overrides, image)
         if self.id is not None:
             identity = self._id(line, row.get(self.id))
         elif len(row) == 1 or _IDS.isdisjoint(row):
-            identity = _made_id(place, text)
+            identity = _made_id(source_row, text)
         else:
             (other, *_) = _IDS.intersection(row)
             refuse(self.source, line, f"it has an id ({other!r}), and the first row has none")
         category = None if self.category is None else self._category(line, row.get(self.category))
-        kept = self._kept(line, row) if self.kept else None
-        return Prompt(identity, text, image, category, own, place, kept)
+        extra_columns = self._kept(line, row) if self.extra_columns else None
+        return Prompt(identity, text, image, category, overrides, source_row, extra_columns)
 
     def _text(self, line: int, column: str, value: Any) -> str:
         if type(value) is not str:
@@ -189,32 +205,36 @@ class FileColumns:
     @property
     def _begins(self) -> bool:
         """Whether rows with a picture are drawn from it."""
-        return self.strength is not None or "strength" in self.own
+        return self.strength is not None or "strength" in self.overrides
 
-    def _beginning(self, line: int, own: RowSettings, image: bytes | None) -> RowSettings:
+    def _beginning(self, line: int, overrides: RowSettings, image: bytes | None) -> RowSettings:
         """The row's settings with its strength, where it has a picture to begin with."""
         if image is None:
-            if own.strength is not None:
+            if overrides.strength is not None:
                 refuse(
                     self.source,
                     line,
-                    f"strength {own.strength:g} is of a picture, and the row has none in column "
-                    f"{shown(self.image)}; give one, or empty the cell",
+                    f"strength {overrides.strength:g} needs an image, and the row has none in "
+                    f"column {shown(self.image)}. Fix: give one, or empty the cell",
                 )
-            return own
-        if own.strength is None and self.strength is None:
+            return overrides
+        if overrides.strength is None and self.strength is None:
             refuse(
                 self.source,
                 line,
                 f"it has a picture in column {shown(self.image)} and no strength; give one, or "
                 "prompts.strength for all rows",
             )
-        return own if own.strength is not None else own._replace(strength=self.strength)
+        return (
+            overrides
+            if overrides.strength is not None
+            else overrides._replace(strength=self.strength)
+        )
 
     def _own(self, line: int, row: Row) -> RowSettings:
         """What the row says of its own pictures; an empty cell says nothing."""
         found: dict[str, Any] = {}
-        for setting, column in self.own.items():
+        for setting, column in self.overrides.items():
             value = row.get(column)
             if is_empty(value):
                 continue
@@ -234,10 +254,10 @@ class FileColumns:
         return RowSettings(**found) if found else AS_THE_RUN
 
     def _kept(self, line: int, row: Row) -> str:
-        cells = ((name, row.get(name)) for name in self.kept)
-        kept = {name: None if is_nan(value) else value for name, value in cells}
+        cells = ((name, row.get(name)) for name in self.extra_columns)
+        extra_columns = {name: None if is_nan(value) else value for name, value in cells}
         try:
-            text = json.dumps(kept, ensure_ascii=False, default=_as_text)
+            text = json.dumps(extra_columns, ensure_ascii=False, default=_as_text)
         except (ValueError, RecursionError):
             text = "\0"
         if _odd(text) or len(text) > LONGEST_TEXT:
@@ -280,6 +300,6 @@ def _odd(text: str) -> str:
     return "" if _encodable(text) else "half of a surrogate pair"
 
 
-def _made_id(place: int, text: str) -> str:
-    """An id from content and place: stable for the set, and told apart when texts repeat."""
-    return f"{str(place).zfill(8)}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+def _made_id(source_row: int, text: str) -> str:
+    """An id from content and row: stable for the set, and told apart when texts repeat."""
+    return f"{str(source_row).zfill(8)}-{blake2b(text.encode(), digest_size=6).hexdigest()}"

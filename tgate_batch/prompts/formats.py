@@ -28,12 +28,12 @@ from tgate_batch.prompts.json_stream import (
     NameTwice,
     decoded,
 )
-from tgate_batch.prompts.source import Source, check_expansion
+from tgate_batch.prompts.source import PromptFile, check_expansion
 
 Row = tuple[int, dict[str, Any]]  # where the row stands (counted from 1), its columns
 # The columns that are to be read, of all that a file has; None: its prompts are in none of them.
 Pick = Callable[[Collection[str]], Collection[str] | None]
-Reader = Callable[[Source, Pick], Iterator[Row]]
+Reader = Callable[[PromptFile, Pick], Iterator[Row]]
 
 _ROWS_AT_ONCE = 256
 _MOST_BLANK = 100_000  # lines
@@ -54,7 +54,7 @@ _SEPARATORS = (",", ";", "\t")
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t])\s*", re.IGNORECASE)  # that spreadsheets write
 
 
-def rows(source: Source, pick: Pick) -> Iterator[Row]:
+def rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
     """Streams a file's rows, at least with the columns that ``pick`` chooses of those it has.
 
     Raises UserError, naming the file, where it cannot be read.
@@ -72,12 +72,12 @@ def rows(source: Source, pick: Pick) -> Iterator[Row]:
     return _guarded(source, reader, pick)
 
 
-def refuse(source: Source, row: int, fault: str) -> NoReturn:
+def refuse(source: PromptFile, row: int, fault: str) -> NoReturn:
     """Raises the UserError of a row that cannot be used."""
     raise UserError(f"prompts file {source}, row {row}: {fault}")
 
 
-def _guarded(source: Source, reader: Reader, pick: Pick) -> Iterator[Row]:
+def _guarded(source: PromptFile, reader: Reader, pick: Pick) -> Iterator[Row]:
     """Turns what parsers raise into one line that names the file."""
     try:
         yield from reader(source, pick)
@@ -87,7 +87,7 @@ def _guarded(source: Source, reader: Reader, pick: Pick) -> Iterator[Row]:
         raise UserError(f"prompts file {source} cannot be read: {one_line(error)}") from None
 
 
-def _refuse_encoding(source: Source, encoding: str) -> NoReturn:
+def _refuse_encoding(source: PromptFile, encoding: str) -> NoReturn:
     """Finds the first line that is not UTF-8."""
     if encoding.startswith("utf-8"):
         with source.open() as file:
@@ -105,7 +105,7 @@ def _refuse_encoding(source: Source, encoding: str) -> NoReturn:
     raise UserError(f"prompts file {source} is not {name}; convert it, e.g. with iconv -t utf-8")
 
 
-def _text(source: Source, newline: str | None = None) -> io.TextIOWrapper:
+def _text(source: PromptFile, newline: str | None = None) -> io.TextIOWrapper:
     """The file as text: UTF-8, or what its byte order mark says. Refuses other kinds of file."""
     with source.open() as file:
         beginning = file.read(4)
@@ -126,7 +126,7 @@ def _lines(file: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _text_rows(source: Source, pick: Pick) -> Iterator[Row]:
+def _text_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
     """A prompt a line, or a table whose columns are parted by tabs.
 
     A file of a folder or pattern that holds one prompt alone gives it its name as id.
@@ -152,7 +152,7 @@ def _text_rows(source: Source, pick: Pick) -> Iterator[Row]:
             yield line, ({"id": name} | row if name else row)
 
 
-def _text_row(source: Source, line: int, text: str) -> dict[str, Any]:
+def _text_row(source: PromptFile, line: int, text: str) -> dict[str, Any]:
     if not webui.is_options(text):
         return {"text": text}
     try:
@@ -164,7 +164,7 @@ def _text_row(source: Source, line: int, text: str) -> dict[str, Any]:
 def _delimited_rows(usual: str) -> Reader:
     """The reader of a table; its cells are parted by ``usual``, or by what parts its header."""
 
-    def rows(source: Source, pick: Pick) -> Iterator[Row]:
+    def rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
         with _text(source, newline="") as file:
             lines = _lines(file)
             header = next(lines, "")
@@ -189,7 +189,9 @@ def _cells(line: str, separator: str) -> list[str]:
         return []
 
 
-def _table(source: Source, content: Iterable[str], separator: str, skipped: int) -> Iterator[Row]:
+def _table(
+    source: PromptFile, content: Iterable[str], separator: str, skipped: int
+) -> Iterator[Row]:
     lines = _Counted(source, content, separator)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     columns: list[str] | None = None
@@ -222,7 +224,7 @@ def _table(source: Source, content: Iterable[str], separator: str, skipped: int)
 class _Counted:
     """Passes lines on, and keeps the last; refuses a row of too many cells before it is parsed."""
 
-    def __init__(self, source: Source, lines: Iterable[str], separator: str):
+    def __init__(self, source: PromptFile, lines: Iterable[str], separator: str):
         self._source = source
         self._lines = iter(lines)
         self._separator = separator
@@ -262,7 +264,7 @@ def _tabbed(reader: Any, lines: _Counted) -> Iterator[list[str]]:
         yield cells
 
 
-def _check_names(source: Source, columns: Sequence[str]) -> None:
+def _check_names(source: PromptFile, columns: Sequence[str]) -> None:
     """Refuses two columns of one name; columns without a name are passed over."""
     named = set()
     for column in filter(None, columns):
@@ -273,7 +275,7 @@ def _check_names(source: Source, columns: Sequence[str]) -> None:
         named.add(column)
 
 
-def _jsonl_rows(source: Source, pick: Pick) -> Iterator[Row]:
+def _jsonl_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
     with _text(source) as file:
         for line, text in enumerate(_lines(file), start=1):
             if text.isspace():
@@ -289,7 +291,7 @@ def _jsonl_rows(source: Source, pick: Pick) -> Iterator[Row]:
             yield line, row
 
 
-def _json_rows(source: Source, pick: Pick) -> Iterator[Row]:
+def _json_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
     with _text(source) as file:
         try:
             yield from json_rows(file, lambda names: pick(names) is not None)
@@ -304,7 +306,7 @@ def _json_rows(source: Source, pick: Pick) -> Iterator[Row]:
             refuse(source, error.row, str(error))
 
 
-def _parquet_rows(source: Source, pick: Pick) -> Iterator[Row]:
+def _parquet_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
     position = 0
     with source.open_anywhere() as stream, pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
@@ -326,7 +328,7 @@ def _parquet_rows(source: Source, pick: Pick) -> Iterator[Row]:
                 yield position, row
 
 
-def _check_sizes(source: Source, file: pq.ParquetFile, columns: Collection[str]) -> None:
+def _check_sizes(source: PromptFile, file: pq.ParquetFile, columns: Collection[str]) -> None:
     """Refuses a row group whose columns unpack to far more than they take in the file."""
     read = set(columns)
     for number in range(file.metadata.num_row_groups):

@@ -4,11 +4,11 @@ import os
 from functools import lru_cache
 
 from tgate_batch.errors import UserError, one_line, shown
-from tgate_batch.prompts.source import NO_NAME, Source
+from tgate_batch.prompts.source import NO_NAME, PromptFile
 from tgate_batch.storage import Folder, images, without_credentials
 
 
-def image_of(source: Source, roots: tuple[str, ...], cell: bytes | str) -> bytes:
+def image_of(source: PromptFile, roots: tuple[str, ...], cell: bytes | str) -> bytes:
     """The bytes of the image in a cell: its own, or those of the file that it names.
 
     A file lies below the prompt set's folder or one of ``roots``. Raises UserError with the fault.
@@ -30,7 +30,7 @@ def _named(cell: str) -> str:
     return shown(without_credentials(cell), 200)
 
 
-def _read(source: Source, cell: str) -> bytes:
+def _read(source: PromptFile, cell: str) -> bytes:
     try:
         if fault := source.fault():
             raise UserError(f"{_named(cell)} {fault}")
@@ -41,21 +41,21 @@ def _read(source: Source, cell: str) -> bytes:
         raise UserError(f"{_named(cell)} cannot be read: {reason}") from None
 
 
-def _allowed(source: Source, roots: tuple[str, ...], cell: str) -> Source:
+def _allowed(source: PromptFile, roots: tuple[str, ...], cell: str) -> PromptFile:
     """The file that a cell names. Raises UserError if it lies outside of every allowed place."""
     if "\0" in cell:
         raise UserError(f"{_named(cell)} {NO_NAME}")
     for folder in (source.folder, *map(_root, roots)):
         name = _below_disk(source, folder, cell) if folder.local else _below(source, folder, cell)
         if name is not None:
-            return Source(cell, folder, name)
+            return PromptFile(cell, folder, name)
     raise UserError(
-        f"{_named(cell)} is not below the prompt set's folder ({source.place}) or a folder of "
+        f"{_named(cell)} is not below the prompt set's folder ({source.location}) or a folder of "
         "prompts.image_roots. Fix: name its folder there if rows of this set may read it"
     )
 
 
-def _below_disk(source: Source, folder: Folder, cell: str) -> str | None:
+def _below_disk(source: PromptFile, folder: Folder, cell: str) -> str | None:
     """The name of a cell's file in a folder on a disk; None if it lies elsewhere.
 
     Links are followed first. A relative path begins at the prompt set's folder.
@@ -69,7 +69,7 @@ def _below_disk(source: Source, folder: Folder, cell: str) -> str | None:
     return os.path.relpath(found, base) if os.path.commonpath([found, base]) == base else None
 
 
-def _below(source: Source, folder: Folder, cell: str) -> str | None:
+def _below(source: PromptFile, folder: Folder, cell: str) -> str | None:
     """The name of a cell's object in a folder of a store; None if it lies elsewhere.
 
     Endpoint and credentials are the folder's: a cell that asks for others is not below it.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgate_batch.config import Columns, Prompts
 from tgate_batch.errors import UserError, one_line
-from tgate_batch.prompts.source import Source
+from tgate_batch.prompts.source import PromptFile
 
 _ALSO = {"steps": ("num_inference_steps",)}  # other names of a setting's column
 _ELSEWHERE = {  # what other tools call a setting: such a column never counts by itself
@@ -45,7 +45,7 @@ def columns_of_settings(
 
     Raises KeyError with a column that the config names and the file lacks.
     """
-    own = {}
+    overrides = {}
     for setting, standard in Columns():
         column = getattr(columns, setting)
         if column == standard:
@@ -55,12 +55,16 @@ def columns_of_settings(
             if column and found is None:
                 raise KeyError(column)
         if found is not None and found not in taken:
-            own[setting] = found
-    return own
+            overrides[setting] = found
+    return overrides
 
 
 def check_meant(
-    spec: Prompts, given: Collection[str], source: Source, names: Collection[str], own: dict
+    spec: Prompts,
+    given: Collection[str],
+    source: PromptFile,
+    names: Collection[str],
+    overrides: dict,
 ) -> None:
     """Raises UserError, with the keys to write, if columns may only describe what is there.
 
@@ -69,13 +73,13 @@ def check_meant(
     settings would count, or if a size is all that a row has.
     """
     named = spec.columns.model_fields_set
-    open_ones = {key: own[key] for key in own if key not in named and key != "strength"}
+    open_ones = {key: overrides[key] for key in overrides if key not in named and key != "strength"}
     if not open_ones:
         return
     others = {
         setting: found
         for setting, candidates in _ELSEWHERE.items()
-        if setting not in own
+        if setting not in overrides
         and setting not in named
         and (found := first_like(names, candidates)) is not None
     }
@@ -84,7 +88,7 @@ def check_meant(
         doubts.append(f"the config gives {_listed(both)} too")
     if others:
         doubts.append(f"{_listed(others.values())} would not count beside them")
-    if own.keys() == open_ones.keys() <= {*_SIZE}:
+    if overrides.keys() == open_ones.keys() <= {*_SIZE}:
         doubts.append("a size alone often describes a photograph")
     if doubts:
         meant = {key: _scalar(one_line(name, 60)) for key, name in (open_ones | others).items()}

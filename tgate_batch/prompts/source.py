@@ -20,7 +20,7 @@ _MOST_EXPANSION = 200  # times; gzip reaches 1,032, and texts that are much alik
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptFile:
     """A file, as its folder and its name in it. As text: what the user wrote, without secrets."""
 
     written: str
@@ -29,7 +29,7 @@ class Source:
     member: str = ""  # of a file that a folder or pattern stands for: its name there, no suffix
 
     @classmethod
-    def of(cls, path: str) -> "Source":
+    def of(cls, path: str) -> "PromptFile":
         """The file of a path, a ``~`` path or a URI; ``demo``: the embedded model's captions.
 
         Raises UserError where it cannot be one.
@@ -44,7 +44,7 @@ class Source:
             raise UserError(f"{shown(without_credentials(path))} {NO_NAME}") from None
         return cls(path, *found)
 
-    def as_member(self, name: str) -> "Source":
+    def as_member(self, name: str) -> "PromptFile":
         """This file under its name in the folder or pattern that stands for it."""
         plain = name[: -len(_PACKED)] if name.lower().endswith(_PACKED) else name
         return replace(self, member=os.path.splitext(plain)[0])
@@ -69,7 +69,7 @@ class Source:
         return self.suffix in (".json", ".jsonl", ".txt")
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The folder that it is looked for in: in full, without secrets and a URI's options."""
         where = str(self.folder)
         return one_line((where.split("?", 1)[0] if "://" in where else where).rstrip("/"))
@@ -91,7 +91,7 @@ class Source:
         return None if stat.S_ISREG(mode) else "is not a regular file; copy its content into one"
 
     def _missing(self) -> str:
-        return f"does not exist (looked in {self.place})"
+        return f"does not exist (looked in {self.location})"
 
     def open(self) -> Any:
         """A binary stream of its content, unpacked. Raises OSError, as reading it does."""

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.errors import shown
 from tgate_batch.records import Prompt
 
@@ -69,16 +69,16 @@ def telling(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     count, first, example = 0, 0, ""
     for prompt in prompts:
         found = _SYNTAX.search(prompt.text) or (
-            prompt.own.negative_prompt and _SYNTAX.search(prompt.own.negative_prompt)
+            prompt.overrides.negative_prompt and _SYNTAX.search(prompt.overrides.negative_prompt)
         )
         if found:
             count += 1
             if count == 1:
-                first, example = prompt.place + 1, shown(found[0])
+                first, example = prompt.source_row + 1, shown(found[0])
         yield prompt
     if count:
         have = "1 prompt has" if count == 1 else f"{count:,} prompts have"
-        say.warning(
+        console.warning(
             f"{have} syntax of the Stable Diffusion web UI, which is read as words, e.g. {example} "
             f"in row {first} of the set"
         )

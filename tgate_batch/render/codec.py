@@ -59,7 +59,7 @@ def check(images: Images) -> None:
         raise UserError(f"images.format: unknown format {images.format!r}; one of: {known}")
 
 
-def picture(pixels: np.ndarray, images: Images) -> bytes:
+def encode_image(pixels: np.ndarray, images: Images) -> bytes:
     """Compresses one picture, [height, width, 3] uint8."""
     chosen = FORMATS[images.format]
     options: dict[str, Any] = dict(chosen.options)
@@ -81,12 +81,12 @@ def _marked(form: str) -> dict[str, Any]:
     return {"pnginfo": texts}
 
 
-def decode(content: bytes) -> Image.Image:
+def decode_image(content: bytes) -> Image.Image:
     """A stored picture in RGB; raises UserError for bytes that are no picture."""
     return open_image(content).convert("RGB")
 
 
-def video(frames: np.ndarray, mark: bool = True, frames_per_second: int = 7) -> bytes:
+def encode_video(frames: np.ndarray, mark: bool = True, frames_per_second: int = 7) -> bytes:
     """Compresses frames, [n, height, width, 3] uint8, to H.264 in MP4; ``mark``: marks it."""
     import av
 

@@ -1,14 +1,14 @@
 """Every figure of the report, in the order of the tables: its word, its value and how it is shown.
 
 Tables and thresholds are derived from this list alone. A metric of single pictures brings its own
-column (``tgate_batch.metrics.entry``).
+column (``tgate_batch.metrics.base``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tgate_batch.metrics.entry import UNKNOWN, Arm, Column, PictureMetric, Table
-from tgate_batch.score import metrics
+from tgate_batch.metrics.base import UNKNOWN, ArmFigures, Column, PictureMetric, Table
+from tgate_batch.score import registry
 
 MACS = {  # the two conventions of counting
     "macs_per_image_with_attention": "MACs per image, attention included",
@@ -16,7 +16,7 @@ MACS = {  # the two conventions of counting
 }
 
 
-def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
+def columns(arms: Sequence[ArmFigures] = ()) -> tuple[Column, ...]:
     """The report's columns; ``arms``, entries of report.json, say how a distance is called."""
     return (
         Column(
@@ -40,7 +40,7 @@ def columns(arms: Sequence[Arm] = ()) -> tuple[Column, ...]:
         ),
         *_SPEED,
         *_sets(arms),
-        *(column for metric in metrics.METRICS for column in _of_metric(metric)),
+        *(column for metric in registry.METRICS for column in _of_metric(metric)),
         *_SHARES,
     )
 
@@ -78,7 +78,7 @@ def _of_metric(metric: PictureMetric) -> Iterator[Column]:
 class _GainedAndLost(Column):
     """The change of a yes/no figure, in points, with the pictures that changed."""
 
-    def show(self, arm: Arm, brief: bool = False) -> str:
+    def show(self, arm: ArmFigures, brief: bool = False) -> str:
         found = (arm.get("change") or {}).get(self.interval[1])
         if found is None:
             return super().show(arm, brief)
@@ -94,10 +94,10 @@ def _macs(value: float) -> str:
     return f"{value / 1e12:.2f} T" if value >= 1e11 else f"{value / 1e9:.2f} G"
 
 
-def _share_of_rows(key: str) -> Callable[[Arm, Arm | None], float | None]:
+def _share_of_rows(key: str) -> Callable[[ArmFigures, ArmFigures | None], float | None]:
     """A count of rows as percent of all rows of the arm."""
 
-    def percent(arm: Arm, baseline: Arm | None) -> float | None:
+    def percent(arm: ArmFigures, baseline: ArmFigures | None) -> float | None:
         rows = arm["images"] + arm["errors"]
         return 100 * arm[key] / rows if rows else None
 
@@ -224,7 +224,7 @@ _SHARES = (  # of the rows; for thresholds
 )
 
 
-def _sets(arms: Sequence[Arm]) -> Iterator[Column]:
+def _sets(arms: Sequence[ArmFigures]) -> Iterator[Column]:
     """Figures of all pictures against the reference set; an arm has ``fid`` or ``fd``, not both."""
     for key, otherwise in (("fid", "FID"), ("fd", "FD")):
         yield from _distance(arms, key, otherwise)
@@ -269,7 +269,7 @@ def _sets(arms: Sequence[Arm]) -> Iterator[Column]:
         )
 
 
-def _distance(arms: Sequence[Arm], key: str, otherwise: str) -> Iterator[Column]:
+def _distance(arms: Sequence[ArmFigures], key: str, otherwise: str) -> Iterator[Column]:
     """A distance as it is published, bias-corrected, and its change, under the arms' own name.
 
     Where arms have different numbers of pictures, each says its own in its cell.
@@ -332,6 +332,6 @@ class _Labelled(Column):
 
     each: bool = False
 
-    def show(self, arm: Arm, brief: bool = False) -> str:
+    def show(self, arm: ArmFigures, brief: bool = False) -> str:
         shown, count = super().show(arm, brief), _split(arm.get("distance_label") or "")[1]
         return f"{shown} (n = {count})" if self.each and count and shown != UNKNOWN else shown

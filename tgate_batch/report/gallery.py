@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tgate_batch.metrics.entry import Arm, PictureMetric
-from tgate_batch.output import frozen, layout, parquet
-from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.metrics.base import ArmFigures, PictureMetric
+from tgate_batch.output import layout, parquet, prompt_store
+from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.run import Run
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 from tgate_batch.storage.images import open_image
 
 BYTES = 2_400_000  # of all pictures together, before they are spelled in base64 (a third more)
@@ -33,11 +33,11 @@ _BYTES_A_PIXEL = 0.12  # of WebP at quality 80, to begin with
 _LONGEST_PROMPT = 2000  # characters that are shown
 _THREADS = 4
 
-Key = tuple[str, int]  # prompt id, image number
+RowKey = tuple[str, int]  # prompt id, image number
 
 
 @dataclass
-class Cell:
+class GalleryCell:
     """One picture: its data URI with its size, what was measured of it, or why it is missing.
 
     ``changed`` and ``worse`` order the gallery: the higher, the earlier. None: not measured.
@@ -51,13 +51,13 @@ class Cell:
     worse: float | None = None
 
 
-class Row(NamedTuple):
+class GalleryRow(NamedTuple):
     """A prompt, and its picture in every arm, the baseline's first."""
 
     id: str
     number: int
     prompt: str
-    cells: list[Cell]
+    cells: list[GalleryCell]
 
 
 class Gallery(NamedTuple):
@@ -66,12 +66,12 @@ class Gallery(NamedTuple):
     model: str
     arms: list[str]
     baseline: str | None
-    rows: list[Row]
+    rows: list[GalleryRow]
     chosen: int
     prompts: int
 
 
-def galleries(run: Run, arms: Sequence[Arm]) -> list[Gallery]:
+def galleries(run: Run, arms: Sequence[ArmFigures]) -> list[Gallery]:
     """One gallery a model; ``arms`` are the entries of report.json."""
     models = list(dict.fromkeys(arm["model"] for arm in arms))
     return [
@@ -79,14 +79,14 @@ def galleries(run: Run, arms: Sequence[Arm]) -> list[Gallery]:
     ]
 
 
-def _gallery(run: Run, model: str, arms: Sequence[Arm], models: Sequence[str]) -> Gallery:
+def _gallery(run: Run, model: str, arms: Sequence[ArmFigures], models: Sequence[str]) -> Gallery:
     arms = sorted(arms, key=lambda arm: not arm["is_baseline"])
     least, most = _PROMPTS
     count = max(least, min(most, _PICTURES // (len(arms) * len(models))))
     changed = _most_changed(arms, round(count * _CHANGED))
     wanted = _with_others(run, changed, count)
     budget = BYTES // len(models) // max(1, len(wanted))
-    by_shard: dict[int, list[Key]] = {}
+    by_shard: dict[int, list[RowKey]] = {}
     plans = {plan.index: plan for plan in run.shards}
     for key, shard in wanted.items():
         if shard in plans:  # what scores say is checked no further
@@ -102,7 +102,7 @@ def _gallery(run: Run, model: str, arms: Sequence[Arm], models: Sequence[str]) -
     return Gallery(model, names, baseline, rows, len(changed), run.prompts)
 
 
-def _most_changed(arms: Sequence[Arm], count: int) -> dict[Key, int]:
+def _most_changed(arms: Sequence[ArmFigures], count: int) -> dict[RowKey, int]:
     """Pictures and their shards: the first of every arm's and metric's list, then the second."""
     lists = [
         pictures
@@ -110,7 +110,7 @@ def _most_changed(arms: Sequence[Arm], count: int) -> dict[Key, int]:
         for pictures in (arm.get("most_changed") or {}).values()
         if pictures
     ]
-    found: dict[Key, int] = {}
+    found: dict[RowKey, int] = {}
     for place in range(max(map(len, lists), default=0)):
         for pictures in lists:
             if place < len(pictures) and len(found) < count:
@@ -119,14 +119,14 @@ def _most_changed(arms: Sequence[Arm], count: int) -> dict[Key, int]:
     return found
 
 
-def _with_others(run: Run, changed: Mapping[Key, int], count: int) -> dict[Key, int]:
+def _with_others(run: Run, changed: Mapping[RowKey, int], count: int) -> dict[RowKey, int]:
     """Fills the sample up with prompts at random, the same ones every time."""
     chance = random.Random(0)
     shards = chance.sample(run.shards, min(_RANDOM_SHARDS, len(run.shards)))
     keys = [
         ((prompt.id, 0), shard.index)
         for shard in shards
-        for prompt in frozen.load_shard(run.folder, shard).prompts
+        for prompt in prompt_store.load_shard(run.folder, shard).prompts
     ]
     chance.shuffle(keys)
     found = dict(changed)
@@ -138,16 +138,23 @@ def _with_others(run: Run, changed: Mapping[Key, int], count: int) -> dict[Key, 
 
 
 def _rows(
-    run: Run, model: str, arms: Sequence[Arm], shard: ShardPlan, keys: list[Key], budget: int
-) -> Iterator[Row]:
+    run: Run,
+    model: str,
+    arms: Sequence[ArmFigures],
+    shard: ShardPlan,
+    keys: list[RowKey],
+    budget: int,
+) -> Iterator[GalleryRow]:
     """The rows of one shard; ``budget``: bytes that the pictures of a row may take."""
     pictures = {arm["arm"]: _pictures(run, model, arm["arm"], shard, keys) for arm in arms}
     values = {
         (arm["arm"], metric.name): _values(run, model, arm["arm"], shard, keys, metric)
         for arm in arms
-        for metric in metrics.METRICS
+        for metric in registry.METRICS
     }
-    prompts = {prompt.id: prompt.text for prompt in frozen.load_shard(run.folder, shard).prompts}
+    prompts = {
+        prompt.id: prompt.text for prompt in prompt_store.load_shard(run.folder, shard).prompts
+    }
     places = {name: place for place, name in enumerate(prompts)}
     baseline = next((arm["arm"] for arm in arms if arm["is_baseline"]), None)
     known = [key for key in keys if key[0] in places]
@@ -156,7 +163,7 @@ def _rows(
         small = dict(zip(held, shrunk(list(held.values()), budget), strict=True))
         cells = []
         for arm in arms:
-            cell = Cell(arm["arm"])
+            cell = GalleryCell(arm["arm"])
             if arm["arm"] in small:
                 content, cell.size = small[arm["arm"]]
                 cell.uri = "data:image/webp;base64," + base64.b64encode(content).decode()
@@ -165,18 +172,18 @@ def _rows(
         text = prompts[key[0]]
         if len(text) > _LONGEST_PROMPT:
             text = text[:_LONGEST_PROMPT] + "…"
-        yield Row(*key, text, cells)
+        yield GalleryRow(*key, text, cells)
 
 
 def _pictures(
-    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[Key]
-) -> dict[Key, bytes]:
+    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey]
+) -> dict[RowKey, bytes]:
     """The wanted pictures of one file; none of a file that is missing or damaged."""
-    found: dict[Key, bytes] = {}
+    found: dict[RowKey, bytes] = {}
     wanted = set(keys)
     try:
         name, identity = run.pictures(model, arm, shard)
-        with parquet.opened(run.folder, name, identity) as file:
+        with parquet.open_table(run.folder, name, identity) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["prompt_id", "image_number"])
                 held = list(zip(*ids.to_pydict().values(), strict=True))
@@ -194,8 +201,8 @@ def _pictures(
 
 
 def _values(
-    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[Key], metric: PictureMetric
-) -> dict[Key, float]:
+    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey], metric: PictureMetric
+) -> dict[RowKey, float]:
     """What was measured of the wanted pictures; nothing where it was not, or is damaged."""
     folder = layout.measured(metric.name, model, arm)
     if folder not in run.ledger:
@@ -212,9 +219,9 @@ def _values(
 
 
 def _measured(
-    cell: Cell,
-    key: Key,
-    values: Mapping[tuple[str, str], Mapping[Key, float]],
+    cell: GalleryCell,
+    key: RowKey,
+    values: Mapping[tuple[str, str], Mapping[RowKey, float]],
     baseline: str | None,
 ) -> None:
     """Writes a picture's figures into its cell, and what orders it.
@@ -222,7 +229,7 @@ def _measured(
     It changed as the first metric beside the baseline's picture says, and got worse as the last
     metric of single pictures does; where there is only one of the two kinds it says both.
     """
-    for metric in metrics.METRICS:
+    for metric in registry.METRICS:
         value = values[cell.arm, metric.name].get(key)
         if value is None:
             continue

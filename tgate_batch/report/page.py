@@ -13,17 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tgate_batch.errors import printable
-from tgate_batch.metrics.entry import Arm
+from tgate_batch.metrics.base import ArmFigures
 from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run, describe
-from tgate_batch.render.time_sheet import BESIDE, ON_DEVICE
-from tgate_batch.report import table
+from tgate_batch.render.timing import BESIDE, ON_DEVICE
+from tgate_batch.report import result_table
 from tgate_batch.report.gallery import galleries
-from tgate_batch.report.parts import Part, cost_notes, notes, parts
-from tgate_batch.report.plot import Plot, name_of
 from tgate_batch.report.plots import plots
+from tgate_batch.report.plots.base import Plot, name_of
+from tgate_batch.report.sections import ReportTable, cost_notes, notes, report_tables
 from tgate_batch.report.summary import summarize
-from tgate_batch.report.verdict import judged, standing, verdicts
+from tgate_batch.report.verdict import judge_arms, standing, verdicts
 
 _MOST_ROWS = 200  # of a table, on the page
 
@@ -31,9 +31,9 @@ _MOST_ROWS = 200  # of a table, on the page
 def write(run: Run) -> dict[str, Any]:
     """Writes ``report/`` from the scores on disk; returns the content of ``report.json``."""
     summary = summarize(run)
-    run.folder.write(layout.REPORT_JSON, json.dumps(seal.sealed(summary), indent=2))
-    run.folder.write(layout.REPORT_MARKDOWN, seal.sealed_text(_markdown(summary)))
-    run.folder.write(layout.REPORT_PAGE, seal.sealed_text(_html(run, summary)))
+    run.folder.write(layout.REPORT_JSON, json.dumps(seal.with_seal(summary), indent=2))
+    run.folder.write(layout.REPORT_MARKDOWN, seal.text_with_seal(_markdown(summary)))
+    run.folder.write(layout.REPORT_PAGE, seal.text_with_seal(_html(run, summary)))
     return summary
 
 
@@ -41,8 +41,8 @@ def _markdown(summary: dict[str, Any]) -> str:
     arms = summary["arms"]
     lines = [f"# Run {summary['run']['output']}", ""]
     lines += [*(f"- {line}" for line in verdicts(summary)), ""]
-    for part in parts(summary):
-        lines += [f"## {part.title}", "", *table.markdown(part.rows).split("\n"), ""]
+    for part in report_tables(summary):
+        lines += [f"## {part.title}", "", *result_table.markdown(part.rows).split("\n"), ""]
         lines += [part.note, ""] if part.note else []
     lines += [f"- {note}" for note in (*notes(arms), *cost_notes(summary))]
     for arm in summary["arms"]:
@@ -70,10 +70,10 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         run=summary["run"],
         arms=arms,
         names=[name_of(arm, arms) for arm in arms],
-        verdicts=_places(judged(summary), arms),
-        judged=_thresholds(arms),
+        verdicts=_places(judge_arms(summary), arms),
+        judge_arms=_thresholds(arms),
         plots=_grouped(plots(summary)),
-        parts=[_without_model(part, arms) for part in parts(summary)],
+        report_tables=[_without_model(part, arms) for part in report_tables(summary)],
         most_rows=_MOST_ROWS,
         notes=[*notes(arms), *cost_notes(summary)],
         workers=summary["workers"],
@@ -107,7 +107,7 @@ def _text(name: str) -> str:
     return resources.files("tgate_batch.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _places(found: Sequence[Any], arms: Sequence[Arm]) -> list[tuple[int, Any]]:
+def _places(found: Sequence[Any], arms: Sequence[ArmFigures]) -> list[tuple[int, Any]]:
     """Pairs each verdict with its arm's index, which selects the colour."""
     keys = [(arm["model"], arm["arm"]) for arm in arms]
     return [(keys.index((verdict.model, verdict.arm)), verdict) for verdict in found]
@@ -121,7 +121,7 @@ def _grouped(found: Sequence[Plot]) -> list[list[Plot]]:
     return [group for group in (quality, time, *others) if group]
 
 
-def _without_model(part: Part, arms: Sequence[Arm]) -> Part:
+def _without_model(part: ReportTable, arms: Sequence[ArmFigures]) -> ReportTable:
     """Drops the model column if all arms have the same model."""
     if len({arm["model"] for arm in arms}) > 1:
         return part
@@ -130,7 +130,7 @@ def _without_model(part: Part, arms: Sequence[Arm]) -> Part:
     return part._replace(rows=rows, labels=part.labels - 1)
 
 
-def _thresholds(arms: Sequence[Arm]) -> list[tuple[str, dict[str, Any]]]:
+def _thresholds(arms: Sequence[ArmFigures]) -> list[tuple[str, dict[str, Any]]]:
     """Every threshold with its arm's name, failed ones first."""
     every = [(name_of(arm, arms), one) for arm in arms for one in arm["thresholds"]]
     order = ("failed", "undecided", "passed")
@@ -147,7 +147,7 @@ class ErrorKind(NamedTuple):
     more: bool
 
 
-def _errors(arms: Sequence[Arm]) -> list[ErrorKind]:
+def _errors(arms: Sequence[ArmFigures]) -> list[ErrorKind]:
     found = []
     for arm in arms:
         for kind in arm.get("error_kinds") or ():

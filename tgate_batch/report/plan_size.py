@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from math import isfinite
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
 
 
-def plan_size(arms: Sequence[Arm], see: str) -> list[str]:
+def plan_size(arms: Sequence[ArmFigures], see: str) -> list[str]:
     """One line an arm: how many prompts show ``see`` with power 90% at a one-sided 5%.
 
     ``arms`` are entries of report.json; ``see`` is a figure and a difference in its units, such as
@@ -28,7 +28,7 @@ def plan_size(arms: Sequence[Arm], see: str) -> list[str]:
     return lines
 
 
-def _line(arm: Arm, column: Column, difference: float) -> str:
+def _line(arm: ArmFigures, column: Column, difference: float) -> str:
     bounds = column.bounds(arm)
     assert bounds is not None
     error = Estimate(bounds["value"], bounds["low"], bounds["high"]).standard_error

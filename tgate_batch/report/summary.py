@@ -9,10 +9,10 @@ from tgate_batch.errors import UserError
 from tgate_batch.metrics.cost import Devices, bill, per_1000_images, usd_per_1000_images
 from tgate_batch.output import history, layout, shapes
 from tgate_batch.output.run import Run, describe
-from tgate_batch.render.time_sheet import together
+from tgate_batch.render.timing import aggregate_workers
 from tgate_batch.report import thresholds
 from tgate_batch.report.columns import MACS
-from tgate_batch.score import metrics
+from tgate_batch.score import registry
 
 _ONLY_WARM_UPS = (
     "no batch was timed: each worker's first batch of an arm warms up and is left out; render more "
@@ -38,7 +38,7 @@ def summarize(run: Run) -> dict[str, Any]:
         for model, name, arm in run.pairs()
         if run.folder.exists(layout.scores(model.name, name))
     ]
-    workers = together(shapes.read_workers(run.folder))
+    workers = aggregate_workers(shapes.read_workers(run.folder))
     billed = bill(history.read(run.folder), run.config.cost, run.config.workers)
     joules = None if workers is None else workers["joules"]
     _share(arms, "usd_per_1000_images_billed", billed["usd"], billed["withheld"])
@@ -66,10 +66,10 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
 
     ``versions`` and ``git`` are those of most files; ``made_by`` lists all.
     """
-    makers = history.added_up(maker for arm in arms for maker in arm.get("made_by", ()))
+    makers = history.merge_makers(maker for arm in arms for maker in arm.get("made_by", ()))
     most = makers[0] if makers else history.software()
     pictures = {
-        layout.images(model.name, name): run.made_of(model.name, name)
+        layout.images(model.name, name): run.provenance_of(model.name, name)
         for model, name, _ in run.pairs()
         if layout.images(model.name, name) in run.ledger
     }
@@ -123,7 +123,7 @@ def _scores(run: Run, model: str, name: str) -> dict[str, Any]:
     found = shapes.read(run.folder, file, shapes.ScoresFile)
     odd = [
         metric.name
-        for metric in metrics.METRICS
+        for metric in registry.METRICS
         if not isinstance(found.get(metric.name), int | float | None)
     ]
     if odd or (found["model"], found["arm"]) != (model, name):

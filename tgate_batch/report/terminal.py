@@ -6,10 +6,10 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 
-from tgate_batch import say
-from tgate_batch.metrics.entry import Arm
-from tgate_batch.report.parts import withheld
-from tgate_batch.report.table import rows
+from tgate_batch import console
+from tgate_batch.metrics.base import ArmFigures
+from tgate_batch.report.result_table import rows
+from tgate_batch.report.sections import withheld
 from tgate_batch.report.verdict import verdicts
 
 _LOG_WIDTH = 160  # columns, where there is no terminal
@@ -19,30 +19,30 @@ _GAP = "  "
 def show(summary: Mapping[str, Any]) -> None:
     """Logs the brief table, each arm's verdict, its thresholds and its errors."""
     arms = summary["arms"]
-    if say.is_json():
+    if console.is_json():
         for arm in arms:
-            say.info(f"{arm['model']} {arm['arm']}", event="scores", **arm)
+            console.info(f"{arm['model']} {arm['arm']}", event="scores", **arm)
     else:
         for line in table(rows(arms, "brief"), width()):
-            say.info(line)
+            console.info(line)
     for line in withheld(arms, "brief"):
-        say.info(line, event="withheld")
+        console.info(line, event="withheld")
     for line in verdicts(summary):
-        say.info(line, event="verdict")
+        console.info(line, event="verdict")
     for arm in arms:
         for judged in arm["thresholds"]:
-            say.info(f"{_name(arm)}: {judged['verdict']}", event="threshold")
+            console.info(f"{_name(arm)}: {judged['verdict']}", event="threshold")
     images, errors = (sum(arm[key] for arm in arms) for key in ("images", "errors"))
-    say.info(f"{images:,} images, {errors:,} errors")
+    console.info(f"{images:,} images, {errors:,} errors")
     for arm in arms:
         for kind in arm["error_kinds"] or ():
-            say.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
+            console.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
 
 
 def width() -> int:
     """Columns of the terminal, or of a log where there is none."""
-    stream = say.out()
-    return say.width(stream) if Console(file=stream).is_terminal else _LOG_WIDTH
+    stream = console.out()
+    return console.width(stream) if Console(file=stream).is_terminal else _LOG_WIDTH
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -82,5 +82,5 @@ def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
     return _GAP.join(cells).rstrip()
 
 
-def _name(arm: Arm) -> str:
+def _name(arm: ArmFigures) -> str:
     return f"{arm['model']} {arm['arm']}"

@@ -11,11 +11,11 @@ from typing import Any
 
 from tgate_batch.config import Config, Threshold, Thresholds
 from tgate_batch.errors import UserError
+from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.cost import Devices
-from tgate_batch.metrics.entry import Arm, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
-from tgate_batch.score.metrics import METRICS
+from tgate_batch.score.registry import METRICS
 
 _TESTS = ("no_worse_than", "at_least", "at_most")
 
@@ -111,7 +111,9 @@ def _lacking(name: str, column: Column, config: Config) -> str | None:
     return None
 
 
-def judge(arm: Arm, baseline: Arm | None, thresholds: Thresholds) -> list[dict[str, Any]]:
+def judge(
+    arm: ArmFigures, baseline: ArmFigures | None, thresholds: Thresholds
+) -> list[dict[str, Any]]:
     """One entry a threshold, for an arm's entry of report.json and its baseline's.
 
     An entry has the threshold's name, the value, what was asked, ``margin`` (negative: by how much
@@ -137,7 +139,11 @@ def _test(threshold: Threshold) -> str | None:
 
 
 def _judged(
-    column: Column, arm: Arm, baseline: Arm | None, threshold: Threshold, lenient: bool
+    column: Column,
+    arm: ArmFigures,
+    baseline: ArmFigures | None,
+    threshold: Threshold,
+    lenient: bool,
 ) -> dict[str, Any]:
     value, test, reason = column.value(arm, baseline), _test(threshold), column.reason(arm)
     bounds = None if value is None else column.bounds(arm)
@@ -204,7 +210,9 @@ def _of_window(name: str, value: float, threshold: Threshold) -> _Found:
     return _Found(margin >= 0, said, margin)
 
 
-def _of_test(name: str, found: Estimate, limit: float, higher: bool, test: str, arm: Arm) -> _Found:
+def _of_test(
+    name: str, found: Estimate, limit: float, higher: bool, test: str, arm: ArmFigures
+) -> _Found:
     """``higher``: what is above the limit keeps it, and what is below does not."""
     near, far = found.lower_bound, found.upper_bound
     words = ("lower", "upper")
@@ -227,7 +235,7 @@ def _of_test(name: str, found: Estimate, limit: float, higher: bool, test: str, 
     return _Found(None, said, margin)
 
 
-def _more_prompts(found: Estimate, limit: float, arm: Arm) -> str:
+def _more_prompts(found: Estimate, limit: float, arm: ArmFigures) -> str:
     """The number of additional prompts that would resolve the value from the limit."""
     prompts, difference = arm.get("prompts_compared") or arm.get("prompts"), found.value - limit
     if not prompts or difference == 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
-from tgate_batch.metrics.entry import Arm, Column
+from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
 from tgate_batch.report.columns import columns
 
@@ -40,10 +40,10 @@ class Verdict:
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
     """Returns one line per arm, from the content of report.json."""
-    return [str(found) for found in judged(summary)]
+    return [str(found) for found in judge_arms(summary)]
 
 
-def judged(summary: Mapping[str, Any]) -> list[Verdict]:
+def judge_arms(summary: Mapping[str, Any]) -> list[Verdict]:
     """Returns one verdict per arm, except for a baseline that other arms are compared with."""
     arms = summary["arms"]
     several = len({arm["model"] for arm in arms}) > 1
@@ -63,7 +63,9 @@ def standing(threshold: Mapping[str, Any]) -> Standing:
     return "passed" if threshold["passed"] else "failed"
 
 
-def _verdict(arm: Arm, baseline: Arm | None, arms: Sequence[Arm], several: bool) -> Verdict:
+def _verdict(
+    arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigures], several: bool
+) -> Verdict:
     name = f"{arm['model']} {arm['arm']}" if several else arm["arm"]
     beside = None if arm["is_baseline"] else baseline
     counts: dict[Standing, int] = {}
@@ -79,7 +81,7 @@ def _verdict(arm: Arm, baseline: Arm | None, arms: Sequence[Arm], several: bool)
     )
 
 
-def _done(arm: Arm, baseline: Arm | None, arms: Sequence[Arm]) -> str:
+def _done(arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigures]) -> str:
     """Describes the arm's speed, quality and failures."""
     if not arm["images"]:
         return f"has no images: {_all_failed(arm)}"
@@ -89,14 +91,14 @@ def _done(arm: Arm, baseline: Arm | None, arms: Sequence[Arm]) -> str:
     return said
 
 
-def _all_failed(arm: Arm) -> str:
+def _all_failed(arm: ArmFigures) -> str:
     if not arm["errors"]:
         return "nothing was rendered"
     kinds = arm.get("error_kinds") or []
     return f"all {arm['errors']:,} failed" + (f" ({kinds[0]['error']})" if kinds else "")
 
 
-def _alone(arm: Arm) -> str:
+def _alone(arm: ArmFigures) -> str:
     rate = _column("images_per_second_per_worker", [arm]).show(arm)
     if arm["images_per_second_per_worker"] is None:
         return f"rendered {arm['images']:,} images; its speed was not measured"
@@ -104,7 +106,7 @@ def _alone(arm: Arm) -> str:
     return f"renders {rate} images a second with each worker ({why}: no comparison)"
 
 
-def _speed(arm: Arm) -> str:
+def _speed(arm: ArmFigures) -> str:
     value, bounds = arm["speedup"], arm.get("speedup_interval")
     if value is None:
         return "has no measured speed-up"
@@ -119,7 +121,7 @@ def _speed(arm: Arm) -> str:
     return said
 
 
-def _above_limit(arm: Arm, least: float) -> str:
+def _above_limit(arm: ArmFigures, least: float) -> str:
     """A remark if the speed-up (at least ``least``) exceeds what the saved MACs explain."""
     saved = arm.get("macs_saved")
     if (
@@ -135,14 +137,14 @@ def _above_limit(arm: Arm, least: float) -> str:
     )
 
 
-def _quality(arm: Arm, baseline: Arm, arms: Sequence[Arm]) -> str:
+def _quality(arm: ArmFigures, baseline: ArmFigures, arms: Sequence[ArmFigures]) -> str:
     if not baseline["images"]:
         return "and the baseline has no images to compare with"
     found = [_change(column, arm, arms) for column in changes(arm, arms)]
     return " and ".join(found) if found else "and no change of quality was measured"
 
 
-def changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
+def changes(arm: ArmFigures, arms: Sequence[ArmFigures]) -> Iterator[Column]:
     """Yields the changes that the verdict reports as quality.
 
     Changes of per-image figures, and of the Frechet distance if it is comparable; the kernel
@@ -154,7 +156,7 @@ def changes(arm: Arm, arms: Sequence[Arm]) -> Iterator[Column]:
     yield from [*pictures, *distances] or known
 
 
-def _change(column: Column, arm: Arm, arms: Sequence[Arm]) -> str:
+def _change(column: Column, arm: ArmFigures, arms: Sequence[ArmFigures]) -> str:
     higher = column.better == "higher"
     worse, better = ("loss", "gain") if higher else ("rise", "fall")
     word, shown, bounds = _word(column, arms), column.show(arm, brief=True), column.bounds(arm)
@@ -174,11 +176,11 @@ def _change(column: Column, arm: Arm, arms: Sequence[Arm]) -> str:
     return f"at no resolvable {change} of {word} ({shown})"
 
 
-def _prompts(arm: Arm) -> float:
+def _prompts(arm: ArmFigures) -> float:
     return arm.get("prompts_compared") or arm.get("prompts") or inf
 
 
-def _would_do(arm: Arm, bounds: Mapping[str, float]) -> str:
+def _would_do(arm: ArmFigures, bounds: Mapping[str, float]) -> str:
     """The number of prompts that would resolve a change as large as the observed one."""
     if bounds["value"] == 0:
         return ""
@@ -187,18 +189,18 @@ def _would_do(arm: Arm, bounds: Mapping[str, float]) -> str:
     return f": about {needed:,} would do"
 
 
-def _word(column: Column, arms: Sequence[Arm]) -> str:
+def _word(column: Column, arms: Sequence[ArmFigures]) -> str:
     """The heading of the figure that changed."""
     if "pictures" in column.tables and column.of is not None:
         return _column(column.of, arms).heading
     return column.heading.removesuffix(" change")
 
 
-def _column(name: str, arms: Sequence[Arm]) -> Column:
+def _column(name: str, arms: Sequence[ArmFigures]) -> Column:
     return next(column for column in columns(arms) if column.name == name)
 
 
-def _saving(arm: Arm, baseline: Arm) -> str | None:
+def _saving(arm: ArmFigures, baseline: ArmFigures) -> str | None:
     """The saving per 1,000 images, from denoising and decoding time, as in the speed-up."""
     mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
     if mine is None or theirs is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tgate_batch.errors import UserError
 from tgate_batch.metrics import cmmd, kid
-from tgate_batch.metrics.entry import PictureMetric
+from tgate_batch.metrics.base import PictureMetric
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import FrechetRoot, Statistics, frechet_distance, rank_deficient
 from tgate_batch.metrics.jackknife import (
@@ -32,10 +32,10 @@ from tgate_batch.metrics.moments import frechet_values, statistics
 from tgate_batch.metrics.precision_recall import NEIGHBOURS, precision_recall, radii
 from tgate_batch.metrics.throughput import quantile
 from tgate_batch.output import layout, shapes
-from tgate_batch.score import drawn
-from tgate_batch.score.reduce import Source, summaries
+from tgate_batch.score import plot_data
+from tgate_batch.score.aggregate import SumsSource, summaries
+from tgate_batch.score.partial_sums import ArmSums, Chunk, FeatureSums, Sample, Sums
 from tgate_batch.score.reference import Reference
-from tgate_batch.score.sums import Chunk, FeatureSums, Sample, Summary, Sums
 from tgate_batch.storage import Folder
 from tgate_batch.storage.archives import Archive
 
@@ -44,7 +44,7 @@ PICTURES_A_DIMENSION = 3  # below it a Frechet distance's bias hides its changes
 _CMMD_SCALE = 1000.0
 
 
-class Beside:
+class ReferenceFigures:
     """A reference set, with what every arm's distance to it needs: computed once."""
 
     def __init__(self, reference: Reference):
@@ -100,9 +100,9 @@ class Facts:
 class ConcludeOrder:
     """An order to compute an arm's figures. ``baseline``: None for the baseline itself."""
 
-    source: Source
+    source: SumsSource
     chunks: tuple[Chunk, ...]
-    baseline: Source | None
+    baseline: SumsSource | None
     references: Mapping[str, tuple[str, str]]  # extractor -> a reference file, its sha256
     extractors: tuple[Facts, ...]
 
@@ -192,7 +192,7 @@ class Conclusion:
             about = json.loads(str(archive["about"]))
             if about["identity"] != identity:
                 return None
-            shapes.checked(about["named"], shapes.Named)
+            shapes.check_shape(about["named"], shapes.RowNotes)
             keys = [tuple(key) for key in about["sums"]]
             sums = {key: archive[f"sum-{number}"] for number, key in enumerate(keys)}
             sets = {}
@@ -210,7 +210,7 @@ class Conclusion:
         return cls(model, arm, sums, about["named"], sets)
 
 
-def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
+def stored_conclusion(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
     """The conclusion that the output holds already, if it is of the same."""
     name = layout.conclusion(*order.key)
     content = folder.get(name)
@@ -220,8 +220,8 @@ def kept(folder: Folder, order: ConcludeOrder) -> Conclusion | None:
 def conclude(
     folder: Folder,
     order: ConcludeOrder,
-    beside: Mapping[str, Beside],
-    baselines: dict[str, Summary],
+    beside: Mapping[str, ReferenceFigures],
+    baselines: dict[str, ArmSums],
 ) -> Conclusion:
     """Computes an arm's figures from its sums; saves ``mu`` and ``sigma``.
 
@@ -268,9 +268,9 @@ def conclude(
     return found
 
 
-def _merged(folder: Folder, source: Source, chosen: tuple[Chunk, ...]) -> tuple[Summary, bool]:
+def _merged(folder: Folder, source: SumsSource, chosen: tuple[Chunk, ...]) -> tuple[ArmSums, bool]:
     """All chunks added up in order, and whether every file was there."""
-    found, every = Summary(), True
+    found, every = ArmSums(), True
     for summary, whole in summaries(folder, source, chosen):
         found.merge(summary)
         every = every and whole
@@ -289,8 +289,8 @@ def _set_figures(
     features: FeatureSums,
     own: Statistics,
     theirs: FeatureSums | None,
-    beside: Beside | None,
-    source: Source,
+    beside: ReferenceFigures | None,
+    source: SumsSource,
 ) -> SetFigures:
     moments = features.moments
     count = moments.count
@@ -303,9 +303,9 @@ def _set_figures(
     deficient = {"the arm": own, "the reference": beside.reference.statistics}
     found["distance"] = frechet_distance(own, beside.reference.statistics)
     found["rank_deficient"] = tuple(name for name, s in deficient.items() if rank_deficient(s))
-    if enough(count, facts.dimensions) and source.grouped:
+    if enough_images(count, facts.dimensions) and source.grouped:
         found["values"] = frechet_values(moments, beside.root)
-        if theirs is not None and enough(both, facts.dimensions):
+        if theirs is not None and enough_images(both, facts.dimensions):
             found["compared"] = frechet_values(moments, beside.root, features.alone)
             found["baselines"] = frechet_values(
                 theirs.moments, beside.root, features.baseline_alone
@@ -313,7 +313,7 @@ def _set_figures(
     return SetFigures(**found, **_kernel_figures(facts, features, theirs, beside, source))
 
 
-def enough(count: int, dimensions: int) -> bool:
+def enough_images(count: int, dimensions: int) -> bool:
     """Whether a Frechet distance of so many pictures tells its changes."""
     return count >= PICTURES_A_DIMENSION * dimensions
 
@@ -322,8 +322,8 @@ def _kernel_figures(
     facts: Facts,
     features: FeatureSums,
     theirs: FeatureSums | None,
-    beside: Beside,
-    source: Source,
+    beside: ReferenceFigures,
+    source: SumsSource,
 ) -> dict[str, Any]:
     """Figures of the sample: kernel distance, precision and recall."""
     reference = beside.reference.sample
@@ -375,7 +375,7 @@ def scores(
     """
     writing = _Scores(own, baseline)
     found = writing.rows() | writing.times() | writing.pictures(metrics) | writing.by(metrics)
-    found |= drawn.drawn(own.sums, metrics) | writing.worst()
+    found |= plot_data.plot_data(own.sums, metrics) | writing.worst()
     distances = {
         facts.name: writing.sets(facts, references.get(facts.name)) for facts in extractors
     }
@@ -595,7 +595,7 @@ class _Scores:
         ):
             if key == "distance_change" and theirs is None:
                 continue
-            if not enough(count, facts.dimensions):
+            if not enough_images(count, facts.dimensions):
                 withheld[key] = not_comparable(count, facts.dimensions)
             elif prompts < LEAST_PROMPTS:
                 withheld[key] = _few_prompts(prompts)

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.broken import broken
-from tgate_batch.metrics.entry import Measure, PictureMetric
+from tgate_batch.metrics.base import Measure, PictureMetric
+from tgate_batch.metrics.broken_images import why_broken
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.output import layout, parquet
-from tgate_batch.output.frozen import ShardPlan
+from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.records import SCHEMA
-from tgate_batch.render.codec import decode
-from tgate_batch.score.metrics import LoadedMetrics, features_of
+from tgate_batch.render.codec import decode_image
+from tgate_batch.score.registry import LoadedMetrics, features_of
 from tgate_batch.storage import Folder
 
 TIMES = (
@@ -43,7 +43,7 @@ FIGURES_SCHEMA = pa.schema([*map(SCHEMA.field, _KEPT[:2]), ("value", pa.float64(
 
 MACS = ("macs_per_image", "macs_per_image_with_attention")  # as a picture file's footer has them
 
-Key = tuple[str, int]  # prompt id, image number
+ImageKey = tuple[str, int]  # prompt id, image number
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measu
 class _Row:
     """One picture that was rendered."""
 
-    key: Key
+    key: ImageKey
     prompt: str
     picture: Image.Image
     broken: str | None
@@ -141,7 +141,7 @@ class _Arms:
         self._position = 0
         for name, arm in order.arms.items():
             try:
-                file = stack.enter_context(parquet.opened(folder, *arm.pictures))
+                file = stack.enter_context(parquet.open_table(folder, *arm.pictures))
                 self.footers[name] = parquet.footer(file)
                 self._files[name] = file
                 self.whole.add(name)
@@ -176,8 +176,8 @@ def _group(table: pa.Table) -> _Group:
     for row in table.select(["prompt_id", "image_number", "prompt", "status", "image"]).to_pylist():
         if row["status"] == "ok":
             key = (row["prompt_id"], row["image_number"])
-            picture = decode(row["image"]["bytes"])
-            rows.append(_Row(key, row["prompt"], picture, broken(picture)))
+            picture = decode_image(row["image"]["bytes"])
+            rows.append(_Row(key, row["prompt"], picture, why_broken(picture)))
     return _Group(table.select(_KEPT), rows)
 
 
@@ -195,7 +195,7 @@ class _Tables:
         self._metrics = {name: metrics[name] for name in order.files if name in metrics}
         self._parts: dict[str, list[pa.Table]] = {name: [] for name in order.files}
 
-    def add(self, group: _Group, baselines: Mapping[Key, Image.Image] | None) -> None:
+    def add(self, group: _Group, baselines: Mapping[ImageKey, Image.Image] | None) -> None:
         """Measures a group; ``baselines`` None: this arm is the baseline itself."""
         rows = group.rows
         if layout.ROWS in self._parts:
@@ -249,7 +249,7 @@ def _figures(
     rows: list[_Row],
     metric: PictureMetric,
     call: Callable[..., Any],
-    baselines: Mapping[Key, Image.Image] | None,
+    baselines: Mapping[ImageKey, Image.Image] | None,
 ) -> pa.Table:
     """Columns prompt_id, image_number, value: null where the metric has nothing to say."""
     known = baselines or {}

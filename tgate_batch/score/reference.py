@@ -20,7 +20,7 @@ from tgate_batch.storage import Folder, without_credentials
 from tgate_batch.storage.archives import Archive
 
 
-class Kind(Protocol):
+class ExtractorLike(Protocol):
     """An extractor, or what is known of one: None for what is not."""
 
     @property
@@ -55,7 +55,7 @@ def is_file(spec: str) -> bool:
     return (spec.partition("?")[0] if "://" in spec else spec).endswith(".npz")
 
 
-def load_reference(spec: str, extractor: Kind) -> Reference:
+def load_reference(spec: str, extractor: ExtractorLike) -> Reference:
     """Reads a reference's file, a path or URI, of tgate-batch reference or of pytorch-fid.
 
     Raises UserError where it cannot be read, or was made with another extractor.
@@ -67,10 +67,10 @@ def load_reference(spec: str, extractor: Kind) -> Reference:
     except (OSError, StorageError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"reference {shown} cannot be read: {reason}") from None
-    return parsed(content, shown, extractor, spec)
+    return parse_reference(content, shown, extractor, spec)
 
 
-def parsed(content: bytes, name: str, extractor: Kind, file: str) -> Reference:
+def parse_reference(content: bytes, name: str, extractor: ExtractorLike, file: str) -> Reference:
     """A reference from the bytes of its ``file``. Raises as ``load_reference`` does."""
     statistics = Statistics.load(io.BytesIO(content), name)
     beside, about = _beside(content, name)
@@ -101,7 +101,7 @@ def of_sample(sample: np.ndarray, distance: str) -> dict[str, np.ndarray]:
     return found
 
 
-def maker(extractor: Kind) -> dict[str, Any]:
+def maker(extractor: ExtractorLike) -> dict[str, Any]:
     """What decides an extractor's features, as ``about`` has it."""
     return {
         "extractor": extractor.name,
@@ -138,7 +138,7 @@ def _check_sample(beside: dict[str, np.ndarray], name: str, dimensions: int) -> 
             )
 
 
-def _check_maker(about: dict[str, Any], name: str, extractor: Kind) -> None:
+def _check_maker(about: dict[str, Any], name: str, extractor: ExtractorLike) -> None:
     mine = maker(extractor)
     if any(value is not None and about.get(key) != value for key, value in mine.items()):
         raise UserError(

@@ -2,10 +2,10 @@
 
 from tgate_batch.config import Config
 from tgate_batch.errors import Problems, StorageError, UserError
-from tgate_batch.metrics.features import Described
-from tgate_batch.score import sources
-from tgate_batch.score.metrics import check_reference, reference_of, weights_of
+from tgate_batch.metrics.features import ExtractorFacts
+from tgate_batch.score import image_sources
 from tgate_batch.score.reference import is_file, load_reference
+from tgate_batch.score.registry import check_reference, reference_of, weights_of
 from tgate_batch.storage.images import open_image
 
 _LEAST = 2  # images: statistics of fewer have no covariance
@@ -31,7 +31,7 @@ def check_references(config: Config) -> None:
 def _check_usable(config: Config, name: str, where: str) -> None:
     try:
         if is_file(where):
-            load_reference(where, Described(name, weights_of(config.score, name)))
+            load_reference(where, ExtractorFacts(name, weights_of(config.score, name)))
         else:
             _check_place(where, config.score.reference_skip_unreadable)
     except (UserError, StorageError) as error:
@@ -39,7 +39,7 @@ def _check_usable(config: Config, name: str, where: str) -> None:
 
 
 def _check_place(where: str, skip_unreadable: bool) -> None:
-    source = sources.source(where)
+    source = image_sources.open_source(where)
     if len(source) < _LEAST:
         raise UserError(f"reference {source.name} holds one image, and a distance needs {_LEAST}")
     if skip_unreadable:

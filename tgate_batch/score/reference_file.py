@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.broken import broken
+from tgate_batch.metrics.broken_images import why_broken
 from tgate_batch.metrics.features import Extractor
 from tgate_batch.metrics.frechet import stream
-from tgate_batch.metrics.reservoir import NamedSample
+from tgate_batch.metrics.sampling import NamedSample
 from tgate_batch.output import history, layout, parquet
-from tgate_batch.render.codec import decode
+from tgate_batch.render.codec import decode_image
+from tgate_batch.score.image_sources import ImagePart, ImageSource, NamedImage
 from tgate_batch.score.reference import maker, of_sample
-from tgate_batch.score.sources import Named, Part, Source
 from tgate_batch.storage import Folder
 
 SAMPLE = 10_000  # features kept for metrics that need pictures one by one
@@ -47,7 +47,7 @@ class ReferenceOrder:
 
     source: str
     number: int
-    part: Part
+    part: ImagePart
     folder: Folder
     file: str
     identity: str
@@ -59,14 +59,14 @@ class ReferenceOrder:
 
 
 @dataclass(frozen=True)
-class Making:
+class ReferenceBuild:
     """One reference's file on its way: what it is made of, and where it goes.
 
     ``kind`` is the extractor's name in the config, ``weights`` its file. ``skip_unreadable`` leaves
     images out that cannot be read.
     """
 
-    source: Source
+    source: ImageSource
     folder: Folder
     file: str
     kind: str
@@ -122,7 +122,7 @@ class Making:
 
     def _is_ours(self, name: str) -> bool:
         try:
-            with parquet.opened(self.folder, name, self.identity):
+            with parquet.open_table(self.folder, name, self.identity):
                 return True
         except parquet.DAMAGE:
             return False
@@ -205,7 +205,7 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     names: list[str] = []
     sums: list[str] = []
 
-    def noted() -> Iterator[Named]:
+    def noted() -> Iterator[NamedImage]:
         for name, content in order.part.pictures():
             names.append(name)
             sums.append(hashlib.sha256(content).hexdigest())
@@ -214,7 +214,7 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     why: list[str | None] = []
     rows = np.zeros((len(order.part), order.dimensions), np.float32)
     for images in _images_of(order, noted()):
-        found = [image if isinstance(image, str) else broken(image) for image in images]
+        found = [image if isinstance(image, str) else why_broken(image) for image in images]
         usable = [n for n, reason in enumerate(found) if reason is None]
         if usable:
             places = [len(why) + n for n in usable]
@@ -236,10 +236,10 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     parquet.write_table(order.folder, order.file, table, order.identity, rows_a_group=4096)
 
 
-def _images_of(order: ReferenceOrder, named: Iterable[Named]) -> Iterator[list[Any]]:
-    """``decoded``, with errors that say what to do about an image that cannot be read."""
+def _images_of(order: ReferenceOrder, named: Iterable[NamedImage]) -> Iterator[list[Any]]:
+    """``decode_batches``, with errors that say what to do about an image that cannot be read."""
     try:
-        yield from decoded(named, _BATCH, order.skip_unreadable)
+        yield from decode_batches(named, _BATCH, order.skip_unreadable)
     except UserError as error:
         raise UserError(
             f"reference {order.source}: {error}. Fix: remove the image, or set "
@@ -247,7 +247,9 @@ def _images_of(order: ReferenceOrder, named: Iterable[Named]) -> Iterator[list[A
         ) from None
 
 
-def decoded(named: Iterable[Named], batch_size: int, skip: bool = False) -> Iterator[list[Any]]:
+def decode_batches(
+    named: Iterable[NamedImage], batch_size: int, skip: bool = False
+) -> Iterator[list[Any]]:
     """Batches of pictures in RGB; threads decode the next one while one is worked on.
 
     Bytes that are no picture raise UserError, naming it; with ``skip`` the reason takes its place.
@@ -265,17 +267,17 @@ def decoded(named: Iterable[Named], batch_size: int, skip: bool = False) -> Iter
             yield list(ahead)
 
 
-def _decoded(picture: Named) -> Image.Image:
+def _decoded(picture: NamedImage) -> Image.Image:
     name, content = picture
     try:
-        return decode(content)
+        return decode_image(content)
     except UserError as error:
         raise UserError(f"{name} {error}") from None
 
 
-def _decoded_or_reason(picture: Named) -> Image.Image | str:
+def _decoded_or_reason(picture: NamedImage) -> Image.Image | str:
     try:
-        return decode(picture[1])
+        return decode_image(picture[1])
     except UserError as error:
         return str(error)
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 
 from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run
-from tgate_batch.score import reduce
-from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, enough, scores
-from tgate_batch.score.measurements import Measurements
-from tgate_batch.score.reduce import ReduceOrder, Source
+from tgate_batch.score import aggregate
+from tgate_batch.score.aggregate import SumOrder, SumsSource
+from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, enough_images, scores
+from tgate_batch.score.measurement_plan import MeasurementPlan
+from tgate_batch.score.partial_sums import chunks
 from tgate_batch.score.reference import Reference
-from tgate_batch.score.sums import chunks
 
 
 def conclude_orders(
     run: Run,
-    measurements: Measurements,
+    measurements: MeasurementPlan,
     references: Mapping[str, Reference],
     by: str | None,
 ) -> Iterator[ConcludeOrder]:
@@ -41,7 +41,7 @@ def conclude_orders(
 
 def write_scores(
     run: Run,
-    measurements: Measurements,
+    measurements: MeasurementPlan,
     references: Mapping[str, Reference],
     found: Mapping[tuple[str, str], Conclusion],
     missing: Mapping[str, str],
@@ -59,19 +59,19 @@ def write_scores(
         beside = None if arm == run.config.baseline else baseline
         content = scores(own, beside, metrics, facts, references)
         content["withheld"] |= missing
-        run.folder.write(layout.scores(*key), json.dumps(seal.sealed(content), indent=2))
+        run.folder.write(layout.scores(*key), json.dumps(seal.with_seal(content), indent=2))
 
 
-def reduce_orders(run: Run, orders: list[ConcludeOrder]) -> Iterator[ReduceOrder]:
+def reduce_orders(run: Run, orders: list[ConcludeOrder]) -> Iterator[SumOrder]:
     """The full chunks whose summaries are not kept yet."""
     held = set(run.folder.names(layout.SUMS))
     for order in orders:
         for chunk in order.chunks:
-            if chunk.full and reduce.kept_name(order.source, chunk) not in held:
-                yield ReduceOrder(order.source, chunk)
+            if chunk.full and aggregate.summary_file(order.source, chunk) not in held:
+                yield SumOrder(order.source, chunk)
 
 
-def _enter(run: Run, source: Source) -> None:
+def _enter(run: Run, source: SumsSource) -> None:
     """Sums of another kind are cleared: they are added up again."""
     folder, settings = layout.sums_of(source.model, source.arm), source.settings()
     if folder in run.ledger and run.ledger[folder] != settings:
@@ -81,11 +81,11 @@ def _enter(run: Run, source: Source) -> None:
 
 def _sources(
     run: Run,
-    measurements: Measurements,
+    measurements: MeasurementPlan,
     facts: tuple[Facts, ...],
     model: str,
     by: str | None,
-) -> Iterator[tuple[str, Source]]:
+) -> Iterator[tuple[str, SumsSource]]:
     """Each arm of a model that has pictures, with where its measurements are."""
     sampling = run.sampling(model)
     drawn = {
@@ -97,7 +97,7 @@ def _sources(
         beside = None if arm == run.config.baseline else drawn.get(run.config.baseline or "")
         yield (
             arm,
-            Source(
+            SumsSource(
                 model,
                 arm,
                 folders,
@@ -106,7 +106,7 @@ def _sources(
                 sampling.images_per_prompt,
                 sampling.batch_size,
                 any(
-                    one.kind == "frechet" and enough(run.images_per_arm, one.dimensions)
+                    one.kind == "frechet" and enough_images(run.images_per_arm, one.dimensions)
                     for one in facts
                 ),
                 by,

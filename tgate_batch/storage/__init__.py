@@ -3,7 +3,7 @@
 from tgate_batch.errors import StorageError
 from tgate_batch.storage.credentials import without_credentials
 from tgate_batch.storage.folder import Folder, is_temporary, stays_inside
-from tgate_batch.storage.trouble import for_workers, is_lasting, is_outage
+from tgate_batch.storage.outages import for_workers, is_lasting, is_outage
 
 __all__ = [
     "Folder",

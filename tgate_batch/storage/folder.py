@@ -24,7 +24,13 @@ from pyarrow import NativeFile, PythonFile, fs
 from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
 from tgate_batch.storage import remote
 from tgate_batch.storage.credentials import is_unescaped, without_credentials
-from tgate_batch.storage.trouble import PATIENCE, asked, concerns_all_files, is_outage, told
+from tgate_batch.storage.outages import (
+    PATIENCE,
+    as_storage_error,
+    concerns_all_files,
+    is_outage,
+    retrying,
+)
 
 _TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
 _PROBE = f"{_TEMPORARY}probe-"
@@ -110,7 +116,7 @@ class Folder:
         try:
             return remote.connected(self.uri)
         except OSError as error:
-            raise UserError(str(told(str(self), "reached", error))) from None
+            raise UserError(str(as_storage_error(str(self), "reached", error))) from None
         except ValueError as error:
             reason = without_credentials(" ".join(str(error).split()))
             raise UserError(f"{self} cannot be reached: {reason}") from None
@@ -152,14 +158,14 @@ class Folder:
         return path
 
     @property
-    def hasty(self) -> "Folder":
+    def without_retries(self) -> "Folder":
         """This folder for somebody who would rather hear of trouble than wait."""
         made = self._copy()
         made.patience = 0.0
         return made
 
     @property
-    def roaming(self) -> "Folder":
+    def unconfined(self) -> "Folder":
         """This folder for paths that a person wrote in it, which may lead elsewhere."""
         made = self._copy()
         made._roams = True
@@ -174,7 +180,7 @@ class Folder:
         """What the storage answers; ``done``: what cannot be done where it does not."""
         where = self._shown(name)
         if not self.local:
-            return asked(where, done, call, self.patience)
+            return retrying(where, done, call, self.patience)
         try:
             return call()
         except OSError as error:
@@ -186,7 +192,9 @@ class Folder:
         return f"{name} in {self}" if name and not name.startswith(_PROBE) else str(self)
 
     def _told(self, name: str, done: str, error: OSError) -> StorageError:
-        return told(str(self) if concerns_all_files(error) else self._shown(name), done, error)
+        return as_storage_error(
+            str(self) if concerns_all_files(error) else self._shown(name), done, error
+        )
 
     def _change(self, done: str, call: Callable[[], Answer], name: str) -> Answer:
         """As ``_ask``, for what writes or deletes: only while the folder is ours, at each try."""
@@ -218,7 +226,7 @@ class Folder:
     def exists(self, name: str) -> bool:
         return self._kind_of(name) is fs.FileType.File
 
-    def is_there(self, name: str) -> bool:
+    def has_entry(self, name: str) -> bool:
         """Whether there is a file or a folder of this name."""
         return self._kind_of(name) is not fs.FileType.NotFound
 
@@ -321,7 +329,7 @@ class Folder:
                 upload = lambda: remote.upload(self._filesystem, path, content)  # noqa: E731
                 self._change("written", upload, name)
             except FileNotFoundError as error:
-                raise told(self._shown(name), "written", error) from None
+                raise as_storage_error(self._shown(name), "written", error) from None
 
     @contextlib.contextmanager
     def _create_local(self, name: str) -> Iterator[BinaryIO]:
@@ -393,7 +401,7 @@ class Folder:
             if self.local:
                 self._probe_disk()
             else:
-                self.hasty._probe_store()
+                self.without_retries._probe_store()
         except StorageError as error:
             raise UserError(f"output {error}") from None
 

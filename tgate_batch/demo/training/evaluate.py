@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw
 from benchmarks.timing import in_turns
 from tgate_batch import demo
 from tgate_batch.config import Arm, Model, Sampling
-from tgate_batch.demo import pictures
+from tgate_batch.demo import scenes
 from tgate_batch.gate import gated
 from tgate_batch.models import catalogue
-from tgate_batch.models.scheduling import another_scheduler
+from tgate_batch.models.schedulers import build_scheduler
 
 STEPS, GUIDANCE, BATCH = 25, 4.0, 25
 PLANS = ("1", "3", "5", "8", "8/5", "10", "10/5", "12", "15", "15/3", "15/5", "20", "20/3", "25")
@@ -44,7 +44,7 @@ def load(folder: Path = demo.PATH) -> StableDiffusionPipeline:
 
 def captions(count: int) -> list[str]:
     """`count` different captions, none of whose combinations was in training."""
-    found = map(str, pictures.scenes(2 * count + 100, _CAPTIONS_SEED, held=True))
+    found = map(str, scenes.random_scenes(2 * count + 100, _CAPTIONS_SEED, held=True))
     return list(dict.fromkeys(found))[:count]
 
 
@@ -71,7 +71,7 @@ def render(
     """One picture a prompt; the noise of a picture depends on its number in the list alone."""
     images, own = [], pipe.scheduler
     if arm.scheduler is not None:
-        pipe.scheduler = another_scheduler(arm.scheduler, own)
+        pipe.scheduler = build_scheduler(arm.scheduler, own)
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         noise = [torch.Generator().manual_seed(start + number) for number in range(len(part))]
@@ -99,10 +99,8 @@ def through_vae(pipe: StableDiffusionPipeline, images: list[Image.Image]) -> lis
 
 def accuracy(images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
     """Aspect -> whether it holds (1.0 or 0.0), picture by picture."""
-    held = list(map(pictures.check, images, prompts))
-    return {
-        aspect: np.array([float(found[aspect]) for found in held]) for aspect in pictures.ASPECTS
-    }
+    held = list(map(scenes.check, images, prompts))
+    return {aspect: np.array([float(found[aspect]) for found in held]) for aspect in scenes.ASPECTS}
 
 
 def means(held: dict[str, np.ndarray]) -> dict[str, float]:
@@ -130,7 +128,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
     from tgate_batch.metrics.jackknife import GROUPS, groups, paired_shares
     from tgate_batch.metrics.psnr import Psnr
-    from tgate_batch.models.macs import macs_of_arm
+    from tgate_batch.models.macs.arm import macs_of_arm
 
     pipe, prompts, rows = load(folder), captions(count), []
     extractor = load_extractor("efficientnet-lite0", device=str(pipe.device))
@@ -143,11 +141,11 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
             output.write_text(json.dumps(rows, indent=1) + "\n")
         return held
 
-    drawn = [pictures.draw(prompt, seed) for seed, prompt in enumerate(prompts)]
+    drawn = [scenes.draw(prompt, seed) for seed, prompt in enumerate(prompts)]
     add("drawn", drawn)
     add("autoencoder", through_vae(pipe, drawn))
     real = Statistics.of(extractor(drawn))
-    other = [pictures.draw(prompt, 10**6 + seed) for seed, prompt in enumerate(prompts)]
+    other = [scenes.draw(prompt, 10**6 + seed) for seed, prompt in enumerate(prompts)]
     rows[0]["fd_drawn"] = round(frechet_distance(Statistics.of(extractor(other)), real), 3)
 
     def rendered(arm: Arm) -> tuple[list[Image.Image], dict]:
@@ -207,7 +205,7 @@ def table(rows: list[dict], seconds: dict[str, float] | None = None) -> str:
             f"{macs / 1e9:.2f}" if macs else "",
             f"{1 - macs / full:.0%}" if macs else "",
             f"{seconds[row['name']]:.2f}" if row["name"] in seconds else "",
-            *(f"{row[aspect]:.3f}" for aspect in pictures.ASPECTS),
+            *(f"{row[aspect]:.3f}" for aspect in scenes.ASPECTS),
             f"{row['difference']:+.3f} [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]"
             if "interval" in row
             else "",
@@ -223,10 +221,10 @@ def table(rows: list[dict], seconds: dict[str, float] | None = None) -> str:
 def contact_sheet(folder: Path, plans: list[str], count: int = 12) -> Image.Image:
     """Captions by rows; the drawn picture, the ungated one and each plan's by columns."""
     pipe, prompts = load(folder), captions(count)
-    columns = {"drawn": [pictures.draw(prompt, 0) for prompt in prompts]}
+    columns = {"drawn": [scenes.draw(prompt, 0) for prompt in prompts]}
     columns["ungated"] = render(pipe, prompts)
     columns |= {text: render(pipe, prompts, arm_of(text)) for text in plans}
-    side, left, top = pictures.SIDE + 4, 500, 16
+    side, left, top = scenes.SIDE + 4, 500, 16
     sheet = Image.new("RGB", (left + side * len(columns), top + side * count), "white")
     pen = ImageDraw.Draw(sheet)
     for row, prompt in enumerate(prompts):

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tgate_batch.demo import pictures
+from tgate_batch.demo import scenes
 
 TOKENS = 24
 """Tokens of a caption, start and end included; the longest caption has 21."""
@@ -25,9 +25,9 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 def words() -> list[str]:
     """Every word a caption can hold."""
-    places = [word for place, (preposition, _) in pictures.PLACES.items()
+    places = [word for place, (preposition, _) in scenes.PLACES.items()
               for word in (preposition, place)]  # fmt: skip
-    named = (*pictures.BACKGROUNDS, *pictures.COLOURS, *pictures.SHAPES, *pictures.SIZES)
+    named = (*scenes.BACKGROUNDS, *scenes.COLOURS, *scenes.SHAPES, *scenes.SIZES)
     return sorted({*places, *named, "a", "and", "the", "background"})
 
 
@@ -81,7 +81,7 @@ def autoencoder() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=1,
-        sample_size=pictures.SIDE,
+        sample_size=scenes.SIDE,
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
@@ -109,7 +109,7 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 def unet() -> UNet2DConditionModel:
     """Self- and cross-attention at 16x16, 8x8 and 4x4; predicts zero at first."""
     network = UNet2DConditionModel(
-        sample_size=pictures.SIDE // 4,
+        sample_size=scenes.SIDE // 4,
         in_channels=8,
         out_channels=8,
         layers_per_block=1,

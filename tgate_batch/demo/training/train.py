@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch.nn import functional as F
 
-from tgate_batch.demo import pictures
+from tgate_batch.demo import scenes
 from tgate_batch.demo.training import networks
 from tgate_batch.demo.training.evaluate import report_accuracy
 from tgate_batch.demo.training.muon import Muon
@@ -165,11 +165,11 @@ class Trainer:
         """`count` pictures, cut to squares of `side` pixels around one of their things."""
         seed = self.seed + step
         rng, crops = random.Random(seed), []
-        for number, scene in enumerate(pictures.scenes(count, seed, held=False)):
-            pixels = np.asarray(pictures.draw(scene, seed * 1000 + number))
-            centre = pictures.PLACES[rng.choice(scene.things).place][1]
+        for number, scene in enumerate(scenes.random_scenes(count, seed, held=False)):
+            pixels = np.asarray(scenes.draw(scene, seed * 1000 + number))
+            centre = scenes.PLACES[rng.choice(scene.things).place][1]
             x, y = (
-                min(max(c - side // 2 + 4 * rng.randint(-2, 2), 0), pictures.SIDE - side)
+                min(max(c - side // 2 + 4 * rng.randint(-2, 2), 0), scenes.SIDE - side)
                 for c in centre
             )
             crops.append(pixels[y : y + side, x : x + side])
@@ -183,14 +183,14 @@ class Trainer:
     @torch.no_grad()
     def _encode(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (CHUNK, 8, 16, 16), scaled, and tokens (CHUNK, TOKENS) of a chunk."""
-        scenes = pictures.scenes(CHUNK, self.seed + 1_000_003 * (chunk + 1), held=False)
-        drawn = [pictures.draw(scene, chunk * CHUNK + i) for i, scene in enumerate(scenes)]
+        chunk_scenes = scenes.random_scenes(CHUNK, self.seed + 1_000_003 * (chunk + 1), held=False)
+        drawn = [scenes.draw(scene, chunk * CHUNK + i) for i, scene in enumerate(chunk_scenes)]
         latents = [
             self.vae.encode(_to_tensor(drawn[i : i + 64], self.device)).latent_dist.mode()
             for i in range(0, CHUNK, 64)
         ]
         latents = torch.cat(latents).contiguous() * self.vae.config.scaling_factor
-        return latents, self._tokenized([str(scene) for scene in scenes])
+        return latents, self._tokenized([str(scene) for scene in chunk_scenes])
 
     def _tokenized(self, captions: list[str]) -> torch.Tensor:
         filled = self.tokens(captions, padding="max_length", return_tensors="pt")

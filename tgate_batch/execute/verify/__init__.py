@@ -1,6 +1,6 @@
 """Whether an output folder is what it should be, file by file; and the repair of what is not."""
 
-from tgate_batch.execute.verify.repair import prompts_again, repaired
-from tgate_batch.execute.verify.run import verify
+from tgate_batch.execute.verify.checker import verify
+from tgate_batch.execute.verify.repair import repair_output, restore_prompts
 
-__all__ = ["prompts_again", "repaired", "verify"]
+__all__ = ["repair_output", "restore_prompts", "verify"]

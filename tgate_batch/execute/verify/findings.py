@@ -54,7 +54,7 @@ class Findings:
         """One more was checked; reasons make it a fault."""
         self.checked[what] += 1
         if reasons:
-            self.faults.append(Fault(what, kind, name, said(reasons)))
+            self.faults.append(Fault(what, kind, name, join_reasons(reasons)))
 
     def sort(self) -> None:
         """Puts the faults in the order of the table, and of their names; but prompts first.
@@ -103,13 +103,13 @@ class Findings:
         return "; ".join([f"not sound: {told}", *advice])
 
 
-def said(reasons: list[str]) -> str:
+def join_reasons(reasons: list[str]) -> str:
     """Reasons in one line, the first of them named."""
     more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     return "; ".join(reasons[:_NAMED]) + more
 
 
-def in_words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -124,4 +124,4 @@ def guarded(check: Callable[[], list[str]]) -> list[str]:
     except Exception as error:
         if isinstance(error, StorageError) and error.store:
             raise
-        return [f"{UNREAD}: {in_words(error)}"]
+        return [f"{UNREAD}: {describe_error(error)}"]

@@ -11,12 +11,12 @@ from tgate_batch.execute.verify.findings import (
     MISSING,
     PROMPTS,
     Fault,
+    describe_error,
     guarded,
-    in_words,
 )
-from tgate_batch.output import frozen, layout, parquet
-from tgate_batch.output.frozen import ShardPlan
-from tgate_batch.output.ledger import Ledger
+from tgate_batch.output import layout, parquet, prompt_store
+from tgate_batch.output.prompt_store import ShardPlan
+from tgate_batch.output.provenance import Provenance
 from tgate_batch.output.seal import TableSeal
 from tgate_batch.records import Shard
 from tgate_batch.storage import Folder
@@ -33,7 +33,7 @@ class Parts:
     def __init__(self, folder: Folder, present: frozenset[str]):
         self._folder = folder
         mine = [name for name in present if name.startswith(f"{layout.PROMPTS}/")]
-        self._names = sorted(name for name in mine if layout.place(name) is not None)
+        self._names = sorted(name for name in mine if layout.role_of(name) is not None)
         self._ids: set[str] = set()
         self._twice = 0
         self._plans: list[ShardPlan] = []
@@ -47,16 +47,16 @@ class Parts:
             try:
                 yield from self._part(name, reasons)
             except Exception as error:  # Arrow's have no common parent
-                reasons.append(f"cannot be read: {in_words(error)}")
+                reasons.append(f"cannot be read: {describe_error(error)}")
                 self.lost = True
 
-    def faults(self, ledger: Ledger, run: Mapping[str, Any]) -> Iterator[Fault]:
+    def faults(self, ledger: Provenance, run: Mapping[str, Any]) -> Iterator[Fault]:
         """What is wrong with all of them together; ``run`` is the content of the run's file."""
         held = len(self._plans)
         if self._twice:
             yield Fault(PROMPTS, LOST, layout.PROMPTS, f"{self._twice:,} ids stand twice; {ADVICE}")
         if not self.lost:
-            missing = frozen.missing_parts(self._plans, ledger)
+            missing = prompt_store.missing_parts(self._plans, ledger)
             self.lost = bool(missing)
             for name in missing:
                 why = f"it is missing: of {_count(run):,} shards {held:,} are here; {ADVICE}"
@@ -67,8 +67,8 @@ class Parts:
             yield Fault(PROMPTS, MISSING, layout.PROMPTS, why)
 
     def _part(self, name: str, reasons: list[str]) -> Iterator[tuple[ShardPlan, Shard | None]]:
-        with parquet.opened(self._folder, name) as file:
-            plans = frozen.plans(file)
+        with parquet.open_table(self._folder, name) as file:
+            plans = prompt_store.plans(file)
             self._plans += plans
             unusual = _of_footer(file, name, plans)
             reasons += unusual
@@ -97,11 +97,11 @@ def _count(about: Mapping[str, Any]) -> int:
 
 
 def _of_footer(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> list[str]:
-    place = layout.place(name)
-    groups = [(place and place.number, group) for group in range(file.num_row_groups)]
+    role = layout.role_of(name)
+    groups = [(role and role.number, group) for group in range(file.num_row_groups)]
     if [(plan.part, plan.group) for plan in plans] != groups:
         return ["its plans are not those of its row groups"]
-    known = frozen.SCHEMA, frozen.OWN_SCHEMA, frozen.OWN_BEFORE_STRENGTH
+    known = prompt_store.SCHEMA, prompt_store.OWN_SCHEMA, prompt_store.OWN_BEFORE_STRENGTH
     if not any(map(file.schema_arrow.equals, known)):
         return ["it has other columns than frozen prompts have"]
     return []
@@ -114,7 +114,7 @@ def _of_shard(
     table = file.read_row_group(plan.group)
     seal.add(table)
     rows = table.to_pylist()
-    shard = Shard(plan.index, frozen.prompts_of(plan, rows))
+    shard = Shard(plan.index, prompt_store.prompts_of(plan, rows))
     if {row["shard"] for row in rows} != {plan.index} or len(rows) != plan.prompts:
         return ["does not have the prompts that its plan counts"]
     if shard.digest != plan.digest:

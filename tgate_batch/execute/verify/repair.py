@@ -8,7 +8,6 @@ The caller owns the folder.
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tgate_batch.execute.verify.figures import is_entry, readable
 from tgate_batch.execute.verify.findings import (
     DAMAGED,
     FOREIGN,
@@ -20,9 +19,10 @@ from tgate_batch.execute.verify.findings import (
     Fault,
     Findings,
 )
-from tgate_batch.output import frozen, layout
+from tgate_batch.execute.verify.results import is_entry, readable
+from tgate_batch.output import layout, prompt_store
 from tgate_batch.output import run as runs
-from tgate_batch.output.layout import Place
+from tgate_batch.output.layout import FileRole
 from tgate_batch.output.run import Run
 from tgate_batch.storage import Folder, StorageError
 
@@ -33,7 +33,7 @@ _OF_ARMS = ("sums", "conclusion", "statistics", "scores")
 _REPORT = (layout.REPORT_JSON, layout.REPORT_MARKDOWN, layout.REPORT_PAGE)
 
 
-def prompts_again(run: Run, found: Findings) -> Iterator[str]:
+def restore_prompts(run: Run, found: Findings) -> Iterator[str]:
     """Writes frozen prompts that are damaged or missing again; yields a line for each.
 
     Raises UserError, which says what is needed, where they cannot be told from their source.
@@ -42,11 +42,11 @@ def prompts_again(run: Run, found: Findings) -> Iterator[str]:
     if not names:
         return
     batch = runs.prompts_a_batch(run.config)
-    frozen.write_again(run.folder, run.config.prompts, run.ledger, batch, names)
+    prompt_store.rewrite_parts(run.folder, run.config.prompts, run.ledger, batch, names)
     yield from (f"written again: {name}" for name in names)
 
 
-def repaired(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
+def repair_output(folder: Folder, run: Run | None, found: Findings) -> Iterator[str]:
     """Removes what can be made again; yields lines that say what was done.
 
     ``run`` is None where it cannot be told: then only what is damaged itself goes.
@@ -125,23 +125,23 @@ def _derived(run: Run, faults: list[Fault]) -> Iterator[str]:
     for fault in faults:
         if fault.kind not in (DAMAGED, MISSING):
             continue
-        place = _place(fault)
-        if place is None or place.model is None or place.arm is None:
+        role = _place(fault)
+        if role is None or role.model is None or role.arm is None:
             continue
-        if place.kind == "images":
-            shards.add((place.model, place.arm, place.number))
-        if place.kind != "scores":
-            arms.add((place.model, place.arm))
+        if role.kind == "images":
+            shards.add((role.model, role.arm, role.number))
+        if role.kind != "scores":
+            arms.add((role.model, role.arm))
     arms |= {pair for beside in arms for pair in _compared_with(run, *beside)}
     for folder in (layout.FEATURES, layout.MEASURED):
         for name in run.folder.names(folder):
-            place = layout.place(name)
-            if place is not None and _is_of(run, place, shards):
+            role = layout.role_of(name)
+            if role is not None and _is_of(run, role, shards):
                 yield name
     for folder in (layout.SUMS, layout.FEATURES):
         for name in run.folder.names(folder):
-            place = layout.place(name)
-            if place is not None and place.kind in _OF_ARMS and _pair(place) in arms:
+            role = layout.role_of(name)
+            if role is not None and role.kind in _OF_ARMS and _pair(role) in arms:
                 yield name
     for pair in arms:
         if run.folder.exists(layout.scores(*pair)):
@@ -150,17 +150,17 @@ def _derived(run: Run, faults: list[Fault]) -> Iterator[str]:
         yield from (name for name in _REPORT if run.folder.exists(name))
 
 
-def _place(fault: Fault) -> Place | None:
+def _place(fault: Fault) -> FileRole | None:
     """What a fault is of; that of a ledger's entry is of its folder, from the first shard on."""
     if fault.entry is None:
-        return layout.place(fault.name)
+        return layout.role_of(fault.name)
     if fault.entry[1] is not None:
         return None  # the files are right
-    return layout.place_of(fault.entry[0])
+    return layout.role_of_folder(fault.entry[0])
 
 
-def _pair(place: Place) -> tuple[str, str]:
-    return str(place.model), str(place.arm)
+def _pair(role: FileRole) -> tuple[str, str]:
+    return str(role.model), str(role.arm)
 
 
 def _compared_with(run: Run, model: str, arm: str) -> Iterator[tuple[str, str]]:
@@ -169,24 +169,24 @@ def _compared_with(run: Run, model: str, arm: str) -> Iterator[tuple[str, str]]:
         yield from ((model, other) for other in run.config.arms if other != arm)
 
 
-def _is_of(run: Run, place: Place, shards: set[tuple[str, str, int]]) -> bool:
+def _is_of(run: Run, role: FileRole, shards: set[tuple[str, str, int]]) -> bool:
     """Whether a measurement is of pictures that go, or stands beside a baseline's that go."""
-    if place.kind not in _OF_SHARDS:
+    if role.kind not in _OF_SHARDS:
         return False
-    if (*_pair(place), place.number) in shards:
+    if (*_pair(role), role.number) in shards:
         return True
     baseline = run.config.baseline
-    if baseline is None or (str(place.model), baseline, place.number) not in shards:
+    if baseline is None or (str(role.model), baseline, role.number) not in shards:
         return False
-    folder = layout.measured(str(place.of), *_pair(place))
+    folder = layout.measured(str(role.of), *_pair(role))
     paired = folder in run.ledger and run.ledger[folder].get("baseline") is not None
-    return place.kind == "measured" and paired
+    return role.kind == "measured" and paired
 
 
 def _forget(folder: Folder, names: set[str]) -> None:
     """Takes files that are gone off the list of those to be drawn again: they are missing now."""
     with suppress(ValueError, OSError):
-        noted = runs.damaged(folder)
+        noted = runs.damaged_files(folder)
         if names & noted.keys():
             runs.note_damaged(folder, {n: why for n, why in noted.items() if n not in names})
 

@@ -27,7 +27,7 @@ from tgate_batch.records import (
     image_seed,
     row_digest,
 )
-from tgate_batch.score.measure import FIGURES_SCHEMA, MACS, ROWS_SCHEMA, Key
+from tgate_batch.score.measure import FIGURES_SCHEMA, MACS, ROWS_SCHEMA, ImageKey
 from tgate_batch.storage import Folder
 from tgate_batch.storage.images import open_image
 
@@ -36,23 +36,23 @@ _BROKEN = "its rows or its footer are not those that its digest was made of"
 
 
 @dataclass(frozen=True)
-class Row:
+class ExpectedRow:
     """What measurements have to agree with."""
 
-    key: Key
+    key: ImageKey
     status: str
     error: str | None
 
 
 @dataclass
-class Pictures:
+class ImageTable:
     """What a file of pictures holds; ``rows`` is None where it is not sound.
 
     ``digests``: whether its rows have digests; files of format 4 have none.
     """
 
     reasons: list[str]
-    rows: list[Row] | None = None
+    rows: list[ExpectedRow] | None = None
     decoded: int = 0
     digests: bool = True
 
@@ -67,7 +67,7 @@ class Expected:
     identity: str
     shard: Shard | None
 
-    def keys(self) -> list[Key] | None:
+    def keys(self) -> list[ImageKey] | None:
         """Every picture of the shard, in order."""
         if self.shard is None:
             return None
@@ -75,10 +75,10 @@ class Expected:
         return [(prompt.id, number) for prompt in self.shard.prompts for number in each]
 
 
-def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
+def check_images(folder: Folder, name: str, expected: Expected) -> ImageTable:
     """Checks a file of pictures; decodes each of them."""
-    found = Pictures([])
-    rows: list[Row] = []
+    found = ImageTable([])
+    rows: list[ExpectedRow] = []
 
     def check() -> list[str]:
         reasons: list[str] = []
@@ -88,7 +88,7 @@ def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
                 reasons += _of_row(row, expected)
                 found.decoded += row["image"] is not None
                 key = row["prompt_id"], row["image_number"]
-                rows.append(Row(key, row["status"], row["error"]))
+                rows.append(ExpectedRow(key, row["status"], row["error"]))
         if reasons and not rows:
             return reasons  # of the footer
         return _of_keys([row.key for row in rows], expected.keys()) + reasons
@@ -98,57 +98,64 @@ def pictures(folder: Folder, name: str, expected: Expected) -> Pictures:
     return found
 
 
-def measurement(
-    folder: Folder, name: str, identity: str, rows: list[Row] | None, broken: set[Key] | None
-) -> tuple[list[str], set[Key]]:
+def check_measurement(
+    folder: Folder,
+    name: str,
+    identity: str,
+    rows: list[ExpectedRow] | None,
+    broken: set[ImageKey] | None,
+) -> tuple[list[str], set[ImageKey]]:
     """Checks a file of features or figures, and what ``rows`` measures.
 
     ``rows`` are the pictures'; ``broken`` are those without features. None: not known. Returns the
     broken ones too, where the file says them.
     """
-    place = layout.place(name)
-    assert place is not None
-    says_broken: set[Key] = set()
-    by_rows = place.kind == "measured" and place.of == layout.ROWS
+    role = layout.role_of(name)
+    assert role is not None
+    says_broken: set[ImageKey] = set()
+    by_rows = role.kind == "measured" and role.of == layout.ROWS
 
     def check() -> list[str]:
         reasons: list[str] = []
-        found: list[Row] = []
-        for table in _groups(folder, name, identity, _schema_of_measurement(place), reasons):
+        found: list[ExpectedRow] = []
+        for table in _groups(folder, name, identity, _schema_of_measurement(role), reasons):
             ids, numbers = (table[key].to_pylist() for key in ("prompt_id", "image_number"))
             keys = list(zip(ids, numbers, strict=True))
             if by_rows:
                 words = (table[key].to_pylist() for key in ("status", "error", "broken"))
                 for key, status, error, why in zip(keys, *words, strict=True):
-                    found.append(Row(key, status, error))
+                    found.append(ExpectedRow(key, status, error))
                     if why is not None:
                         says_broken.add(key)
             else:
-                found += [Row(key, "ok", None) for key in keys]
-            if place.kind == "features" and not np.isfinite(_values(table["features"])).all():
+                found += [ExpectedRow(key, "ok", None) for key in keys]
+            if role.kind == "features" and not np.isfinite(_values(table["features"])).all():
                 reasons.append("it has features that are not finite")
         if rows is None or (reasons and not found):
             return reasons
-        return reasons + _of_measured(place, found, rows, broken)
+        return reasons + _of_measured(role, found, rows, broken)
 
     return guarded(check), says_broken
 
 
 def _of_measured(
-    place: layout.Place, found: list[Row], rows: list[Row], broken: set[Key] | None
+    role: layout.FileRole,
+    found: list[ExpectedRow],
+    rows: list[ExpectedRow],
+    broken: set[ImageKey] | None,
 ) -> list[str]:
     """Whether a measurement has the rows that it is to have beside the pictures' ``rows``."""
-    if place.kind == "measured" and place.of == layout.ROWS:
+    if role.kind == "measured" and role.of == layout.ROWS:
         return [] if found == rows else ["its rows are not those of the pictures"]
     wanted = [row.key for row in rows if row.status == "ok"]
-    if place.kind == "features":
+    if role.kind == "features":
         if broken is None:
             return []
         wanted = [key for key in wanted if key not in broken]
     return _of_keys([row.key for row in found], wanted)
 
 
-def pages(folder: Folder, name: str) -> list[str]:
+def check_pages(folder: Folder, name: str) -> list[str]:
     """Checks that every page of a Parquet file is as it was written."""
 
     def check() -> list[str]:
@@ -170,7 +177,7 @@ def _groups(
 
     After the last one the seal is compared: a broken one joins them too, or raises ValueError.
     """
-    with parquet.opened(folder, name) as file:
+    with parquet.open_table(folder, name) as file:
         if identity is not None and reasons is not None:
             found = (file.metadata.metadata or {}).get(IDENTITY_KEY)
             if found != identity.encode():
@@ -226,16 +233,16 @@ def _not_json(footer: Mapping[str, str], keys: tuple[str, ...]) -> list[str]:
     return reasons
 
 
-def _schema_of_measurement(place: layout.Place) -> Callable[[pq.ParquetFile], list[str]]:
+def _schema_of_measurement(role: layout.FileRole) -> Callable[[pq.ParquetFile], list[str]]:
     def check(file: pq.ParquetFile) -> list[str]:
         schema = file.schema_arrow
-        if place.kind == "features":
+        if role.kind == "features":
             kind = schema.field("features").type if "features" in schema.names else None
             if kind is None or not pa.types.is_fixed_size_list(kind):
                 return ["it has no column features of lists of one length"]
             kind = pa.list_(pa.float32(), kind.list_size)
             return _differs(schema, pa.schema([*list(FIGURES_SCHEMA)[:2], ("features", kind)]))
-        if place.of == layout.ROWS:
+        if role.of == layout.ROWS:
             footer = _not_json(parquet.footer(file), (*MACS, "made_by"))
             return _differs(schema, ROWS_SCHEMA) + footer
         return _differs(schema, FIGURES_SCHEMA)
@@ -247,7 +254,7 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def _of_keys(found: list[Key], wanted: list[Key] | None) -> list[str]:
+def _of_keys(found: list[ImageKey], wanted: list[ImageKey] | None) -> list[str]:
     if wanted is None or found == wanted:
         return []
     counts, known = Counter(found), set(wanted)
@@ -259,7 +266,7 @@ def _of_keys(found: list[Key], wanted: list[Key] | None) -> list[str]:
     return reasons or ["its rows are not in the prompts' order"]
 
 
-def _named(key: Key) -> str:
+def _named(key: ImageKey) -> str:
     return f"{key[0]}/{key[1]}"
 
 
@@ -268,7 +275,7 @@ def _of_row(row: Mapping[str, Any], expected: Expected) -> list[str]:
     if (row["model"], row["arm"]) != (expected.model, expected.arm):
         reasons.append(f"is of model {row['model']} and arm {row['arm']}")
     if expected.shard is not None:
-        seeds = {prompt.id: prompt.own.seed for prompt in expected.shard.prompts}
+        seeds = {prompt.id: prompt.overrides.seed for prompt in expected.shard.prompts}
         seed = image_seed(int(expected.settings["sampling.seed"] or 0), *key, seeds.get(key[0]))
         if row["seed"] != seed:
             reasons.append("has another seed than the run, its prompt and number give")

@@ -1,0 +1,1 @@
+"""MACs: of one call of a network, of one image under an arm, and the published figures."""
