@@ -49,7 +49,8 @@ report.columns report.thresholds report.verdict report.plan_size report.result_t
 report.sections report.gallery report.plots.svg report.plots.base report.plots.time
 report.plots.quality
 report.plots report.page report.terminal report
-execute.import_path execute.plugins execute.task execute.pool execute.lazy_executor execute.worker
+execute.import_path execute.plugins execute.task execute.pool execute.executor
+execute.lazy_executor execute.worker
 execute.local execute.orphan_reaper execute.cluster execute.ray
 execute.progress execute.reference execute.macs_counter execute.rendering execute.scoring
 execute.rerender

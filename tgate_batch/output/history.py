@@ -101,12 +101,12 @@ class Invocation(dict[str, Any]):
         self.each = {"gpus_each": workers.gpus_each, "cpus_each": workers.cpus_each}
         self._since = 0.0 if whole_process else process_seconds()
 
-    def held(self, workers: int) -> None:
-        """Told by executors: the number of workers they hold now."""
+    def set_workers(self, workers: int) -> None:
+        """Records the present number of workers; the largest is kept."""
         self["workers"] = max(self["workers"], workers)
 
-    def killed(self) -> None:
-        """Told by executors: a worker was ended for want of memory."""
+    def count_memory_kill(self) -> None:
+        """Counts a worker that was ended because its machine ran out of memory."""
         self["memory_kills"] = self.get("memory_kills", 0) + 1
 
     def so_far(self) -> dict[str, Any]:
