@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tgate_batch import console
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, effective_sampling
 from tgate_batch.errors import UserError
 from tgate_batch.execute import preflight
 from tgate_batch.execute.executor import Executor
@@ -79,7 +79,9 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
         done = len(finished[model.name, name])
         sampling = run.sampling(model.name)
         of_kinds = {
-            kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
+            kind: macs_of_arm(
+                model, arm, effective_sampling(sampling, row=kind)
+            ).per_image_with_attention
             for kind in run.batch_keys
         }
         each = (
