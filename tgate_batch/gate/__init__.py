@@ -15,10 +15,10 @@ reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0)
 from importlib import import_module
 
 from tgate_batch.gate.plan import Action, DeepCache, GatePlan, GuidanceInterval, StepActions
-from tgate_batch.gate.step_tracker import Summary
 
 _LAZY = {
-    "GateNotReached": "call",
+    "GateNotReached": "step_tracker",
+    "Summary": "step_tracker",
     "cache_bytes": "memory",
     "denoiser_of": "pipeline",
     "disable_tgate": "pipeline",

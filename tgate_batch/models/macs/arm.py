@@ -47,7 +47,7 @@ from tgate_batch.gate import (
     is_guided,
 )
 from tgate_batch.gate.pipeline import tracked
-from tgate_batch.gate.steps import steps_of_calls
+from tgate_batch.gate.scheduler_hooks import steps_of_calls
 from tgate_batch.gate.supported_denoisers import find_denoiser
 from tgate_batch.models import catalogue
 from tgate_batch.models.architecture import (
