@@ -71,7 +71,7 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         arms=arms,
         names=[name_of(arm, arms) for arm in arms],
         verdicts=_places(judge_arms(summary), arms),
-        judge_arms=_thresholds(arms),
+        judged_thresholds=_thresholds(arms),
         plots=_grouped(plots(summary)),
         report_tables=[_without_model(part, arms) for part in report_tables(summary)],
         most_rows=_MOST_ROWS,
