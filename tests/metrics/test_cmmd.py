@@ -247,7 +247,7 @@ WRONG = {
     "no projection": (lose_projection, r"missing \(visual_projection\.weight\)"),
     "cut off": (cut, "cut off"),
     "another width": (lambda f: change_config(f, hidden_size=32), "of another shape"),
-    "another picture size": (lambda f: change_config(f, image_size=48), "of another shape"),
+    "another image size": (lambda f: change_config(f, image_size=48), "of another shape"),
     "a layer too many": (lambda f: change_config(f, num_hidden_layers=3), "missing"),
     "a layer too few": (lambda f: change_config(f, num_hidden_layers=1), "left over"),
     "text alone": (

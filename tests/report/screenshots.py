@@ -1,4 +1,4 @@
-"""Takes the README's pictures of a report: the first screen, and the gallery.
+"""Takes the README's images of a report: the first screen, and the gallery.
 
 python tests/report/screenshots.py OUTPUT docs/images
 """
@@ -21,7 +21,7 @@ def take(output: Path, to: Path) -> None:
         page.screenshot(path=to / "report.png")
         page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
         page.evaluate("document.querySelector('#pictures').scrollIntoView()")
-        page.wait_for_timeout(1000)  # pictures are decoded as they come into view
+        page.wait_for_timeout(1000)  # images are decoded as they come into view
         page.screenshot(path=to / "report-pictures.png", clip=_part(page))
         browser.close()
 

@@ -1,4 +1,4 @@
-"""The gallery's sample: which pictures are in it, and that their bytes have a limit."""
+"""The gallery's sample: which images are in it, and that their bytes have a limit."""
 
 import io
 import shutil
@@ -13,7 +13,7 @@ from tgate_batch.report import gallery
 
 
 def noise(side):
-    """A picture that hardly compresses, as PNG."""
+    """An image that hardly compresses, as PNG."""
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "png")

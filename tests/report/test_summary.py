@@ -25,7 +25,7 @@ END = {"event": "end", "workers": 2, "exit_code": 0}
 
 @pytest.fixture
 def begun(tmp_path):
-    """A run of two arms with 10 pictures each: 1 and 2 images a second."""
+    """A run of two arms with 10 images each: 1 and 2 images a second."""
 
     def begin(**sections):
         captions = tmp_path / "captions.txt"

@@ -182,7 +182,7 @@ def test_what_is_not_known_is_said():
 
 
 def test_pictures_that_failed_are_counted():
-    assert "; 3 of 203 pictures failed;" in said(BASELINE, GATED | {"errors": 3})[0]
+    assert "; 3 of 203 images failed;" in said(BASELINE, GATED | {"errors": 3})[0]
     kinds = [{"kind": "ValueError", "rows": 200, "error": "ValueError: no"}]
     nothing = GATED | {
         "images": 0,

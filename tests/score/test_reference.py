@@ -1,4 +1,4 @@
-"""A reference's file: made of pictures in parts, resumed, read, and refused."""
+"""A reference's file: made of images in parts, resumed, read, and refused."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ class MeanColour:
 
     name, dimensions, label, note, sha256 = "mean-colour", 3, "FD-mean-colour", None, "a" * 64
     recipe = "No resizing."
-    seen: ClassVar[list[int]] = []  # pictures, call by call
+    seen: ClassVar[list[int]] = []  # images, call by call
     fails_at: ClassVar[int | None] = None
 
     def __init__(self, path=None, device="cpu"):
@@ -449,7 +449,7 @@ def test_truncated_images_are_passed_over_and_counted_on_demand(
     tmp_path, pictures, contents, truncated, capsys
 ):
     content = made(tmp_path, pictures, reference_skip_unreadable=True)
-    assert "6 pictures, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
+    assert "6 images, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
         capsys.readouterr().out
     )
     assert about(content)["pictures"] == 6

@@ -44,7 +44,7 @@ def statistics(d=1280, **more):
     return {"mu": np.zeros(d), "sigma": np.eye(d), **more}
 
 
-ABOUT = '{"extractor": "%s", "version": 1, "weights": "%s", "pictures": 9}'
+ABOUT = '{"extractor": "%s", "version": 1, "weights": "%s", "images": 9}'
 
 
 def of_extractor(name, weights):
@@ -101,8 +101,8 @@ UNUSABLE = {
         lambda t: t / "none.npz",
         "none.npz does not exist; make it with tgate-batch reference",
     ),
-    "a pattern of nothing": (lambda t: t / "*.tar", "holds no pictures"),
-    "an empty folder": (lambda t: t, "holds no pictures"),
+    "a pattern of nothing": (lambda t: t / "*.tar", "holds no images"),
+    "an empty folder": (lambda t: t, "holds no images"),
     "one image": (lambda t: a_folder(t, encoded()), "holds one image, and a distance needs 2"),
     "no images": (lambda t: a_folder(t, b"text", b"text"), "0.png cannot be read as an image"),
     "a damaged table": (not_a_table, "x.parquet cannot be read"),

@@ -14,7 +14,7 @@ from tgate_batch.report import result_table, thresholds
 from tgate_batch.score import registry
 
 TOY = '''
-"""How much brighter than a level, which is the metric's weights, a picture is on average."""
+"""How much brighter than a level, which is the metric's weights, an image is on average."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ METRIC = PictureMetric(
         heading="brightness",
         pattern="{:.1f}",
         better="higher",
-        tables=("pictures",),
+        tables=("images",),
         change_heading="brightness change [95% CI]",
     ),
     load=load,

@@ -10,7 +10,7 @@ from tgate_batch.metrics.base import Column, Measure, PictureMetric
 
 
 class PromptAccuracy:
-    """1 where the checker finds ``aspect`` of the caption in the picture, else 0.
+    """1 where the checker finds ``aspect`` of the caption in the image, else 0.
 
     NaN for a caption outside the embedded model's grammar, so other models' prompts measure
     nothing. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
@@ -48,8 +48,8 @@ METRIC = PictureMetric(
         tables=("pictures", "brief"),
         change_heading="accuracy change",
         explanation=(
-            "The share of pictures that show what their prompt asks for: the right shape, colour "
-            "and place, found by measuring the picture."
+            "The share of images that show what their prompt asks for: the right shape, colour "
+            "and place, found by measuring the image."
         ),
     ),
     load=_load,

@@ -1,4 +1,4 @@
-"""The small world of the embedded model: captions, the pictures they mean, and reading them back.
+"""The small world of the embedded model: captions, the images they mean, and reading them back.
 
 A caption puts the place of each object before the object, because CLIP's text encoder is causal:
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image, in pixels."""
 
 BACKGROUNDS = {
     "white": (245, 245, 245),
@@ -51,7 +51,7 @@ PLACES = {
 """Place -> its preposition and its centre (x, y), in pixels."""
 
 PAIRS = (("left", "right"), ("top", "bottom"))
-"""Places that two objects of one picture take, in the order in which a caption names them."""
+"""Places that two objects of one image take, in the order in which a caption names them."""
 
 ASPECTS = ("background", "count", "colours", "shapes", "sizes", "places", "all")
 """What `check` reads."""
@@ -63,7 +63,7 @@ _SAME_SHAPE = 0.7  # intersection over union
 
 
 class Thing(NamedTuple):
-    """One object of a picture."""
+    """One object of an image."""
 
     place: str
     size: str
@@ -152,14 +152,14 @@ def random_scenes(count: int, seed: int, held: bool) -> list[Scene]:
 
 
 def draw(caption: str | Scene, seed: int) -> Image.Image:
-    """The real picture of a caption, 64x64 RGB: objects moved by up to 1.5 px, scaled by up to 5%.
+    """The real image of a caption, 64x64 RGB: objects moved by up to 1.5 px, scaled by up to 5%.
 
     Raises ValueError when the caption is outside the grammar.
     """
     scene = parse(caption) if isinstance(caption, str) else caption
     if scene is None:
         raise ValueError(
-            f"{caption!r} is outside the demo's grammar, so no picture of it can be drawn. "
+            f"{caption!r} is outside the demo's grammar, so no image of it can be drawn. "
             f"Write it like: {Scene('white', (Thing('top', 'large', 'red', 'circle'),))}"
         )
     rng = random.Random(seed)
@@ -188,10 +188,10 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, box: tuple, colour) -> Non
 
 
 def check(image: Image.Image, caption: str) -> dict[str, bool] | None:
-    """Read a picture back and compare it with its caption, aspect by aspect (`ASPECTS`).
+    """Read an image back and compare it with its caption, aspect by aspect (`ASPECTS`).
 
     Found things are matched to asked ones so that most attributes agree; an attribute holds when
-    it agrees for every thing, so a picture with both shapes right but swapped has wrong shapes
+    it agrees for every thing, so an image with both shapes right but swapped has wrong shapes
     or wrong colours. None when the caption is outside the grammar.
     """
     asked = parse(caption)
@@ -218,7 +218,7 @@ def _agreement(a: Thing, b: Thing) -> list[bool]:
 
 
 def read(image: Image.Image) -> tuple[str | None, list[Thing]]:
-    """Background and things seen in a picture; an unreadable colour or shape is ""."""
+    """Background and things seen in an image; an unreadable colour or shape is ""."""
     pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), float)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(rim, axis=0)

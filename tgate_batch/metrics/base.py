@@ -32,7 +32,7 @@ class Measure(Protocol):
     ) -> np.ndarray:
         """float64 [n]: a number for each image, NaN where the metric has nothing to say.
 
-        ``baselines`` are the baseline's pictures of the same prompts and seeds, for a metric that
+        ``baselines`` are the baseline's images of the same prompts and seeds, for a metric that
         needs them.
         """
         ...
@@ -45,7 +45,7 @@ class Column:
     - ``name`` is its word in ``thresholds``, ``heading`` its word in the tables.
     - ``pattern`` is for ``str.format``, or a function of the value where no pattern can say it.
     - ``better`` says which way is better, None where neither is.
-    - ``tables`` are those that show it: "speed", "pictures", "sets", and "brief" (the terminal's).
+    - ``tables`` are those that show it: "speed", "images", "sets", and "brief" (the terminal's).
     - ``path`` leads to the value in an arm's entry of report.json; empty: the entry's key ``name``.
     - ``derive`` computes the value from the entries of an arm and of its baseline (or None), where
       no path leads to it.
@@ -57,7 +57,7 @@ class Column:
     - ``of`` is the key of the figure that it is of: an arm without that one has none.
     - ``change`` marks a difference to the baseline, in the figure's own units.
     - ``change_heading`` and ``change_pattern`` are of the mean difference to the baseline's same
-      pictures, which has a column of its own. Without a heading tables do not show it.
+      images, which has a column of its own. Without a heading tables do not show it.
     - ``explanation`` tells in a sentence or two what it is, to one who has read no paper.
     """
 
@@ -122,14 +122,14 @@ def _follow(arm: ArmFigures, path: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class PictureMetric:
-    """The entry of a metric that gives one number a picture.
+    """The entry of a metric that gives one number an image.
 
     - ``name`` is its key in report.json, in the measured files, and the name of its ``column``.
     - ``load`` takes the weights' place (or None) and the device and returns the measure. It raises
       UserError where the weights are missing or are something else.
-    - ``needs_baseline`` says whether it compares with the baseline's pictures. The report then
+    - ``needs_baseline`` says whether it compares with the baseline's images. The report then
       keeps its mean under ``paired``.
-    - ``yes_no`` says that the number is 1 or 0. Its change then tells how many pictures gained and
+    - ``yes_no`` says that the number is 1 or 0. Its change then tells how many images gained and
       how many lost.
     - ``weights`` is the key under ``score.weights`` that switches it on; None: it needs none and is
       always measured.
@@ -137,7 +137,7 @@ class PictureMetric:
       so that no file has to exist before the run.
     - ``spread`` is the range in which the distribution of its changes is shown: of its values where
       it compares with the baseline, else of their differences. None: none is shown.
-    - ``version`` is raised by hand when equal pictures get other figures: what was measured before
+    - ``version`` is raised by hand when equal images get other figures: what was measured before
       is then measured again.
     - ``fingerprint`` takes the weights' place and returns a hexadecimal sha256 of what is there. It
       raises UserError where it cannot be read.

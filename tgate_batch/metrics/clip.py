@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt, by CLIP (Hessel et al. 2021, arXiv:2104.08718)."""
+"""How well an image fits its prompt, by CLIP (Hessel et al. 2021, arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loadi
 
 
 class ClipScore:
-    """100 times the cosine of CLIP's embeddings of picture and prompt, 0 where it is negative.
+    """100 times the cosine of CLIP's embeddings of image and prompt, 0 where it is negative.
 
     The scale of torchmetrics and of MLPerf's rules (not Hessel's 2.5 times the cosine). Prompts
     are cut at the tokenizer's length, 77 tokens. Scores of two checkpoints do not compare.
@@ -124,7 +124,7 @@ METRIC = PictureMetric(
         tables=("pictures", "brief"),
         change_heading="CLIP change",
         explanation=(
-            "How well a picture fits its prompt, judged by the network CLIP: 100 times the cosine "
+            "How well an image fits its prompt, judged by the network CLIP: 100 times the cosine "
             "of the two, some 20 for a poor fit and 35 for a good one."
         ),
     ),

@@ -1,4 +1,4 @@
-"""CMMD: maximum mean discrepancy of CLIP's embeddings of pictures (Jayasumana et al. 2024).
+"""CMMD: maximum mean discrepancy of CLIP's embeddings of images (Jayasumana et al. 2024).
 
 arXiv:2401.09603; the code is google-research/google-research ``cmmd/``.
 """
@@ -72,9 +72,9 @@ def _mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class ClipVision:
-    """CLIP's embeddings of pictures, of length 1; published: 768 of ViT-L/14 at 336 pixels.
+    """CLIP's embeddings of images, of length 1; published: 768 of ViT-L/14 at 336 pixels.
 
-    That is openai/clip-vit-large-patch14-336. A picture's middle square is resized to the
+    That is openai/clip-vit-large-patch14-336. An image's middle square is resized to the
     checkpoint's input by Pillow's antialiased bicubic filter, as google-research/google-research
     ``cmmd/io_util.py`` does, and normalised by CLIP's mean and spread. Embeddings are divided by
     their length, as google-research/scenic ``scenic/projects/baselines/clip/layers.py`` does, which

@@ -99,11 +99,11 @@ def bill(invocations: Iterable[Mapping[str, Any]], cost: Cost, workers: Workers)
 
 
 def per_1000_images(total: float, arms: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """A total ($, Wh) shared among arms by their device seconds, for 1,000 delivered pictures each.
+    """A total ($, Wh) shared among arms by their device seconds, for 1,000 delivered images each.
 
-    Delivered are pictures that are not broken; they pay for those that failed. So each arm's
-    figure times its delivered pictures, over 1,000, adds up to the total. An arm that delivered
-    none has None, and no share. Pictures count instead of device seconds where some arm's are not
+    Delivered are images that are not broken; they pay for those that failed. So each arm's
+    figure times its delivered images, over 1,000, adds up to the total. An arm that delivered
+    none has None, and no share. Images count instead of device seconds where some arm's are not
     known.
     """
     delivered = [_delivered(arm) for arm in arms]
@@ -122,7 +122,7 @@ def _delivered(arm: Mapping[str, Any]) -> int:
 
 
 def _device_seconds(arm: Mapping[str, Any]) -> float | None:
-    """Of all batches of an arm; else of the measured ones, taken for all its pictures."""
+    """Of all batches of an arm; else of the measured ones, taken for all its images."""
     if arm.get("device_seconds") is not None:
         return arm["device_seconds"]
     rate = arm["images_per_second_per_worker"]

@@ -36,7 +36,7 @@ _PUBLISHED = {
 class DinoV2:
     """A DINOv2, its class token after the last layer norm; published: facebook/dinov2-large, 1024.
 
-    Pictures are resized to 224x224 by Pillow's antialiased bicubic filter, whatever their shape,
+    Images are resized to 224x224 by Pillow's antialiased bicubic filter, whatever their shape,
     and normalised by ImageNet's mean and spread, as layer6ai-labs/dgm-eval
     ``dgm_eval/models/dinov2.py`` does unless ``--clean_resize`` is given. Position embeddings are
     resampled as in facebookresearch/dinov2 ``dinov2/models/vision_transformer.py``, which that code

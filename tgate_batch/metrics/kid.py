@@ -1,4 +1,4 @@
-"""Kernel distances between two sets of features, from sums over pairs of pictures.
+"""Kernel distances between two sets of features, from sums over pairs of images.
 
 The kernel Inception distance (Binkowski et al. 2018, arXiv:1801.01401) is the unbiased squared
 maximum mean discrepancy (MMD) under a polynomial of the third degree. On other features than
@@ -29,11 +29,11 @@ def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class KernelSums:
-    """The kernel summed over pairs of pictures, group by group; it adds up, but for new pairs.
+    """The kernel summed over pairs of images, group by group; it adds up, but for new pairs.
 
-    ``pairs`` [20, 20] over ordered pairs of pictures of different prompts, ``pair_counts`` their
-    numbers; ``cross`` [20] over pairs of a picture and one of the reference, ``counts`` [20] the
-    pictures. ``within`` is the mean over ordered pairs of the reference's ``reference_count``.
+    ``pairs`` [20, 20] over ordered pairs of images of different prompts, ``pair_counts`` their
+    numbers; ``cross`` [20] over pairs of an image and one of the reference, ``counts`` [20] the
+    images. ``within`` is the mean over ordered pairs of the reference's ``reference_count``.
     """
 
     pairs: np.ndarray
@@ -65,7 +65,7 @@ def kernel_sums(
 ) -> KernelSums:
     """Sums over features [n, d] with the group and the prompt of each, beside a reference [m, d].
 
-    Pairs of pictures of one prompt are left out: they resemble each other, and would bias the
+    Pairs of images of one prompt are left out: they resemble each other, and would bias the
     sum. ``within`` is ``mean_of_pairs(reference)``, where it is known. Takes some (n + m)^2 d
     operations, in float64.
     """
@@ -91,7 +91,7 @@ def kernel_sums(
 
 
 def _pairs_of_one_prompt(groups: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """How many ordered pairs of each group [20] are of one prompt, a picture and itself too."""
+    """How many ordered pairs of each group [20] are of one prompt, an image and itself too."""
     _, first, each = np.unique(prompts, return_index=True, return_counts=True)
     return np.bincount(groups[first], each.astype(np.float64) ** 2, GROUPS)
 

@@ -1,4 +1,4 @@
-"""Learned perceptual distance between a picture and the baseline's (Zhang et al. 2018)."""
+"""Learned perceptual distance between an image and the baseline's (Zhang et al. 2018)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from tgate_batch.metrics.weights import load_weights
 
 
 class Lpips:
-    """Learned perceptual distance, 0 for equal pictures (Zhang et al. 2018, AlexNet).
+    """Learned perceptual distance, 0 for equal images (Zhang et al. 2018, AlexNet).
 
     The layer weights come with torchmetrics; the backbone's are a file of torchvision's AlexNet
     (``alexnet-owt-7be5be79.pth``), which has to be given.
@@ -67,8 +67,8 @@ METRIC = PictureMetric(
         better="lower",
         tables=("pictures",),
         explanation=(
-            "How different a picture and the baseline's look to a network that was fitted to "
-            "people's judgement: 0 for equal pictures, some 0.7 for unrelated ones."
+            "How different an image and the baseline's look to a network that was fitted to "
+            "people's judgement: 0 for equal images, some 0.7 for unrelated ones."
         ),
     ),
     load=_load,

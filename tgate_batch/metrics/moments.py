@@ -37,7 +37,7 @@ class Moments:
         if self._packed is not None:
             self.finish()
         if not np.isfinite(features).all():
-            raise UserError("features hold values that are not finite; broken pictures?")
+            raise UserError("features hold values that are not finite; broken images?")
         if len(self._sums) == 1:
             groups = np.zeros(len(features), np.int64)
         order = np.argsort(groups, kind="stable")
@@ -77,7 +77,7 @@ class Moments:
 
     @property
     def group_counts(self) -> np.ndarray:
-        """Pictures of each group."""
+        """Images of each group."""
         return self.finish()._sums[:, -1, -1].round().astype(np.int64)
 
     def total(self) -> np.ndarray:
@@ -125,8 +125,8 @@ def frechet_values(
 ) -> np.ndarray:
     """The Frechet distance of all groups, then without each of them: [21], float64.
 
-    ``lacking``: some of the pictures, to be left out. Raises UserError where fewer than two
-    pictures would remain.
+    ``lacking``: some of the images, to be left out. Raises UserError where fewer than two
+    images would remain.
     """
     total = _less(moments.total(), None if lacking is None else lacking.total())
     matrices = (

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def pairs(
     images: Sequence[Image.Image], baselines: Sequence[Image.Image] | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(picture, baseline's picture) as uint8 [h, w, 3] each.
+    """(image, baseline's image) as uint8 [h, w, 3] each.
 
-    Raises ValueError where the numbers of pictures differ, UserError where the sizes of a pair do.
+    Raises ValueError where the numbers of images differ, UserError where the sizes of a pair do.
     """
     if baselines is None or len(images) != len(baselines):
         found = 0 if baselines is None else len(baselines)

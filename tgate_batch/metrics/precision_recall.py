@@ -1,4 +1,4 @@
-"""Improved precision and recall of a set of pictures (Kynkaanniemi et al. 2019)."""
+"""Improved precision and recall of a set of images (Kynkaanniemi et al. 2019)."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio between a picture and the baseline's, in dB."""
+"""Peak signal-to-noise ratio between an image and the baseline's, in dB."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _SAME_PICTURE = 100.0  # dB
 
 
 class Psnr:
-    """Peak signal-to-noise ratio, dB; equal pictures count as 100 dB, so that a mean exists."""
+    """Peak signal-to-noise ratio, dB; equal images count as 100 dB, so that a mean exists."""
 
     def __call__(
         self,
@@ -43,9 +43,9 @@ METRIC = PictureMetric(
         better="higher",
         tables=("pictures", "brief"),
         explanation=(
-            "How close a picture is to the baseline's of the same prompt and seed, pixel by pixel "
+            "How close an image is to the baseline's of the same prompt and seed, pixel by pixel "
             "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
-            "another picture of the same thing, which need not be a worse one."
+            "another image of the same thing, which need not be a worse one."
         ),
     ),
     load=_load,

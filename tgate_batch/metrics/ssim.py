@@ -1,4 +1,4 @@
-"""Structural similarity between a picture and the baseline's (Wang et al. 2004)."""
+"""Structural similarity between an image and the baseline's (Wang et al. 2004)."""
 
 from collections.abc import Sequence
 
@@ -40,8 +40,8 @@ METRIC = PictureMetric(
         better="higher",
         tables=("pictures",),
         explanation=(
-            "How alike the structures of a picture and the baseline's are (structural similarity): "
-            "1 for equal pictures, near 0 for unrelated ones."
+            "How alike the structures of an image and the baseline's are (structural similarity): "
+            "1 for equal images, near 0 for unrelated ones."
         ),
     ),
     load=_load,

@@ -14,7 +14,7 @@ _OCTAVES = 20  # from 2^-20 to 2^20 seconds
 class Batches:
     """The batches of some rows, one entry each, in order.
 
-    ``first_row`` is the row that a batch begins at, ``images`` the pictures of it that were
+    ``first_row`` is the row that a batch begins at, ``images`` the images of it that were
     delivered. Seconds are device time of whole batches (denoising and decoding). ``warm_up`` marks
     a worker's first batch of an arm, which no figure of time counts.
     """

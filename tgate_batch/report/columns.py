@@ -1,6 +1,6 @@
 """Every figure of the report, in the order of the tables: its word, its value and how it is shown.
 
-Tables and thresholds are derived from this list alone. A metric of single pictures brings its own
+Tables and thresholds are derived from this list alone. A metric of single images brings its own
 column (``tgate_batch.metrics.base``).
 """
 
@@ -76,7 +76,7 @@ def _of_metric(metric: PictureMetric) -> Iterator[Column]:
 
 @dataclass(frozen=True)
 class _GainedAndLost(Column):
-    """The change of a yes/no figure, in points, with the pictures that changed."""
+    """The change of a yes/no figure, in points, with the images that changed."""
 
     def show(self, arm: ArmFigures, brief: bool = False) -> str:
         found = (arm.get("change") or {}).get(self.interval[1])
@@ -106,7 +106,7 @@ def _share_of_rows(key: str) -> Callable[[ArmFigures, ArmFigures | None], float 
 
 _MACS_EXPLAINED = {
     "macs_per_image_with_attention": (
-        "Multiplications (each with its addition) that the denoiser does for one picture, all of "
+        "Multiplications (each with its addition) that the denoiser does for one image, all of "
         "them counted."
     ),
     "macs_per_image": (
@@ -115,8 +115,8 @@ _MACS_EXPLAINED = {
     ),
 }
 _SHARES_EXPLAINED = {
-    "precision": "The share of pictures that look like some of the reference set: fidelity.",
-    "recall": "The share of the reference set that looks like some of the pictures: variety.",
+    "precision": "The share of images that look like some of the reference set: fidelity.",
+    "recall": "The share of the reference set that looks like some of the images: variety.",
 }
 _EVERY: tuple[Table, ...] = ("speed", "pictures", "sets", "brief")
 _SPEED = (
@@ -216,7 +216,7 @@ _SHARES = (  # of the rows; for thresholds
     ),
     Column(
         "broken_percent",
-        "broken pictures (%)",
+        "broken images (%)",
         "{:.2f}",
         better="lower",
         derive=_share_of_rows("broken"),
@@ -225,7 +225,7 @@ _SHARES = (  # of the rows; for thresholds
 
 
 def _sets(arms: Sequence[ArmFigures]) -> Iterator[Column]:
-    """Figures of all pictures against the reference set; an arm has ``fid`` or ``fd``, not both."""
+    """Figures of all images against the reference set; an arm has ``fid`` or ``fd``, not both."""
     for key, otherwise in (("fid", "FID"), ("fd", "FD")):
         yield from _distance(arms, key, otherwise)
     official = any(arm.get("fid") is not None for arm in arms)
@@ -240,8 +240,8 @@ def _sets(arms: Sequence[ArmFigures]) -> Iterator[Column]:
         interval=("kid",),
         withheld=("kid",),
         explanation=(
-            "How far all pictures together are from the reference set, as an average over pairs of "
-            "pictures. Lower is closer. It is fair to few pictures too."
+            "How far all images together are from the reference set, as an average over pairs of "
+            "images. Lower is closer. It is fair to few images too."
         ),
     )
     yield Column(
@@ -272,7 +272,7 @@ def _sets(arms: Sequence[ArmFigures]) -> Iterator[Column]:
 def _distance(arms: Sequence[ArmFigures], key: str, otherwise: str) -> Iterator[Column]:
     """A distance as it is published, bias-corrected, and its change, under the arms' own name.
 
-    Where arms have different numbers of pictures, each says its own in its cell.
+    Where arms have different numbers of images, each says its own in its cell.
     """
     labels = {arm.get("distance_label") or otherwise for arm in arms if arm.get(key) is not None}
     names = {_split(label)[0] for label in labels}
@@ -287,8 +287,8 @@ def _distance(arms: Sequence[ArmFigures], key: str, otherwise: str) -> Iterator[
         tables=("sets", "brief"),
         each=not one,
         explanation=(
-            "How far all pictures together are from the reference set, in what a network sees in "
-            "them (Frechet distance). Lower is closer. It is larger the fewer the pictures, so "
+            "How far all images together are from the reference set, in what a network sees in "
+            "them (Frechet distance). Lower is closer. It is larger the fewer the images, so "
             "compare arms with equal numbers only."
         ),
     )
@@ -302,7 +302,7 @@ def _distance(arms: Sequence[ArmFigures], key: str, otherwise: str) -> Iterator[
         interval=("distance_corrected",),
         withheld=("distance_corrected",),
         of=key,
-        explanation="The same distance without what comes of the number of pictures alone.",
+        explanation="The same distance without what comes of the number of images alone.",
     )
     yield Column(
         f"{key}_change",
@@ -328,7 +328,7 @@ def _split(label: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Labelled(Column):
-    """A distance whose label says of how many pictures it is: in ``each`` cell or in the head."""
+    """A distance whose label says of how many images it is: in ``each`` cell or in the head."""
 
     each: bool = False
 

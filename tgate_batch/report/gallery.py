@@ -1,7 +1,7 @@
-"""Pictures for the page: for each model some prompts, with every arm's picture side by side.
+"""Images for the page: for each model some prompts, with every arm's image side by side.
 
 Those that changed most in the whole run are among them, the others are taken at random. The
-sample's bytes have a limit, whatever the size of the run and of its pictures.
+sample's bytes have a limit, whatever the size of the run and of its images.
 """
 
 import base64
@@ -22,13 +22,13 @@ from tgate_batch.output.run import Run
 from tgate_batch.score import registry
 from tgate_batch.storage.images import open_image
 
-BYTES = 2_400_000  # of all pictures together, before they are spelled in base64 (a third more)
+BYTES = 2_400_000  # of all images together, before they are spelled in base64 (a third more)
 _PICTURES = 240  # of all models and arms, roughly
 _PROMPTS = (4, 48)  # at least and at most, of a model
 _CHANGED = 2 / 3  # of the prompts are there since they changed most, where there are so many
 _RANDOM_SHARDS = 16  # that the others are taken from
 _LONGEST_SIDE = 512
-_SMALL = 256  # pictures up to this side are kept as they are, where there is room
+_SMALL = 256  # images up to this side are kept as they are, where there is room
 _BYTES_A_PIXEL = 0.12  # of WebP at quality 80, to begin with
 _LONGEST_PROMPT = 2000  # characters that are shown
 _THREADS = 4
@@ -38,7 +38,7 @@ RowKey = tuple[str, int]  # prompt id, image number
 
 @dataclass
 class GalleryCell:
-    """One picture: its data URI with its size, what was measured of it, or why it is missing.
+    """One image: its data URI with its size, what was measured of it, or why it is missing.
 
     ``changed`` and ``worse`` order the gallery: the higher, the earlier. None: not measured.
     """
@@ -52,7 +52,7 @@ class GalleryCell:
 
 
 class GalleryRow(NamedTuple):
-    """A prompt, and its picture in every arm, the baseline's first."""
+    """A prompt, and its image in every arm, the baseline's first."""
 
     id: str
     number: int
@@ -103,7 +103,7 @@ def _gallery(run: Run, model: str, arms: Sequence[ArmFigures], models: Sequence[
 
 
 def _most_changed(arms: Sequence[ArmFigures], count: int) -> dict[RowKey, int]:
-    """Pictures and their shards: the first of every arm's and metric's list, then the second."""
+    """Images and their shards: the first of every arm's and metric's list, then the second."""
     lists = [
         pictures
         for arm in arms
@@ -145,7 +145,7 @@ def _rows(
     keys: list[RowKey],
     budget: int,
 ) -> Iterator[GalleryRow]:
-    """The rows of one shard; ``budget``: bytes that the pictures of a row may take."""
+    """The rows of one shard; ``budget``: bytes that the images of a row may take."""
     pictures = {arm["arm"]: _pictures(run, model, arm["arm"], shard, keys) for arm in arms}
     values = {
         (arm["arm"], metric.name): _values(run, model, arm["arm"], shard, keys, metric)
@@ -178,7 +178,7 @@ def _rows(
 def _pictures(
     run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey]
 ) -> dict[RowKey, bytes]:
-    """The wanted pictures of one file; none of a file that is missing or damaged."""
+    """The wanted images of one file; none of a file that is missing or damaged."""
     found: dict[RowKey, bytes] = {}
     wanted = set(keys)
     try:
@@ -203,7 +203,7 @@ def _pictures(
 def _values(
     run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey], metric: PictureMetric
 ) -> dict[RowKey, float]:
-    """What was measured of the wanted pictures; nothing where it was not, or is damaged."""
+    """What was measured of the wanted images; nothing where it was not, or is damaged."""
     folder = layout.measured(metric.name, model, arm)
     if folder not in run.ledger:
         return {}
@@ -224,10 +224,10 @@ def _measured(
     values: Mapping[tuple[str, str], Mapping[RowKey, float]],
     baseline: str | None,
 ) -> None:
-    """Writes a picture's figures into its cell, and what orders it.
+    """Writes an image's figures into its cell, and what orders it.
 
-    It changed as the first metric beside the baseline's picture says, and got worse as the last
-    metric of single pictures does; where there is only one of the two kinds it says both.
+    It changed as the first metric beside the baseline's image says, and got worse as the last
+    metric of single images does; where there is only one of the two kinds it says both.
     """
     for metric in registry.METRICS:
         value = values[cell.arm, metric.name].get(key)
@@ -255,7 +255,7 @@ def _measured(
 
 
 def _said(metric: PictureMetric, value: float) -> str:
-    """A figure of one picture: "PSNR (dB)" and 25.1 make "PSNR 25.1 dB"."""
+    """A figure of one image: "PSNR (dB)" and 25.1 make "PSNR 25.1 dB"."""
     heading, _, unit = metric.column.heading.partition(" (")
     return f"{heading} {metric.column.word(value)} {unit.rstrip(')')}".rstrip()
 
@@ -268,7 +268,7 @@ def _yes_no(metric: PictureMetric, value: float, theirs: float | None) -> str:
 
 
 def shrunk(pictures: list[bytes], budget: int) -> list[tuple[bytes, tuple[int, int]]]:
-    """Pictures as WebP with their width and height, so small that all fit into ``budget`` bytes."""
+    """Images as WebP with their width and height, so small that all fit into ``budget`` bytes."""
     opened = [open_image(content).convert("RGB") for content in pictures]
     if not opened:
         return []

@@ -11,7 +11,7 @@ _INTERVAL = "[95% CI]"
 
 
 def rows(arms: Sequence[ArmFigures], table: TableName) -> list[list[str]]:
-    """The heading row, then one row an arm, of ``table``: speed, pictures, sets or brief.
+    """The heading row, then one row an arm, of ``table``: speed, images, sets or brief.
 
     Columns that no arm has a value in are left out.
     """

@@ -14,7 +14,7 @@ _BY_CHANCE = 0.05  # of the changes where there is none
 _WITHHELD = {  # what is withheld, where it is no column of its own
     "distance_corrected": "bias-corrected distance",
     "distance_change": "change of the distance",
-    "intervals": "intervals of means over pictures",
+    "intervals": "intervals of means over images",
     "change": "intervals of changes",
     "images_per_second_interval": "interval of images/s",
     "speedup_interval": "interval of the speed-up",
@@ -42,7 +42,7 @@ def report_tables(summary: dict[str, Any]) -> list[ReportTable]:
     arms = summary["arms"]
     found = [
         _part("Speed and cost", arms, "speed"),
-        _part("Quality, picture by picture", arms, "pictures"),
+        _part("Quality, image by image", arms, "pictures"),
         *_broken_down(arms, summary["run"]["config"]["score"].get("by")),
         _part("Quality, against the reference set", arms, "sets"),
         *(
@@ -90,7 +90,7 @@ def _further(arms: Sequence[ArmFigures]) -> dict[str, list[ArmFigures]]:
 
 
 def _broken_down(arms: Sequence[ArmFigures], column: str | None) -> Iterator[ReportTable]:
-    """Figures of single pictures by the values of a column of the prompt set, arm beside arm."""
+    """Figures of single images by the values of a column of the prompt set, arm beside arm."""
     values = list(dict.fromkeys(value for arm in arms for value in arm.get("by") or {}))
     held = [
         (value, arm, arm["by"][value])
@@ -106,7 +106,7 @@ def _broken_down(arms: Sequence[ArmFigures], column: str | None) -> Iterator[Rep
         | {"paired": figures}
         for _, arm, figures in held
     ]
-    part = _part(f"Quality, picture by picture, by {column or 'value'}", views, "pictures")
+    part = _part(f"Quality, image by image, by {column or 'value'}", views, "pictures")
     if len(part.rows[0]) <= _NAMES:
         return
     head, *body = part.rows
@@ -156,7 +156,7 @@ def _of_distances(arms: Sequence[ArmFigures]) -> Iterator[str]:
     }
     for reference in references.values():
         count = reference.get("count")
-        size = f"{count:,} pictures, " if count else ""
+        size = f"{count:,} images, " if count else ""
         yield (
             f"Reference set: {reference['name']}, {size}sha256 {reference['sha256'][:16]}…. It is "
             "taken as it is: its own noise is left out of every interval."
@@ -168,16 +168,16 @@ def _of_distances(arms: Sequence[ArmFigures]) -> Iterator[str]:
     )
     for pictures, reference_pictures in samples:
         other = f" and {reference_pictures:,} of the reference" if reference_pictures else ""
-        yield f"Kernel distance, precision and recall: of {pictures:,} pictures of the arm{other}."
+        yield f"Kernel distance, precision and recall: of {pictures:,} images of the arm{other}."
     if any(arm.get("precision") is not None for arm in arms):
         yield (
-            "Precision and recall: a picture looks like another where it is nearer to it than that "
+            "Precision and recall: an image looks like another where it is nearer to it than that "
             f"one's {NEIGHBOURS} nearest neighbours of its own set (k = {NEIGHBOURS})."
         )
     if any(arm.get("distance_label") for arm in arms):
         yield (
             "A distance between sets can miss damage that a person sees: read it beside the "
-            "paired figures (PSNR, SSIM against the baseline's same-seed picture) and the "
+            "paired figures (PSNR, SSIM against the baseline's same-seed image) and the "
             "per-prompt ones."
         )
 
@@ -215,7 +215,7 @@ def cost_notes(summary: dict[str, Any]) -> Iterator[str]:
             f"$ per 1,000 images: billed is all that was held ({bill['device_hours']:.3f} "
             f"{bill['devices']} hours, ${bill['usd']:.4f}: the wall clock of {count} "
             f"invocation{'s' if count > 1 else ''}, each times the most workers it held at one "
-            "time), shared among arms by their time on the device, over the pictures that are not "
+            "time), shared among arms by their time on the device, over the images that are not "
             "broken; "
             "marginal is denoising and decoding alone."
         )

@@ -87,7 +87,7 @@ def _done(arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigure
         return f"has no images: {_all_failed(arm)}"
     said = _alone(arm) if baseline is None else f"{_speed(arm)}, {_quality(arm, baseline, arms)}"
     if arm["errors"]:
-        said += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} pictures failed"
+        said += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} images failed"
     return said
 
 

@@ -42,7 +42,7 @@ class SumsSource:
     """An arm's measurements, and the baseline's beside which they are read.
 
     ``baseline`` is None for the baseline itself, and without one. ``dimensions``: of each
-    extractor. ``grouped``: whether there are pictures enough for intervals of a Frechet distance.
+    extractor. ``grouped``: whether there are images enough for intervals of a Frechet distance.
     """
 
     model: str
@@ -56,7 +56,7 @@ class SumsSource:
     by: str | None = None  # the frozen column that figures are broken down by
 
     def metrics(self) -> list[PictureMetric]:
-        """The metrics of single pictures that were measured."""
+        """The metrics of single images that were measured."""
         return [metric for metric in registry.METRICS if metric.name in self.folders]
 
     def settings(self) -> Settings:
@@ -291,7 +291,7 @@ class _Adding:
     def _feature_rows(
         self, folders: Folders, extractor: str, shard: ShardPlan, rows: _Rows
     ) -> np.ndarray | None:
-        """float32 [pictures that are whole, d]."""
+        """float32 [images that are whole, d]."""
         name = features_of(extractor)
         table = self._read(folders, name, shard, ["features"])
         if table is None or not self._fits(table, rows.whole, folders, name, shard):
@@ -437,7 +437,7 @@ def _figure(
     rows: _Rows,
     place: _Place,
 ) -> Sums:
-    """A figure's sums over its pictures, and of its change over those that both arms have."""
+    """A figure's sums over its images, and of its change over those that both arms have."""
     name = metric.name
     known = np.isfinite(values) & (place.compared if metric.needs_baseline else rows.whole)
     found: Sums = {

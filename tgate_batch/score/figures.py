@@ -57,14 +57,14 @@ class ReferenceFigures:
 
     @cached_property
     def radii(self) -> np.ndarray | None:
-        """How wide the reference's manifold is around each of its pictures."""
+        """How wide the reference's manifold is around each of its images."""
         sample = self.reference.sample
         if self.reference.radii is not None or sample is None or len(sample) <= NEIGHBOURS:
             return self.reference.radii
         return radii(sample)
 
     def within(self, kernel: kid.Kernel) -> float:
-        """The mean over pairs of the reference's pictures of its extractor's kernel."""
+        """The mean over pairs of the reference's images of its extractor's kernel."""
         if self._within is None:
             assert self.reference.sample is not None
             self._within = kid.mean_of_pairs(self.reference.sample, kernel)
@@ -125,10 +125,10 @@ class ConcludeOrder:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """An arm's pictures beside a reference set.
+    """An arm's images beside a reference set.
 
     Values are 21 each: of all groups of prompts, then without each. ``compared`` are those of the
-    pictures that the baseline has too, ``baselines`` the baseline's of the same pictures; None
+    images that the baseline has too, ``baselines`` the baseline's of the same images; None
     where both are the arms' own values. What could not be computed is None.
     """
 
@@ -155,7 +155,7 @@ class Conclusion:
     model: str
     arm: str
     sums: Sums
-    named: Mapping[str, Any]  # failed, broken and most changed pictures, makers, MACs
+    named: Mapping[str, Any]  # failed, broken and most changed images, makers, MACs
     sets: Mapping[str, SetFigures]  # by extractor
     damaged: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -226,7 +226,7 @@ def conclude(
     """Computes an arm's figures from its sums; saves ``mu`` and ``sigma``.
 
     The conclusion is kept, unless a file was missing or something could not be computed. Where an
-    arm and the baseline lack pictures of each other, the baseline's sums are needed too: those of
+    arm and the baseline lack images of each other, the baseline's sums are needed too: those of
     the model at hand stay in ``baselines``.
     """
     summary, whole = _merged(folder, order.source, order.chunks)
@@ -314,7 +314,7 @@ def _set_figures(
 
 
 def enough_images(count: int, dimensions: int) -> bool:
-    """Whether a Frechet distance of so many pictures tells its changes."""
+    """Whether a Frechet distance of so many images tells its changes."""
     return count >= PICTURES_A_DIMENSION * dimensions
 
 
@@ -452,7 +452,7 @@ class _Scores:
         ]
 
     def worst(self) -> dict[str, Any]:
-        """By metric: the pictures that changed most beside the baseline's, worst first."""
+        """By metric: the images that changed most beside the baseline's, worst first."""
         keys = ("prompt_id", "image_number", "shard", "value")
         named = self.own.named["worst"]
         return {
@@ -500,7 +500,7 @@ class _Scores:
         return found
 
     def pictures(self, metrics: tuple[PictureMetric, ...]) -> dict[str, Any]:
-        """Means of figures of single pictures, and their changes over the pictures of both arms."""
+        """Means of figures of single images, and their changes over the images of both arms."""
         alone: dict[str, Any] = {}
         paired: dict[str, Any] = {}
         intervals: dict[str, Any] = {}
@@ -542,14 +542,14 @@ class _Scores:
         return {"by": found or None}
 
     def sets(self, facts: Facts, reference: Reference | None) -> dict[str, Any]:
-        """Distances of the arm's pictures from a reference set under one extractor."""
+        """Distances of the arm's images from a reference set under one extractor."""
         found: dict[str, Any] = dict.fromkeys(_SET_KEYS)
         own = self.own.sets.get(facts.name)
         if own is None or reference is None:
             return found
         if own.distance is None:
             few = own.count < 2 or reference.sample is not None
-            reason = "two pictures are the least" if few else _no_sample(reference)
+            reason = "two images are the least" if few else _no_sample(reference)
             return found | {"withheld": {"distance": reason}}
         count = own.count if facts.kind == "frechet" else own.sample
         notes = [] if facts.note is None else [facts.note]
@@ -557,7 +557,7 @@ class _Scores:
             held = {"the arm": own.count, "the reference": reference.statistics.count}
             counts = " and ".join(f"{held[which]}" for which in own.rank_deficient)
             notes.append(
-                f"rank-deficient: {' and '.join(own.rank_deficient)} ({counts} pictures for "
+                f"rank-deficient: {' and '.join(own.rank_deficient)} ({counts} images for "
                 f"{facts.dimensions} dimensions); compare arms of one run, not runs of other sizes"
             )
         found |= {
@@ -649,7 +649,7 @@ class _Scores:
     def _change(
         self, prefix: tuple[str, ...], metric: PictureMetric, prompts: int
     ) -> dict[str, Any] | None:
-        """The mean difference to the baseline's same pictures."""
+        """The mean difference to the baseline's same images."""
         sums, key = self.own.sums, (*prefix, "change", metric.name)
         counts = sums.get((*key, "count"))
         if counts is None or not counts.sum():
@@ -667,15 +667,15 @@ class _Scores:
 
 
 def not_comparable(count: int, dimensions: int) -> str:
-    """Why a Frechet distance of so few pictures is not compared, and how many would do."""
+    """Why a Frechet distance of so few images is not compared, and how many would do."""
     each = count / dimensions
     needed = PICTURES_A_DIMENSION * dimensions
-    return f"not comparable: {each:.2f} pictures a dimension, {needed:,} needed"
+    return f"not comparable: {each:.2f} images a dimension, {needed:,} needed"
 
 
 def _no_sample(reference: Reference) -> str:
     return (
-        f"reference {reference.name} holds no features of single pictures; make it with "
+        f"reference {reference.name} holds no features of single images; make it with "
         "tgate-batch reference"
     )
 
@@ -699,7 +699,7 @@ def _difference(
     baselines: np.ndarray | None,
     theirs: np.ndarray | None,
 ) -> dict[str, float] | None:
-    """Change of a distance, over the pictures that both arms have."""
+    """Change of a distance, over the images that both arms have."""
     mine = own if compared is None else compared
     other = theirs if baselines is None else baselines
     return None if mine is None or other is None else asdict(estimate(mine - other))

@@ -1,9 +1,9 @@
 """Sources of a reference's images, cut into parts that workers read.
 
-A source is a folder or a pattern of pictures or of tar shards, one tar, Parquet rows with an
+A source is a folder or a pattern of images or of tar shards, one tar, Parquet rows with an
 ``image`` column, a list of paths, or the drawings of a run's captions. Hidden files and those that
 a Mac puts into archives (``._x``, ``__MACOSX``) are no part of a source. A part is plain data: it
-travels to a worker, and opens there to (name, encoded bytes). Pictures stand in the order of their
+travels to a worker, and opens there to (name, encoded bytes). Images stand in the order of their
 names, in Parquet in that of files and rows, so the order in which a disk or an archive lists them
 does not matter.
 """
@@ -30,19 +30,19 @@ from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.score.registry import is_pattern
 from tgate_batch.storage import Folder, without_credentials
 
-PART = 256  # pictures
+PART = 256  # images
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 _DRAWING = 1  # raised by hand when equal captions are drawn otherwise
 _READERS = 8  # files read at once: a store answers each after a while
-_RUN_NAMES = ["prompt_id", "image_number"]  # the columns that name a picture of a run
+_RUN_NAMES = ["prompt_id", "image_number"]  # the columns that name an image of a run
 
 Stamp = tuple[str, int, int | None]  # of a file: name, size, time
-NamedImage = tuple[str, bytes]  # a picture's name, and its encoded bytes
+NamedImage = tuple[str, bytes]  # an image's name, and its encoded bytes
 
 
 class ImagePart(Protocol):
-    """Some pictures of a source; its length is how many rows or files it reads."""
+    """Some images of a source; its length is how many rows or files it reads."""
 
     def __len__(self) -> int: ...
 
@@ -53,10 +53,10 @@ class ImagePart(Protocol):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """All pictures of one place. ``name`` is free of credentials.
+    """All images of one place. ``name`` is free of credentials.
 
     ``listing`` is a digest of names, sizes and times of the files, or of a run's captions: equal
-    listings are taken for equal pictures. Parts hold ``PART`` pictures, the last one the rest.
+    listings are taken for equal images. Parts hold ``PART`` images, the last one the rest.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Pictures in files of their own."""
+    """Images in files of their own."""
 
     folder: Folder
     names: tuple[str, ...]
@@ -90,7 +90,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class TarMembers:
-    """Pictures in a tar without compression: name, offset and size in bytes.
+    """Images in a tar without compression: name, offset and size in bytes.
 
     Members of one of several tars are named ``<tar>/<member>`` (``prefix``).
     """
@@ -115,10 +115,10 @@ class TarMembers:
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """Pictures in Parquet: files, with their first row and the one after their last.
+    """Images in Parquet: files, with their first row and the one after their last.
 
-    A picture of a run is named ``<prompt id>/<image number>``, another one by its ``path``, or
-    ``<file>#<row>`` where it has none. Rows without a picture are passed over.
+    An image of a run is named ``<prompt id>/<image number>``, another one by its ``path``, or
+    ``<file>#<row>`` where it has none. Rows without an image are passed over.
     """
 
     folder: Folder
@@ -167,9 +167,9 @@ class DemoImages:
 def open_source(spec: str) -> ImageSource:
     """What a path or URI holds: a folder, a ``.tar``, a ``.parquet``, or a ``.txt`` of paths.
 
-    A folder is one of Parquet rows, of pictures, or of tar shards, in its folders too; a pattern is
+    A folder is one of Parquet rows, of images, or of tar shards, in its folders too; a pattern is
     a folder of the files that it matches. Paths of a list are relative to the list. Raises
-    UserError where there is no picture.
+    UserError where there is no image.
     """
     try:
         folder, name = Folder.of_file(spec)
@@ -189,8 +189,8 @@ def open_source(spec: str) -> ImageSource:
         raise UserError(f"reference {_shown(spec)} cannot be read: {_reason(error)}") from None
     if not found.parts:
         raise UserError(
-            f"reference {_shown(spec)} holds no pictures ({', '.join(sorted(SUFFIXES))}), no "
-            "Parquet rows and no .tar with pictures"
+            f"reference {_shown(spec)} holds no images ({', '.join(sorted(SUFFIXES))}), no "
+            "Parquet rows and no .tar with images"
         )
     return found
 
@@ -225,9 +225,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _of_stamps(folder: Folder, stamps: list[Stamp], spec: str) -> ImageSource:
-    """The files of a folder: tables of rows, else pictures, else tar shards.
+    """The files of a folder: tables of rows, else images, else tar shards.
 
-    Tables without an ``image`` column describe the pictures of the shards that lie beside them.
+    Tables without an ``image`` column describe the images of the shards that lie beside them.
     """
     stamps = [stamp for stamp in stamps if not _is_hidden(stamp[0])]
     tables = [name for name, _, _ in stamps if name.endswith(".parquet")]
@@ -285,7 +285,7 @@ def _of_tars(folder: Folder, names: list[str], spec: str) -> ImageSource:
 
 
 def _members(folder: Folder, name: str) -> list[tuple[str, int, int]]:
-    """The pictures in a tar, by name, with offset and size."""
+    """The images in a tar, by name, with offset and size."""
     members: dict[str, tuple[int, int]] = {}
     try:
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -349,7 +349,7 @@ def _check_columns(schema: pa.Schema, table: str) -> None:
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
     if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(
-            f"reference: {table} has no column `image` with pictures' bytes (binary, or a struct "
+            f"reference: {table} has no column `image` with images' bytes (binary, or a struct "
             "with `bytes`)"
         )
 
@@ -382,7 +382,7 @@ def _picture(values: dict[str, Any], place: str) -> NamedImage | None:
     if isinstance(image, dict):
         image, path = image["bytes"], image.get("path")
         if image is None:
-            raise UserError(f"reference: {place} has the path {path!r} of a picture, not its bytes")
+            raise UserError(f"reference: {place} has the path {path!r} of an image, not its bytes")
     if values.keys() >= set(_RUN_NAMES):
         return f"{values['prompt_id']}/{values['image_number']}", image
     return path or place, image

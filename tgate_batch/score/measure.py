@@ -1,7 +1,7 @@
-"""One shard's pictures of all arms -> numbers: features, one figure a picture, the rows' times.
+"""One shard's images of all arms -> numbers: features, one figure an image, the rows' times.
 
-Each picture is decoded once and each feature computed once, a few pictures of every arm at a time.
-What was measured stands in Parquet files beside the pictures, with the same ids, one file a
+Each image is decoded once and each feature computed once, a few images of every arm at a time.
+What was measured stands in Parquet files beside the images, with the same ids, one file a
 measurement, so that other weights of one metric redo that metric alone.
 """
 
@@ -41,16 +41,16 @@ _KEPT = ["prompt_id", "image_number", "status", "error", "error_kind", *TIMES]
 ROWS_SCHEMA = pa.schema([*map(SCHEMA.field, _KEPT), ("broken", pa.string())])
 FIGURES_SCHEMA = pa.schema([*map(SCHEMA.field, _KEPT[:2]), ("value", pa.float64())])
 
-MACS = ("macs_per_image", "macs_per_image_with_attention")  # as a picture file's footer has them
+MACS = ("macs_per_image", "macs_per_image_with_attention")  # as an image file's footer has them
 
 ImageKey = tuple[str, int]  # prompt id, image number
 
 
 @dataclass(frozen=True)
 class ArmOrder:
-    """One arm's part of a task: its pictures, and what is to be measured of them.
+    """One arm's part of a task: its images, and what is to be measured of them.
 
-    ``pictures`` is the file's name and identity; ``files`` has the same for every measurement that
+    ``images`` is the file's name and identity; ``files`` has the same for every measurement that
     is missing: ``rows``, ``features_of`` an extractor, or a metric's name.
     """
 
@@ -113,7 +113,7 @@ def measure(folder: Folder, order: MeasureOrder, loaded: LoadedMetrics) -> Measu
 
 @dataclass(frozen=True)
 class _Row:
-    """One picture that was rendered."""
+    """One image that was rendered."""
 
     key: ImageKey
     prompt: str
@@ -123,7 +123,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group: the light columns of all its rows, and the rows that have a picture."""
+    """A row group: the light columns of all its rows, and the rows that have an image."""
 
     table: pa.Table
     rows: list[_Row]
@@ -226,7 +226,7 @@ class _Tables:
 
 
 def _about(footer: Mapping[str, str]) -> dict[str, str]:
-    """What the rows' measurement repeats of the pictures' footer, so that it is read once."""
+    """What the rows' measurement repeats of the images' footer, so that it is read once."""
     return {key: footer[key] for key in (*MACS, "made_by") if key in footer}
 
 
@@ -238,7 +238,7 @@ def _ids(rows: list[_Row]) -> dict[str, pa.Array]:
 
 
 def _features(rows: list[_Row], extractor: Extractor) -> pa.Table:
-    """Columns prompt_id, image_number, features (float32 [dimensions]) of unbroken pictures."""
+    """Columns prompt_id, image_number, features (float32 [dimensions]) of unbroken images."""
     found = extractor([row.picture for row in rows]) if rows else np.empty((0, 0))
     flat = pa.array(found.astype(np.float32).ravel())
     features = pa.FixedSizeListArray.from_arrays(flat, extractor.dimensions)

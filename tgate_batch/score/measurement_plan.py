@@ -18,7 +18,7 @@ from tgate_batch.storage import Folder
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What a run measures of every picture.
+    """What a run measures of every image.
 
     ``metrics`` with the sha256 of their weights. ``problems``: why some cannot be measured.
     ``missing``: the same, by figure.
@@ -88,7 +88,7 @@ def orders(
 ) -> Iterator[tuple[Model, MeasureOrder]]:
     """What is missing, a shard of a model at a time. Enters its folders into the ledger first.
 
-    A folder that holds measurements of another kind is cleared: they are redone, unlike pictures.
+    A folder that holds measurements of another kind is cleared: they are redone, unlike images.
     """
     for model in run.config.models:
         arms = {

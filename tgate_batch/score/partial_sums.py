@@ -1,6 +1,6 @@
 """Sums that figures are functions of. They add up in any order, so any worker may take any part.
 
-A chunk is a row of shards with some hundred thousand pictures of one arm. Its summary holds the
+A chunk is a row of shards with some hundred thousand images of one arm. Its summary holds the
 sums of 20 groups (``tgate_batch.metrics.jackknife``), a sample of features, and a few rows by name.
 Whole chunks' summaries are kept in the output under an identity, so that a scoring that was
 stopped goes on, and one that is repeated reads little.
@@ -22,10 +22,10 @@ from tgate_batch.output import history, shapes
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.storage.archives import Archive
 
-SAMPLE = 10_000  # pictures whose features are kept for distances that need them one by one
-CHUNK = 2**17  # pictures: at 2,048 dimensions the sums are then a third of the features
+SAMPLE = 10_000  # images whose features are kept for distances that need them one by one
+CHUNK = 2**17  # images: at 2,048 dimensions the sums are then a third of the features
 _SHOWN = 20  # rows that are named
-MOST = 12  # pictures of each metric that are named since they changed most
+MOST = 12  # images of each metric that are named since they changed most
 
 Sums = dict[tuple[str, ...], np.ndarray]
 
@@ -36,7 +36,7 @@ def by_group(groups: np.ndarray, values: np.ndarray | None = None) -> np.ndarray
 
 
 def worst_of(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pictures of several lists that changed most; of equal ones the earlier."""
+    """The images of several lists that changed most; of equal ones the earlier."""
     every = [picture for part in parts for picture in part]
     return sorted(every, key=lambda picture: -picture["badness"])[:MOST]
 
@@ -82,10 +82,10 @@ def batches_of(shard: ShardPlan, images_per_prompt: int, batch_size: int) -> int
 
 
 class Sample:
-    """Features of the pictures with the smallest hashes of their places: the same in every arm.
+    """Features of the images with the smallest hashes of their places: the same in every arm.
 
-    ``places`` [k] are those of pictures in the set, prompt after prompt; ``compared`` [k] says
-    whether the baseline has the picture too; ``rows`` [k, d] are its features.
+    ``places`` [k] are those of images in the set, prompt after prompt; ``compared`` [k] says
+    whether the baseline has the image too; ``rows`` [k, d] are its features.
     """
 
     def __init__(self, dimensions: int):
@@ -113,12 +113,12 @@ class Sample:
         return self.trim()._parts[0][2]
 
     def add(self, places: np.ndarray, compared: np.ndarray, rows: np.ndarray) -> None:
-        """Takes pictures into account; only some of them stay."""
+        """Takes images into account; only some of them stay."""
         low = _hashes(places) < _limit(int(places.max()) + 1 if len(places) else 1)
         self._keep(places[low], compared[low], rows[low])
 
     def merge(self, other: Sample) -> None:
-        """Takes another sample's pictures into account."""
+        """Takes another sample's images into account."""
         self._keep(other.places, other.compared, other.rows)
 
     def _keep(self, places: np.ndarray, compared: np.ndarray, rows: np.ndarray) -> None:
@@ -158,7 +158,7 @@ def _limit(places: int) -> np.uint64:
 class FeatureSums:
     """An arm's features under one extractor.
 
-    ``alone`` has the pictures that the baseline lacks, ``baseline_alone`` the baseline's that this
+    ``alone`` has the images that the baseline lacks, ``baseline_alone`` the baseline's that this
     arm lacks: taken away from all, they leave what both have. None where there are no such ones.
     """
 
@@ -202,7 +202,7 @@ class ArmSums:
     """What shards of one arm add up to.
 
     ``failed`` and ``broken``: the first such rows. ``macs``: of each figure, how many rows cost so
-    much. ``worst``: by metric, the pictures that changed
+    much. ``worst``: by metric, the images that changed
     most beside the baseline's. ``damaged``: measurements that could not be
     read, and are gone now. ``missing``: those that were not found.
     """

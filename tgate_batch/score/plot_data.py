@@ -1,6 +1,6 @@
 """Aggregates for the report's plots: speed over the run, per worker, and change histograms.
 
-They add up like all sums. The pictures that changed most are kept by name, a few of each metric.
+They add up like all sums. The images that changed most are kept by name, a few of each metric.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ _POINTS = 32  # at most, of the whole course
 
 
 def course(batches: Batches, places: np.ndarray, chunk: int, length: int) -> Sums:
-    """Pictures and seconds of each slice of a chunk; ``places``: of batches in its ``length``."""
+    """Images and seconds of each slice of a chunk; ``places``: of batches in its ``length``."""
     counted = ~batches.warm_up
     where = places[counted] * SLICES // max(length, 1)
     key = ("course", f"{chunk:06d}")
@@ -29,7 +29,7 @@ def course(batches: Batches, places: np.ndarray, chunk: int, length: int) -> Sum
 
 
 def by_worker(batches: Batches, workers: np.ndarray) -> Sums:
-    """Pictures and seconds of each worker; ``workers``: names, one a row."""
+    """Images and seconds of each worker; ``workers``: names, one a row."""
     names = workers[batches.first_row]
     found: Sums = {}
     for name in sorted({str(name) for name in names if name is not None}):
@@ -52,10 +52,10 @@ def spread(metric: PictureMetric, changes: np.ndarray) -> Sums:
 def worst(
     metric: PictureMetric, changes: np.ndarray, held: list[dict[str, Any]]
 ) -> list[tuple[int, float, float]]:
-    """Row, change and badness of the pictures that belong among the ``held`` ones, worst first.
+    """Row, change and badness of the images that belong among the ``held`` ones, worst first.
 
     ``changes`` are NaN where there is none. A difference to the better is not bad; a value beside
-    the baseline's picture always may be.
+    the baseline's image always may be.
     """
     sign = 1.0 if metric.column.better == "lower" else -1.0
     badness = np.nan_to_num(sign * changes, nan=-np.inf)

@@ -1,7 +1,7 @@
-"""The set of pictures that others are measured against, as one ``.npz`` file.
+"""The set of images that others are measured against, as one ``.npz`` file.
 
 The file holds ``mu``, ``sigma`` and ``count``, as pytorch-fid reads them; ``sample``, features of
-some pictures one by one; and ``about``, what it was made of. pytorch-fid's own files will do too.
+some images one by one; and ``about``, what it was made of. pytorch-fid's own files will do too.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ class ExtractorLike(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """``sha256`` is that of the ``.npz``; where a run made it itself, that of the pictures.
+    """``sha256`` is that of the ``.npz``; where a run made it itself, that of the images.
 
-    ``sample`` float32 [k, d] is a uniform sample for metrics that need pictures one by one (KID,
+    ``sample`` float32 [k, d] is a uniform sample for metrics that need images one by one (KID,
     precision and recall), None for statistics alone. ``about`` is what the file says of itself:
-    extractor, version, weights, label, pictures, broken, sha256, recipe, source.
+    extractor, version, weights, label, images, broken, sha256, recipe, source.
     """
 
     name: str
@@ -142,7 +142,7 @@ def _check_maker(about: dict[str, Any], name: str, extractor: ExtractorLike) -> 
     mine = maker(extractor)
     if any(value is not None and about.get(key) != value for key, value in mine.items()):
         raise UserError(
-            f"reference {name} was made with {_said(about)}, and the pictures are measured with "
+            f"reference {name} was made with {_said(about)}, and the images are measured with "
             f"{_said(mine)}; give a reference of the same extractor"
         )
 

@@ -1,6 +1,6 @@
-"""Makes a reference's file: pictures in parts, each part's features a file, all parts one ``.npz``.
+"""Makes a reference's file: images in parts, each part's features a file, all parts one ``.npz``.
 
-A finished part is not extracted again, so rerunning a killed job resumes it. The same pictures,
+A finished part is not extracted again, so rerunning a killed job resumes it. The same images,
 extractor and number of threads give the same bytes, whoever extracted which part.
 """
 
@@ -29,9 +29,9 @@ from tgate_batch.score.image_sources import ImagePart, ImageSource, NamedImage
 from tgate_batch.score.reference import maker, of_sample
 from tgate_batch.storage import Folder
 
-SAMPLE = 10_000  # features kept for metrics that need pictures one by one
+SAMPLE = 10_000  # features kept for metrics that need images one by one
 
-_BATCH = 64  # pictures that are decoded at once
+_BATCH = 64  # images that are decoded at once
 _BROKEN_NAMED = 20
 
 Extract = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -88,7 +88,7 @@ class ReferenceBuild:
         )
 
     def missing(self) -> list[ReferenceOrder]:
-        """The parts that have no file. Parts of other pictures or weights are deleted."""
+        """The parts that have no file. Parts of other images or weights are deleted."""
         wanted = {self._part(number): number for number in range(len(self.source.parts))}
         held = set()
         for name in self.folder.names(layout.parts(self.file), ".parquet"):
@@ -102,7 +102,7 @@ class ReferenceBuild:
         """Puts the parts together, and writes the file; returns what it says of itself.
 
         ``identity`` is kept in it, where there is one. Raises UserError where fewer than two
-        pictures are usable, or the file cannot be written.
+        images are usable, or the file cannot be written.
         """
         about, content = self._combined(identity)
         try:
@@ -145,7 +145,7 @@ class ReferenceBuild:
     def _combined(self, identity: str | None) -> tuple[dict[str, Any], bytes]:
         """What the file says of itself, and its bytes.
 
-        One part at a time, in order: memory grows by a line of text a picture.
+        One part at a time, in order: memory grows by a line of text an image.
         """
         sample = NamedSample(SAMPLE)
         lines: list[str] = []
@@ -165,7 +165,7 @@ class ReferenceBuild:
 
         try:
             statistics = stream(features())
-            statistics.covariance  # noqa: B018  two pictures are the least
+            statistics.covariance  # noqa: B018  two images are the least
         except UserError as error:
             raise UserError(f"reference {self.source.name}: {error}") from None
         about = maker(self.extractor) | {
@@ -200,7 +200,7 @@ class ReferenceBuild:
 def write_part(order: ReferenceOrder, extract: Extract) -> None:
     """Extracts a part's features, and writes its file: name, sha256, features, broken.
 
-    Raises UserError, naming the picture, for one that cannot be read, unless the order skips such.
+    Raises UserError, naming the image, for one that cannot be read, unless the order skips such.
     """
     names: list[str] = []
     sums: list[str] = []
@@ -250,9 +250,9 @@ def _images_of(order: ReferenceOrder, named: Iterable[NamedImage]) -> Iterator[l
 def decode_batches(
     named: Iterable[NamedImage], batch_size: int, skip: bool = False
 ) -> Iterator[list[Any]]:
-    """Batches of pictures in RGB; threads decode the next one while one is worked on.
+    """Batches of images in RGB; threads decode the next one while one is worked on.
 
-    Bytes that are no picture raise UserError, naming it; with ``skip`` the reason takes its place.
+    Bytes that are no image raise UserError, naming it; with ``skip`` the reason takes its place.
     """
     named = iter(named)
     decode_one = _decoded_or_reason if skip else _decoded
@@ -283,6 +283,6 @@ def _decoded_or_reason(picture: NamedImage) -> Image.Image | str:
 
 
 def _features_of(table: pa.Table, dimensions: int) -> np.ndarray:
-    """float32 [n, d] of the pictures that are not broken."""
+    """float32 [n, d] of the images that are not broken."""
     usable = table.filter(pc.is_null(table["broken"]))["features"].combine_chunks()
     return usable.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)

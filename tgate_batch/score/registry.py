@@ -1,4 +1,4 @@
-"""Every metric of single pictures, in the order of the tables, and what a run wants of them."""
+"""Every metric of single images, in the order of the tables, and what a run wants of them."""
 
 import glob
 import importlib
@@ -123,7 +123,7 @@ def check_reference(score: Score, extractor: str) -> None:
     if (how := source_of(str(score.reference))) is not None and not Path(where).exists():
         raise UserError(f"score.reference: {where} is not here: {how}")
     hint = (
-        "make it with tgate-batch reference, give a folder of pictures, or leave it out for a run "
+        "make it with tgate-batch reference, give a folder of images, or leave it out for a run "
         "without distances"
     )
     _check_reference(where, hint)
@@ -199,7 +199,7 @@ def _check_reference(where: str, hint: str) -> None:
 
 @dataclass(frozen=True)
 class LoadedMetrics:
-    """What measures a run's pictures; ``problems`` says why some of it cannot, a line each.
+    """What measures a run's images; ``problems`` says why some of it cannot, a line each.
 
     ``weights``: measurement -> where its weights were read, and their sha256.
     """

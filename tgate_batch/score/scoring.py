@@ -21,7 +21,7 @@ def conclude_orders(
     references: Mapping[str, Reference],
     by: str | None,
 ) -> Iterator[ConcludeOrder]:
-    """One order an arm that has pictures. Enters the folders of its sums into the ledger.
+    """One order an arm that has images. Enters the folders of its sums into the ledger.
 
     ``references``: by extractor; ``by``: the frozen column that figures are broken down by.
     """
@@ -86,7 +86,7 @@ def _sources(
     model: str,
     by: str | None,
 ) -> Iterator[tuple[str, SumsSource]]:
-    """Each arm of a model that has pictures, with where its measurements are."""
+    """Each arm of a model that has images, with where its measurements are."""
     sampling = run.sampling(model)
     drawn = {
         arm: measurements.of_arm(run, model, arm)

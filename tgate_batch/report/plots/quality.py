@@ -1,4 +1,4 @@
-"""Plots of quality: beside speed, and how the changes of single pictures spread."""
+"""Plots of quality: beside speed, and how the changes of single images spread."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -97,7 +97,7 @@ def _speedup(arm: ArmFigures) -> str:
 
 
 def gained_and_lost(arms: Sequence[ArmFigures]) -> Iterator[Plot]:
-    """Of yes/no figures: the pictures that changed."""
+    """Of yes/no figures: the images that changed."""
     for metric in registry.METRICS:
         if not metric.yes_no:
             continue
@@ -144,11 +144,11 @@ def _pictures_changed(metric: PictureMetric, known: list[tuple[int, str, Any]]) 
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.35)
-        axes.set_xlabel("% of the pictures, to the left lost, to the right gained")
+        axes.set_xlabel("% of the images, to the left lost, to the right gained")
     return Plot(
         drawn.name,
-        f"Pictures that changed: {heading}",
-        f"Of the same prompt and seed: lost means that the baseline's picture had it ({heading}) "
+        f"Images that changed: {heading}",
+        f"Of the same prompt and seed: lost means that the baseline's image had it ({heading}) "
         "and the arm's has not. Equal lengths to both sides are chance, not damage.",
         drawn.svg,
         rows,
@@ -156,7 +156,7 @@ def _pictures_changed(metric: PictureMetric, known: list[tuple[int, str, Any]]) 
 
 
 def spreads(arms: Sequence[ArmFigures]) -> Iterator[Plot]:
-    """How the changes of single pictures spread, one plot a metric."""
+    """How the changes of single images spread, one plot a metric."""
     for metric in registry.METRICS:
         known = [
             (place, name, arm, arm["spread"][metric.name])
@@ -169,7 +169,7 @@ def spreads(arms: Sequence[ArmFigures]) -> Iterator[Plot]:
 
 def _spread(metric: PictureMetric, known: list[tuple[int, str, ArmFigures, Any]]) -> Plot:
     heading, beside = metric.column.heading, metric.needs_baseline
-    what = f"{heading} beside the baseline's picture" if beside else f"change of {heading}"
+    what = f"{heading} beside the baseline's image" if beside else f"change of {heading}"
     rows = [["arm", what, "pictures"]]
     with svg.svg_figure(f"spread-{metric.name}") as drawn:
         axes = drawn.axes
@@ -199,15 +199,15 @@ def _spread(metric: PictureMetric, known: list[tuple[int, str, ArmFigures, Any]]
                 if found["counts"][at]
             ]
         axes.set_xlabel(what)
-        axes.set_ylabel("% of the pictures")
+        axes.set_ylabel("% of the images")
         axes.set_ylim(bottom=0)
         drawn.figure.legend(loc="outside upper center", ncols=min(4, len(known)))
     better = {"higher": "Further right is better", "lower": "Further left is better", None: ""}
-    closer = ": closer to the baseline's picture" if beside else ""
+    closer = ": closer to the baseline's image" if beside else ""
     return Plot(
         drawn.name,
         f"How changes spread: {heading}",
-        f"How many pictures changed how much. {better[metric.column.better]}{closer}. Bands are "
+        f"How many images changed how much. {better[metric.column.better]}{closer}. Bands are "
         "95% intervals of the mean; the ends hold all that lies beyond.",
         drawn.svg,
         rows,

@@ -15,7 +15,7 @@ _WHOLE = ("load", "text", "denoise", "decode", "idle")
 
 
 def stages(arms: Sequence[ArmFigures]) -> Iterator[Plot]:
-    """Seconds of one picture by stage, one bar an arm."""
+    """Seconds of one image by stage, one bar an arm."""
     known = [
         (place, name, arm["seconds_per_image"])
         for place, name, arm in named_arms(arms)
@@ -54,7 +54,7 @@ def stages(arms: Sequence[ArmFigures]) -> Iterator[Plot]:
     yield Plot(
         drawn.name,
         "Where the time of one image goes",
-        "Denoising makes the picture step by step, decoding turns it into pixels, encoding "
+        "Denoising makes the image step by step, decoding turns it into pixels, encoding "
         "compresses it (on threads beside the device, so it seldom makes anything wait).",
         drawn.svg,
         rows,
