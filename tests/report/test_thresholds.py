@@ -114,7 +114,7 @@ def test_undecided_passes_where_the_config_says_so_and_is_still_undecided():
 
 
 def test_withheld_change_is_undecided_and_says_why():
-    reason = "not comparable: 0.16 images a dimension, 3,840 needed"
+    reason = "not comparable: 0.16 images per dimension, 3,840 needed"
     arm = ARM | {"distance_change": None, "withheld": {"distance_change": reason}}
     for asked in ({"no_worse_than": 1.0}, {"max": 1.0}):
         found = verdict("fd_change", arm, **asked)

@@ -35,7 +35,7 @@ def pictures(source) -> list:
     """All (name, bytes) of a source whose parts were sent to a worker and back."""
     parts = pickle.loads(pickle.dumps(source.parts))  # noqa: S301  our own bytes
     assert sum(map(len, parts)) == len(source)
-    return [picture for part in parts for picture in part.pictures()]
+    return [picture for part in parts for picture in part.images()]
 
 
 def in_a_folder(tmp_path, named) -> Path:
@@ -238,17 +238,17 @@ def path_alone(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda tmp_path: tmp_path, "holds no images"),
-        (lambda tmp_path: tmp_path / "nowhere", "holds no images"),
+        (lambda tmp_path: tmp_path, "has no images"),
+        (lambda tmp_path: tmp_path / "nowhere", "has no images"),
         (write("x.tar.gz"), "unpack it"),
-        (write("x.csv"), "is no folder and no .tar, .parquet, .txt"),
-        (write("x.txt"), "holds no images"),
-        (write("x.txt", b"a.png\n"), "lists a.png, which is not there"),
+        (write("x.csv"), "is not a folder and not .tar, .parquet, .txt"),
+        (write("x.txt"), "has no images"),
+        (write("x.txt", b"a.png\n"), "lists a.png, which does not exist"),
         (write("x.txt", b"x.txt\nx.txt\n"), "lists x.txt twice"),
         (write("x.txt", b"\xff"), "not UTF-8"),
         (write("x.parquet", b"PAR1 cut off"), "x.parquet cannot be read"),
-        (cut_tar, "images.tar cannot be read"),
-        (other_column, "x.parquet has no column `image` with images' bytes"),
+        (cut_tar, "pictures.tar cannot be read"),
+        (other_column, "x.parquet has no column `image` with the bytes of images"),
         (path_alone, "x.parquet#0 has the path 'a.png' of an image, not its bytes"),
     ],
 )

@@ -129,7 +129,7 @@ def test_killed_scoring_goes_on_and_gives_the_same_digits(settings, small_chunks
             raise KeyboardInterrupt
         return real(folder, source, chunk)
 
-    monkeypatch.setattr(aggregate, "added_up", dies_at_the_third)
+    monkeypatch.setattr(aggregate, "chunk_sums", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         scored(settings)
     kept = set(added[:2])
@@ -139,7 +139,7 @@ def test_killed_scoring_goes_on_and_gives_the_same_digits(settings, small_chunks
 
 def test_scoring_again_reads_the_conclusions_alone(settings, monkeypatch):
     first = scored(settings)
-    monkeypatch.setattr(aggregate, "added_up", None)
+    monkeypatch.setattr(aggregate, "chunk_sums", None)
     assert scored(settings) == first
 
 
@@ -219,7 +219,7 @@ def test_speedup_is_the_ratio_of_seconds_with_an_interval_around_it(settings):
 def test_below_three_pictures_a_dimension_no_change_is_shown(tmp_path):
     found = scored(fabricate(tmp_path, 64, 32, 64, 100))["tgate"]
     assert found["distance_change"] is found["distance_corrected"] is None
-    reason = "not comparable: 2.00 images a dimension, 96 needed"
+    reason = "not comparable: 2.00 images per dimension, 96 needed"
     assert found["withheld"]["distance_change"] == reason
     assert found["kid_change"] is not None
 

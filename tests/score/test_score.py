@@ -133,7 +133,7 @@ def test_broken_pictures_count_in_no_figure(run):
 def test_distance_of_few_pictures_is_not_compared(run):
     found = scored(run)["other"]
     assert found["distance_change"] is None
-    reason = "not comparable: 0.01 images a dimension, 3,840 needed"
+    reason = "not comparable: 0.01 images per dimension, 3,840 needed"
     assert found["withheld"]["distance_change"] == reason
 
 

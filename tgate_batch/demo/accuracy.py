@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.demo import scenes
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 
 
 class PromptAccuracy:
@@ -34,24 +34,18 @@ class PromptAccuracy:
         )
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return PromptAccuracy()
-
-
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="prompt_accuracy",
-    column=Column(
-        "prompt_accuracy",
-        "prompt accuracy",
-        "{:.1%}",
-        better="higher",
-        tables=("pictures", "brief"),
-        change_heading="accuracy change",
-        explanation=(
-            "The share of images that show what their prompt asks for: the right shape, colour "
-            "and place, found by measuring the image."
-        ),
+    heading="prompt accuracy",
+    pattern="{:.1%}",
+    load=lambda weights, device: PromptAccuracy(),
+    better="higher",
+    explanation=(
+        "The share of images that show what their prompt asks for: the right shape, colour and "
+        "position, measured in the pixels."
     ),
-    load=_load,
     yes_no=True,
+    brief=True,
+    headline=True,
+    change_heading="accuracy change",
 )

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric, Measure
 from tgate_batch.metrics.part_files import PartFiles, laid_out, listed
 from tgate_batch.metrics.weights import folder_sha256
 
@@ -114,24 +114,22 @@ def _load(weights: str | None, device: str) -> Measure:
     return ClipScore(weights, device)
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="clip_score",
-    column=Column(
-        "clip_score",
-        "CLIP score",
-        "{:.2f}",
-        better="higher",
-        tables=("pictures", "brief"),
-        change_heading="CLIP change",
-        explanation=(
-            "How well an image fits its prompt, judged by the network CLIP: 100 times the cosine "
-            "of the two, some 20 for a poor fit and 35 for a good one."
-        ),
-    ),
+    heading="CLIP score",
+    pattern="{:.2f}",
     load=_load,
+    better="higher",
+    explanation=(
+        "How well an image fits its prompt, judged by the network CLIP: 100 times the cosine of "
+        "the two embeddings, about 20 for a poor fit and 35 for a good one."
+    ),
+    brief=True,
+    headline=True,
+    change_heading="CLIP change",
     weights="clip",
-    spread=(-10.0, 10.0),
     weights_are="a CLIPModel (a folder or a hub id)",
     may_be_hub_id=True,
+    spread=(-10.0, 10.0),
     fingerprint=fingerprint,
 )

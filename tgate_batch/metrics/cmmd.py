@@ -22,7 +22,7 @@ from tgate_batch.metrics.weights import (
 )
 
 _SIGMA = 10
-_SCALE = 1000
+SCALE = 1000
 _BLOCK = 2048  # rows at once: a kernel of 32 MiB
 
 _CLIP = "openai/clip-vit-large-patch14-336"
@@ -52,7 +52,7 @@ def cmmd(a: np.ndarray, b: np.ndarray) -> float:
     of a point with itself count, so that it is 0 or more, and larger for smaller sets of the same
     kind. n and m are at least 1.
     """
-    return _SCALE * (_mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b))
+    return SCALE * (_mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b))
 
 
 def gaussian_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric, Measure
 from tgate_batch.metrics.pairs import pairs, tensor
 from tgate_batch.metrics.weights import load_weights
 
@@ -58,22 +58,19 @@ def _load(weights: str | None, device: str) -> Measure:
     return Lpips(weights, device)
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="lpips",
-    column=Column(
-        "lpips",
-        "LPIPS",
-        "{:.3f}",
-        better="lower",
-        tables=("pictures",),
-        explanation=(
-            "How different an image and the baseline's look to a network that was fitted to "
-            "people's judgement: 0 for equal images, some 0.7 for unrelated ones."
-        ),
-    ),
+    heading="LPIPS",
+    pattern="{:.3f}",
     load=_load,
+    better="lower",
+    explanation=(
+        "How different an image and the baseline's look to a network that was fitted to human "
+        "judgement: 0 for equal images, about 0.7 for unrelated ones."
+    ),
     needs_baseline=True,
-    spread=(0.0, 1.0),
+    headline=True,
     weights="lpips",
     weights_are="AlexNet's weights",
+    spread=(0.0, 1.0),
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.metrics.pairs import pairs
 
 _SAME_PICTURE = 100.0  # dB
@@ -30,25 +30,19 @@ def _psnr(image: np.ndarray, baseline: np.ndarray) -> float:
     return min(float(10 * np.log10(255**2 / squared)), _SAME_PICTURE)
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return Psnr()
-
-
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="psnr",
-    column=Column(
-        "psnr",
-        "PSNR (dB)",
-        "{:.1f}",
-        better="higher",
-        tables=("pictures", "brief"),
-        explanation=(
-            "How close an image is to the baseline's of the same prompt and seed, pixel by pixel "
-            "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
-            "another image of the same thing, which need not be a worse one."
-        ),
+    heading="PSNR (dB)",
+    pattern="{:.1f}",
+    load=lambda weights, device: Psnr(),
+    better="higher",
+    explanation=(
+        "How close an image is to the baseline's of the same prompt and seed, pixel by pixel "
+        "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
+        "another image of the same thing, which need not be a worse one."
     ),
-    load=_load,
     needs_baseline=True,
+    brief=True,
+    headline=True,
     spread=(0.0, 60.0),
 )

@@ -5,6 +5,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+SAMPLE = 10_000  # images whose features are kept for distances that need single images
+
 
 class NamedSample:
     """Keeps the ``size`` rows whose names have the smallest blake2b hashes (bottom-k sampling).

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.metrics.pairs import pairs, tensor
 
 
@@ -27,24 +27,17 @@ class Ssim:
         return np.array([similarity(*pair) for pair in pairs(images, baselines)], float)
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return Ssim()
-
-
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="ssim",
-    column=Column(
-        "ssim",
-        "SSIM",
-        "{:.3f}",
-        better="higher",
-        tables=("pictures",),
-        explanation=(
-            "How alike the structures of an image and the baseline's are (structural similarity): "
-            "1 for equal images, near 0 for unrelated ones."
-        ),
+    heading="SSIM",
+    pattern="{:.3f}",
+    load=lambda weights, device: Ssim(),
+    better="higher",
+    explanation=(
+        "How similar the structures of an image and the baseline's are (structural similarity): "
+        "1 for equal images, near 0 for unrelated ones."
     ),
-    load=_load,
     needs_baseline=True,
+    headline=True,
     spread=(0.0, 1.0),
 )
