@@ -31,7 +31,9 @@ THRESHOLDS = {
 
 def begun(folder, **sections):
     """A run of 48 prompts and three arms, ready to be drawn into."""
-    captions = [str(scene) for scene in scenes.random_scenes(PROMPTS - len(HOSTILE), 7, held=True)]
+    captions = [
+        str(scene) for scene in scenes.random_scenes(PROMPTS - len(HOSTILE), 7, held_out=True)
+    ]
     lines = [{"id": f"p{number:02}", "text": text} for number, text in enumerate(captions)]
     lines += [{"id": name, "text": text} for name, text in HOSTILE.items()]
     file = folder / "prompts.jsonl"

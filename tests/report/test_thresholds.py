@@ -99,7 +99,7 @@ def test_undecided_test_says_how_many_more_prompts_would_do():
     found = verdict("clip_score_change", no_worse_than=-0.26)
     assert found["verdict"] == (
         "undecided clip_score_change -0.1 [-0.3, 0.1] must be no worse than -0.26; "
-        "about 724 more prompts would do"
+        "about 724 more prompts would suffice"
     )
 
 

@@ -88,8 +88,14 @@ def test_run_without_a_baseline_compares_with_none():
 @pytest.mark.parametrize(
     ("score", "said"),
     [
-        ({"weights": {"lpisp": "a.pth"}}, "unknown key 'lpisp'. Fix: use one of: lpips, clip, extractor"),
-        ({"weights": {"lpips": "no.pth"}}, "weights.lpips: no.pth does not exist. Fix: give AlexNet's"),
+        (
+            {"weights": {"lpisp": "a.pth"}},
+            "'lpisp'. Fix: use one of: lpips, clip, extractor",
+        ),
+        (
+            {"weights": {"lpips": "no.pth"}},
+            "lpips: no.pth does not exist. Fix: give AlexNet's",
+        ),
         ({"lpips": "no.pth"}, "weights.lpips: no.pth does not exist"),
         ({"weights": {"extractor": "no.pth"}}, "weights.extractor: no.pth does not exist"),
         ({"extractor": "incepton"}, "unknown extractor 'incepton'"),

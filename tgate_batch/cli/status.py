@@ -23,33 +23,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tgate_batch.output.status import status
 
-    found = status(options.output, options.errors)
+    progress = status(options.output, options.errors)
     if options.json:
-        print(json.dumps(found, indent=1))  # JSON itself escapes what is not printable
+        print(json.dumps(progress, indent=1))  # JSON itself escapes what is not printable
     else:
-        _show(found)
+        _show(progress)
     return 0
 
 
-def _show(found: dict) -> None:
-    failed = f", {found['failed']:,} failed" if found["failed"] else ""
+def _show(progress: dict) -> None:
+    failed = f", {progress['failed']:,} failed" if progress["failed"] else ""
     console.info(
-        f"{found['output']}: {found['done']:,} of {found['images']:,} images are done{failed}"
+        f"{progress['output']}: {progress['done']:,} of {progress['images']:,} images are done{failed}"
     )
-    for arm in found["arms"]:
+    for arm in progress["arms"]:
         errors = f", {arm['errors']:,} failed" if arm["errors"] else ""
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
         console.info(
             f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{errors}, "
             f"{arm['files']:,} of {arm['shards']:,} files{damaged}"
         )
-    if (worker := found["worked_on_by"]) is not None:
+    if (worker := progress["worked_on_by"]) is not None:
         console.info(
-            f"process {worker['pid']} on {worker['host']} works there since {worker['since']}"
+            f"process {worker['pid']} on {worker['host']} has been working on it since {worker['since']}"
         )
-    elif found["done"] + (found["failed"] or 0) < found["images"]:
-        console.info("nobody works there; tgate-batch render with its config goes on")
-    if found["failed"]:
-        console.info("tgate-batch render with --retry-errors renders the failed images again")
-    elif found["failed"] is None:
-        console.info("failed images are not counted, of so many files; --errors counts them")
+    elif progress["done"] + (progress["failed"] or 0) < progress["images"]:
+        console.info(
+            "no process is working on it. To continue, run tgate-batch render with its config"
+        )
+    if progress["failed"]:
+        console.info(
+            "to render the failed images again, run tgate-batch render with --retry-errors"
+        )
+    elif progress["failed"] is None:
+        console.info(
+            "failed images are not counted, because there are many files; --errors counts them"
+        )

@@ -10,10 +10,10 @@ from tgate_batch.metrics.base import ImageMetric
 
 
 class PromptAccuracy:
-    """1 where the checker finds ``aspect`` of the caption in the image, else 0.
+    """1 if ``aspect`` of the image matches the caption, else 0.
 
-    NaN for a caption outside the embedded model's grammar, so other models' prompts measure
-    nothing. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
+    NaN for a caption outside the embedded model's grammar, so it does not apply to prompts of other
+    models. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
     """
 
     def __init__(self, aspect: str = "all"):
@@ -28,10 +28,8 @@ class PromptAccuracy:
         prompts: Sequence[str],
         baselines: Sequence[Image.Image] | None = None,
     ) -> np.ndarray:
-        checked = map(scenes.check, images, prompts)
-        return np.array(
-            [np.nan if answer is None else answer[self._aspect] for answer in checked], float
-        )
+        checks = map(scenes.check, images, prompts)
+        return np.array([np.nan if each is None else each[self._aspect] for each in checks], float)
 
 
 METRIC = ImageMetric(

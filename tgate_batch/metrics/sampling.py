@@ -1,4 +1,4 @@
-"""A uniform sample of rows that pass by once, in flat memory, chosen by their names."""
+"""A uniform sample of streamed rows in constant memory, chosen by their names."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -11,8 +11,8 @@ SAMPLE = 10_000  # images whose features are kept for distances that need single
 class NamedSample:
     """Keeps the ``size`` rows whose names have the smallest blake2b hashes (bottom-k sampling).
 
-    Every row is as likely as any other, and the sample depends on names alone: neither on the
-    order in which rows come nor on a seed.
+    Every row is equally likely. The sample depends only on the names, not on the order of rows or a
+    seed.
     """
 
     def __init__(self, size: int):
@@ -21,7 +21,7 @@ class NamedSample:
         self._keys = np.empty(0, np.uint64)
 
     def add(self, names: Sequence[str], rows: np.ndarray) -> None:
-        """Takes rows [n, d] of n names into account."""
+        """Adds rows [n, d] with their n names."""
         digests = [blake2b(name.encode(), digest_size=8).digest() for name in names]
         keys = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
         self._rows.append(rows)

@@ -1,37 +1,24 @@
 """Structural similarity between an image and the baseline's (Wang et al. 2004)."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from PIL import Image
 
 from tgate_batch.metrics.base import ImageMetric
-from tgate_batch.metrics.pairs import pairs, tensor
+from tgate_batch.metrics.pairs import paired, tensor
 
 
-class Ssim:
-    """Structural similarity, at most 1 (Wang et al. 2004; torchmetrics' 11-pixel Gaussian)."""
+def ssim(image: np.ndarray, baseline: np.ndarray) -> float:
+    """Returns the SSIM of two images, uint8 [h, w, 3]; at most 1 (11-pixel Gaussian window)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        baselines: Sequence[Image.Image] | None = None,
-    ) -> np.ndarray:
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
-        def similarity(image: np.ndarray, baseline: np.ndarray) -> float:
-            # torchmetrics gives a tuple only where the full map is asked for
-            return float(ssim(tensor(image), tensor(baseline), data_range=1.0))  # type: ignore[arg-type]
-
-        return np.array([similarity(*pair) for pair in pairs(images, baselines)], float)
+    # torchmetrics returns a tuple only if the full map is requested
+    return float(similarity(tensor(image), tensor(baseline), data_range=1.0))  # type: ignore[arg-type]
 
 
 METRIC = ImageMetric(
     name="ssim",
     heading="SSIM",
     pattern="{:.3f}",
-    load=lambda weights, device: Ssim(),
+    load=lambda weights, device: paired(ssim),
     better="higher",
     explanation=(
         "How similar the structures of an image and the baseline's are (structural similarity): "

@@ -42,7 +42,7 @@ def register(module: str) -> ImageMetric:
         raise UserError(f"module {module!r} provides no metric: {error}") from None
     if not isinstance(metric, ImageMetric):
         kind = type(metric).__name__
-        raise UserError(f"METRIC of module {module!r} is a {kind}; it has to be a ImageMetric")
+        raise UserError(f"METRIC of module {module!r} is a {kind}. Fix: make it an ImageMetric")
     if metric in METRICS:
         return metric
     if metric.name in known():
