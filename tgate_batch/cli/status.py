@@ -32,30 +32,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(progress: dict) -> None:
-    failed = f", {progress['failed']:,} failed" if progress["failed"] else ""
-    console.info(
-        f"{progress['output']}: {progress['done']:,} of {progress['images']:,} images are done{failed}"
-    )
+    done, images, errors = progress["done"], progress["images"], progress["failed"]
+    failed = f", {errors:,} failed" if errors else ""
+    console.info(f"{progress['output']}: {done:,} of {images:,} images are done{failed}")
     for arm in progress["arms"]:
-        errors = f", {arm['errors']:,} failed" if arm["errors"] else ""
+        failed = f", {arm['errors']:,} failed" if arm["errors"] else ""
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
         console.info(
-            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{errors}, "
+            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{failed}, "
             f"{arm['files']:,} of {arm['shards']:,} files{damaged}"
         )
-    if (worker := progress["worked_on_by"]) is not None:
-        console.info(
-            f"process {worker['pid']} on {worker['host']} has been working on it since {worker['since']}"
-        )
-    elif progress["done"] + (progress["failed"] or 0) < progress["images"]:
-        console.info(
-            "no process is working on it. To continue, run tgate-batch render with its config"
-        )
-    if progress["failed"]:
-        console.info(
-            "to render the failed images again, run tgate-batch render with --retry-errors"
-        )
-    elif progress["failed"] is None:
-        console.info(
-            "failed images are not counted, because there are many files; --errors counts them"
-        )
+    if (process := progress["worked_on_by"]) is not None:
+        pid, host, since = process["pid"], process["host"], process["since"]
+        console.info(f"process {pid} on {host} has been working on it since {since}")
+    elif done + (errors or 0) < images:
+        console.info("no process is working on it; tgate-batch render with its config continues it")
+    if errors:
+        console.info("tgate-batch render with --retry-errors renders the failed images again")
+    elif errors is None:
+        console.info("failed images are not counted in so many files; --errors counts them")

@@ -203,8 +203,8 @@ def check(image: Image.Image, caption: str) -> dict[str, bool] | None:
             np.array([np.equal(*pair) for pair in zip(order, expected.things, strict=True)])
             for order in permutations(things)
         )
-        best = max(candidates, key=np.sum).all(axis=0)
-        matches |= zip(("places", "sizes", "colours", "shapes"), map(bool, best), strict=True)
+        best = max(candidates, key=np.sum).all(axis=0).tolist()
+        matches |= zip(("places", "sizes", "colours", "shapes"), best, strict=True)
     matches["all"] = all(matches[aspect] for aspect in ASPECTS[:-1])
     return matches
 

@@ -213,68 +213,37 @@ class _ArmScores:
         }
         withheld: dict[str, str] = {}
         found["withheld"] = withheld
+
+        def add(key: str, values: np.ndarray | None, prompts: int, reason: str | None) -> None:
+            """Adds the estimate of 21 values, or the reason why it is withheld."""
+            if reason is None and prompts < LEAST_PROMPTS:
+                reason = _few_prompts(prompts)
+            if reason is not None:
+                withheld[key] = reason
+            elif values is not None:
+                found[key] = asdict(estimate(values))
+
         baseline = None if self._baseline is None else self._baseline.sets.get(facts.name)
+        key, change = "distance_corrected", "distance_change"
         if is_frechet:
-            self._frechet(found, withheld, facts, figures, baseline)
-        key, change = (
-            ("kid", "kid_change") if is_frechet else ("distance_corrected", "distance_change")
-        )
-        self._kernel(found, withheld, figures, baseline, reference, key, change)
-        if found["kid"] is not None:
-            found["kid"] |= {"mean": found["kid"]["value"], "pictures": figures.sample}
-        return found
-
-    def _frechet(
-        self,
-        found: dict[str, Any],
-        withheld: dict[str, str],
-        facts: ExtractorFacts,
-        figures: SetFigures,
-        baseline: SetFigures | None,
-    ) -> None:
-        for key, count, prompts in (
-            ("distance_corrected", figures.count, self._prompts),
-            ("distance_change", figures.compared_count, self._compared),
-        ):
-            if key == "distance_change" and baseline is None:
-                continue
-            if not enough_images(count, facts.dimensions):
-                withheld[key] = not_comparable(count, facts.dimensions)
-            elif prompts < LEAST_PROMPTS:
-                withheld[key] = _few_prompts(prompts)
-            elif key == "distance_corrected" and figures.values is not None:
-                found[key] = asdict(estimate(figures.values))
-            elif key == "distance_change" and baseline is not None:
-                found[key] = _difference(
-                    figures.values, figures.compared, figures.baselines, baseline.values
-                )
-
-    def _kernel(
-        self,
-        found: dict[str, Any],
-        withheld: dict[str, str],
-        figures: SetFigures,
-        baseline: SetFigures | None,
-        reference: Reference,
-        key: str,
-        change: str,
-    ) -> None:
+            few = _few_images(figures.count, facts)
+            add(key, figures.values, self._prompts, few)
+            if baseline is not None:
+                own = (figures.values, figures.compared, figures.baselines)
+                few = _few_images(figures.compared_count, facts)
+                add(change, _difference(*own, baseline.values), self._compared, few)
+            key, change = "kid", "kid_change"
         if reference.sample is None:
             names = (key, *([change] if baseline else []), "precision", "recall")
             withheld |= dict.fromkeys(names, _no_sample(reference))
-            return
-        if self._prompts < LEAST_PROMPTS:
-            withheld[key] = _few_prompts(self._prompts)
-        elif figures.kernel is not None:
-            found[key] = asdict(estimate(figures.kernel))
-        if baseline is None:
-            return
-        if self._compared < LEAST_PROMPTS:
-            withheld[change] = _few_prompts(self._compared)
-        else:
-            found[change] = _difference(
-                figures.kernel, figures.kernel_compared, figures.kernel_baselines, baseline.kernel
-            )
+            return found
+        add(key, figures.kernel, self._prompts, None)
+        if baseline is not None:
+            own = (figures.kernel, figures.kernel_compared, figures.kernel_baselines)
+            add(change, _difference(*own, baseline.kernel), self._compared, None)
+        if found["kid"] is not None:
+            found["kid"] |= {"mean": found["kid"]["value"], "pictures": figures.sample}
+        return found
 
     def _mean(self, prefix: tuple[str, ...], metric: ImageMetric) -> float | None:
         key = (*prefix, "figure", metric.name)
@@ -326,6 +295,11 @@ def _no_sample(reference: Reference) -> str:
     )
 
 
+def _few_images(count: int, facts: ExtractorFacts) -> str | None:
+    enough = enough_images(count, facts.dimensions)
+    return None if enough else not_comparable(count, facts.dimensions)
+
+
 def _few_prompts(count: int) -> str:
     return f"{count} prompts, and an interval needs {LEAST_PROMPTS}"
 
@@ -344,11 +318,11 @@ def _difference(
     compared: np.ndarray | None,
     baselines: np.ndarray | None,
     baseline_values: np.ndarray | None,
-) -> dict[str, float] | None:
-    """Change of a distance over the images that both arms have."""
+) -> np.ndarray | None:
+    """The 21 changes of a distance over the images that both arms have; None if unknown."""
     mine = values if compared is None else compared
     other = baseline_values if baselines is None else baselines
-    return None if mine is None or other is None else asdict(estimate(mine - other))
+    return None if mine is None or other is None else mine - other
 
 
 def _total(sums: Sums, *key: str) -> float:

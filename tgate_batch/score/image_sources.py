@@ -170,18 +170,13 @@ def _of_list(folder: Folder, name: str, shown: str) -> ImageSource:
     return _of_files(folder, stamps, shown)
 
 
-def _of_tar(folder: Folder, name: str, shown: str) -> ImageSource:
-    parts = [TarMembers(folder, name, tuple(cut)) for cut in _cut(_members(folder, name))]
-    return ImageSource(shown, _digest("tar", folder.stamps_of([name])), tuple(parts))
-
-
-def _of_tars(folder: Folder, names: list[str], shown: str) -> ImageSource:
+def _of_tars(folder: Folder, names: list[str], shown: str, source: str = "tars") -> ImageSource:
     parts = [
-        TarMembers(folder, name, tuple(cut), f"{name}/")
+        TarMembers(folder, name, tuple(cut), "" if source == "tar" else f"{name}/")
         for name in names
         for cut in _cut(_members(folder, name))
     ]
-    return ImageSource(shown, _digest("tars", folder.stamps_of(names)), tuple(parts))
+    return ImageSource(shown, _digest(source, folder.stamps_of(names)), tuple(parts))
 
 
 def _members(folder: Folder, name: str) -> list[tuple[str, int, int]]:
@@ -196,10 +191,6 @@ def _members(folder: Folder, name: str) -> list[tuple[str, int, int]]:
     except (OSError, tarfile.TarError) as error:
         raise unreadable(folder, name, error) from None
     return [(path, *where) for path, where in sorted(members.items())]
-
-
-def _of_table(folder: Folder, name: str, shown: str) -> ImageSource:
-    return _of_tables(folder, [name], shown)
 
 
 def _of_tables(folder: Folder, tables: list[str], shown: str) -> ImageSource:
@@ -222,8 +213,8 @@ def _of_tables(folder: Folder, tables: list[str], shown: str) -> ImageSource:
 
 
 _READERS: dict[str, Callable[[Folder, str, str], ImageSource]] = {
-    ".tar": _of_tar,
-    ".parquet": _of_table,
+    ".tar": lambda folder, name, shown: _of_tars(folder, [name], shown, "tar"),
+    ".parquet": lambda folder, name, shown: _of_tables(folder, [name], shown),
     ".txt": _of_list,
 }
 
