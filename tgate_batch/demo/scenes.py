@@ -199,11 +199,9 @@ def check(image: Image.Image, caption: str) -> dict[str, bool] | None:
     matches["background"] = background == expected.background
     matches["count"] = len(things) == len(expected.things)
     if matches["count"]:
-        candidates = (
-            np.array([np.equal(*pair) for pair in zip(order, expected.things, strict=True)])
-            for order in permutations(things)
-        )
-        best = max(candidates, key=np.sum).all(axis=0).tolist()
+        orders = np.array([list(order) for order in permutations(things)])  # [orders, things, 4]
+        equal = orders == np.array(expected.things)
+        best = equal[equal.sum(axis=(1, 2)).argmax()].all(axis=0).tolist()
         matches |= zip(("places", "sizes", "colours", "shapes"), best, strict=True)
     matches["all"] = all(matches[aspect] for aspect in ASPECTS[:-1])
     return matches

@@ -195,8 +195,8 @@ class _ArmScores:
             return found
         if figures.distance is None:
             few = figures.count < 2 or reference.sample is not None
-            reason = "it needs at least two images" if few else _no_sample(reference)
-            return found | {"withheld": {"distance": reason}}
+            why = "it needs at least two images" if few else _no_sample(reference)
+            return found | {"withheld": {"distance": why}}
         is_frechet = facts.kind == "frechet"
         found |= {
             "distance": figures.distance,
@@ -226,12 +226,11 @@ class _ArmScores:
         baseline = None if self._baseline is None else self._baseline.sets.get(facts.name)
         key, change = "distance_corrected", "distance_change"
         if is_frechet:
-            few = _few_images(figures.count, facts)
-            add(key, figures.values, self._prompts, few)
+            add(key, figures.values, self._prompts, _few_images(figures.count, facts))
             if baseline is not None:
                 own = (figures.values, figures.compared, figures.baselines)
-                few = _few_images(figures.compared_count, facts)
-                add(change, _difference(*own, baseline.values), self._compared, few)
+                reason = _few_images(figures.compared_count, facts)
+                add(change, _difference(*own, baseline.values), self._compared, reason)
             key, change = "kid", "kid_change"
         if reference.sample is None:
             names = (key, *([change] if baseline else []), "precision", "recall")
