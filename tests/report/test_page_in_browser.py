@@ -326,7 +326,7 @@ def test_order_by_keyboard_and_shuffle(page):
     before = shown_cards(page)
     ids = [text.split()[0] for text in before if re.match(r"p\d\d ", text)]
     assert ids == sorted(ids)
-    page.locator("[name=again]").focus()
+    page.locator("[name=shuffle]").focus()
     page.keyboard.press("Enter")
     after = shown_cards(page)
     assert sorted(after) == sorted(before)

@@ -300,7 +300,7 @@ def test_statistics_of_pytorch_fid_are_a_reference(tmp_path, contents):
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
     Statistics.of(np.eye(4)).save(tmp_path / "s.npz")
-    with pytest.raises(UserError, match="4 dimensions, but mean-colour makes 3"):
+    with pytest.raises(UserError, match="4 dimensions, but mean-colour has 3"):
         load_reference(str(tmp_path / "s.npz"), MeanColour())
 
 
@@ -449,7 +449,7 @@ def test_truncated_images_are_passed_over_and_counted_on_demand(
     tmp_path, pictures, contents, truncated, capsys
 ):
     content = made(tmp_path, pictures, reference_skip_unreadable=True)
-    assert "6 images, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
+    assert "6 pictures, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
         capsys.readouterr().out
     )
     assert about(content)["pictures"] == 6

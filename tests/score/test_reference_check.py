@@ -44,7 +44,7 @@ def statistics(d=1280, **more):
     return {"mu": np.zeros(d), "sigma": np.eye(d), **more}
 
 
-ABOUT = '{"extractor": "%s", "version": 1, "weights": "%s", "images": 9}'
+ABOUT = '{"extractor": "%s", "version": 1, "weights": "%s", "pictures": 9}'
 
 
 def of_extractor(name, weights):
@@ -85,7 +85,7 @@ UNUSABLE = {
     ),
     "another sample": (
         lambda t: npz(t / "a.npz", **statistics(sample=np.zeros((4, 7)))),
-        "its sample is no finite numbers of shape [4, 1280]",
+        "its sample is not finite numbers of shape [4, 1280]",
     ),
     "another extractor": (
         lambda t: npz(t / "a.npz", **statistics(), **of_extractor("inception", "ab")),
@@ -99,7 +99,7 @@ UNUSABLE = {
     "no archive": (lambda t: a_file(t, "a.npz"), "cannot be read"),
     "a missing file": (
         lambda t: t / "none.npz",
-        "none.npz does not exist; make it with tgate-batch reference",
+        "none.npz does not exist. Fix: make it with tgate-batch reference",
     ),
     "a pattern of nothing": (lambda t: t / "*.tar", "has no images"),
     "an empty folder": (lambda t: t, "has no images"),

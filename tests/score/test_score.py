@@ -212,7 +212,7 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
     monkeypatch.setattr(
         type(run.folder), "open", lambda self, name: opened.update([name]) or open_(self, name)
     )
-    monkeypatch.setattr(measure, "decode", lambda b: decoded.update([b]) or decode(b))
+    monkeypatch.setattr(measure, "decode_image", lambda b: decoded.update([b]) or decode(b))
     monkeypatch.setattr(workflow, "_report", lambda run: 0)  # the page shows images again
     Counting.seen.clear()
     np.savez(run.folder.path("reference.npz"), mu=np.zeros(1), sigma=np.eye(1))
@@ -278,7 +278,7 @@ def test_threshold_decides_the_exit_code_and_says_by_how_much(run, capsys, limit
     ("setting", "said"),
     [
         ({"reference": "nosigma.npz"}, "has no sigma"),
-        ({"reference": "small.npz"}, "has 5 dimensions, but efficientnet-lite0 makes 1280"),
+        ({"reference": "small.npz"}, "has 5 dimensions, but efficientnet-lite0 has 1280"),
         ({"reference": "black"}, "no usable images"),
         ({"reference": "drawn", "extractor": "inception", "extractor_path": "cut.pth"}, "cut.pth"),
         ({"reference": "drawn", "lpips": "cut.pth"}, "cut.pth"),
