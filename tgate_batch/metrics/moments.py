@@ -101,9 +101,9 @@ class Moments:
     @classmethod
     def load(cls, triangles: np.ndarray, dimensions: int) -> Moments:
         """Restores the output of ``save``."""
-        made = cls(dimensions, len(triangles))
-        made._sums[:, *np.triu_indices(dimensions + 1)] = triangles
-        return made
+        moments = cls(dimensions, len(triangles))
+        moments._sums[:, *np.triu_indices(dimensions + 1)] = triangles
+        return moments
 
 
 def statistics(matrix: np.ndarray) -> Statistics:

@@ -36,6 +36,6 @@ class NamedSample:
         return self._rows[0] if self._rows else np.empty((0, 0), np.float32)
 
     def _cut(self) -> None:
-        kept = np.argsort(self._keys, kind="stable")[: self._size]
-        self._rows = [np.concatenate(self._rows)[kept]] if self._rows else []
-        self._keys = self._keys[kept]
+        chosen = np.argsort(self._keys, kind="stable")[: self._size]
+        self._rows = [np.concatenate(self._rows)[chosen]] if self._rows else []
+        self._keys = self._keys[chosen]

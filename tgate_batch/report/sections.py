@@ -121,7 +121,7 @@ def _broken_down(arms: Sequence[ArmFigures], column: str | None) -> Iterator[Rep
 def notes(arms: Sequence[ArmFigures]) -> list[str]:
     """Returns the notes that explain the figures."""
     every = [*arms, *chain.from_iterable(_other_extractors(arms).values())]
-    found = [
+    lines = [
         "MACs per image: the multiply-accumulate operations of the denoiser, the network that is "
         "called at every step. Papers count linear layers and convolutions alone; with attention "
         "included, its products count too.",
@@ -130,14 +130,14 @@ def notes(arms: Sequence[ArmFigures]) -> list[str]:
         *_of_distances(every),
     ]
     if any(column.bounds(arm) is not None for column in columns(arms) for arm in every):
-        found.append(
+        lines.append(
             f"{INTERVAL}: the interval contains the true figure in 19 of 20 runs with other "
             "prompts of the same kind. It is a delete-a-group jackknife over 20 groups of prompts "
             "(for images/s and speed-up: of batches); for the change of a yes/no figure it is the "
             "interval of Bonett and Price (2012), widened if the groups vary more. Changes are "
             "over the prompts with an unbroken image in both arms."
         )
-    return [*found, *withheld(every)]
+    return [*lines, *withheld(every)]
 
 
 def _of_distances(arms: Sequence[ArmFigures]) -> Iterator[str]:

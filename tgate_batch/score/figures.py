@@ -42,15 +42,15 @@ def scores(
     out on purpose.
     """
     arm = _ArmScores(conclusion, baseline)
-    found = arm.rows() | arm.times() | arm.images(metrics) | arm.by_category(metrics)
-    found |= plot_data.plot_data(conclusion.sums, metrics) | arm.most_changed()
+    content = arm.rows() | arm.times() | arm.images(metrics) | arm.by_category(metrics)
+    content |= plot_data.plot_data(conclusion.sums, metrics) | arm.most_changed()
     sets = {facts.name: arm.sets(facts, references.get(facts.name)) for facts in extractors}
     first = sets.pop(extractors[0].name) if extractors else dict.fromkeys(_SET_KEYS)
     value = first.pop("distance")
     official = (first["distance_label"] or "").startswith("FID-")
-    found |= {"fid": value if official else None, "fd": None if official else value}
+    content |= {"fid": value if official else None, "fd": None if official else value}
     withheld = arm.withheld | (first.pop("withheld") or {})
-    return found | first | {"distances": sets or None, "withheld": withheld}
+    return content | first | {"distances": sets or None, "withheld": withheld}
 
 
 class _ArmScores:
@@ -112,7 +112,7 @@ class _ArmScores:
     def times(self) -> dict[str, Any]:
         """Images per second, by groups of batches, without each worker's first batch."""
         sums = self._sums
-        found: dict[str, Any] = {
+        times: dict[str, Any] = {
             "images_per_second_per_worker": None,
             "images_per_second_interval": None,
             "speedup_interval": None,
@@ -127,24 +127,24 @@ class _ArmScores:
             },
         }
         if not _total(sums, "time", "batches"):
-            return found
+            return times
         values = ratios(sums["time", "images"], sums["time", "seconds"])
-        found["images_per_second_per_worker"] = float(values[0])
-        found["batch_seconds_p50"] = quantile(sums["latency",], 0.5)
-        found["batch_seconds_p95"] = quantile(sums["latency",], 0.95)
+        times["images_per_second_per_worker"] = float(values[0])
+        times["batch_seconds_p50"] = quantile(sums["latency",], 0.5)
+        times["batch_seconds_p95"] = quantile(sums["latency",], 0.95)
         few = _few_batches(sums)
         if few:
             self.withheld["images_per_second_interval"] = few
         else:
-            found["images_per_second_interval"] = asdict(estimate(values))
+            times["images_per_second_interval"] = asdict(estimate(values))
         if self._baseline is not None and _total(self._baseline.sums, "time", "batches"):
             other = self._baseline.sums
             if few := few or _few_batches(other):
                 self.withheld["speedup_interval"] = few
             else:
                 slower = ratios(other["time", "images"], other["time", "seconds"])
-                found["speedup_interval"] = asdict(estimate(values / slower))
-        return found
+                times["speedup_interval"] = asdict(estimate(values / slower))
+        return times
 
     def images(self, metrics: tuple[ImageMetric, ...]) -> dict[str, Any]:
         """Means of per-image figures, and their mean changes over the images of both arms."""
@@ -172,11 +172,11 @@ class _ArmScores:
 
     def by_category(self, metrics: tuple[ImageMetric, ...]) -> dict[str, Any]:
         """The same for each value of the column that the run is broken down by."""
-        found = {}
+        by_value = {}
         for name in dict.fromkeys(key[1] for key in self._sums if key[0] == "by"):
             prefix = ("by", name)
             prompts = int(_total(self._sums, *prefix, "prompts"))
-            found[name] = {
+            by_value[name] = {
                 "prompts": prompts,
                 **{m.name: self._mean(prefix, m) for m in metrics},
                 "change": {
@@ -185,20 +185,20 @@ class _ArmScores:
                     if self._baseline is not None and not m.needs_baseline
                 },
             }
-        return {"by": found or None}
+        return {"by": by_value or None}
 
     def sets(self, facts: ExtractorFacts, reference: Reference | None) -> dict[str, Any]:
         """Distances of the arm's images from a reference set under one extractor."""
-        found: dict[str, Any] = dict.fromkeys(_SET_KEYS)
+        entry: dict[str, Any] = dict.fromkeys(_SET_KEYS)
         figures = self._conclusion.sets.get(facts.name)
         if figures is None or reference is None:
-            return found
+            return entry
         if figures.distance is None:
             few = figures.count < 2 or reference.sample is not None
             why = "it needs at least two images" if few else _no_sample(reference)
-            return found | {"withheld": {"distance": why}}
+            return entry | {"withheld": {"distance": why}}
         is_frechet = facts.kind == "frechet"
-        found |= {
+        entry |= {
             "distance": figures.distance,
             "distance_label": f"{facts.label}-{figures.count if is_frechet else figures.sample}",
             "distance_note": _distance_note(facts, figures, reference),
@@ -212,7 +212,7 @@ class _ArmScores:
             },
         }
         withheld: dict[str, str] = {}
-        found["withheld"] = withheld
+        entry["withheld"] = withheld
 
         def add(key: str, values: np.ndarray | None, prompts: int, reason: str | None) -> None:
             """Adds the estimate of 21 values, or the reason why it is withheld."""
@@ -221,7 +221,7 @@ class _ArmScores:
             if reason is not None:
                 withheld[key] = reason
             elif values is not None:
-                found[key] = asdict(estimate(values))
+                entry[key] = asdict(estimate(values))
 
         baseline = None if self._baseline is None else self._baseline.sets.get(facts.name)
         key, change = "distance_corrected", "distance_change"
@@ -235,14 +235,14 @@ class _ArmScores:
         if reference.sample is None:
             names = (key, *([change] if baseline else []), "precision", "recall")
             withheld |= dict.fromkeys(names, _no_sample(reference))
-            return found
+            return entry
         add(key, figures.kernel, self._prompts, None)
         if baseline is not None:
             own = (figures.kernel, figures.kernel_compared, figures.kernel_baselines)
             add(change, _difference(*own, baseline.kernel), self._compared, None)
-        if found["kid"] is not None:
-            found["kid"] |= {"mean": found["kid"]["value"], "pictures": figures.sample}
-        return found
+        if entry["kid"] is not None:
+            entry["kid"] |= {"mean": entry["kid"]["value"], "pictures": figures.sample}
+        return entry
 
     def _mean(self, prefix: tuple[str, ...], metric: ImageMetric) -> float | None:
         key = (*prefix, "figure", metric.name)

@@ -139,6 +139,6 @@ def _check_sample(arrays: dict[str, np.ndarray], name: str, dimensions: int) -> 
             )
 
 
-def _described(made: dict[str, Any]) -> str:
-    weights = str(made.get("weights"))[:8]
-    return f"{made.get('extractor')} version {made.get('version')} (weights {weights})"
+def _described(maker: dict[str, Any]) -> str:
+    weights = str(maker.get("weights"))[:8]
+    return f"{maker.get('extractor')} version {maker.get('version')} (weights {weights})"

@@ -75,15 +75,10 @@ class ReferenceBuild:
 
     @property
     def identity(self) -> str:
-        made = maker(self.extractor)
+        extractor, version, weights = maker(self.extractor).values()
+        listing = self.source.listing
         return layout.identity(
-            layout.of_reference(
-                self.source.listing,
-                made["extractor"],
-                made["version"],
-                made["weights"],
-                self.skip_unreadable,
-            )
+            layout.of_reference(listing, extractor, version, weights, self.skip_unreadable)
         )
 
     def missing(self) -> list[ReferenceOrder]:
@@ -127,19 +122,10 @@ class ReferenceBuild:
             return False
 
     def _order(self, name: str, number: int) -> ReferenceOrder:
-        return ReferenceOrder(
-            self.source.name,
-            number,
-            self.source.parts[number],
-            self.folder,
-            name,
-            self.identity,
-            self.kind,
-            self.weights,
-            self.extractor.sha256,
-            self.extractor.dimensions,
-            self.skip_unreadable,
-        )
+        source, extractor = self.source, self.extractor
+        part = (source.name, number, source.parts[number], self.folder, name, self.identity)
+        weights = (self.kind, self.weights, extractor.sha256, extractor.dimensions)
+        return ReferenceOrder(*part, *weights, self.skip_unreadable)
 
     def _combined(self, identity: str | None) -> tuple[dict[str, Any], bytes]:
         """Returns the file's provenance and bytes.
