@@ -11,7 +11,7 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.statistics import write_random_inception
 from tgate_batch.errors import UserError
-from tgate_batch.metrics import features
+from tgate_batch.metrics import features as module
 from tgate_batch.metrics.features import (
     INCEPTION_FILE,
     EfficientNetLite0,
@@ -224,12 +224,12 @@ def test_extractor_that_keeps_no_weights_is_refused_without_any(name):
 
 
 def test_examples_of_the_documentation_run():
-    assert doctest.testmod(features).attempted == 2
-    assert doctest.testmod(features).failed == 0
+    assert doctest.testmod(module).attempted == 2
+    assert doctest.testmod(module).failed == 0
 
 
 def test_example_of_the_contract_is_an_extractor():
-    code = features.Extractor.__doc__.split("::\n", 1)[1].split("    - ``label``")[0]
+    code = module.Extractor.__doc__.split("::\n", 1)[1].split("    - ``label``")[0]
     names = {"np": np}
     exec(textwrap.dedent(code), names)
     extractor = names["MeanColour"](None, "cpu")
