@@ -38,7 +38,7 @@ SHARDS, EACH = 3, 4
 def finished(tmp_path_factory):
     """A run of 12 captions, rendered and measured; `other` drew three of them all black."""
     tmp_path = tmp_path_factory.mktemp("finished")
-    captions = [str(scene) for scene in scenes.random_scenes(SHARDS * EACH, 7, held=True)]
+    captions = [str(scene) for scene in scenes.random_scenes(SHARDS * EACH, 7, held_out=True)]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
     settings = {
         "models": ["demo"],
