@@ -179,7 +179,9 @@ def test_full_or_read_only_disk_is_named_and_no_file_on_it(folder, monkeypatch, 
     monkeypatch.setattr(os, "fsync", refused)
     with pytest.raises(StorageError) as caught:
         folder.write("workers/a.json", "x")
-    assert str(caught.value).startswith(f"{folder} cannot be written: {os.strerror(number)}; make")
+    assert str(caught.value).startswith(
+        f"{folder} cannot be written: {os.strerror(number)}. Fix: make"
+    )
     assert is_lasting(caught.value)
     assert is_lasting(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301
 
