@@ -314,7 +314,7 @@ def test_a_slash_in_a_secret_shows_nothing_of_it(text, shown):
 @pytest.mark.parametrize("make", [Folder, Folder.of_file])
 @pytest.mark.parametrize("uri", ["s3://AKIA:ab/cd@bucket", "s3://AKIA:ab/cd@bucket/set.csv"])
 def test_a_uri_whose_secret_has_a_slash_is_refused_without_it(make, uri):
-    with pytest.raises(UserError, match=r"Fix: write %2F for the /") as caught:
+    with pytest.raises(UserError, match=r"Fix: write %2F instead of /") as caught:
         make(uri)
     assert "ab" not in str(caught.value)
     assert "cd" not in str(caught.value).replace("credentials", "")

@@ -339,7 +339,7 @@ def test_gate_beyond_the_steps_that_a_row_runs_is_told_with_the_row(tiny, tmp_pa
 def test_scheduler_that_adds_no_noise_is_told_before_anything_is_drawn(tiny, tmp_path):
     run = run_of(tiny, tmp_path, write(tmp_path, [("p0", 0, 0.5)]))
     other = run.model_copy(update={"arms": {"ipndm": config.Arm(scheduler="IPNDMScheduler")}})
-    with pytest.raises(UserError, match="with sd15: IPNDMScheduler adds no noise"):
+    with pytest.raises(UserError, match="with sd15: IPNDMScheduler cannot add noise"):
         workflow.prepare(other)
 
 

@@ -622,7 +622,7 @@ def test_prompts_whose_source_changed_are_told_with_what_is_needed(out, settings
     DAMAGE["a byte of the prompts"][0](out)
     assert workflow.verify(str(out), repair=True) == 1
     said = capsys.readouterr()
-    assert "is not the one that was frozen (another source; its sha256 was" in said.out + said.err
+    assert "is not the original one (another source; its sha256 was" in said.out + said.err
     assert (out / PROMPTS).exists()
 
 

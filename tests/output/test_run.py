@@ -295,7 +295,7 @@ def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_confi
     run = begun(settings)
     pretend(run, "tgate", 0)
     run.folder.delete(layout.LEDGER)
-    with pytest.raises(UserError, match=r"made_of\.json does not say what it was made of"):
+    with pytest.raises(UserError, match=r"made_of\.json lacks its settings"):
         prepared(settings, sampling={"seed": 5})
     again = begun(settings)
     assert again.ledger[layout.images("sd15", "tgate")] == run.provenance_of("sd15", "tgate")

@@ -9,7 +9,7 @@ import pytest
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output import prompt_store
+from tgate_batch.output import prompt_plan
 from tgate_batch.prompts import reader as prompts
 from tgate_batch.prompts.formats import KNOWN
 from tgate_batch.storage import Folder
@@ -374,9 +374,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
         read(file)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
-        prompt_store.plan_shards(
-            Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None
-        )
+        prompt_plan.plan_shards(Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None)
 
 
 def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
 from tgate_batch.prompts.reader import count, describe_columns, read_prompts
-from tgate_batch.prompts.webui import telling
+from tgate_batch.prompts.webui import warn_of_syntax
 from tgate_batch.records import AS_THE_RUN, RowSettings
 
 
@@ -211,11 +211,11 @@ def test_other_syntax_of_the_web_ui_is_counted_and_named_once(tmp_path, capsys):
     ]
     (tmp_path / "set.txt").write_text("\n".join(plain + syntax))
     spec = Prompts(path=str(tmp_path / "set.txt"))
-    assert len(list(telling(read_prompts(spec)))) == len(plain + syntax)
+    assert len(list(warn_of_syntax(read_prompts(spec)))) == len(plain + syntax)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: 9 prompts have syntax of the Stable Diffusion web UI")
     assert said.endswith("e.g. '(tent:1.4)' in row 7 of the set")
-    list(telling(read_prompts(spec.model_copy(update={"limit": 6}))))
+    list(warn_of_syntax(read_prompts(spec.model_copy(update={"limit": 6}))))
     assert capsys.readouterr().err == ""
 
 

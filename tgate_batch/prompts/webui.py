@@ -64,7 +64,7 @@ def options(line: str) -> Options:
     return row
 
 
-def telling(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+def warn_of_syntax(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     """Passes prompts on; at the end, warns once of those with the web UI's syntax."""
     count, first, example = 0, 0, ""
     for prompt in prompts:
