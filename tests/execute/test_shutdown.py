@@ -76,7 +76,11 @@ def end_of(output):
 
 
 SIGNALS = [
-    (signal.SIGTERM, 143, "stopped by SIGTERM; rerun the same command to continue with the missing shards\n"),
+    (
+        signal.SIGTERM,
+        143,
+        "stopped by SIGTERM; rerun the same command to continue with the missing shards\n",
+    ),
     (signal.SIGINT, 130, "stopped; rerun the same command to continue with the missing shards\n"),
 ]
 
