@@ -99,7 +99,7 @@ def test_json_of_many_pieces_is_read_as_one_parser_reads_it(tmp_path):
         ('["a", ["b"]]', "row 2: not a JSON object but a list"),
         ('{"a": "x", "b": 7}', "row 2: not a JSON object but 7"),
         ('["a"\n "b"]', "line 2: cannot be read as JSON: Expecting ','"),
-        ('["a"] ["b"]', "more stands behind its end"),
+        ('["a"] ["b"]', "there is more text after its end"),
     ],
 )
 def test_json_that_is_no_prompt_set_is_told_in_a_line(tmp_path, content, said):
@@ -156,7 +156,7 @@ def test_table_is_parted_by_what_parts_its_header(tmp_path, name, content, encod
 
 def test_tabs_in_a_text_file_without_names_are_refused(tmp_path):
     (tmp_path / "set.txt").write_text("1\ta cat\n")
-    with pytest.raises(UserError, match=r"row 1: a tab parts its line.*Fix: begin the file with"):
+    with pytest.raises(UserError, match=r"row 1: the line has a tab.*Fix: begin the file with"):
         ids_and_texts(tmp_path / "set.txt")
 
 
@@ -182,10 +182,10 @@ def test_lines_of_options_are_rows_with_settings_wherever_they_stand(tmp_path):
     ("line", "said"),
     [
         ('--prompt "a', "a quote is not closed"),
-        ("--prompt a --sampler_name Euler", "'--sampler_name' is no option of a row"),
+        ("--prompt a --sampler_name Euler", "'--sampler_name' is not an option"),
         ("--seed 1 2 --prompt a", "'2' belongs to no option"),
         ("--seed 1", "no text"),
-        ("--prompt a --prompt b", "'--prompt' stands twice"),
+        ("--prompt a --prompt b", "'--prompt' is repeated"),
     ],
 )
 def test_line_of_options_that_cannot_be_used_is_refused(tmp_path, line, said):
