@@ -303,7 +303,7 @@ def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_confi
 
 
 def test_a_missing_part_of_the_prompts_is_named_before_anything_else(settings, monkeypatch):
-    monkeypatch.setattr(runs.prompt_store, "SHARDS_A_FILE", 1)
+    monkeypatch.setattr(runs.prompt_plan, "SHARDS_A_FILE", 1)
     run = begun(settings)
     run.folder.delete(layout.prompts_part(1))
     told = r"prompts/part-00001\.parquet is missing: of 3 shards of prompts 2 .* Fix: copy"
