@@ -61,7 +61,7 @@ def test_frozen_shards_are_those_planned(folder, captions):
 def test_parts_are_written_again_with_the_same_bytes(
     folder, captions, monkeypatch, harm, shards_a_file
 ):
-    monkeypatch.setattr(prompt_store, "SHARDS_A_FILE", shards_a_file)
+    monkeypatch.setattr(prompt_plan, "SHARDS_A_FILE", shards_a_file)
     wanted = spec(captions)
     freeze(folder, wanted)
     name = folder.names(layout.PROMPTS)[-1]
