@@ -19,7 +19,7 @@ records
 gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
 gate.step_tracker
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
-config.sections config.bundled config.validation config.loading config.docs config
+config.sections config.sampling config.bundled config.validation config.loading config.docs config
 metrics.weights metrics.part_files metrics.base metrics.broken_images metrics.features
 metrics.dinov2
 metrics.cmmd metrics.frechet metrics.sampling metrics.jackknife metrics.moments metrics.kid
@@ -50,7 +50,8 @@ report.columns report.thresholds report.verdict report.plan_size report.result_t
 report.sections report.gallery report.plots.svg report.plots.base report.plots.time
 report.plots.quality
 report.plots report.page report.terminal report
-execute.import_path execute.plugins execute.task execute.pool execute.lazy_executor execute.worker
+execute.import_path execute.plugins execute.task execute.pool execute.executor
+execute.lazy_executor execute.worker
 execute.local execute.orphan_reaper execute.cluster execute.ray
 execute.progress execute.reference execute.macs_counter execute.rendering execute.scoring
 execute.rerender

@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import Any
 
 from tgate_batch import console
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, effective_sampling
 from tgate_batch.errors import UserError
 from tgate_batch.execute import preflight
+from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.lazy_executor import LazyExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import WorkCounter
@@ -34,6 +35,7 @@ from tgate_batch.prompts import reader as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import registry
+from tgate_batch.score.measure import Measured
 from tgate_batch.score.measurement_plan import (
     MeasurementPlan,
     distance_of,
@@ -77,7 +79,9 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
         done = len(finished[model.name, name])
         sampling = run.sampling(model.name)
         of_kinds = {
-            kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
+            kind: macs_of_arm(
+                model, arm, effective_sampling(sampling, row=kind)
+            ).per_image_with_attention
             for kind in run.batch_keys
         }
         each = (
@@ -120,7 +124,9 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
             console.info(f"{images:,} images were rendered before; nothing is missing")
             problems, damaged = _measured_and_concluded(run, measurements, entry, held)
         else:
-            with open_executor(run.config, run.folder, first, entry.held, entry.killed) as executor:
+            with open_executor(
+                run.config, run.folder, first, entry.set_workers, entry.count_memory_kill
+            ) as executor:
                 drawn = _render_pending(run, pending, again, executor, replace_stale)
                 entry |= {"device": drawn.devices, "invariant": drawn.invariant}
                 for problem in drawn.problems:
@@ -280,18 +286,25 @@ def open_executor(
     config: Config,
     folder: Any,
     first: Model | None = None,
-    held: Callable[[int], None] = lambda workers: None,
-    killed: Callable[[], None] = lambda: None,
-) -> Any:
-    """The executor that the config names, with its first worker on its way.
+    on_workers_changed: Callable[[int], None] = lambda workers: None,
+    on_memory_kill: Callable[[], None] = lambda: None,
+) -> Executor:
+    """Opens the executor that the config names; its first worker starts at once.
 
-    ``held`` is told how many workers it holds; ``killed`` is called for each worker that was ended
-    for want of memory.
+    ``on_workers_changed`` is called with the number of workers; ``on_memory_kill`` for each worker
+    that was ended because its machine ran out of memory.
     """
     if config.workers.executor == "ray":
         console.info("starting Ray ...", event="phase")
     module, executor = EXECUTORS[config.workers.executor]
-    return getattr(import_module(module), executor)(config, folder, first, held=held, killed=killed)
+    opened: Executor = getattr(import_module(module), executor)(
+        config,
+        folder,
+        first,
+        on_workers_changed=on_workers_changed,
+        on_memory_kill=on_memory_kill,
+    )
+    return opened
 
 
 @contextmanager
@@ -377,7 +390,11 @@ def _check_place_of_job(what: str, where: str, option: str) -> None:
 
 
 def _render_pending(
-    run: Prepared, pending: Pending, again: ShardsWithErrors, executor: Any, replace_stale: bool
+    run: Prepared,
+    pending: Pending,
+    again: ShardsWithErrors,
+    executor: Executor,
+    replace_stale: bool,
 ) -> RenderOutcome:
     """Renders what is pending, and the error rows that are drawn again."""
     models = [model for model in run.config.models if pending[model.name]]
@@ -412,14 +429,19 @@ def _measured_and_concluded(
 ) -> tuple[dict[str, None], bool]:
     """Measures and adds up what is missing; opens an executor if it takes one."""
     with LazyExecutor(
-        lambda: open_executor(run.config, run.folder, held=entry.held, killed=entry.killed)
+        lambda: open_executor(
+            run.config,
+            run.folder,
+            on_workers_changed=entry.set_workers,
+            on_memory_kill=entry.count_memory_kill,
+        )
     ) as executor:
         problems = measure_pending(run, measurements, executor, held)
         return problems, _conclude(run, measurements, problems, executor)
 
 
 def measure_pending(
-    run: Run, measurements: MeasurementPlan, executor: Any, held: Finished | None = None
+    run: Run, measurements: MeasurementPlan, executor: Executor, held: Finished | None = None
 ) -> dict[str, None]:
     """Measures what is missing; returns why some of it could not be, each reason once.
 
@@ -431,26 +453,26 @@ def measure_pending(
     return problems | _measure(run, tasks, executor) if tasks else problems
 
 
-def _measure(run: Run, tasks: list[MeasureTask], executor: Any) -> dict[str, None]:
+def _measure(run: Run, tasks: list[MeasureTask], executor: Executor) -> dict[str, None]:
     problems: dict[str, None] = {}
     progress = WorkCounter("measuring", "shards", len(tasks))
     damaged = runs.damaged_files(run.folder)
-    for found in executor.run(Pool.of(tasks)):
-        if isinstance(found, GiveUp | Stop):
-            problems[f"some cannot be measured: {found}"] = None
-        elif found is None:
-            progress.tick()
-        else:
+    for event in executor.run(Pool.of(tasks)):
+        if isinstance(event, GiveUp | Stop):
+            problems[f"some cannot be measured: {event}"] = None
+        elif isinstance(event, Measured):
             progress.add()
-            problems |= dict.fromkeys(found.problems)
-            damaged |= found.damaged
+            problems |= dict.fromkeys(event.problems)
+            damaged |= event.damaged
+        else:
+            progress.tick()
     progress.say()
     runs.note_damaged(run.folder, damaged)
     return problems
 
 
 def _conclude(
-    run: Run, measurements: MeasurementPlan, problems: dict[str, None], executor: Any
+    run: Run, measurements: MeasurementPlan, problems: dict[str, None], executor: Executor
 ) -> bool:
     """Adds the measurements up and writes the scores; returns whether some were damaged or lost.
 

@@ -131,6 +131,6 @@ def check(run) -> None:
     assert len(found) == 18
     for (arm, index), footer in found.items():
         kind = run.shards[index].batch_key
-        sampling = run.sampling(model.name).of_kind(kind)
+        sampling = config.effective_sampling(run.sampling(model.name), row=kind)
         counted = COUNTED(model, run.config.arms[arm], sampling)
         assert footer["macs_per_image"] == str(counted.per_image)

@@ -178,7 +178,7 @@ def test_a_worker_ended_for_memory_in_the_middle_costs_nothing_but_time(
     run = begun(settings, workers={"max": 1})
     killed = []
     with RayExecutor(
-        run.config, run.folder, None, open_runner, killed=lambda: killed.append(1)
+        run.config, run.folder, None, open_runner, on_memory_kill=lambda: killed.append(1)
     ) as executor:
         drawn = list(drawn_by(executor, run))
     assert marker.exists()

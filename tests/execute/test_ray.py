@@ -127,7 +127,7 @@ def test_killed_worker_costs_nothing_but_time_and_two_fill_the_gaps(rendered, tm
     run = begun(settings, workers={"min": 2, "max": 2}, output=str(here))
     receipts, held = [], []
     first = run.config.models[0]
-    with RayExecutor(run.config, run.folder, first, held=held.append) as executor:
+    with RayExecutor(run.config, run.folder, first, on_workers_changed=held.append) as executor:
         for receipt in rendered_by(executor, run):
             receipts.append((receipt.arm, receipt.shard))
             if len(receipts) == 1:

@@ -33,7 +33,7 @@ def recorded(folder, **changes):
     invocation = history.Invocation(Workers(gpus_each=0.5))
     with output_lock(folder, invocation.so_far), history.record_invocation(folder, invocation):
         for workers in (1, 3, 2):
-            invocation.held(workers)
+            invocation.set_workers(workers)
         invocation.update(changes)
     return invocation
 
@@ -74,7 +74,7 @@ def test_end_is_written_after_an_error_too(folder, error, code):
 def test_entry_of_this_process_is_known_up_to_now(folder):
     invocation = history.Invocation(Workers())
     with history.record_invocation(folder, invocation):
-        invocation.held(2)
+        invocation.set_workers(2)
         (entry,) = history.read(folder)
     assert "exit_code" not in entry
     assert (entry["workers"], entry["seconds"] >= 0) == (2, True)

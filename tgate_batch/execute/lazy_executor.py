@@ -1,22 +1,25 @@
-"""An executor that is opened when there is something for it to do."""
+"""An executor that opens another one when the first task arrives."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from tgate_batch.config import Model
+from tgate_batch.execute.executor import Event, Executor
 from tgate_batch.execute.pool import Pool
 
 
 class LazyExecutor:
-    """Stands for an executor until one is needed. A context manager, as every executor."""
+    """Opens its executor at the first use, and closes it if it was opened."""
 
-    def __init__(self, open_executor: Callable[[], Any]):
+    waits_for = ""
+
+    def __init__(self, open_executor: Callable[[], Executor]):
         self._open = open_executor
-        self._executor: Any = None
+        self._executor: Executor | None = None
 
     def __enter__(self) -> "LazyExecutor":
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._executor is not None:
             self._executor.__exit__(*error)
 
@@ -24,11 +27,17 @@ class LazyExecutor:
     def is_open(self) -> bool:
         return self._executor is not None
 
-    def run(self, pool: Pool) -> Iterator[Any]:
-        """As every executor's."""
+    @property
+    def apart(self) -> bool:
+        return self._opened().apart
+
+    def fingerprint(self, model: Model) -> str | None:
+        return self._opened().fingerprint(model)
+
+    def run(self, pool: Pool) -> Iterator[Event]:
         yield from self._opened().run(pool)
 
-    def _opened(self) -> Any:
+    def _opened(self) -> Executor:
         if self._executor is None:
             self._executor = self._open().__enter__()
         return self._executor

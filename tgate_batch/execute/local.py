@@ -1,4 +1,4 @@
-"""A run in this process, without Ray: for a debugger, a notebook, a first try."""
+"""The executor that works in this process, without Ray: for debugging, notebooks and small runs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from typing import Any
 
 from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, OutputLost, UserError
+from tgate_batch.execute.executor import Event
 from tgate_batch.execute.pool import Pool, Send, SetAside, Stop
 from tgate_batch.execute.task import Task, reason_of
 from tgate_batch.execute.worker import Worker
@@ -16,9 +17,11 @@ _POLL_SECONDS = 0.2
 
 
 class LocalExecutor:
-    """One worker in this process. A context manager, as every executor."""
+    """One worker in this process."""
 
-    apart = False  # whether workers are other processes
+    apart = False
+    is_open = True
+    waits_for = ""  # all is done before it yields
 
     def __init__(
         self,
@@ -26,16 +29,15 @@ class LocalExecutor:
         folder: Folder,
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
-        held: Callable[[int], None] = lambda workers: None,
-        killed: Callable[[], None] = lambda: None,
+        on_workers_changed: Callable[[int], None] = lambda workers: None,
+        on_memory_kill: Callable[[], None] = lambda: None,
     ):
-        """Takes the same arguments as every executor; ``first`` is loaded when it is needed.
+        """Takes the arguments of every executor; ``first`` is loaded when it is needed.
 
-        ``held`` is told how many workers the executor holds; ``killed`` is never called.
+        ``on_workers_changed`` is called with the number of workers; ``on_memory_kill`` never.
         """
-        self.waits_for = ""  # all is done before it yields
         self._worker = Worker(config, folder, open_runner)
-        held(1)
+        on_workers_changed(1)
 
     def __enter__(self) -> "LocalExecutor":
         return self
@@ -44,15 +46,14 @@ class LocalExecutor:
         pass
 
     def fingerprint(self, model: Model) -> str | None:
-        """Loads a model, and returns the fingerprint of its files. Raises UserError."""
+        """Loads a model and returns the fingerprint of its files; raises UserError."""
         return self._worker.fingerprint(model)
 
-    def run(self, pool: Pool) -> Iterator[Any]:
-        """Works until the pool is done. Yields what workers deliver, tasks given up, and the
-        decision to stop.
+    def run(self, pool: Pool) -> Iterator[Event]:
+        """Works until the pool is done; yields events as ``Executor.run``.
 
-        Raises OutputLost and UserError as workers do, and UserError where the device is lost: only
-        another process could go on.
+        Raises OutputLost and UserError as workers do, and UserError if the device is lost, because
+        only a new process could continue.
         """
         pool.in_flight, pool.patience = 1, None
         pool.joined(_NAME)
@@ -63,20 +64,20 @@ class LocalExecutor:
                 if isinstance(decision, Send):
                     yield from self._carry_out(pool, decision.task)
                 elif isinstance(decision, SetAside):
-                    pool.joined(_NAME)  # there is no other worker to turn to
+                    pool.joined(_NAME)  # there is no other worker
                 else:
                     yield decision
                     if isinstance(decision, Stop):
                         return
             if not decisions:
-                time.sleep(_POLL_SECONDS)  # the pool rests
+                time.sleep(_POLL_SECONDS)  # the pool pauses
                 yield None
 
-    def _carry_out(self, pool: Pool, task: Task) -> Iterator[Any]:
+    def _carry_out(self, pool: Pool, task: Task) -> Iterator[Event]:
         try:
-            for piece in getattr(self._worker, task.action)(task.order()):
-                if pool.delivered(_NAME, task, piece):
-                    yield piece
+            for result in self._worker.execute(task.order()):
+                if pool.delivered(_NAME, task, result):
+                    yield result
         except (UserError, DeviceLost) as error:
             raise UserError(" ".join(str(error).split())) from None
         except OutputLost:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tgate_batch.config import Model
+from tgate_batch.config import Model, effective_sampling
 from tgate_batch.output.run import Pending, Run
 from tgate_batch.records import BatchKey
 
@@ -57,7 +57,7 @@ class MacsCounter:
         try:
             from tgate_batch.models.macs.arm import macs_of_arm
 
-            sampling = self._run.sampling(model.name).of_kind(kind)
+            sampling = effective_sampling(self._run.sampling(model.name), row=kind)
             return macs_of_arm(model, self._run.config.arms[arm], sampling).columns()
         except Exception:  # its files are not here yet, or a plugin's fault: a worker says it
             return None

@@ -9,10 +9,9 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tgate_batch.config import Workers
-from tgate_batch.execute.task import LIVES, STORAGE_LIVES, Task
+from tgate_batch.execute.task import LIVES, STORAGE_LIVES, Result, Task
 
 _USUAL_PACES = 20  # a worker that says nothing for so many times the usual pace hangs
 _REMEMBERED = 101  # gaps between two signs of life, of which the usual pace is the median
@@ -175,10 +174,10 @@ class Pool:
         """A worker went on purpose; what it held is tried again, and nothing is to blame."""
         self._return(self._without_done(self._remove(worker)))
 
-    def delivered(self, worker: str, task: Task, piece: Any) -> bool:
+    def delivered(self, worker: str, task: Task, result: Result) -> bool:
         """A worker said something of a task; returns whether it counts (a trial's does not)."""
         self._hear(worker)
-        return task.delivered(piece)
+        return task.delivered(result)
 
     def finished(self, worker: str, task: Task) -> None:
         """A worker did what it was told."""

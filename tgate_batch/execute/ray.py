@@ -22,10 +22,12 @@ from tgate_batch.config import Config, Model
 from tgate_batch.errors import DeviceLost, NoRoom, OutputLost, UserError
 from tgate_batch.execute import orphan_reaper
 from tgate_batch.execute.cluster import Cluster, first_sentence, start, stop
+from tgate_batch.execute.executor import Event
 from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
-from tgate_batch.execute.task import LIVES, MEMORY_LIVES, Task, reason_of
+from tgate_batch.execute.task import LIVES, MEMORY_LIVES, RenderOrder, Task, reason_of
 from tgate_batch.execute.worker import Worker
 from tgate_batch.output import shutdown
+from tgate_batch.records import ShardProgress, ShardResult
 from tgate_batch.storage import Folder, is_lasting, is_outage, is_temporary, worker_hint
 
 _IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
@@ -51,7 +53,7 @@ class _RayWorker(Worker):
         """
         return ray.get_runtime_context().get_node_id(), self.load(model)
 
-    def render(self, order: Any) -> Iterator[Any]:
+    def render(self, order: RenderOrder) -> Iterator[ShardProgress | ShardResult]:
         try:
             yield from super().render(order)
         except DeviceLost:
@@ -72,9 +74,10 @@ class _Seat:
 
 
 class RayExecutor:
-    """Workers between ``min`` and ``max``, as the cluster offers. A context manager."""
+    """Between ``min`` and ``max`` workers, as many as the cluster has room for."""
 
     apart = True
+    is_open = True
 
     def __init__(
         self,
@@ -82,21 +85,21 @@ class RayExecutor:
         folder: Folder,
         first: Model | None = None,
         open_runner: Callable[[Model, Config], Any] | None = None,
-        held: Callable[[int], None] = lambda workers: None,
-        killed: Callable[[], None] = lambda: None,
+        on_workers_changed: Callable[[int], None] = lambda workers: None,
+        on_memory_kill: Callable[[], None] = lambda: None,
     ):
-        """The first worker starts at once, with the model ``first``. ``held`` is told how many
-        workers there are: those asked for, as far as the cluster has room. ``killed`` is called for
-        each worker that Ray ends for want of memory.
+        """Starts the first worker with the model ``first``.
 
-        Raises UserError where no worker could ever start, and ClusterLost.
+        ``on_workers_changed`` is called with the number of workers that the cluster has room for;
+        ``on_memory_kill`` for each worker that Ray ends because its machine ran out of memory.
+        Raises UserError if no worker could ever start, and ClusterLost.
         """
         self._started_ray = start()
         self._cluster = Cluster(config.workers)
         self._limits = config.workers
         self._first = first
-        self._held = held
-        self._killed = killed
+        self._on_workers_changed = on_workers_changed
+        self._on_memory_kill = on_memory_kill
         self._arguments = (config, folder, open_runner)
         self._seats: dict[str, _Seat] = {}
         self._started = 0
@@ -115,12 +118,12 @@ class RayExecutor:
         except Exception as error:
             self.__exit__(type(error), error, None)
             raise
-        held(1)
+        on_workers_changed(1)
 
     def __enter__(self) -> "RayExecutor":
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Ends the workers. Raises ClusterLost where an error comes of that."""
         if lost := self._cluster.lost_by(error):
             orphan_reaper.end_processes(self._workers_here(), 0)
@@ -153,11 +156,10 @@ class RayExecutor:
                 self._ever_ready = True
                 return found
 
-    def run(self, pool: Pool) -> Iterator[Any]:
-        """Works until the pool is done. Yields what workers deliver, tasks given up, the decision
-        to stop, and None now and then while it waits.
+    def run(self, pool: Pool) -> Iterator[Event]:
+        """Works until the pool is done; yields events as ``Executor.run``.
 
-        Raises UserError where workers keep failing to start, NoRoom, and ClusterLost.
+        Raises UserError if workers keep failing to start, NoRoom, and ClusterLost.
         """
         pool.in_flight, pool.patience = _IN_FLIGHT, self._limits.hang_after
         pool.tick(time.monotonic())
@@ -242,7 +244,7 @@ class RayExecutor:
         room = max(1, self._cluster.room)
         while len(self._seats) < min(wanted, room) and time.monotonic() >= self._open_again_at:
             self._open()
-        self._held(min(len(self._seats), room))
+        self._on_workers_changed(min(len(self._seats), room))
         idle = [name for name, seat in self._seats.items() if not seat.streams]
         for name in idle[: max(0, len(self._seats) - max(wanted, self._limits.min))]:
             pool.left_by(name)
@@ -250,11 +252,10 @@ class RayExecutor:
 
     def _send(self, decision: Send) -> None:
         seat, task = self._seats[decision.worker], decision.task
-        method = getattr(seat.actor, task.action)
-        stream = method.options(num_returns="streaming").remote(task.order())
+        stream = seat.actor.execute.options(num_returns="streaming").remote(task.order())
         seat.streams[stream] = task
 
-    def _collect(self, pool: Pool) -> Iterator[Any]:
+    def _collect(self, pool: Pool) -> Iterator[Event]:
         """Waits a moment for whatever arrives, and tells the pool."""
         streams = {stream: seat for seat in self._seats.values() for stream in seat.streams}
         starting = {
@@ -315,7 +316,7 @@ class RayExecutor:
 
         Returns False where no other worker can be there.
         """
-        self._killed()
+        self._on_memory_kill()
         named = re.search(r"\bID: ([0-9a-f]{16,})", str(error))
         node = killed.node or (named[1] if named else None)
         others = 0

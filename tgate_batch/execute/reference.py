@@ -9,10 +9,11 @@ from typing import Any
 from tgate_batch import console
 from tgate_batch.config import Config
 from tgate_batch.errors import UserError, one_line
+from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import WorkCounter
-from tgate_batch.execute.task import ReferenceTask
+from tgate_batch.execute.task import PartExtracted, ReferenceTask
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.output import layout
 from tgate_batch.output.lock import output_lock
@@ -67,7 +68,7 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceB
 
 def make_references(
     makings: Sequence[ReferenceBuild],
-    open_executor: Callable[[Folder], AbstractContextManager[Any]],
+    open_executor: Callable[[Folder], AbstractContextManager[Executor]],
 ) -> None:
     """Makes the files, from the parts that stand; opens an executor if some are missing.
 
@@ -91,7 +92,7 @@ def make_references(
 
 
 def prepare_reference(
-    run: Run, name: str, extractor: Extractor, executor: Any = None
+    run: Run, name: str, extractor: Extractor, executor: Executor | None = None
 ) -> Reference | None:
     """What a run's pictures are compared with under an extractor, ``name`` in the config.
 
@@ -152,16 +153,19 @@ def _held(making: ReferenceBuild) -> Reference | None:
     return held if held.about.get("identity") == making.identity else None
 
 
-def _extract(making: ReferenceBuild, missing: list[ReferenceOrder], executor: Any) -> None:
+def _extract(making: ReferenceBuild, missing: list[ReferenceOrder], executor: Executor) -> None:
     tasks = [ReferenceTask(order) for order in missing]
     total = len(making.source)
     done = total - sum(len(order.part) for order in missing)
     progress = WorkCounter("reference", "pictures", total, done)
-    for found in executor.run(Pool.of(tasks)):
-        if isinstance(found, GiveUp | Stop):
-            raise UserError(f"{found}; what is finished stays, and the same command goes on")
-        if found is None:
-            progress.tick()
+    for event in executor.run(Pool.of(tasks)):
+        if isinstance(event, GiveUp | Stop):
+            raise UserError(
+                f"{event}; finished parts are kept. Fix: remove the cause and run the same command "
+                "again"
+            )
+        if isinstance(event, PartExtracted):
+            progress.add(event.images)
         else:
-            progress.add(found)
+            progress.tick()
     progress.say()

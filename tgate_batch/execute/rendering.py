@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tgate_batch.errors import UserError
+from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.macs_counter import MacsCounter
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import RunProgress
@@ -84,7 +85,7 @@ def _groups(
 
 
 def render_pending(
-    run: Prepared, pending: Pending, executor: Any, again: OnlyErrors | None = None
+    run: Prepared, pending: Pending, executor: Executor, again: OnlyErrors | None = None
 ) -> RenderOutcome:
     """Renders what is pending, until it is done or too much of it fails (``max_errors``).
 

@@ -1,13 +1,14 @@
-"""Adds a run's measurements up on an executor's workers: chunks first, then each arm."""
+"""Aggregates a run's measurements on an executor's workers: chunks first, then each arm."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.local import LocalExecutor
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import WorkCounter
-from tgate_batch.execute.task import ConcludeTask, ReduceTask, Task
+from tgate_batch.execute.task import ChunkSummed, ConcludeTask, Result, SumTask, Task
 from tgate_batch.output.run import Run
 from tgate_batch.score.figures import ConcludeOrder, Conclusion, stored_conclusion
 from tgate_batch.score.scoring import reduce_orders
@@ -16,7 +17,7 @@ from tgate_batch.score.scoring import reduce_orders
 class Conclusions(NamedTuple):
     """Conclusions by model and arm, and the measurements that they lack.
 
-    ``damaged``: could not be read, and are gone. ``missing``: were not found.
+    ``damaged``: could not be read, and were deleted. ``missing``: do not exist.
     """
 
     arms: dict[tuple[str, str], Conclusion]
@@ -25,41 +26,45 @@ class Conclusions(NamedTuple):
 
 
 def conclude_arms(
-    run: Run, orders: Sequence[ConcludeOrder], problems: dict[str, None], executor: Any
+    run: Run, orders: Sequence[ConcludeOrder], problems: dict[str, None], executor: Executor
 ) -> Conclusions:
-    """The conclusion of each order. Those that the output holds already are read.
+    """Returns the conclusion of each order; those already in the output are read.
 
-    A run without a full chunk is added up in this process, unless the executor is open anyway.
-    What could not be done joins the problems.
+    A run without a full chunk is aggregated in this process, unless the executor is open. What
+    could not be done is added to ``problems``.
     """
-    held = {order.key: stored_conclusion(run.folder, order) for order in orders}
-    known = {key: one for key, one in held.items() if one is not None}
+    stored = {order.key: stored_conclusion(run.folder, order) for order in orders}
+    known = {key: one for key, one in stored.items() if one is not None}
     missing = [order for order in orders if order.key not in known]
     if not missing:
         return Conclusions(known)
-    chunks = [ReduceTask(order) for order in reduce_orders(run, missing)]
+    chunks = [SumTask(order) for order in reduce_orders(run, missing)]
     with ExitStack() as stack:
-        if not chunks and not getattr(executor, "is_open", True):
+        if not chunks and not executor.is_open:
             executor = stack.enter_context(LocalExecutor(run.config, run.folder))
-        lost = _run(executor, chunks, "parts are added up", problems)
+        sums = _run(executor, chunks, "parts are summed", problems)
         arms = [ConcludeTask(order) for order in missing]
-        found = _run(executor, arms, "arms are concluded", problems)
-    damaged = [name for names in (*lost, *(one.damaged for one in found)) for name in names]
-    lacking = dict.fromkeys(name for one in found for name in one.missing if name not in damaged)
-    concluded = known | {(one.model, one.arm): one for one in found}
+        results = _run(executor, arms, "arms are concluded", problems)
+    new = [one for one in results if isinstance(one, Conclusion)]
+    chunk_names = (one.damaged for one in sums if isinstance(one, ChunkSummed))
+    damaged = [name for names in (*chunk_names, *(one.damaged for one in new)) for name in names]
+    lacking = dict.fromkeys(name for one in new for name in one.missing if name not in damaged)
+    concluded = known | {(one.model, one.arm): one for one in new}
     return Conclusions(concluded, tuple(damaged), tuple(lacking))
 
 
-def _run(executor: Any, tasks: Sequence[Task], what: str, problems: dict[str, None]) -> list[Any]:
-    """What workers say of the tasks; lines tell how far they are."""
-    found: list[Any] = []
+def _run(
+    executor: Executor, tasks: Sequence[Task], what: str, problems: dict[str, None]
+) -> list[Result]:
+    """Returns the results of the tasks, and logs the progress."""
+    results: list[Result] = []
     progress = WorkCounter("scoring", what, len(tasks))
-    for piece in executor.run(Pool.of(tasks)):
-        if isinstance(piece, GiveUp | Stop):
-            problems[str(piece)] = None
-        elif piece is None:
+    for event in executor.run(Pool.of(tasks)):
+        if isinstance(event, GiveUp | Stop):
+            problems[str(event)] = None
+        elif event is None:
             progress.tick()
         else:
-            found.append(piece)
+            results.append(event)
             progress.add()
-    return found
+    return results

@@ -1,30 +1,31 @@
-"""Tasks and orders: a piece of work on its way, and what a worker is told to do with it.
+"""Tasks and orders: a unit of work, and the part of it that a worker needs.
 
-A task remembers what went wrong: deaths of its worker, errors, and which of its prompts are to
-blame. An order is the part of it that a worker needs. Neither knows Ray.
+A task counts its failures (deaths of its worker, errors) and finds the prompts that cause them. An
+order is what is sent to a worker, whose method :meth:`Worker.execute` accepts every kind of order.
+Neither depends on Ray.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 from tgate_batch.config import Model
 from tgate_batch.errors import StorageError, UserError
 from tgate_batch.output.prompt_store import ShardPlan
-from tgate_batch.records import ShardProgress
+from tgate_batch.records import ShardProgress, ShardResult
 from tgate_batch.score.aggregate import SumOrder
-from tgate_batch.score.figures import ConcludeOrder
-from tgate_batch.score.measure import MeasureOrder
+from tgate_batch.score.figures import ConcludeOrder, Conclusion
+from tgate_batch.score.measure import Measured, MeasureOrder
 from tgate_batch.score.reference_file import ReferenceOrder
 
-LIVES = 3  # failures that a task survives before it is split or given up
-STORAGE_LIVES = 10  # with the pool's pauses some six minutes
-MEMORY_LIVES = 10  # times that a worker alone on its machine may be ended for want of memory
+LIVES = 3  # failures after which a task is split or given up
+STORAGE_LIVES = 10  # storage errors after which it is given up: about six minutes of pauses
+MEMORY_LIVES = 10  # times that Ray may end a worker that is alone on its machine
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a task failed, in a line: what a UserError says, or an exception's class and message."""
+    """Returns why a task failed, in one line: the message, with its class unless a user's error."""
     text = " ".join(str(error).split())[:500]
     return (
         text if isinstance(error, UserError | StorageError) else f"{type(error).__name__}: {text}"
@@ -33,13 +34,13 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class RenderOrder:
-    """What a worker is to render.
+    """An order to render a shard under one arm.
 
-    ``identity`` is what the file's footer is to hold. ``quarantined``: positions of prompts that
-    are not to be tried, with the reason. ``only``: a trial of these positions alone, which writes
-    no file. ``errors_alone``: the file is there, and only its error rows are to be drawn.
-    ``macs`` are those of a picture, as its file carries them; None: the worker counts them.
-    ``checkpoint`` is the fingerprint that the worker's files have to have; None if it is not known.
+    ``identity`` is written to the file's footer. ``quarantined``: positions of prompts to skip,
+    with the reason. ``only``: a trial of these positions, which writes no file. ``errors_alone``:
+    the file exists, and only its error rows are rendered. ``macs``: MACs of one image for the
+    file's footer; None if the worker counts them. ``checkpoint``: the fingerprint that the
+    worker's files must have; None if it is not known.
     """
 
     model: Model
@@ -53,59 +54,73 @@ class RenderOrder:
     checkpoint: str | None = None
 
 
+class ChunkSummed(NamedTuple):
+    """A chunk's sums are written; ``damaged``: names of measurements that could not be read."""
+
+    damaged: tuple[str, ...]
+
+
+class PartExtracted(NamedTuple):
+    """A part of a reference is written; ``images``: how many it holds."""
+
+    images: int
+
+
+Order = RenderOrder | MeasureOrder | SumOrder | ConcludeOrder | ReferenceOrder
+Result = ShardProgress | ShardResult | Measured | ChunkSummed | Conclusion | PartExtracted
+
+
 @dataclass(eq=False)
 class Task(ABC):
-    """A piece of work that a worker may fail at. ``action``: the worker's method."""
+    """A unit of work that a worker may fail at."""
 
     deaths: int = field(default=0, init=False)
     errors: int = field(default=0, init=False)
     storage_errors: int = field(default=0, init=False)
     done: bool = field(default=False, init=False)
-    alone: bool = field(default=False, init=False)  # under suspicion: shares its worker with none
+    alone: bool = field(default=False, init=False)  # under suspicion: its worker gets no other task
     avoid: set[str] = field(default_factory=set, init=False)  # workers that it failed on
-
-    action = ""
 
     @abstractmethod
     def __str__(self) -> str:
-        """What it is, for a message."""
+        """Returns the name of the work, for a message."""
 
     @abstractmethod
-    def order(self) -> Any:
-        """What the worker is told."""
+    def order(self) -> Order:
+        """Returns the order that a worker gets."""
 
-    def delivered(self, piece: Any) -> bool:
-        """The worker said something; returns whether it counts. All but a beat says: it is done."""
-        self.done = not isinstance(piece, ShardProgress)
+    def delivered(self, result: Result) -> bool:
+        """Takes a worker's result; returns True if it counts. All but progress ends the task."""
+        self.done = not isinstance(result, ShardProgress)
         return True
 
     def finished(self) -> bool:
-        """The worker did what it was told; returns whether the task is over."""
+        """Handles the end of the worker's call; returns True if the task is over."""
         return True
 
     def worker_died(self, reason: str) -> bool:
-        """The worker's process is gone; returns whether the task is to be tried again."""
+        """Handles the death of the worker's process; returns True if the task is retried."""
         self.deaths += 1
         return self.deaths < LIVES
 
     def failed(self) -> bool:
-        """The worker raised an error; returns whether the task is to be tried again."""
+        """Handles an error in the worker; returns True if the task is retried."""
         self.errors += 1
         return self.errors < LIVES
 
     def storage_failed(self) -> bool:
-        """The storage was away or full; returns whether the task is to be tried again."""
+        """Handles a storage outage; returns True if the task is retried."""
         self.storage_errors += 1
         return self.storage_errors < STORAGE_LIVES
 
 
 @dataclass(eq=False)
 class RenderTask(Task):
-    """Renders a shard under one arm. Finds a prompt that kills its worker.
+    """Renders a shard under one arm, and finds a prompt that kills its worker.
 
-    After three deaths the shard is split into trials, ever smaller, until the prompt is found. It
-    becomes a row with its error. The shard's other arms may share ``quarantined`` (by position), so
-    that it kills no worker there. ``macs`` and ``checkpoint`` give the order's.
+    After three deaths the shard is bisected into trials until that prompt is found; it becomes an
+    error row. The shard's other arms may share ``quarantined`` (by position), so that the prompt
+    kills no worker there. ``macs`` and ``checkpoint`` are passed to the order.
     """
 
     model: Model
@@ -118,8 +133,6 @@ class RenderTask(Task):
     checkpoint: str | None = None
     suspects: list[tuple[int, ...]] = field(default_factory=list, init=False)
     splits: int = field(default=0, init=False)
-
-    action = "render"
 
     def __str__(self) -> str:
         return f"shard {self.shard.index} of {self.model.name} {self.arm}"
@@ -141,8 +154,8 @@ class RenderTask(Task):
             self.checkpoint,
         )
 
-    def delivered(self, piece: Any) -> bool:
-        return not self.is_trial and super().delivered(piece)
+    def delivered(self, result: Result) -> bool:
+        return not self.is_trial and super().delivered(result)
 
     def finished(self) -> bool:
         if not self.is_trial:
@@ -161,7 +174,7 @@ class RenderTask(Task):
             left = tuple(p for p in range(self.shard.prompts) if p not in self.quarantined)
             if self.splits == 1:
                 self._bisect(left, why)
-            else:  # no single prompt was to blame, and the worker dies all the same
+            else:  # no single prompt was the cause, and the worker dies again
                 self.quarantined |= dict.fromkeys(left, why)
         return True
 
@@ -175,12 +188,10 @@ class RenderTask(Task):
 
 @dataclass(eq=False)
 class MeasureTask(Task):
-    """Measures the shard's pictures of all arms together."""
+    """Measures a shard's images of all arms together."""
 
     model: Model
     wanted: MeasureOrder
-
-    action = "measure"
 
     def __str__(self) -> str:
         return f"shard {self.wanted.shard.index} of {self.model.name}"
@@ -190,12 +201,10 @@ class MeasureTask(Task):
 
 
 @dataclass(eq=False)
-class ReduceTask(Task):
-    """Adds up a full chunk of an arm's measurements."""
+class SumTask(Task):
+    """Sums a full chunk of an arm's measurements."""
 
     wanted: SumOrder
-
-    action = "reduce"
 
     def __str__(self) -> str:
         source = self.wanted.source
@@ -207,11 +216,9 @@ class ReduceTask(Task):
 
 @dataclass(eq=False)
 class ConcludeTask(Task):
-    """Brings an arm's sums down to figures."""
+    """Computes an arm's figures from its sums."""
 
     wanted: ConcludeOrder
-
-    action = "conclude"
 
     def __str__(self) -> str:
         return f"the figures of {' '.join(self.wanted.key)}"
@@ -222,11 +229,9 @@ class ConcludeTask(Task):
 
 @dataclass(eq=False)
 class ReferenceTask(Task):
-    """Extracts the features of one part of a reference's pictures."""
+    """Extracts the features of one part of a reference's images."""
 
     wanted: ReferenceOrder
-
-    action = "reference"
 
     def __str__(self) -> str:
         return f"part {self.wanted.number} of reference {self.wanted.source}"

@@ -10,15 +10,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from PIL import Image
 
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, effective_sampling
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
-from tgate_batch.execute.task import RenderOrder
+from tgate_batch.execute.task import ChunkSummed, Order, PartExtracted, RenderOrder, Result
 from tgate_batch.metrics.features import Extractor, load_extractor
 from tgate_batch.metrics.weights import unlike_promised
 from tgate_batch.models.resolve import resolve_sampling
@@ -122,8 +122,26 @@ class Worker:
         with self._device:
             return self._ready(model).fingerprint
 
+    def execute(self, order: Order) -> Iterator[Result]:
+        """Carries out an order; yields its results. Raises as the order's method does."""
+        match order:
+            case RenderOrder():
+                yield from self.render(order)
+            case MeasureOrder():
+                yield from self.measure(order)
+            case SumOrder():
+                yield from self.sum_chunk(order)
+            case ConcludeOrder():
+                yield from self.conclude(order)
+            case ReferenceOrder():
+                yield from self.reference(order)
+            case _:
+                assert_never(order)
+
     def render(self, order: RenderOrder) -> Iterator[ShardProgress | ShardResult]:
-        """Yields a beat now and then, and a receipt after the file is written; a trial has none.
+        """Renders a shard; yields its progress, and its result once the file is written.
+
+        A trial yields no result.
 
         Raises DeviceLost where only a fresh process can go on, and UserError if this machine's
         checkpoint is not the order's.
@@ -184,7 +202,7 @@ class Worker:
         return [((record.prompt_id, record.image_number), record) for record in records]
 
     def measure(self, order: MeasureOrder) -> Iterator[Measured]:
-        """Measures one shard of all arms; yields what came of it."""
+        """Measures one shard of all arms."""
         with self._device:
             if self._metrics is None:
                 self._renderer = None  # makes room for the extractor
@@ -194,30 +212,30 @@ class Worker:
                     self._config.baseline is not None,
                     _available(device_of(self._config)),
                 )
-            found = measure(self._folder, order, self._metrics)
-        yield found
+            measured = measure(self._folder, order, self._metrics)
+        yield measured
 
-    def reduce(self, order: SumOrder) -> Iterator[list[str]]:
-        """Adds a chunk of measurements up; yields the names of those that were damaged."""
+    def sum_chunk(self, order: SumOrder) -> Iterator[ChunkSummed]:
+        """Sums a chunk of measurements."""
         with self._device:
             self._renderer = None  # makes room for the sums
-            found = sum_chunk(self._folder, order)
-        yield found
+            damaged = sum_chunk(self._folder, order)
+        yield ChunkSummed(tuple(damaged))
 
     def conclude(self, order: ConcludeOrder) -> Iterator[Conclusion]:
-        """Brings an arm's sums down to figures; yields them.
+        """Computes an arm's figures from its sums.
 
-        Raises UserError where a reference cannot be read.
+        Raises UserError if a reference cannot be read.
         """
         with self._device:
             self._renderer = None
-            beside = {facts.name: self._reference(facts, order) for facts in order.extractors}
-            known = {name: found for name, found in beside.items() if found is not None}
-            found = conclude(self._folder, order, known, self._baselines)
-        yield found
+            references = {facts.name: self._reference(facts, order) for facts in order.extractors}
+            known = {name: figures for name, figures in references.items() if figures is not None}
+            conclusion = conclude(self._folder, order, known, self._baselines)
+        yield conclusion
 
     def _reference(self, facts: Facts, order: ConcludeOrder) -> ReferenceFigures | None:
-        """What pictures are compared with under an extractor, read once."""
+        """Returns the reference of an extractor, read once; None if the order has none."""
         if facts.name not in order.references:
             return None
         file, sha256 = order.references[facts.name]
@@ -228,11 +246,11 @@ class Worker:
             self._references[facts.name, sha256] = ReferenceFigures(loaded)
         return self._references[facts.name, sha256]
 
-    def reference(self, order: ReferenceOrder) -> Iterator[int]:
-        """Extracts one part of a reference, and writes its file; yields how much it held.
+    def reference(self, order: ReferenceOrder) -> Iterator[PartExtracted]:
+        """Extracts one part of a reference and writes its file.
 
-        While one call reads, another may compute. Raises UserError where a picture cannot be read,
-        or this worker has other weights than the driver.
+        While one call reads, another may compute. Raises UserError if an image cannot be read or
+        this worker's weights differ from the driver's.
         """
 
         def extract(images: Sequence[Image.Image]) -> np.ndarray:
@@ -240,7 +258,7 @@ class Worker:
                 return self._loaded_extractor(order)(images)
 
         write_part(order, extract)
-        yield len(order.part)
+        yield PartExtracted(len(order.part))
 
     def _loaded_extractor(self, order: ReferenceOrder) -> Extractor:
         if self._extractor is None or self._extractor[0] != order.extractor:
@@ -289,9 +307,8 @@ class Worker:
         """The MACs that the driver could not count: it has none of the model's files."""
         from tgate_batch.models.macs.arm import macs_of_arm
 
-        sampling = resolve_sampling(order.model, self._config.sampling).of_kind(
-            order.shard.batch_key
-        )
+        resolved = resolve_sampling(order.model, self._config.sampling)
+        sampling = effective_sampling(resolved, row=order.shard.batch_key)
         with self._times.timed("load"), _without_collection():
             return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 

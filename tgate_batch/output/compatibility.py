@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tgate_batch.config import Arm, Config, ResolvedSampling
+from tgate_batch.config import Arm, Config, ResolvedSampling, effective_sampling
 from tgate_batch.errors import UserError
 from tgate_batch.models.description import ModelDescription
 from tgate_batch.models.family import Family
@@ -18,7 +18,7 @@ def check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> No
     if schedule is None:
         return
     try:
-        schedule.check(sampling.under(arm).steps_run)
+        schedule.check(effective_sampling(sampling, arm).steps_run)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
@@ -34,10 +34,11 @@ def check_rows(
     for key, row in first.items():
         try:
             for name, family in families.items():
-                sampling = models[name].sampling.of_kind(key)
+                sampling = effective_sampling(models[name].sampling, row=key)
                 _check_size(name, sampling, family.multiple, key)
                 for arm_name, arm in config.arms.items():
-                    _check_strength(f"arms.{arm_name} with {name}", family, sampling.under(arm))
+                    chosen = effective_sampling(sampling, arm)
+                    _check_strength(f"arms.{arm_name} with {name}", family, chosen)
                     check_arm(name, arm_name, arm, sampling)
         except UserError as error:
             if key == AS_OTHERS:

@@ -91,12 +91,12 @@ class Invocation(dict[str, Any]):
         self.each = {"gpus_each": workers.gpus_each, "cpus_each": workers.cpus_each}
         self._since = 0.0 if whole_process else process_seconds()
 
-    def held(self, workers: int) -> None:
-        """Records the current number of workers; called by executors."""
+    def set_workers(self, workers: int) -> None:
+        """Records the current number of workers; the largest is kept."""
         self["workers"] = max(self["workers"], workers)
 
-    def killed(self) -> None:
-        """Records that a worker was killed for using too much memory; called by executors."""
+    def count_memory_kill(self) -> None:
+        """Counts a worker that was killed because its machine ran out of memory."""
         self["memory_kills"] = self.get("memory_kills", 0) + 1
 
     def so_far(self) -> dict[str, Any]:

@@ -36,7 +36,14 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 
-from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling, Sampling
+from tgate_batch.config import (
+    OWN_SCHEDULER,
+    Arm,
+    Model,
+    ResolvedSampling,
+    Sampling,
+    effective_sampling,
+)
 from tgate_batch.errors import UserError
 from tgate_batch.gate import (
     Action,
@@ -99,7 +106,11 @@ class Macs:
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
     return _macs(
-        model, resolve_model(model), arm.plan or arm.guidance, arm.cache, sampling.under(arm)
+        model,
+        resolve_model(model),
+        arm.plan or arm.guidance,
+        arm.cache,
+        effective_sampling(sampling, arm),
     )
 
 
@@ -340,12 +351,12 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
     """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
         return (batch,), (batch,)
-    body = gate.bodies[0]
-    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in body.layers)
-    actions = (body.now.cross, body.now.self_)
+    hook = gate.hooks[0]
+    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in hook.layers)
+    actions = (hook.now.cross, hook.now.self_)
     reuses = tuple(action is Action.REUSE for action in actions)
     work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
-    state: tuple = (batch, *actions, body.now.mean, body.now.number, kept)
+    state: tuple = (batch, *actions, hook.now.mean, hook.now.number, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
@@ -358,14 +369,14 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
 def _caches(gate: Any) -> tuple[list, dict]:
     if gate is None:
         return [], {}
-    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.bodies[0].layers]
+    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.hooks[0].layers]
     return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
 
 
 def _restore(gate: Any, seen: _Seen) -> None:
     if gate is None:
         return
-    for layer, (kept, is_cross) in zip(gate.bodies[0].layers, seen.layers, strict=True):
+    for layer, (kept, is_cross) in zip(gate.hooks[0].layers, seen.layers, strict=True):
         layer.caches, layer.is_cross = dict(kept), is_cross
     if gate.deepcache is not None:
         gate.deepcache.cached_output.update(seen.deepcache)
