@@ -1,11 +1,11 @@
-"""Submits a RayJob for one night and waits for its end: what the pod of k8s/nightly.yaml runs.
+"""Submits a RayJob for one night and waits for its end; run by the pod of k8s/nightly.yaml.
 
 python docker/nightly.py MANIFEST
 
-MANIFEST is a RayJob, as k8s/rayjob.yaml. Its name and its --output get the night's date. The date
-is that of the CronJob's plan: a CronJob calls its Job NAME-<minutes since 1970>, and $JOB_NAME has
-that. So a pod that is tried again, also after midnight, finds the RayJob of the first try and waits
-for it. Exit code 0: the RayJob succeeded; 1: it did not.
+MANIFEST is a RayJob such as k8s/rayjob.yaml. The night's date is added to its name and its --output.
+It is the date for which the CronJob planned the Job, which it names NAME-<minutes since 1970>
+($JOB_NAME). So a retried pod, even after midnight, finds the RayJob of the first try and waits for
+it. The exit code is 0 if the RayJob succeeded, else 1.
 """
 
 import json

@@ -310,7 +310,7 @@ BAD = [
     (
         "lateid.jsonl",
         b'{"text": "a"}\n{"id": 1, "text": "b"}',
-        "row 2: it has an id ('id'), and",
+        "row 2: it has an id ('id'), but",
     ),
     ("list.json", b'{"captions": []}', "no list of 'annotations'"),
     ("seven.json", b"[7]", "row 1: not a JSON object but 7"),

@@ -171,7 +171,10 @@ def test_shipped_config_of_mlperf_works_on_the_real_table():
 
 def test_a_value_of_another_kind_is_told(tmp_path):
     file = tmp_path / "set.jsonl"
-    for value, said in [("true", "True is not a valid seed"), ("[7]", "a list is no seed")]:
+    for value, said in [
+        ("true", "True is not a valid seed"),
+        ("[7]", "a list is not a valid seed"),
+    ]:
         file.write_text('{"prompt": "a", "seed": %s}' % value)  # noqa: UP031
         with pytest.raises(UserError, match=f"row 1: {said}"):
             list(read_prompts(Prompts(path=str(file))))

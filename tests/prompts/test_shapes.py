@@ -181,7 +181,7 @@ def test_lines_of_options_are_rows_with_settings_wherever_they_stand(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('--prompt "a', "a quote is not closed"),
+        ('--prompt "a', "its options have an unclosed quote"),
         ("--prompt a --sampler_name Euler", "'--sampler_name' is not an option"),
         ("--seed 1 2 --prompt a", "'2' belongs to no option"),
         ("--seed 1", "no text"),
@@ -252,7 +252,11 @@ BOMBS = {
         [(b"id,caption\n", 1), (b'"x\n",' * 1000, 300)],
         "more than 250,000 cells",
     ),
-    "blank lines": ("a.txt.gz", [(b"\n" * 1000, 1000)], "more than 100,000 blank lines"),
+    "blank lines": (
+        "a.txt.gz",
+        [(b"\n" * 1000, 1000)],
+        "more than 100,000 consecutive blank lines",
+    ),
     "all of it": ("a.txt.gz", [(b" " * (1 << 20), 65)], "unpacks to more than 200 times its size"),
 }
 
