@@ -2,10 +2,10 @@
 
 python docker/nightly.py MANIFEST
 
-MANIFEST is a RayJob such as k8s/rayjob.yaml. The night's date is added to its name and its --output.
-It is the date for which the CronJob planned the Job: the Job is named NAME-<minutes since 1970>, and
-$JOB_NAME has this name. So a retried pod, even after midnight, finds the RayJob of the first try and
-waits for it. The exit code is 0 if the RayJob succeeded, else 1.
+MANIFEST is a RayJob such as k8s/rayjob.yaml. The night's date is added to its name and its
+--output. It is the date for which the CronJob planned the Job: the Job is named NAME-<minutes since
+1970>, and $JOB_NAME has this name. So a retried pod, even after midnight, finds the RayJob of the
+first try and waits for it. The exit code is 0 if the RayJob succeeded, else 1.
 """
 
 import json
@@ -74,9 +74,7 @@ def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
         lambda option: option[1] + _within(option[2], night), manifest["spec"]["entrypoint"]
     )
     if count != 1:
-        raise ValueError(
-            "the RayJob's entrypoint needs one --output, to which the night's date is added"
-        )
+        raise ValueError("the RayJob's entrypoint needs one --output, which gets the night's date")
     metadata = manifest["metadata"] | {"name": f"{manifest['metadata']['name']}-{night}"}
     return manifest | {
         "metadata": metadata,
