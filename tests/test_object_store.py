@@ -261,7 +261,7 @@ def test_run_on_a_store_that_is_away_is_not_taken_for_none(store, folder, monkey
     with pytest.raises(StorageError, match="does not answer as it should"):
         runs.load_run(folder.uri)
     store.away = False
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         runs.load_run(folder.uri)
 
 

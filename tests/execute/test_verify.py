@@ -814,7 +814,7 @@ def test_the_claim_of_a_dead_run_is_no_fault(out, monkeypatch):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         workflow.verify(str(tmp_path))
 
 

@@ -342,7 +342,7 @@ def test_run_is_loaded_as_it_was(settings):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         runs.load_run(str(tmp_path))
 
 

@@ -247,8 +247,8 @@ def test_duplicate_ids_are_refused_with_the_first_offenders(tmp_path):
 
 BAD = [
     ("none.csv", None, "does not exist"),
-    ("empty.csv", b"", "holds no prompts"),
-    ("head.csv", b"id,caption\n", "holds no prompts"),
+    ("empty.csv", b"", "has no prompts"),
+    ("head.csv", b"id,caption\n", "has no prompts"),
     ("wrong.csv", b"a,b\n1,2\n", "no column named like a caption (a, b)"),
     ("latin.csv", "id,caption\n1,caf\xe9\n".encode("latin-1"), "row 2: not UTF-8 (byte 0xe9)"),
     ("wide.txt", "a cat".encode("utf-16")[:-1], "is not UTF-16-LE. Fix: convert"),
@@ -383,7 +383,7 @@ def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
     for value, said in [
         ('"no.png"', "image 'no.png' does not exist"),
         ('"pipe"', "image 'pipe' is not a regular file"),
-        ('"a\\u0000b"', r"image 'a\x00b' holds a character"),
+        ('"a\\u0000b"', r"image 'a\x00b' contains a character"),
         ("7", "no image in column 'image'"),
     ]:
         file.write_text('{"image": %s, "text": "a"}' % value)  # noqa: UP031
@@ -403,7 +403,7 @@ def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch, p
 
 
 def test_name_that_no_file_can_have_is_told():
-    with pytest.raises(UserError, match=r"prompts file a\\x00b\.csv holds a character"):
+    with pytest.raises(UserError, match=r"prompts file a\\x00b\.csv contains a character"):
         read("a\0b.csv")
 
 
@@ -419,7 +419,7 @@ def test_unknown_column_is_told_with_those_there(captions):
 
 
 def test_offset_beyond_the_end_is_told(captions):
-    with pytest.raises(UserError, match="holds no prompts after the first 99"):
+    with pytest.raises(UserError, match="has no prompts after the first 99"):
         read(captions, offset=99)
 
 

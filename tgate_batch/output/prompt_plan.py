@@ -147,7 +147,7 @@ def _other_prompts(
     changed = [f"prompts.{key}" for key in now if key != "source" and before.get(key) != now[key]]
     also = f"; changed: {', '.join(changed)}" if changed else ""  # empty without a ledger
     return (
-        f"output {folder} holds other prompts than {globbing.name_paths(spec)} gives (they differ "
+        f"output {folder} has other prompts than {globbing.name_paths(spec)} gives (they differ "
         f"first in shard {index}{also}); its images would not match. Fix: give another output or "
         "the original prompts, or add --replace-stale to render all of it again"
     )

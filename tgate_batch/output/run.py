@@ -276,7 +276,7 @@ def stored_config(folder: Folder, output: str) -> Config:
         content = None
     if not isinstance(content, dict) or "config" not in content:
         raise UserError(
-            f"output {folder} holds no run: it has no readable {layout.RUN}. Fix: render it first "
+            f"output {folder} has no run: it has no readable {layout.RUN}. Fix: render it first "
             "with tgate-batch render"
         )
     check_format(folder, content)

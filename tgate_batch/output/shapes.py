@@ -356,7 +356,7 @@ def read_json(folder: Folder, name: str) -> Any:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"output {folder} holds a {name} that cannot be read ({one_line(error)}). Fix: "
+            f"output {folder} has a {name} that cannot be read ({one_line(error)}). Fix: "
             f"{Shape.advice}"
         ) from None
 

@@ -51,7 +51,7 @@ def check_replaceable(folder: Folder, stale: Stale, replace_stale: bool) -> list
 
 def rerender_note(errors: int, what: str) -> str:
     rows = f"{errors:,} row{'s' if errors != 1 else ''}"
-    return f"the output holds {rows} of {what}, all failed; they are rendered again"
+    return f"the output has {rows} of {what}, all failed; they are rendered again"
 
 
 def count_errors(folder: Folder, names: Iterable[str]) -> int | None:

@@ -142,7 +142,7 @@ def describe_columns(spec: Prompts, by: str | None = None) -> PromptColumns:
 
 def _refuse_none(spec: Prompts) -> NoReturn:
     raise UserError(
-        f"prompts file {globbing.name_paths(spec)} holds no prompts"
+        f"prompts file {globbing.name_paths(spec)} has no prompts"
         + (f" after the first {spec.offset}" if spec.offset else "")
     )
 

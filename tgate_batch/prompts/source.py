@@ -13,7 +13,7 @@ from tgate_batch.errors import UserError, one_line, os_reason, shown
 from tgate_batch.storage import Folder, without_credentials
 
 _READ_AT_ONCE = 16 << 20  # bytes of a request to a store
-NO_NAME = "holds a character that no file's name may have"
+NO_NAME = "contains a character that no file's name may have"
 _PACKED = ".gz"
 _UNPACKED_FREELY = 64 << 20  # bytes
 _MOST_EXPANSION = 200  # times; gzip reaches 1,032, and very similar texts reach 100
