@@ -279,40 +279,31 @@ _TYPES = {
     "binary": pa.binary(),
     "Image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
 }
-_COLUMNS = dict(  # in the file's order; a new one joins before `digest`
-    column.split(":")
-    for column in [
-        "model:string",
-        "arm:string",
-        "prompt_id:string",
-        "image_number:int32",
-        "prompt:string",
-        "seed:int64",
-        "status:string",
-        "error:string",
-        "image:Image",
-        "video:binary",
-        "width:int32",
-        "height:int32",
-        "batch:string",
-        "batch_size:int32",
-        "batch_seconds:float64",
-        "denoise_seconds:float64",
-        "decode_seconds:float64",
-        "encode_seconds:float64",
-        "warm_up:bool",
-        "worker:string",
-        "memory:string",
-        "error_kind:string",
-        "error_traceback:string",
-        "negative_prompt:string",
-        "guidance_scale:float64",
-        "steps:int32",
-        "place:int64",
-        "kept:string",
-        "strength:float64",
-        "digest:string",
-    ]
+
+
+def _split(columns: str) -> dict[str, str]:
+    return {name: kind for name, _, kind in (one.partition(":") for one in columns.split())}
+
+
+def schema_of(columns: str) -> pa.Schema:
+    """Returns the schema of columns given as text.
+
+    Example::
+
+        schema_of("seed:int64 steps:int32")
+    """
+    return pa.schema([(name, _TYPES[kind]) for name, kind in _split(columns).items()])
+
+
+_COLUMNS = _split(  # in the file's order; add a new one before `digest`
+    """
+    model:string arm:string prompt_id:string image_number:int32 prompt:string seed:int64
+    status:string error:string image:Image video:binary width:int32 height:int32
+    batch:string batch_size:int32 batch_seconds:float64 denoise_seconds:float64
+    decode_seconds:float64 encode_seconds:float64 warm_up:bool worker:string memory:string
+    error_kind:string error_traceback:string negative_prompt:string guidance_scale:float64
+    steps:int32 place:int64 kept:string strength:float64 digest:string
+    """
 )
 
 

@@ -135,7 +135,7 @@ def test_error_rows_of_other_prompts_are_named_and_rendered_again(settings, capt
     captions.write_text(captions.read_text().replace("number 9", "number nine"))
     again = begun(settings)
     assert [line.partition(",")[0] for line in again.failed] == [
-        f"the output holds {run.prompts} rows of other prompts"
+        f"the output has {run.prompts} rows of other prompts"
     ]
     assert len(runs.pending(again)["sd15"]) == 3
 

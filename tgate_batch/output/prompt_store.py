@@ -17,34 +17,18 @@ from tgate_batch.errors import UserError, one_line
 from tgate_batch.output import layout, parquet, seal, shapes
 from tgate_batch.output.provenance import Provenance
 from tgate_batch.output.seal import TableSeal
-from tgate_batch.records import AS_OTHERS, BatchKey, Prompt, RowSettings, Shard
+from tgate_batch.records import AS_OTHERS, BatchKey, Prompt, RowSettings, Shard, schema_of
 from tgate_batch.storage import Folder, map_concurrently
 
 SHARDS_A_FILE = 1000
 _PLANS_KEY = "tgate_batch.shards"
-SCHEMA = pa.schema(  # the shard, then a prompt's fields
-    [
-        ("shard", pa.int32()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("image", pa.binary()),
-        ("category", pa.string()),
-    ]
+_PROMPT = "shard:int32 id:string text:string image:binary category:string"
+_SETTINGS = (
+    "negative_prompt:string seed:int64 guidance_scale:float64 height:int32 width:int32 "
+    "steps:int32 strength:float64 place:int64 kept:string"
 )
-FULL_SCHEMA = pa.schema(  # of a set whose rows have settings or further columns
-    [
-        *SCHEMA,
-        ("negative_prompt", pa.string()),
-        ("seed", pa.int64()),
-        ("guidance_scale", pa.float64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("steps", pa.int32()),
-        ("strength", pa.float64()),
-        ("place", pa.int64()),
-        ("kept", pa.string()),
-    ]
-)
+SCHEMA = schema_of(_PROMPT)
+FULL_SCHEMA = schema_of(f"{_PROMPT} {_SETTINGS}")  # rows have settings or further columns
 FULL_BEFORE_STRENGTH = FULL_SCHEMA.remove(FULL_SCHEMA.get_field_index("strength"))
 # A shard is a small row group: lz4 takes half the space of zstd, and dictionaries save nothing.
 _COMPRESSION = dict.fromkeys(FULL_SCHEMA.names, "lz4") | {"image": "none"}

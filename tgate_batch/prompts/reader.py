@@ -6,7 +6,7 @@ A prompt set is streamed: only its ids are in memory, to refuse duplicates.
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 from tgate_batch.config import Prompts
@@ -59,24 +59,21 @@ def _numbered(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         yield prompt if number == 1 else prompt._replace(id=f"{prompt.id}-{number}")
 
 
+@dataclass
 class _Choice:
     """The columns of one file, chosen when its column names are known."""
 
-    def __init__(
-        self,
-        spec: Prompts,
-        by: str | None,
-        given: Collection[str] | None,
-        most: int | None,
-        source: PromptFile,
-    ):
-        self.source = source
-        self._most = most
-        self._spec, self._by, self._given = spec, by, given
+    spec: Prompts
+    by: str | None
+    given: Collection[str] | None
+    most: int | None
+    source: PromptFile
+
+    def __post_init__(self) -> None:
         self._columns: FileColumns | None = None
         self._names: dict[str, None] = {}
-        self._checked = given is None
-        self._loose = source.has_loose_rows
+        self._checked = self.given is None
+        self._loose = self.source.has_loose_rows
 
     def pick(self, names: Collection[str]) -> Collection[str] | None:
         """Returns the columns to read among those of the file; None if none has prompts."""
@@ -84,7 +81,7 @@ class _Choice:
             self._columns = self._choose(names)
         except UserError:  # raised again with the first row, if there is one
             return None
-        return self._columns.used[: self._most]
+        return self._columns.used[: self.most]
 
     def of(self, row: dict[str, Any]) -> FileColumns:
         """Returns the columns for a row; raises UserError if they are unsuitable or ambiguous."""
@@ -94,14 +91,14 @@ class _Choice:
             self._columns = self._widened(self._columns, row)
         if not self._checked:
             self._checked = True
-            if self._given is not None and not isinstance(row, Options):
+            if self.given is not None and not isinstance(row, Options):
                 overrides = dict(self._columns.overrides)
-                check_meant(self._spec, self._given, self.source, self._names, overrides)
+                check_meant(self.spec, self.given, self.source, self._names, overrides)
         return self._columns
 
     def _choose(self, names: Collection[str]) -> FileColumns:
         self._names = dict.fromkeys(names)
-        return FileColumns.choose(self._spec, self._by, self.source, self._names)
+        return FileColumns.choose(self.spec, self.by, self.source, self._names)
 
     def _widened(self, before: FileColumns, row: dict[str, Any]) -> FileColumns:
         """Adds the settings of a row that has more columns than those before it."""
@@ -114,7 +111,7 @@ class _Choice:
         }
         if overrides == before.overrides:
             return before
-        self._checked = self._given is None
+        self._checked = self.given is None
         return replace(before, overrides=overrides)
 
 
