@@ -66,17 +66,17 @@ class Provenance:
         if name in self._entries:
             self._folder.delete_all(name)
         self._entries[name] = dict(settings)
-        self._write()
+        self.write()
 
     def record(self, name: str, settings: Settings) -> None:
         """Overwrites a folder's entry without deleting its files."""
         self._entries[name] = dict(settings)
-        self._write()
+        self.write()
 
     def clear(self, *names: str) -> None:
         """Sets the entries to null, then deletes the folders' files."""
         self._entries |= dict.fromkeys(names)
-        self._write()
+        self.write()
         for name in names:
             self._folder.delete_all(name)
 
@@ -85,10 +85,6 @@ class Provenance:
         for name, entry in self._entries.items():
             if entry is None:
                 self._folder.delete_all(name)
-
-    def write_again(self) -> None:
-        """Writes the unchanged entries with a new seal."""
-        self._write()
 
     def is_current(self) -> bool:
         """Returns True if the file has not changed since it was read."""
@@ -102,7 +98,8 @@ class Provenance:
         """Returns the folders that have an entry, including null."""
         return list(self._entries)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes the entries, with a new seal."""
         content = {"format": layout.FORMAT, "version": __version__, "folders": self._entries}
         self._folder.write(layout.LEDGER, json.dumps(seal.with_seal(content), indent=1))
 

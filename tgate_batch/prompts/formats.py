@@ -145,17 +145,11 @@ def _text_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
             return
         name = source.member if len(first) == 1 else ""
         for line, text in itertools.chain(first, texts):
-            row = _text_row(source, line, text)
+            try:
+                row = webui.options(text) if webui.is_options(text) else {"text": text}
+            except ValueError as error:
+                refuse(source, line, str(error))
             yield line, ({"id": name} | row if name else row)
-
-
-def _text_row(source: PromptFile, line: int, text: str) -> dict[str, Any]:
-    if not webui.is_options(text):
-        return {"text": text}
-    try:
-        return webui.options(text)
-    except ValueError as error:
-        refuse(source, line, str(error))
 
 
 def _delimited_rows(usual: str) -> Reader:

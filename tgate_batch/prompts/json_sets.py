@@ -1,5 +1,6 @@
 """Reads prompt sets in one JSON file, in the shapes in which they are published."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
@@ -91,20 +92,15 @@ def _rows_of_object(stream: JsonStream, is_row: Callable[[Collection[str]], bool
     row = made_object(waiting)
     if stream.next_mark() == "{" or is_row(row):
         yield 1, _row(1, row)
-        yield from _lines(stream)
+        for number in itertools.count(2):
+            if stream.next_mark() != "{":
+                return
+            yield number, _row(number, stream.value())
     elif has_lists or not waiting:
         raise ShapeFault(f"has no list of 'annotations', and is none of {SHAPES}")
     else:
         for number, member in enumerate(waiting, start=1):
             yield number, _named_row(number, *member)
-
-
-def _lines(stream: JsonStream) -> Iterator[Row]:
-    """Yields the objects after the first one, which are in no list (JSON lines)."""
-    number = 1
-    while stream.next_mark() == "{":
-        number += 1
-        yield number, _row(number, stream.value())
 
 
 def _named_row(number: int, name: str, value: Any) -> dict[str, Any]:

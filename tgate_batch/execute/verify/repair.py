@@ -67,7 +67,7 @@ def repair_output(folder: Folder, run: Run | None, found: Findings) -> Iterator[
         yield _without_torn_lines(folder)
     if layout.LEDGER in names and run is not None:  # what is wrong in it is corrected by now
         names.pop(layout.LEDGER)
-        run.ledger.write_again()
+        run.ledger.write()
         yield f"corrected: {layout.LEDGER}"
     for name in names:
         folder.delete(name)
