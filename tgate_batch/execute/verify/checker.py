@@ -54,7 +54,7 @@ _AHEAD = 4  # shards a thread that wait
 def verify(output: str) -> tuple[Findings, Run | None]:
     """Checks everything in a folder; the run in it is None where it cannot be told.
 
-    Raises UserError where the folder holds no run, or one of another format.
+    Raises UserError where the folder has no run, or one of another format.
     """
     found = Findings()
     run = open_output(output, found)

@@ -48,13 +48,11 @@ class Entries:
 def open_output(output: str, found: Findings) -> Run | None:
     """The run, with the shards whose plans can be read; what cannot be is a fault.
 
-    Raises UserError where the folder holds no run, or one of another format.
+    Raises UserError where the folder has no run, or one of another format.
     """
     folder = Folder(output)
     if not folder.exists(layout.RUN) and not folder.exists(layout.LEDGER):
-        raise UserError(
-            f"output {folder} holds no run; give the output folder of tgate-batch render"
-        )
+        raise UserError(f"output {folder} has no run; give the output folder of tgate-batch render")
     for name, shape, advice in (
         (layout.RUN, shapes.RunFile, "tgate-batch render --config writes it again"),
         (layout.LEDGER, shapes.LedgerFile, _AGAIN),
