@@ -636,13 +636,13 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         in_file(SCORES, lambda scores: scores.update(prompt_accuracy=[])),
         "report",
         2,
-        "prompt_accuracy is no number",
+        "prompt_accuracy is not a number",
     ),
     "scores of another arm": (
         in_file(SCORES, lambda scores: scores.update(arm="baseline")),
         "report",
         2,
-        "it is of another arm",
+        "it belongs to another arm",
     ),
     "an error that is a script": (
         in_file(
