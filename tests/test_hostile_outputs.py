@@ -605,7 +605,7 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         in_file(SCORES, lambda scores: scores.update(arm="baseline")),
         "report",
         2,
-        "it is of another arm",
+        "it belongs to another arm",
     ),
     "an error that is a script": (
         in_file(
