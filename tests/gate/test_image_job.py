@@ -105,7 +105,7 @@ def test_every_model_of_the_reference_is_known():
     names = "pixart sd_xl sd_2.1 sd_1.5 lcm_sdxl lcm_pixart"  # the help of version 0.1
     names += " pixart_alpha pixart_sigma sdxl lcm_sdxl lcm_pixart_alpha svd"  # of version 1.0
     for name in names.split():
-        assert catalogue.entry(image.ALSO.get(name, name))
+        assert catalogue.entry(image.ALIASES.get(name, name))
 
 
 # model: its tiny one, the reference's pipeline and loader, and what its main.py passes on.

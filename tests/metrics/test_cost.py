@@ -72,7 +72,7 @@ def test_invocation_without_workers_or_of_unknown_length_costs_nothing():
     alone, lost = invocation(3600, 0, 1), invocation(None, 2, 1)
     found = billed(invocation(3600, 1, 1), alone, lost)
     assert (found["usd"], found["invocations"]) == (pytest.approx(3.6), 3)
-    assert billed(alone)["withheld"] == "no invocation on record held a worker"
+    assert billed(alone)["withheld"] == "no recorded invocation had a worker"
 
 
 def test_entry_of_an_older_version_counts_one_worker_of_today_if_it_drew():

@@ -95,6 +95,10 @@ class Column:
         return self.of is None or arm.get(self.of) is not None
 
 
+def full_name(arm: ArmFigures) -> str:
+    return f"{arm['model']} {arm['arm']}"
+
+
 def _follow(arm: ArmFigures, path: Sequence[str]) -> Any:
     value: Any = arm
     for key in path:

@@ -17,7 +17,7 @@ from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.timing import BESIDE, ON_DEVICE
 from tgate_batch.report import result_table
-from tgate_batch.report.columns import ArmFigures
+from tgate_batch.report.columns import ArmFigures, full_name
 from tgate_batch.report.gallery import galleries
 from tgate_batch.report.plots import plots
 from tgate_batch.report.plots.base import Plot, name_of
@@ -47,11 +47,9 @@ def _markdown(summary: dict[str, Any]) -> str:
     lines += [f"- {note}" for note in (*notes(arms), *cost_notes(summary))]
     for arm in summary["arms"]:
         for one in arm["thresholds"]:
-            lines.append(f"- threshold: {arm['model']} {arm['arm']}: {one['verdict']}")
+            lines.append(f"- threshold: {full_name(arm)}: {one['verdict']}")
         for row in arm["error_rows"]:
-            lines.append(
-                f"- error: {arm['model']} {arm['arm']} prompt {row['prompt_id']}: {row['error']}"
-            )
+            lines.append(f"- error: {full_name(arm)} prompt {row['prompt_id']}: {row['error']}")
     return "".join(printable(line).replace("<", "\\<") + "\n" for line in lines)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tgate_batch.metrics.precision_recall import NEIGHBOURS
 from tgate_batch.report import result_table
-from tgate_batch.report.columns import ArmFigures, Table, columns
+from tgate_batch.report.columns import ArmFigures, Table, columns, full_name
 from tgate_batch.report.result_table import INTERVAL
 
 _NAMES = 2  # the first columns of every table: model and arm
@@ -146,7 +146,7 @@ def _of_distances(arms: Sequence[ArmFigures]) -> Iterator[str]:
     for arm in arms:
         if arm.get("distance_note"):
             note = f"{arm['distance_label']}: {arm['distance_note']}."
-            names_by_note.setdefault(note, []).append(_name(arm))
+            names_by_note.setdefault(note, []).append(full_name(arm))
     several = len({arm.get("distance_label") for arm in arms if arm.get("distance_label")}) > 1
     for note, names in names_by_note.items():
         yield f"{note} ({', '.join(names)})" if several else note
@@ -194,13 +194,9 @@ def withheld(arms: Sequence[ArmFigures], figures_of: Table | None = None) -> Ite
             if figures_of is not None and key not in shown:
                 continue
             figures, names = reasons.setdefault(reason, ({}, {}))
-            figures[headings.get(key, key)] = names[_name(arm)] = None
+            figures[headings.get(key, key)] = names[full_name(arm)] = None
     for reason, (figures, names) in reasons.items():
         yield f"Not shown: {', '.join(figures)} ({', '.join(names)}): {reason}."
-
-
-def _name(arm: ArmFigures) -> str:
-    return f"{arm['model']} {arm['arm']}"
 
 
 def cost_notes(summary: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tgate_batch import console
-from tgate_batch.report.columns import ArmFigures
+from tgate_batch.report.columns import full_name
 from tgate_batch.report.result_table import rows
 from tgate_batch.report.sections import withheld
 from tgate_batch.report.verdict import verdicts
@@ -21,7 +21,7 @@ def show(summary: Mapping[str, Any]) -> None:
     arms = summary["arms"]
     if console.is_json():
         for arm in arms:
-            console.info(f"{arm['model']} {arm['arm']}", event="scores", **arm)
+            console.info(full_name(arm), event="scores", **arm)
     else:
         for line in table(rows(arms, "brief"), width()):
             console.info(line)
@@ -31,12 +31,12 @@ def show(summary: Mapping[str, Any]) -> None:
         console.info(line, event="verdict")
     for arm in arms:
         for judged in arm["thresholds"]:
-            console.info(f"{_name(arm)}: {judged['verdict']}", event="threshold")
+            console.info(f"{full_name(arm)}: {judged['verdict']}", event="threshold")
     images, errors = (sum(arm[key] for arm in arms) for key in ("images", "errors"))
     console.info(f"{images:,} images, {errors:,} errors")
     for arm in arms:
         for kind in arm["error_kinds"] or ():
-            console.info(f"  {_name(arm)}: {kind['rows']:,} x {kind['error']}")
+            console.info(f"  {full_name(arm)}: {kind['rows']:,} x {kind['error']}")
 
 
 def width() -> int:
@@ -80,7 +80,3 @@ def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
         space = " " * (width - cell_len(cell))
         cells.append(cell + space if number < left else space + cell)
     return _GAP.join(cells).rstrip()
-
-
-def _name(arm: ArmFigures) -> str:
-    return f"{arm['model']} {arm['arm']}"
