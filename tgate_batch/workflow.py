@@ -38,8 +38,8 @@ from tgate_batch.score import registry
 from tgate_batch.score.measure import Measured
 from tgate_batch.score.measurement_plan import (
     MeasurementPlan,
-    distance_of,
     expected_measurements,
+    missing_distance,
     orders,
 )
 from tgate_batch.storage import Folder, without_credentials
@@ -488,7 +488,7 @@ def _conclude(
             held = prepare_reference(run, name, extractor, executor)
         except UserError as error:
             problems[str(error)] = None
-            missing[distance_of(name)] = str(error)
+            missing[missing_distance(name)] = str(error)
         else:
             if held is not None:
                 references[extractor.name] = held

@@ -10,7 +10,7 @@ from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.execute.task import ChunkSummed, ConcludeTask, Result, SumTask, Task
 from tgate_batch.output.run import Run
-from tgate_batch.score.figures import ConcludeOrder, Conclusion, stored_conclusion
+from tgate_batch.score.conclusion import ConcludeOrder, Conclusion, stored_conclusion
 from tgate_batch.score.scoring import reduce_orders
 
 
