@@ -236,7 +236,7 @@ def _plan_again(
     """
     by_index = {shard.index: shard for shard in readable}
     first_cuts: list[tuple[list[ShardPlan], int]] = [([], count(spec))]
-    if sorted(by_index) == list(range(promised)):
+    if len(by_index) == promised == max(by_index, default=-1) + 1:
         first_cuts.insert(0, ([by_index[index] for index in range(promised)], 0))
     for plans, new in first_cuts:
         planned = [(shard.batch_key, shard.prompts) for shard in plans]

@@ -4,6 +4,7 @@
 folder is therefore self-contained, and later changes of the source do not matter.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -21,6 +22,7 @@ from tgate_batch.records import AS_OTHERS, BatchKey, Prompt, RowSettings, Shard,
 from tgate_batch.storage import Folder, map_concurrently
 
 SHARDS_A_FILE = 1000
+_MOST_NAMED = 1000  # missing files in a list
 _PLANS_KEY = "tgate_batch.shards"
 _PROMPT = "shard:int32 id:string text:string image:binary category:string"
 _SETTINGS = (
@@ -96,15 +98,21 @@ def _cells(prompt: Prompt) -> tuple:
 def stored_shards(folder: Folder) -> list[ShardPlan]:
     """Returns the folder's shards; raises UserError if one of their files is damaged."""
     names = folder.names(layout.PROMPTS, ".parquet")
-    parts = map_concurrently(partial(plans_of, folder), names)
+    parts = map_concurrently(partial(plans_of, folder, fit=True), names)
     return sorted((shard for part in parts for shard in part), key=lambda shard: shard.index)
 
 
-def plans_of(folder: Folder, name: str) -> list[ShardPlan]:
-    """Returns the shards in a file of stored prompts; raises UserError if it is damaged."""
+def plans_of(folder: Folder, name: str, fit: bool = False) -> list[ShardPlan]:
+    """Returns the shards in a file of stored prompts; raises UserError if it is damaged.
+
+    ``fit``: a file whose plans do not match its row groups counts as damaged too.
+    """
     try:
         with parquet.open_table(folder, name) as file:
-            return plans(file)
+            listed = plans(file)
+            if fit and not match_groups(listed, file, name):
+                raise ValueError("its plans do not match its row groups")
+            return listed
     except (*parquet.DAMAGE, KeyError, ValueError, TypeError) as error:
         raise _damaged(folder, name, error) from None
 
@@ -114,11 +122,21 @@ def plans(file: pq.ParquetFile) -> list[ShardPlan]:
 
     Raises KeyError, ValueError or TypeError if its footer does not list them.
     """
-    rows: list[Any] = shapes.Plans.validate_json(parquet.footer(file)[_PLANS_KEY], strict=True)
+    rows = shapes.plans(parquet.footer(file)[_PLANS_KEY])
     return [
         ShardPlan(index, prompts, digest, part, group, BatchKey(*key), first)
         for index, prompts, digest, part, group, key, first in rows
     ]
+
+
+def match_groups(listed: Sequence[ShardPlan], file: pq.ParquetFile, name: str) -> bool:
+    """True if plans match the row groups of an open file: one each, in order, with its rows."""
+    role, about = layout.role_of(name), file.metadata
+    groups = [
+        (role and role.number, group, about.row_group(group).num_rows)
+        for group in range(file.num_row_groups)
+    ]
+    return [(plan.part, plan.group, plan.prompts) for plan in listed] == groups
 
 
 def _damaged(folder: Folder, name: str, error: object) -> UserError:
@@ -148,13 +166,18 @@ def check_whole(folder: Folder, stored: Sequence[ShardPlan], ledger: Provenance)
 
 
 def missing_parts(stored: Sequence[ShardPlan], ledger: Provenance) -> list[str]:
-    """Returns the missing files of promised shards; of those after the last, only the first."""
+    """Returns the missing files of promised shards: at most ``_MOST_NAMED`` and one more.
+
+    Of those after the last file, only the first. The numbers come from the output, so no list of
+    their size is built.
+    """
     indices, parts = {shard.index for shard in stored}, {shard.part for shard in stored}
-    wanted = range(max(promised_shards(ledger), len(stored)))
-    if indices == set(wanted):
+    wanted, last = max(promised_shards(ledger), len(stored)), max(indices, default=-1)
+    if len(indices) == wanted == last + 1:
         return []
-    gaps = [part for part in range(max(parts, default=-1)) if part not in parts]
-    if max(indices, default=-1) < len(wanted) - 1 or not gaps:
+    lacking = (part for part in range(max(parts, default=-1)) if part not in parts)
+    gaps = list(itertools.islice(lacking, _MOST_NAMED))
+    if last < wanted - 1 or not gaps:
         gaps.append(max(parts, default=-1) + 1)
     return [layout.prompts_part(part) for part in gaps]
 

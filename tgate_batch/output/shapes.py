@@ -278,7 +278,7 @@ class RowNotes(Shape):
 
 
 # One row per shard: its index, prompts, digest, file, row group, batch key and first row.
-Plans = TypeAdapter(
+_Plans = TypeAdapter(
     list[
         tuple[
             Whole,
@@ -308,11 +308,23 @@ def check_shape(content: Any, shape: type[BaseModel]) -> Any:
     try:
         shape.model_validate(content)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-        where = one_line(".".join(map(str, fault["loc"])), 100)
-        message = one_line(fault["msg"].removeprefix("Value error, "))
-        raise ValueError(f"{where}: {message}" if where else message) from None
+        raise ValueError(_first_fault(error)) from None
     return content
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = one_line(".".join(map(str, fault["loc"])), 100)
+    message = one_line(fault["msg"].removeprefix("Value error, "))
+    return f"{where}: {message}" if where else message
+
+
+def plans(text: str) -> list[Any]:
+    """Returns the rows of a footer's plans; raises ValueError, in one line, for another shape."""
+    try:
+        return _Plans.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"its shard plans are unusable: {_first_fault(error)}") from None
 
 
 def faults(content: Any, shape: type[BaseModel]) -> list[str]:
