@@ -21,7 +21,7 @@ _INNER: dict[str, type[BaseModel]] = {
     "arms": Arm,
     "thresholds": Threshold,
 }
-_PLACES = {
+_PREFIXES = {
     "models": "models[].",
     "loras": "models[].loras[].",
     "arms": "arms.NAME.",
@@ -60,16 +60,16 @@ def commented(given: Mapping[str, Any]) -> str:
     return "\n".join(_lines(Config, given, 0)) + "\n"
 
 
-def _keys(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yields every key with its dotted name."""
     for name, field in section.model_fields.items():
         inner = _inner(name, field)
         if inner is None or name in _INNER:
-            yield place + name, field
+            yield prefix + name, field
         if name == "thresholds":
             yield from _keys(Thresholds, "thresholds.")
         if inner is not None:
-            yield from _keys(inner, _PLACES.get(name, f"{place}{name}."))
+            yield from _keys(inner, _PREFIXES.get(name, f"{prefix}{name}."))
 
 
 def _inner(name: str, field: FieldInfo) -> type[BaseModel] | None:

@@ -52,13 +52,13 @@ def plain(path: str | Path) -> dict:
 def _content(path: str | Path, source: str) -> str:
     """Returns the text of a config file; raises UserError unless it is a small regular file."""
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise UserError(f"{source} is {kind}. Fix: give a YAML file")
-        if found.st_size > _LARGEST:
+        if status.st_size > _LARGEST:
             raise UserError(
-                f"{source} has {found.st_size:,} bytes, but a config has at most {_LARGEST:,}. "
+                f"{source} has {status.st_size:,} bytes, but a config has at most {_LARGEST:,}. "
                 "Fix: check the path"
             )
         return Path(path).read_text(encoding="utf-8-sig")
@@ -154,8 +154,8 @@ def _not_plain(value: Any, where: str = "", depth: int = 0) -> str | None:
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            place = f"{where}.{key}" if where else str(key)
-            if fault := _not_text(str(key), where) or _not_plain(item, place, depth + 1):
+            inner = f"{where}.{key}" if where else str(key)
+            if fault := _not_text(str(key), where) or _not_plain(item, inner, depth + 1):
                 return fault
         return None
     if isinstance(value, str):
@@ -179,9 +179,9 @@ def _not_text(value: str, where: str) -> str | None:
 
 
 def _override(data: dict, override: str) -> None:
-    key, found, text = override.partition("=")
+    key, equals, text = override.partition("=")
     given = f"--set {shown(override)}"
-    if not found or not key.strip():
+    if not equals or not key.strip():
         raise UserError(f"{given} does not have the form a.b=value")
     try:
         value = _plain(text)
@@ -190,31 +190,32 @@ def _override(data: dict, override: str) -> None:
     except _Refused as error:
         raise UserError(f"{given}: {error}") from None
     *parents, last = key.strip().split(".")
-    here: Any = data
+    section: Any = data
     for depth, part in enumerate(parents):
-        following = _item(here, part, given)
+        following = _item(section, part, given)
         if following is None:
             following = {}
-            _put(here, part, following)
+            _put(section, part, following)
         if isinstance(following, str) and parents[:depth] == ["models"]:
             following = {"name": following}
-            _put(here, part, following)
-        here = following
-    if not isinstance(here, dict | list):
+            _put(section, part, following)
+        section = following
+    if not isinstance(section, dict | list):
         where = one_line(".".join(parents))
         raise UserError(f"{given}: {where} is a single value, not a section")
-    if isinstance(here, list):
-        _item(here, last, given)
-    _put(here, last, value)
+    if isinstance(section, list):
+        _item(section, last, given)
+    _put(section, last, value)
 
 
-def _item(here: Any, part: str, given: str) -> Any:
-    if isinstance(here, dict):
-        return here.get(part)
-    if isinstance(here, list) and part.isdecimal() and len(part) < 6 and int(part) < len(here):
-        return here[int(part)]
+def _item(section: Any, part: str, given: str) -> Any:
+    if isinstance(section, dict):
+        return section.get(part)
+    is_index = isinstance(section, list) and part.isdecimal() and len(part) < 6
+    if is_index and int(part) < len(section):
+        return section[int(part)]
     raise UserError(f"{given}: the config has no {shown(part)} there")
 
 
-def _put(here: Any, part: str, value: Any) -> None:
-    here[int(part) if isinstance(here, list) else part] = value
+def _put(section: Any, part: str, value: Any) -> None:
+    section[int(part) if isinstance(section, list) else part] = value

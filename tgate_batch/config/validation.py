@@ -37,12 +37,12 @@ def _explain(error: ValidationError) -> str:
         )
     message = one_line(fault["msg"].removeprefix("Value error, "))
     given = fault.get("input")
-    found = "" if isinstance(given, dict | list | BaseModel) else f" (found {shown(given)})"
-    return f"{where}: {message}{found}" if where else message
+    shown_value = "" if isinstance(given, dict | list | BaseModel) else f" (found {shown(given)})"
+    return f"{where}: {message}{shown_value}" if where else message
 
 
 def _known_keys(parents: list) -> list[str]:
-    here: type[BaseModel] = Config
+    section: type[BaseModel] = Config
     sections: dict[str, type[BaseModel]] = {
         "models": Model,
         "loras": Lora,
@@ -51,9 +51,9 @@ def _known_keys(parents: list) -> list[str]:
     }
     for part in parents:
         if part in sections:
-            here = sections[part]
-        elif part in here.model_fields and isinstance(
-            annotation := here.model_fields[part].annotation, type
+            section = sections[part]
+        elif part in section.model_fields and isinstance(
+            annotation := section.model_fields[part].annotation, type
         ):
-            here = annotation
-    return sorted(getattr(here, "model_fields", {}))
+            section = annotation
+    return sorted(getattr(section, "model_fields", {}))

@@ -221,9 +221,9 @@ def merge_makers(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _git_commit() -> str | None:
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
     try:
-        git = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return git.stdout.strip() or None

@@ -209,8 +209,8 @@ def _watch(folder: Folder, first: dict[str, Claim], pace: _Pace) -> tuple[Claim 
 
 def _is_surely_dead(claim: Claim) -> bool:
     """Returns True if the process is gone; only known within its boot and PID namespace."""
-    here, pid = _processes(), claim["pid"]
-    if here is None or claim.get("processes") != here or type(pid) is not int or pid <= 0:
+    ours, pid = _processes(), claim["pid"]
+    if ours is None or claim.get("processes") != ours or type(pid) is not int or pid <= 0:
         return False
     if pid == os.getpid():
         return claim["token"] not in _active

@@ -37,8 +37,8 @@ def write_table(
     rows_a_group: int = ROWS_A_GROUP,
 ) -> None:
     """Writes rows under an identity; the file appears only when it is complete."""
-    own = dict(metadata or {}) | {IDENTITY_KEY.decode(): identity}
-    footer = footer_of(table.schema.metadata or {}) | own
+    given = dict(metadata or {}) | {IDENTITY_KEY.decode(): identity}
+    footer = footer_of(table.schema.metadata or {}) | given
     sealed = TableSeal(footer)
     sealed.add(table)
     table = table.replace_schema_metadata(footer | {seal.FOOTER: sealed.value()})
