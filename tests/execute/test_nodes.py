@@ -60,7 +60,7 @@ def begun(settings, **sections):
 
 def drawn_by(executor, run):
     """(arm, shard) of each receipt, as they come."""
-    for found in executor.run(rendering.tasks(run, runs.pending(run))):
+    for found in executor.run(rendering.render_pool(run, runs.pending(run))):
         if isinstance(found, ShardResult):
             yield found.arm, found.shard
 
@@ -104,7 +104,7 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
     run = begun(settings)
     joined = False
     with RayExecutor(run.config, run.folder, open_runner=slow_runner(0)) as executor:
-        pool = rendering.tasks(run, runs.pending(run))
+        pool = rendering.render_pool(run, runs.pending(run))
         drawn = []
         for found in executor.run(pool):
             if isinstance(found, ShardResult):

@@ -28,6 +28,7 @@ from tgate_batch.execute.ray import (
     start,
     why_not_started,
 )
+from tgate_batch.execute.scoring import measure_pending
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import ShardResult
@@ -50,7 +51,7 @@ def begun(settings, **sections):
 
 def rendered_by(executor, run):
     """Receipts of all that is pending, as they come."""
-    pool = rendering.tasks(run, runs.pending(run))
+    pool = rendering.render_pool(run, runs.pending(run))
     for found in executor.run(pool):
         if isinstance(found, ShardResult):
             yield found
@@ -155,7 +156,7 @@ def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path
                 yield found
 
         monkeypatch.setattr(executor, "run", killing)
-        assert workflow.measure_pending(run, MeasurementPlan.of(run), executor) == {}
+        assert measure_pending(run, MeasurementPlan.of(run), executor) == {}
     for metric in ("rows", "psnr", "ssim"):
         stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
         assert len(stand) == 3

@@ -580,7 +580,7 @@ def test_a_measurement_that_is_not_found_while_sums_are_made_is_an_error(
     monkeypatch.setattr(Folder, "open", failing)
     assert workflow.score(config.parse(settings | {"output": str(out)})) == workflow.MISSING
     said = capsys.readouterr()
-    told = f"1 measurements were not found while sums were made (first: {figures('rows')})"
+    told = f"1 measurements were missing when sums were made (first: {figures('rows')})"
     assert told in said.out + said.err
     assert workflow.score(config.parse(settings | {"output": str(out)})) == 0
 
@@ -840,12 +840,12 @@ def test_long_checks_say_how_far_they_are(out, monkeypatch, capsys):
 def test_pictures_are_told_as_they_are_drawn_again(out, capsys):
     assert workflow.verify(str(out), again=1) == 0
     lines = capsys.readouterr().out.splitlines()
-    begun = lines.index("drawing 1 picture of every arm again, in another process ...")
+    begun = lines.index("rendering 1 image of every arm again, in another process ...")
     assert [line.split(":")[0].split("/")[0].split()[1] for line in lines[begun + 1 : -1]] == [
         "baseline",
         "tgate",
     ]
-    assert lines[-1] == "2 pictures drawn again, 2 alike (bit for bit)"
+    assert lines[-1] == "2 images rendered again, 2 alike (bit for bit)"
 
 
 def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
@@ -866,5 +866,5 @@ def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
     assert workflow.verify(str(out), again=1, trusted=["ours"]) == 0
     assert sorted(file.name for file in places.iterdir()) == ["mine", "ours"]
     said = capsys.readouterr().err
-    assert "the plugin theirs, which is code and is not run. Fix: " in said
+    assert "the plugin theirs, which is code and is not imported. Fix: " in said
     assert "plugin ours" not in said

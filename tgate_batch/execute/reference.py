@@ -168,4 +168,4 @@ def _extract(making: ReferenceBuild, missing: list[ReferenceOrder], executor: Ex
             progress.add(event.images)
         else:
             progress.tick()
-    progress.say()
+    progress.log()
