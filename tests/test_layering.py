@@ -19,7 +19,7 @@ records
 gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
 gate.step_tracker
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
-config.sections config.bundled config.validation config.loading config.docs config
+config.sections config.sampling config.bundled config.validation config.loading config.docs config
 metrics.weights metrics.part_files metrics.base metrics.broken_images metrics.features
 metrics.dinov2
 metrics.cmmd metrics.frechet metrics.sampling metrics.jackknife metrics.moments metrics.kid

@@ -72,7 +72,10 @@ def drawn(made: PipelineRunner, chosen: list[Prompt], arm: str) -> dict[str, byt
 def test_latents_are_those_of_plain_diffusers_at_the_same_batch(name):
     made, chosen = runner(name), prompts(4)
     plan = GatePlan(0.5, sp_interval=2)
-    with made.applying(config.Arm(**ARMS["tgate"]), made.sampling.of_row(chosen[0].overrides)):
+    with made.applying(
+        config.Arm(**ARMS["tgate"]),
+        config.effective_sampling(made.sampling, row=chosen[0].overrides),
+    ):
         found = made.denoise(made.encode(chosen), [7, 8, 9, 10])
     extra = {"add_watermarker": False} if name == "sdxl" else {}
     plain = PIPELINES[name](**made.pipeline.components, **extra)
@@ -107,7 +110,7 @@ def test_pipeline_of_kolors_forgets_the_pooled_prompts():
     """Once it does not, the family can begin with pictures."""
     made, (prompt,) = runner("kolors", batch=1), prompts(1)
     with (
-        made.applying(config.Arm(), made.sampling.of_row(prompt.overrides)),
+        made.applying(config.Arm(), config.effective_sampling(made.sampling, row=prompt.overrides)),
         pytest.raises(AttributeError),
     ):
         made.denoise(made.encode([prompt]), [1])
@@ -169,7 +172,9 @@ def test_grey_of_sixteen_bits_is_as_bright_as_that_of_eight():
 
 def test_batches_with_pictures_write_nothing_to_the_log(caplog):
     made, chosen = runner("sdxl", steps=2, batch=1), prompts(1)
-    with made.applying(config.Arm(), made.sampling.of_row(chosen[0].overrides)):
+    with made.applying(
+        config.Arm(), config.effective_sampling(made.sampling, row=chosen[0].overrides)
+    ):
         made.decode(made.denoise(made.encode(chosen), [1]))
     assert not [record for record in caplog.records if "float32" in record.message]
 
@@ -178,7 +183,7 @@ def test_steps_that_are_run_are_those_that_diffusers_runs():
     made, (prompt,) = runner("sd15", steps=7, batch=1), prompts(1)
     made.pipeline.scheduler = diffusers.DDIMScheduler()
     for strength in (0.15, 0.3, 0.58, 0.99, 1.0):
-        sampling = made.sampling.of_row(RowSettings(strength=strength))
+        sampling = config.effective_sampling(made.sampling, row=RowSettings(strength=strength))
         with made.applying(config.Arm(), sampling):
             made.denoise(
                 made.encode([prompt._replace(overrides=RowSettings(strength=strength))]), [1]

@@ -73,7 +73,7 @@ def test_each_arm_and_kind_of_rows_is_counted_once_and_by_no_worker(mixed, tmp_p
         MacsCounter(run) as counts,
         RayExecutor(run.config, run.folder, run.config.models[0], open_runner) as executor,
     ):
-        counts.ahead(pending)
+        counts.start(pending)
         list(executor.run(rendering.render_pool(run, pending, macs=counts.of)))
     assert sorted(log.read_text().splitlines()) == sorted(
         f"{os.getpid()} {gate} {width} {steps}"
@@ -115,7 +115,7 @@ def test_a_worker_counts_what_the_driver_cannot(mixed, monkeypatch):
 
     monkeypatch.setattr(macs, "macs_of_arm", away)
     with MacsCounter(run) as counts:
-        counts.ahead(runs.pending(run))
+        counts.start(runs.pending(run))
         shard = run.shards[0]
         assert counts.of(run.config.models[0], "baseline", shard.batch_key) is None
         monkeypatch.undo()
@@ -131,6 +131,6 @@ def check(run) -> None:
     assert len(found) == 18
     for (arm, index), footer in found.items():
         kind = run.shards[index].batch_key
-        sampling = run.sampling(model.name).of_kind(kind)
+        sampling = config.effective_sampling(run.sampling(model.name), row=kind)
         counted = COUNTED(model, run.config.arms[arm], sampling)
         assert footer["macs_per_image"] == str(counted.per_image)

@@ -195,29 +195,26 @@ def test_the_card_counts_failed_images(painter, run):
     assert "| demo baseline | 3 | 3 | 1 |" in card
 
 
+def truncations(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if "too long for the text encoder" in line]
+
+
 def test_negative_prompts_that_are_cut_are_counted_apart(painter, run, capsys):
     painter.truncated_negatives = lambda self, prompts: [p for p in prompts if "seven" in p.text]
     assert workflow.render(run) == workflow.DONE
-    said = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if "too long for the text encoder" in line
-    ]
-    (line,) = said
+    (line,) = truncations(capsys)
     assert line.startswith(
-        "warning: demo: 1 negative prompt is too long for the text encoder and truncated: of 00000006"
+        "warning: demo: 1 negative prompt is too long for the text encoder and truncated: of "
+        "00000006"
     )
 
 
 def test_prompts_that_are_cut_are_counted_once_and_the_first_named(painter, run, capsys):
     painter.cut = lambda self, prompts: [p for p in prompts if "e" in p.text.split()[1]]
     assert workflow.render(run) == workflow.DONE
-    said = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if "too long for the text encoder" in line
-    ]
-    (line,) = said  # one three five seven eight nine ten, of ten prompts under two arms
+    # one three five seven eight nine ten, of ten prompts under two arms
+    (line,) = truncations(capsys)
     assert line.startswith(
         "warning: demo: 7 prompts are too long for the text encoder and truncated: "
     )

@@ -149,7 +149,9 @@ def test_rows_say_what_they_were_drawn_with_and_the_report_what_they_cost(mixed)
     for name, arm in mixed.arms.items():
         each = [
             macs_of_arm(
-                mixed.models[0], arm, run.sampling("sd15").of_kind(shard.batch_key)
+                mixed.models[0],
+                arm,
+                config.effective_sampling(run.sampling("sd15"), row=shard.batch_key),
             ).per_image
             for shard in run.shards
             for _ in range(shard.prompts)

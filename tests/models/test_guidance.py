@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgate_batch.config import Arm, Model, Sampling
+from tgate_batch.config import Arm, Model, Sampling, effective_sampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.guidance import RowScales, scale_of
 from tgate_batch.models.pipeline_runner import PipelineRunner
@@ -45,7 +45,7 @@ def latents(made: PipelineRunner, scales: list[float], arm: Arm = Arm()) -> torc
         for text, scale in zip(texts, scales, strict=True)
     ]
     conditions = made.encode(prompts)
-    with made.applying(arm, made.sampling.of_row(prompts[0].overrides)):
+    with made.applying(arm, effective_sampling(made.sampling, row=prompts[0].overrides)):
         return made.denoise(conditions, [1, 2, 3])
 
 
@@ -101,7 +101,10 @@ def test_guidance_rescaled_is_rescaled_row_by_row():
 def test_a_model_that_embeds_the_scale_keeps_its_rows_apart():
     made = runner("lcm_sdxl")
     assert not mixes_guidance(Model(name="lcm_sdxl"))
-    one, two = (made.sampling.of_row(RowSettings(guidance_scale=scale)) for scale in (4.0, 8.0))
+    one, two = (
+        effective_sampling(made.sampling, row=RowSettings(guidance_scale=scale))
+        for scale in (4.0, 8.0)
+    )
     assert made.batch_settings(one) != made.batch_settings(two)
     with pytest.raises(TypeError, match="cannot share a batch"):
         latents(made, [4.0, 8.0, 8.0])

@@ -114,7 +114,7 @@ def test_noise_of_a_row_is_of_its_seed_alone_under_every_scheduler(drawn, family
 )
 def test_noise_left_to_the_pipeline_would_be_the_batchs(drawn, monkeypatch, family, name):
     """What rows' own noise is for: diffusers draws these from the process, or for a whole batch."""
-    monkeypatch.setattr(pipeline_runner, "noise_of_rows", lambda *_: nullcontext())
+    monkeypatch.setattr(pipeline_runner, "noise_by_row", lambda *_: nullcontext())
     found = drawn(family, name, {})
     assert not any(_equal(*rows) for rows in zip(*found, strict=True))
 

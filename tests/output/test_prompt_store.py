@@ -101,7 +101,7 @@ def test_damaged_prompts_are_told_in_a_line_with_the_command_that_mends_them(fol
 
 def test_unchanged_source_is_not_read_again(folder, captions, monkeypatch):
     freeze(folder, spec(captions))
-    monkeypatch.setattr(prompt_store, "read", None)
+    monkeypatch.setattr(prompt_store, "read_prompts", None)
     assert len(prompt_store.plan_shards(folder, spec(captions), Provenance(folder)).shards) == 3
 
 

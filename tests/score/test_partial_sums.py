@@ -129,7 +129,7 @@ def test_killed_scoring_goes_on_and_gives_the_same_digits(settings, small_chunks
             raise KeyboardInterrupt
         return real(folder, source, chunk)
 
-    monkeypatch.setattr(aggregate, "added_up", dies_at_the_third)
+    monkeypatch.setattr(aggregate, "chunk_sums", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         scored(settings)
     kept = set(added[:2])
@@ -139,7 +139,7 @@ def test_killed_scoring_goes_on_and_gives_the_same_digits(settings, small_chunks
 
 def test_scoring_again_reads_the_conclusions_alone(settings, monkeypatch):
     first = scored(settings)
-    monkeypatch.setattr(aggregate, "added_up", None)
+    monkeypatch.setattr(aggregate, "chunk_sums", None)
     assert scored(settings) == first
 
 

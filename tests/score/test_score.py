@@ -213,7 +213,7 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
     monkeypatch.setattr(
         type(run.folder), "open", lambda self, name: opened.update([name]) or open_(self, name)
     )
-    monkeypatch.setattr(measure, "decode", lambda b: decoded.update([b]) or decode(b))
+    monkeypatch.setattr(measure, "decode_image", lambda b: decoded.update([b]) or decode(b))
     monkeypatch.setattr(workflow, "_report", lambda run: 0)  # the page shows pictures again
     Counting.seen.clear()
     np.savez(run.folder.path("reference.npz"), mu=np.zeros(1), sigma=np.eye(1))

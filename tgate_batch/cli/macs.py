@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tgate_batch import config, console
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, effective_sampling
 from tgate_batch.models import catalogue
 from tgate_batch.models.resolve import architecture_of, resolve_model, resolve_sampling
 
@@ -99,7 +99,7 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
         documented = (found.row.height, found.row.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
-            steps = sampling.under(arm).steps
+            steps = effective_sampling(sampling, arm).steps
             plan = None if arm.plan is None else arm.plan.at(steps)
             published = None
             if (

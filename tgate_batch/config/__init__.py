@@ -2,6 +2,7 @@
 
 from tgate_batch.config.bundled import find, names, source_of
 from tgate_batch.config.loading import load, parse_plain, plain
+from tgate_batch.config.sampling import ResolvedSampling, effective_sampling
 from tgate_batch.config.sections import (
     OWN_SCHEDULER,
     Arm,
@@ -13,7 +14,6 @@ from tgate_batch.config.sections import (
     Lora,
     Model,
     Prompts,
-    ResolvedSampling,
     Sampling,
     Score,
     Section,
@@ -42,6 +42,7 @@ __all__ = [
     "Threshold",
     "Thresholds",
     "Workers",
+    "effective_sampling",
     "find",
     "load",
     "names",

@@ -16,7 +16,6 @@ from pydantic import (
 )
 
 from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
-from tgate_batch.records import BatchKey, RowSettings
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, no escapes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -188,7 +187,6 @@ class Sampling(Section):
 
 
 OWN_SCHEDULER = "the checkpoint's own"
-_GUIDED = 2.0  # a scale at which guidance is on
 
 
 def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
@@ -199,54 +197,6 @@ def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
         "scheduler": OWN_SCHEDULER if name == "own" else name,
         "scheduler_arguments": {key: section[key] for key in section if key != "class"},
     }
-
-
-class ResolvedSampling(Section):
-    """The sampling settings of one model, with every default resolved."""
-
-    steps: int
-    guidance_scale: float
-    height: int  # pixels
-    width: int  # pixels
-    scheduler: str  # a diffusers scheduler class, or OWN_SCHEDULER
-    scheduler_arguments: dict[str, Any] = {}  # override the checkpoint's
-    negative_prompt: str
-    batch_size: int  # images in a batch
-    seed: int
-    images_per_prompt: int
-    padding: bool
-    strength: float | None = None  # of image-to-image rows
-
-    @property
-    def steps_run(self) -> int:
-        """The denoising steps that are run; for image-to-image, only the last of ``steps``."""
-        return self.steps if self.strength is None else int(self.steps * self.strength)
-
-    def under(self, arm: "Arm") -> "ResolvedSampling":
-        """Returns these settings with the arm's own settings applied."""
-        own = {key: getattr(arm, key, None) for key in type(self).model_fields}
-        own = {key: value for key, value in own.items() if value is not None}
-        if "scheduler" in own:
-            own["scheduler_arguments"] = {}
-        return self.model_copy(update=own)
-
-    def of_row(self, own: RowSettings) -> "ResolvedSampling":
-        """Returns these settings with a row's own settings applied, except its seed."""
-        said = {key: value for key, value in own._asdict().items() if value is not None}
-        said.pop("seed", None)
-        return self.model_copy(update=said) if said else self
-
-    def of_kind(self, kind: BatchKey) -> "ResolvedSampling":
-        """Returns the settings that rows of a kind share; one scale represents differing scales."""
-        taken = ("height", "width", "steps", "strength")
-        said: dict[str, Any] = {key: getattr(kind, key) for key in taken}
-        said["guidance_scale"] = kind.guidance_scale
-        if kind.guided is not None and kind.guidance_scale is None:
-            guided = max(self.guidance_scale, _GUIDED)
-            said["guidance_scale"] = guided if kind.guided else min(self.guidance_scale, 1.0)
-        return self.model_copy(
-            update={key: value for key, value in said.items() if value is not None}
-        )
 
 
 class Arm(Section):

@@ -1,6 +1,7 @@
 """The estimate of a dry run: images and MACs of each arm, hours and cost of them all."""
 
 from tgate_batch import console
+from tgate_batch.config import effective_sampling
 from tgate_batch.metrics.cost import Devices
 from tgate_batch.output.run import Prepared, finished
 
@@ -17,7 +18,8 @@ def log_estimate(run: Prepared) -> None:
     for model, name, arm in run.pairs():
         sampling = run.sampling(model.name)
         macs_of_prompts = sum(
-            macs_of_arm(model, arm, sampling.of_kind(key)).per_image_with_attention * prompts
+            macs_of_arm(model, arm, effective_sampling(sampling, row=key)).per_image_with_attention
+            * prompts
             for key, prompts in run.batch_keys.items()
         )
         macs_per_image = macs_of_prompts / run.prompts

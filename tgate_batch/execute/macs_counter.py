@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tgate_batch.config import Model
+from tgate_batch.config import Model, effective_sampling
 from tgate_batch.output.run import Pending, Run
 from tgate_batch.records import BatchKey
 
@@ -49,7 +49,7 @@ class MacsCounter:
         try:
             from tgate_batch.models.macs.arm import macs_of_arm
 
-            sampling = self._run.sampling(model.name).of_kind(batch_key)
+            sampling = effective_sampling(self._run.sampling(model.name), row=batch_key)
             return macs_of_arm(model, self._run.config.arms[arm], sampling).columns()
         except Exception:  # no model files here yet, or a plugin's error, which a worker reports
             return None

@@ -23,7 +23,7 @@ from tgate_batch.errors import DeviceLost, NoRoom, OutputLost, UserError
 from tgate_batch.execute import orphan_reaper
 from tgate_batch.execute.cluster import Cluster, first_sentence, start, stop
 from tgate_batch.execute.executor import Event
-from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
+from tgate_batch.execute.pool import GiveUp, Pool, ReplaceWorker, Send, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, MEMORY_LIVES, RenderOrder, Task, reason_of
 from tgate_batch.execute.worker import Worker
 from tgate_batch.output import shutdown
@@ -172,7 +172,7 @@ class RayExecutor:
             for decision in pool.decide():
                 if isinstance(decision, Send):
                     self._send(decision)
-                elif isinstance(decision, SetAside):
+                elif isinstance(decision, ReplaceWorker):
                     self._close(decision.worker)
                 elif isinstance(decision, GiveUp):
                     yield decision

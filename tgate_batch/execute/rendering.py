@@ -145,11 +145,8 @@ class _Failures:
 
     def __init__(self, run: Run, pending: Pending):
         sizes = {shard.index: shard.prompts for shard in run.shards}
-        prompts = sum(
-            sizes[index] * len(arms)
-            for shards in pending.values()
-            for index, arms in shards.items()
-        )
+        shards = (item for by_shard in pending.values() for item in by_shard.items())
+        prompts = sum(sizes[index] * len(arms) for index, arms in shards)
         self._images = prompts * run.config.sampling.images_per_prompt
         self._limit = allowed(run.config.max_errors, self._images)
         self._errors = 0

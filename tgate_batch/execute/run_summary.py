@@ -26,7 +26,7 @@ def log_run(run: Prepared) -> None:
         console.info(f"prompts: {columns.files:,} files, the first {columns.first}")
     if columns.overrides:
         console.info(
-            f"prompts: rows set their own {', '.join(columns.overrides)}: "
+            f"prompts: rows have their own {', '.join(columns.overrides)}: "
             f"{_count(run.batch_keys, 'kind')} of rows (prompts.columns lists the columns that "
             "count)"
         )

@@ -15,7 +15,7 @@ from typing import Any, assert_never
 import numpy as np
 from PIL import Image
 
-from tgate_batch.config import Config, Model
+from tgate_batch.config import Config, Model, effective_sampling
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins
 from tgate_batch.execute.task import ChunkSummed, Order, PartExtracted, RenderOrder, Result
@@ -307,9 +307,8 @@ class Worker:
         """The MACs that the driver could not count: it has none of the model's files."""
         from tgate_batch.models.macs.arm import macs_of_arm
 
-        sampling = resolve_sampling(order.model, self._config.sampling).of_kind(
-            order.shard.batch_key
-        )
+        resolved = resolve_sampling(order.model, self._config.sampling)
+        sampling = effective_sampling(resolved, row=order.shard.batch_key)
         with self._times.timed("load"), _without_collection():
             return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 

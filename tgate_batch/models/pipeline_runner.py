@@ -20,7 +20,7 @@ from diffusers import AutoPipelineForImage2Image
 from diffusers.utils import logging
 from PIL import Image
 
-from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling
+from tgate_batch.config import Arm, Config, Engine, Model, ResolvedSampling, effective_sampling
 from tgate_batch.gate import GateNotReached, denoiser_of, gated, is_guided
 from tgate_batch.gate.supported_denoisers import find_denoiser
 from tgate_batch.models import engine
@@ -78,11 +78,11 @@ class PipelineRunner:
     def encode(self, prompts: list[Prompt], arm: Arm = _PLAIN) -> list[Condition]:
         """One condition a prompt, its guidance scale in it; kept in main memory until its batch.
 
-        ``arm``: the one whose images they are for; conditions of arms that ``encoded_as`` the same
-        are equal.
+        ``arm``: the one whose images they are for; arms with the same ``encoding_key`` have equal
+        conditions.
         """
         scale = self.family.guidance
-        samplings = [self.sampling.of_row(prompt.overrides).under(arm) for prompt in prompts]
+        samplings = [effective_sampling(self.sampling, arm, prompt.overrides) for prompt in prompts]
         return [
             {**condition, scale: sampling.guidance_scale, **_beginning(prompt, sampling)}
             for condition, prompt, sampling in zip(
@@ -92,7 +92,7 @@ class PipelineRunner:
 
     def encoding_key(self, arm: Arm) -> str:
         """Returns the sampling settings of an arm that a condition depends on, as JSON."""
-        return self.sampling.under(arm).model_dump_json(exclude=_NOT_ENCODED)
+        return effective_sampling(self.sampling, arm).model_dump_json(exclude=_NOT_ENCODED)
 
     def _conditions(
         self, prompts: list[Prompt], samplings: list[ResolvedSampling]
@@ -154,7 +154,9 @@ class PipelineRunner:
 
     def truncated_negatives(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         """The prompts whose negative prompt the text encoder truncates, where guidance reads it."""
-        samplings = ((prompt, self.sampling.of_row(prompt.overrides)) for prompt in prompts)
+        samplings = (
+            (prompt, effective_sampling(self.sampling, row=prompt.overrides)) for prompt in prompts
+        )
         return [
             prompt
             for prompt, sampling in samplings
@@ -194,7 +196,7 @@ class PipelineRunner:
         ``sampling``: the sampling of the rows, if it differs from the run's.
         """
         before = self.sampling
-        self.sampling = (sampling or before).under(arm)
+        self.sampling = effective_sampling(sampling or before, arm)
         drawing = self._drawing
         scheduler = drawing.scheduler
         if arm.scheduler is not None:

@@ -8,7 +8,14 @@ from importlib.util import find_spec
 from inspect import signature, unwrap
 from typing import Any
 
-from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling, scheduler_of
+from tgate_batch.config import (
+    OWN_SCHEDULER,
+    Arm,
+    Model,
+    ResolvedSampling,
+    effective_sampling,
+    scheduler_of,
+)
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.gate.scheduler_hooks import steps_of_calls
 from tgate_batch.models.architecture import class_names
@@ -108,7 +115,7 @@ def refusals(
     """
     refused: dict[str, list[str]] = {}
     for name, arm in arms.items():
-        how = sampling.under(arm)
+        how = effective_sampling(sampling, arm)
         gated = (arm.plan or arm.guidance or arm.cache) is not None
         if (fault := _refusal(found, how, gated)) is not None:
             refused.setdefault(fault, []).append(name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tgate_batch.config import Arm, Config, ResolvedSampling
+from tgate_batch.config import Arm, Config, ResolvedSampling, effective_sampling
 from tgate_batch.models.resolve import resolve_model, resolve_sampling
 
 
@@ -31,7 +31,7 @@ def _of_arms_alike(config: Config) -> Iterator[str]:
 
 
 def _of_arm(arm: Arm, sampling: ResolvedSampling, documented: float) -> Iterator[str]:
-    steps = sampling.under(arm).steps
+    steps = effective_sampling(sampling, arm).steps
     plan = None if arm.plan is None else arm.plan.at(steps)
     if plan is not None and plan.gate_step >= steps:
         yield f"its gate at step {plan.gate_step} is never reached in {steps} steps"

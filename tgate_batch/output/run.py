@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tgate_batch import __version__
-from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
+from tgate_batch.config import (
+    Arm,
+    Config,
+    Model,
+    ResolvedSampling,
+    effective_sampling,
+    parse_plain,
+)
 from tgate_batch.errors import Problems, UserError
 from tgate_batch.models import catalogue, checkpoint, schedulers
 from tgate_batch.models.description import ModelDescription, describe_model, read_descriptions
@@ -316,7 +323,7 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
     if follows is None:
         return
     try:
-        follows.check(sampling.under(arm).steps_run)
+        follows.check(effective_sampling(sampling, arm).steps_run)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
 
@@ -332,10 +339,12 @@ def _check_kinds(
     for kind, place in first.items():
         try:
             for name, family in families.items():
-                sampling = models[name].sampling.of_kind(kind)
+                sampling = effective_sampling(models[name].sampling, row=kind)
                 _check_size(name, sampling, family.multiple, kind)
                 for arm_name, arm in config.arms.items():
-                    _check_strength(f"arms.{arm_name} with {name}", family, sampling.under(arm))
+                    _check_strength(
+                        f"arms.{arm_name} with {name}", family, effective_sampling(sampling, arm)
+                    )
                     _check_arm(name, arm_name, arm, sampling)
         except UserError as error:
             if kind == AS_OTHERS:

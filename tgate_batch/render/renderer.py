@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_batch.config import Arm, Images, ResolvedSampling
+from tgate_batch.config import Arm, Images, ResolvedSampling, effective_sampling
 from tgate_batch.errors import DeviceLost
 from tgate_batch.models.family import Condition
 from tgate_batch.models.pipeline_runner import PipelineRunner, pad_batch
@@ -176,7 +176,7 @@ class Renderer:
             prompts = list(shard.prompts[start : start + sampling.batch_size])
             conditions = self._conditions(prompts, arm, quarantined)
             for prompt, found in zip(prompts, conditions, strict=True):
-                own = sampling.of_row(prompt.overrides).under(arm)
+                own = effective_sampling(sampling, arm, prompt.overrides)
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number, prompt.overrides.seed)
                     if isinstance(found, Failure):

@@ -36,7 +36,14 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 
-from tgate_batch.config import OWN_SCHEDULER, Arm, Model, ResolvedSampling, Sampling
+from tgate_batch.config import (
+    OWN_SCHEDULER,
+    Arm,
+    Model,
+    ResolvedSampling,
+    Sampling,
+    effective_sampling,
+)
 from tgate_batch.errors import UserError
 from tgate_batch.gate import (
     Action,
@@ -99,7 +106,11 @@ class Macs:
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
     return _macs(
-        model, resolve_model(model), arm.plan or arm.guidance, arm.cache, sampling.under(arm)
+        model,
+        resolve_model(model),
+        arm.plan or arm.guidance,
+        arm.cache,
+        effective_sampling(sampling, arm),
     )
 
 
