@@ -1,4 +1,4 @@
-"""The executor that works in this process, without Ray: for debugging, notebooks and small runs."""
+"""The executor in this process, without Ray: for debugging, notebooks and small runs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ class LocalExecutor:
 
     apart = False
     is_open = True
-    waits_for = ""  # all is done before it yields
+    waits_for = ""  # the worker is ready when it yields
 
     def __init__(
         self,
