@@ -52,7 +52,8 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceB
         folder.check_writable()
         if folder.local and Path(folder.path(file)).is_dir():
             raise UserError(
-                f"reference {folder.path(file)} cannot be written: it is a folder. Fix: give another name"
+                f"reference {folder.path(file)} cannot be written: it is a folder. Fix: give the "
+                "name of a file"
             )
     source = image_sources.open_source(spec)
     builds = []

@@ -164,7 +164,7 @@ class _Failures:
         ((reason, _),) = self._reasons.most_common(1)
         return (
             f"{self._errors} of {self._images} images failed, more than max_errors allows "
-            f"({self._limit:g}; 0.5 would allow half of them); most often: {reason}"
+            f"({self._limit:g}); max_errors: 0.5 would allow half of them; most often: {reason}"
         )
 
 
