@@ -34,7 +34,7 @@ from tgate_batch.metrics.jackknife import (
 from tgate_batch.metrics.kid import kernel_sums, mean_of_pairs
 from tgate_batch.metrics.moments import Moments, frechet_values
 from tgate_batch.report import thresholds
-from tgate_batch.score.figures import enough_images
+from tgate_batch.score.extractor_facts import enough_images
 
 RUNS = 300  # a cell
 NIGHTS = 1000  # a threshold

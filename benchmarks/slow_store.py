@@ -21,13 +21,13 @@ _NAMES_A_PAGE = 1000  # of a listing, as S3 gives them
 def slow_store(milliseconds: float) -> Iterator[None]:
     """Within the block, ``slow:///folder`` is a store on this folder that is slow to answer."""
     handler = _Handler(milliseconds / 1000)
-    connected = remote.connected
+    connect = remote.connect
 
     def connected_too(uri: str) -> tuple[fs.FileSystem, str]:
         scheme, _, path = uri.partition("://")
-        return (fs.PyFileSystem(handler), path) if scheme == SCHEME else connected(uri)
+        return (fs.PyFileSystem(handler), path) if scheme == SCHEME else connect(uri)
 
-    with mock.patch.object(remote, "connected", connected_too):
+    with mock.patch.object(remote, "connect", connected_too):
         yield
 
 

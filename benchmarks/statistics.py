@@ -18,7 +18,8 @@ from PIL import Image
 from tgate_batch import console
 from tgate_batch.metrics.features import INCEPTION_FILE, Inception
 from tgate_batch.metrics.frechet import Statistics, frechet_distance, stream
-from tgate_batch.score.image_sources import NamedImage, open_source
+from tgate_batch.score.image_parts import NamedImage
+from tgate_batch.score.image_sources import open_source
 from tgate_batch.score.reference_file import decode_batches
 
 # VmHWM, since a child's ru_maxrss starts at its parent's.
@@ -157,7 +158,7 @@ def main() -> None:
 
 def pictures(path: str) -> Iterator[NamedImage]:
     """All pictures of a folder, name and bytes."""
-    return chain.from_iterable(part.pictures() for part in open_source(path).parts)
+    return chain.from_iterable(part.images() for part in open_source(path).parts)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Submits a RayJob for one night and waits for its end: what the pod of k8s/nightly.yaml runs.
+"""Submits a RayJob for one night and waits for its end; run by the pod of k8s/nightly.yaml.
 
 python docker/nightly.py MANIFEST
 
-MANIFEST is a RayJob, as k8s/rayjob.yaml. Its name and its --output get the night's date. The date
-is that of the CronJob's plan: a CronJob calls its Job NAME-<minutes since 1970>, and $JOB_NAME has
-that. So a pod that is tried again, also after midnight, finds the RayJob of the first try and waits
-for it. Exit code 0: the RayJob succeeded; 1: it did not.
+MANIFEST is a RayJob such as k8s/rayjob.yaml. The night's date is added to its name and its
+--output. It is the date for which the CronJob planned the Job: the Job is named NAME-<minutes since
+1970>, and $JOB_NAME has this name. So a retried pod, even after midnight, finds the RayJob of the
+first try and waits for it. The exit code is 0 if the RayJob succeeded, else 1.
 """
 
 import json
@@ -23,9 +23,9 @@ from typing import Any
 import yaml
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-ENDED = ("Complete", "Failed", "ValidationFailed")  # the states in which KubeRay leaves a RayJob
+ENDED = ("Complete", "Failed", "ValidationFailed")  # KubeRay's final states of a RayJob
 SECONDS_BETWEEN_LOOKS = 30.0
-MOST_FAILURES = 20  # looks in a row without an answer
+MOST_FAILURES = 20  # consecutive requests without an answer
 _OUTPUT = re.compile(r"(--output[ =])(\S+)")
 
 
@@ -41,7 +41,7 @@ class Api:
             self._trusted = ssl.create_default_context(cafile=str(account / "ca.crt"))
 
     def create(self, manifest: dict[str, Any]) -> bool:
-        """Whether this call made it; False where it was there."""
+        """Creates a RayJob; returns False if it exists already."""
         try:
             self._ask("", json.dumps(manifest).encode())
         except urllib.error.HTTPError as error:
@@ -54,7 +54,7 @@ class Api:
         return self._ask(f"/{name}").get("status") or {}
 
     def _ask(self, path: str, content: bytes | None = None) -> dict[str, Any]:
-        token = (self._account / "token").read_text().strip()  # it is renewed now and then
+        token = (self._account / "token").read_text().strip()  # Kubernetes renews it periodically
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self._url + path, content, headers)
         with urllib.request.urlopen(request, timeout=30, context=self._trusted) as answer:
@@ -62,18 +62,18 @@ class Api:
 
 
 def night_of(job: str, now: datetime) -> str:
-    """The UTC date for which a CronJob planned the Job of this name; else, by hand, today's."""
+    """Returns the UTC date for which a CronJob planned the Job; today's for a Job made by hand."""
     minutes = job.rpartition("-")[2]
     planned = minutes.isdecimal() and len(minutes) == 8
     return (datetime.fromtimestamp(int(minutes) * 60, UTC) if planned else now).date().isoformat()
 
 
 def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
-    """The RayJob under the night's name, with the night's output. Raises ValueError without one."""
-    entrypoint, found = _OUTPUT.subn(
+    """Returns the RayJob with the night's date in name and output; ValueError without output."""
+    entrypoint, count = _OUTPUT.subn(
         lambda option: option[1] + _within(option[2], night), manifest["spec"]["entrypoint"]
     )
-    if found != 1:
+    if count != 1:
         raise ValueError("the RayJob's entrypoint needs one --output, which gets the night's date")
     metadata = manifest["metadata"] | {"name": f"{manifest['metadata']['name']}-{night}"}
     return manifest | {
@@ -83,7 +83,7 @@ def of_night(manifest: dict[str, Any], night: str) -> dict[str, Any]:
 
 
 def _within(place: str, name: str) -> str:
-    """A folder in a path or URI, quoted or not; a URI's query (an S3 endpoint) stays at its end."""
+    """Returns a folder in a path or URI, quoted or not; a URI's query stays at its end."""
     quote = place[0] if place[0] in "\"'" and place.endswith(place[0]) else ""
     place = place.strip(quote) if quote else place
     path, mark, query = place.partition("?") if "://" in place else (place, "", "")
@@ -91,7 +91,7 @@ def _within(place: str, name: str) -> str:
 
 
 def ended(api: Api, name: str, pause: float = SECONDS_BETWEEN_LOOKS) -> dict[str, Any]:
-    """The status of a RayJob once it has ended. Raises OSError where the API is away for long."""
+    """Waits for the end of a RayJob and returns its status; OSError in a long outage of the API."""
     failures = 0
     while True:
         try:

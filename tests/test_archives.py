@@ -57,11 +57,11 @@ def test_a_small_file_cannot_fill_the_memory():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (zipped(header((10**12,)) + bytes(80)), "not the size that its header declares"),
-        (zipped(header((10**12,), "<U0") + bytes(80)), "no plain numbers or text"),
-        (archive(mu=np.array([{}], object)), "no plain numbers or text"),
-        (zipped(header((10,)) + bytes(80), zipfile.ZIP_LZMA), "compressed by a method"),
-        (zipped(b"\x93NUMPY\x09\x00"), "format 9.0 is not read"),
+        (zipped(header((10**12,)) + bytes(80)), "differs in size from its header"),
+        (zipped(header((10**12,), "<U0") + bytes(80)), "not an array of numbers or text"),
+        (archive(mu=np.array([{}], object)), "not an array of numbers or text"),
+        (zipped(header((10,)) + bytes(80), zipfile.ZIP_LZMA), "an unsupported compression method"),
+        (zipped(b"\x93NUMPY\x09\x00"), "format 9.0 is not supported"),
         (b"\x93NUMPY", "not a zip file"),
     ],
 )

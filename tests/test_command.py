@@ -140,7 +140,7 @@ def test_status_counts_what_is_done(half_done, capsys):
         f"{half_done}: 18 of 20 images are done",
         "  sd15 baseline: 10 of 10 images, 3 of 3 files",
         "  sd15 tgate: 8 of 10 images, 2 of 3 files",
-        "nobody works there; tgate-batch render with its config goes on",
+        "no process is working on it; tgate-batch render with its config continues it",
     ]
 
 

@@ -85,7 +85,7 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 
 LIBRARY = """
 import logging, os, subprocess, sys, warnings
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.errors import UserError
 
 def library():
@@ -96,10 +96,10 @@ def library():
     os.write(2, b"from beneath Python")
     subprocess.run(["echo", "from a process"])
 
-with say.alone():
+with console.alone():
     library()
-    say.info("ours")
-    say.warning("ours too")
+    console.info("ours")
+    console.warning("ours too")
 """
 
 

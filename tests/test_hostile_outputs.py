@@ -213,7 +213,7 @@ def leaves(value: Any, way: tuple = ()) -> Iterator[tuple]:
             yield (*way, ("key", key))
             yield from leaves(item, (*way, key))
     elif isinstance(value, list):
-        for number, item in enumerate(value[:3]):
+        for number, item in enumerate(value[:7]):
             yield from leaves(item, (*way, number))
 
 
@@ -297,10 +297,7 @@ def in_sums(file: str, way: tuple) -> Change:
 
 
 def changes(out: Path) -> dict[str, Change]:
-    """Every place of a run in which a stranger may say something, by a name.
-
-    Other frozen prompts than were planned are damage, which `tests/execute/test_verify.py` plants.
-    """
+    """Every place of a run in which a stranger may say something, by a name."""
     found: dict[str, Change] = {}
     for path in sorted(out.rglob("*")):
         file = path.relative_to(out).as_posix()
@@ -316,7 +313,7 @@ def changes(out: Path) -> dict[str, Change]:
                 about = json.loads(str(archive["about"])) if "about" in archive else None
             for way in leaves(about):
                 found[f"{file} {way}"] = in_sums(file, way)
-        elif path.suffix == ".parquet" and not file.startswith(layout.PROMPTS):
+        elif path.suffix == ".parquet":
             schema = pq.read_schema(path)
             for key, text in (schema.metadata or {}).items():
                 if key == b"ARROW:schema":
@@ -450,6 +447,15 @@ def cleared(name: str) -> Callable[[Place], None]:
     return plant
 
 
+def a_part_of_a_number_without_end(place: Place) -> None:
+    """The prompts' file says and bears a number that no set of prompts reaches."""
+    first = place.out / layout.prompts_part(0)
+    for number in range(3):
+        in_footer(layout.prompts_part(0), PLANS, (number, 3))(place.out, 10**12)
+    first.rename(place.out / layout.prompts_part(10**12))
+    in_ledger(lambda folders: folders[layout.PROMPTS].update(shards=4))(place)
+
+
 def a_worker_says(content: str) -> Callable[[Place], None]:
     return lambda place: (place.out / layout.worker("w")).write_text(content) and None
 
@@ -495,14 +501,14 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         noted_damaged("../victim/thesis.tex"),
         "repair",
         1,
-        "../victim/thesis.tex is no file of a run",
+        "../victim/thesis.tex is not a file of a run",
     ),
-    "a damaged file elsewhere": (noted_damaged("{victim}"), "repair", 1, "is no file of a run"),
+    "a damaged file elsewhere": (noted_damaged("{victim}"), "repair", 1, "is not a file of a run"),
     "a damaged file over a folder of a run": (
         noted_damaged("images/../../victim/shard-00000.parquet"),
         "repair",
         1,
-        "is no file of a run",
+        "is not a file of a run",
     ),
     "a damaged file of no text": (
         in_text(layout.DAMAGED, '{"images/m/a/shard-00000.parquet": 7}'),
@@ -515,16 +521,16 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         cleared("../victim"),
         "render",
         2,
-        "../victim is no folder of a run",
+        "../victim is not a folder of a run",
     ),
-    "a cleared folder elsewhere": (cleared("{victim}"), "render", 2, "is no folder of a run"),
+    "a cleared folder elsewhere": (cleared("{victim}"), "render", 2, "is not a folder of a run"),
     "a cleared folder over one of a run": (
         cleared("images/../../victim"),
         "render",
         2,
-        "is no folder of a run",
+        "is not a folder of a run",
     ),
-    "the output itself is cleared": (cleared(""), "render", 2, "is no folder of a run"),
+    "the output itself is cleared": (cleared(""), "render", 2, "is not a folder of a run"),
     "pictures of a format that is a path": (
         in_ledger(lambda all: all[ARM].update({"images.format": "x/../../../victim/new"})),
         "export",
@@ -548,7 +554,7 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         in_text(layout.LEDGER, "[" * 100_000),
         "status",
         2,
-        "it nests too deeply",
+        "it is nested too deeply",
     ),
     "a config with a section for a number": (
         in_file(layout.RUN, lambda run: run["config"]["sampling"].update(steps={})),
@@ -578,13 +584,44 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 0))(place.out, "../x"),
         "status",
         2,
-        "prompts/part-00000.parquet is damaged",
+        "prompts/part-00000.parquet is damaged (its shard plans are unusable: 0.0: "
+        "Input should be a valid integer)",
     ),
     "a plan of more shards than there are numbers": (
         lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 0))(place.out, 10**30),
         "status",
         2,
         "prompts/part-00000.parquet is damaged",
+    ),
+    "a plan of a row group of a number that Arrow does not take": (
+        lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 4))(place.out, 2**31),
+        "report",
+        2,
+        "prompts/part-00000.parquet is damaged (its plans do not match its row groups)",
+    ),
+    "a plan of another file": (
+        lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 3))(place.out, 7),
+        "report",
+        2,
+        "prompts/part-00000.parquet is damaged (its plans do not match its row groups)",
+    ),
+    "a plan of more prompts than its shard has": (
+        lambda place: in_footer(layout.prompts_part(0), PLANS, (0, 1))(place.out, 3),
+        "status",
+        2,
+        "prompts/part-00000.parquet is damaged (its plans do not match its row groups)",
+    ),
+    "a file of prompts of a number without end": (
+        a_part_of_a_number_without_end,
+        "status",
+        2,
+        "prompts/part-00000.parquet and 1,000 more is missing: of 4 shards of prompts 3 are here",
+    ),
+    "a ledger of more shards than memory holds": (
+        in_ledger(lambda folders: folders[layout.PROMPTS].update(shards=10**15)),
+        "verify",
+        1,
+        "of 3 shards 3 are here",
     ),
     "a worker that is cut off": (a_worker_says('{"seconds": '), "report", 0, "workers/w.json"),
     "a worker of another type": (a_worker_says('{"seconds": 3}'), "report", 0, "workers/w.json"),

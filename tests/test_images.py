@@ -45,7 +45,7 @@ def test_other_formats_are_refused_and_start_no_program(content, tmp_path, monke
 
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(monkeypatch):
     monkeypatch.setattr(images, "MOST_PIXELS", 47)
-    with pytest.raises(UserError, match="8 x 6 pixels, and at most 47 are read"):
+    with pytest.raises(UserError, match="8 x 6 pixels, but at most 47 are allowed"):
         open_image(encoded("PNG"))
 
 

@@ -192,16 +192,16 @@ def test_whole_run_of_the_demo_says_its_own_lines_alone(columns):
 
 FIRST = """
 import sys
-from tgate_batch import say
+from tgate_batch import console
 from tgate_batch.cli.main import run
 
 def first(text, **facts):
-    print(text, file=say.out())
+    print(text, file=console.out())
     heavy = {"torch", "ray", "diffusers", "transformers", "scipy", "matplotlib"}
-    print(*heavy & {*sys.modules}, file=say.out())
+    print(*heavy & {*sys.modules}, file=console.out())
     sys.exit()
 
-say.info = first
+console.info = first
 run(sys.argv[1:])
 """
 

@@ -37,14 +37,16 @@ prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.forma
 prompts.row_images prompts.settings prompts.columns prompts.reader prompts.batching prompts
 render.timing render.codec render.batch_size render.renderer render
 output.layout output.seal output.shapes output.provenance output.shutdown output.history output.lock
-output.parquet output.prompt_store output.card output.run output.config_warnings output.error_rows
+output.parquet output.prompt_store output.prompt_plan output.card output.compatibility output.stale
+output.run output.config_warnings output.error_rows
 output.status
 output.export output
-score.registry score.image_sources score.reference score.reference_check score.reference_file
-score.measure
+score.registry score.image_parts score.image_sources score.reference score.reference_check
+score.reference_file score.measure
 score.partial_sums
 score.plot_data
-score.aggregate score.figures score.measurement_plan score.scoring score
+score.row_sums score.aggregate score.extractor_facts score.conclusion score.figures
+score.measurement_plan score.scoring score
 report.columns report.thresholds report.verdict report.plan_size report.result_table report.summary
 report.sections report.gallery report.plots.svg report.plots.base report.plots.time
 report.plots.quality

@@ -29,7 +29,7 @@ from tgate_batch.output import history, layout, parquet, prompt_store
 from tgate_batch.output import run as runs
 from tgate_batch.output.lock import output_lock
 from tgate_batch.score.reference import load_reference
-from tgate_batch.storage import Folder, for_workers, is_outage, remote
+from tgate_batch.storage import Folder, is_outage, remote, worker_hint
 
 ROOT = Path(__file__).parents[1]
 KEY, SECRET, SECRET_OF_ENVIRONMENT = "PLANTEDKEY", "PLANTEDSECRET", "SECRETOFENVIRONMENT"
@@ -243,11 +243,11 @@ def test_outage_and_refusal_are_told_apart_from_what_work_does_wrong(store, fold
         folder.write("a.txt", "x")
     travelled = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert travelled.denied
-    assert "--runtime-env-json" in for_workers(travelled)
+    assert "--runtime-env-json" in worker_hint(travelled)
     store.refused, store.away = (), True
     with pytest.raises(StorageError) as caught:
         folder.without_retries.write("a.txt", "x")
-    assert for_workers(caught.value) == ""
+    assert worker_hint(caught.value) == ""
     assert is_outage(OSError(errno.ENOSPC, "No space left on device"))
     assert is_outage(OSError(errno.EROFS, "Read-only file system"))
     assert not is_outage(OSError("Couldn't deserialize thrift"))
@@ -261,7 +261,7 @@ def test_run_on_a_store_that_is_away_is_not_taken_for_none(store, folder, monkey
     with pytest.raises(StorageError, match="does not answer as it should"):
         runs.load_run(folder.uri)
     store.away = False
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         runs.load_run(folder.uri)
 
 

@@ -179,7 +179,9 @@ def test_full_or_read_only_disk_is_named_and_no_file_on_it(folder, monkeypatch, 
     monkeypatch.setattr(os, "fsync", refused)
     with pytest.raises(StorageError) as caught:
         folder.write("workers/a.json", "x")
-    assert str(caught.value).startswith(f"{folder} cannot be written: {os.strerror(number)}; make")
+    assert str(caught.value).startswith(
+        f"{folder} cannot be written: {os.strerror(number)}. Fix: make"
+    )
     assert is_lasting(caught.value)
     assert is_lasting(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301
 
@@ -312,7 +314,7 @@ def test_a_slash_in_a_secret_shows_nothing_of_it(text, shown):
 @pytest.mark.parametrize("make", [Folder, Folder.of_file])
 @pytest.mark.parametrize("uri", ["s3://AKIA:ab/cd@bucket", "s3://AKIA:ab/cd@bucket/set.csv"])
 def test_a_uri_whose_secret_has_a_slash_is_refused_without_it(make, uri):
-    with pytest.raises(UserError, match=r"Fix: write %2F for the /") as caught:
+    with pytest.raises(UserError, match=r"Fix: write %2F instead of /") as caught:
         make(uri)
     assert "ab" not in str(caught.value)
     assert "cd" not in str(caught.value).replace("credentials", "")

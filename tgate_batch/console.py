@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from tgate_batch.errors import ClusterLost, NoRoom, StorageError, UserError, printable
 
 _lock = threading.Lock()
-_streams: tuple[Any, Any] | None = None  # ours, where they are not Python's
-_log: TextIO | None = None  # of libraries, while the terminal is ours alone
+_streams: tuple[Any, Any] | None = None  # ours, if they differ from Python's
+_log: TextIO | None = None  # of libraries, inside `alone`
 _as_json = False
 _apart = False
 
@@ -48,18 +48,18 @@ def apart() -> Iterator[None]:
 
 
 def out() -> Any:
-    """The stream of our lines."""
+    """Returns the stream of our lines."""
     return sys.stdout if _streams is None else _streams[0]
 
 
 def err() -> Any:
-    """The stream of our warnings and errors."""
+    """Returns the stream of our warnings and errors."""
     return sys.stderr if _streams is None else _streams[1]
 
 
 @contextmanager
 def to(out: Any, err: Any) -> Iterator[None]:
-    """Meanwhile our lines go to these streams."""
+    """Sends our lines to these streams inside the block."""
     global _streams
     before, _streams = _streams, (out, err)
     try:
@@ -69,27 +69,28 @@ def to(out: Any, err: Any) -> Iterator[None]:
 
 
 def is_alone() -> bool:
-    """Whether libraries print to a log file."""
+    """Returns True if the output of libraries goes to a log file."""
     return _log is not None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Meanwhile the terminal is ours: what libraries print, from Python or beneath, goes to a file.
+    """Redirects the output of libraries to a log file inside the block; ours stays as it is.
 
-    The file is removed at the end, unless an error ends the block that nobody expected: its path is
-    then one line, before the traceback. Processes that are started inside print to the file, too.
+    This includes output of C code and of processes that the block starts. The file is removed at
+    the end, unless an unexpected error ends the block: then its path is printed before the
+    traceback.
     """
     global _log
     streams = sys.stdout, sys.stderr
     for stream in streams:
         stream.flush()
     with ExitStack() as stack:
-        ours = [_kept(stream, number) for stream, number in zip(streams, (1, 2), strict=True)]
+        ours = [_duplicate(stream, number) for stream, number in zip(streams, (1, 2), strict=True)]
         _log = log = _new_log()
         for number in (1, 2):
             with suppress(OSError):  # it is closed
-                stack.callback(_point, number, os.dup(number))
+                stack.callback(_restore, number, os.dup(number))
                 os.dup2(log.fileno(), number)
         stack.enter_context(to(*ours))
         for stream in ours:
@@ -108,13 +109,13 @@ def alone() -> Iterator[None]:
         else:
             forget()
         finally:
-            # A handler that was made inside may write to the log later: it stays open.
+            # The log stays open: a handler that was created inside may write to it later.
             sys.stdout, sys.stderr = streams
             _log = None
 
 
 def forget() -> None:
-    """Removes the libraries' log file, if there is one."""
+    """Removes the log file of libraries, if there is one."""
     if _log is not None and _log.name != os.devnull:
         Path(_log.name).unlink(missing_ok=True)
 
@@ -123,14 +124,14 @@ def _new_log() -> TextIO:
     options: Any = {"mode": "w", "buffering": 1, "encoding": "utf-8", "errors": "replace"}
     try:
         number, name = tempfile.mkstemp(prefix="tgate-batch-", suffix=".log")
-    except OSError:  # no folder for it
+    except OSError:  # there is no folder for temporary files
         return open(os.devnull, **options)
     os.close(number)
     return open(name, **options)
 
 
-def _kept(stream: Any, number: int) -> Any:
-    """A stream that goes on writing where this one does, once its descriptor points elsewhere."""
+def _duplicate(stream: Any, number: int) -> Any:
+    """Returns a stream with the same target, which stays valid if descriptor ``number`` changes."""
     try:
         if stream.fileno() != number:
             return stream
@@ -139,32 +140,32 @@ def _kept(stream: Any, number: int) -> Any:
         return stream
 
 
-def _point(number: int, before: int) -> None:
-    """Points a descriptor back to where it pointed before."""
+def _restore(number: int, before: int) -> None:
+    """Points a descriptor back to its earlier target."""
     os.dup2(before, number)
     os.close(before)
 
 
 def info(text: str, event: str = "info", **facts: Any) -> None:
     """Logs progress; ``facts`` become further keys of the JSON line."""
-    _say(text, event, facts, out())
+    _write(text, event, facts, out())
 
 
 def warning(text: str, **facts: Any) -> None:
     """Logs a warning: a problem that does not stop the command."""
-    _say(f"warning: {text}", "warning", facts, err())
+    _write(f"warning: {text}", "warning", facts, err())
 
 
 def error(text: str, **facts: Any) -> None:
     """Logs an error: why a command stops, or finishes only partly."""
-    _say(f"error: {text}", "error", facts, err())
+    _write(f"error: {text}", "error", facts, err())
 
 
-def _say(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
+def _write(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
     with _lock:
         stream = err() if _apart else stream
         if not _as_json:
-            print(_fitted(printable(text), stream), file=stream, flush=True)
+            print(_wrapped(printable(text), stream), file=stream, flush=True)
             return
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         text = text.removeprefix(f"{event}: ")
@@ -172,12 +173,9 @@ def _say(text: str, event: str, facts: dict[str, Any], stream: Any) -> None:
         print(line, file=err() if _apart else out(), flush=True)
 
 
-def _fitted(text: str, stream: Any) -> str:
-    """The text in lines that fit the terminal, if it goes to one; a word is never broken."""
-    if not stream.isatty():
-        return text
-    columns = width(stream)
-    if len(text) <= columns:
+def _wrapped(text: str, stream: Any) -> str:
+    """Returns the text in lines that fit the terminal, if it goes to one; no word is broken."""
+    if not stream.isatty() or len(text) <= (columns := width(stream)):
         return text
     return textwrap.fill(
         text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
@@ -185,7 +183,7 @@ def _fitted(text: str, stream: Any) -> str:
 
 
 def width(stream: Any) -> int:
-    """The columns of the terminal that a stream goes to."""
+    """Returns the number of columns of the terminal that a stream goes to."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError, AttributeError):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 class UserError(ValueError):
     """Invalid user input; the message is one line: what is wrong, why, and how to fix it.
 
-    Several problems are several arguments. The jobs print each on a line of its own, without a
+    Several problems are several arguments. The jobs print each on a separate line, without a
     traceback, and exit with code 2.
     """
 
@@ -21,16 +21,24 @@ class UserError(ValueError):
 
 
 class Problems:
-    """Collects user errors, so that all of them are reported together, each once."""
+    """Collects user errors, so that all of them are reported together, each once.
+
+    Example::
+
+        problems = Problems()
+        with problems.collected():
+            raise UserError("steps is 0")
+        problems.raise_if_any()
+    """
 
     def __init__(self) -> None:
-        self._found: dict[str, None] = {}
+        self._problems: dict[str, None] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._problems)
 
     def add(self, *problems: str) -> None:
-        self._found |= dict.fromkeys(problems)
+        self._problems |= dict.fromkeys(problems)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
@@ -42,8 +50,8 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raises all of them as one UserError."""
-        if self._found:
-            raise UserError(*self._found)
+        if self._problems:
+            raise UserError(*self._problems)
 
 
 class StorageError(Exception):
@@ -59,9 +67,7 @@ class StorageError(Exception):
         self, message: str, denied: bool = False, store: bool = False, lasting: bool = False
     ):
         super().__init__(message)
-        self.denied = denied
-        self.store = store
-        self.lasting = lasting
+        self.denied, self.store, self.lasting = denied, store, lasting
 
 
 class OutputLost(RuntimeError):
@@ -69,6 +75,20 @@ class OutputLost(RuntimeError):
 
     The message is one line for the user; the jobs exit with code 4. It is neither a
     ``StorageError`` nor an ``OSError``, so it is not retried.
+    """
+
+
+class ClusterLost(RuntimeError):
+    """The Ray cluster is lost, and the driver stops. The message is one line for the user.
+
+    Finished images are kept; the jobs exit with code 4.
+    """
+
+
+class NoRoom(RuntimeError):
+    """The cluster cannot fit a worker: too few machines, or too little memory.
+
+    The message is one line for the user. Finished images are kept; the jobs exit with code 4.
     """
 
 
@@ -110,6 +130,16 @@ def one_line(text: object, limit: int = 300) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def reason_of(error: BaseException, limit: int | None = 300) -> str:
+    """Returns an exception's message on one line, cut to ``limit``; its class if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def os_reason(error: BaseException) -> str:
+    """Returns the system's text for an OSError ("No space left on device"), else ``reason_of``."""
+    return getattr(error, "strerror", None) or reason_of(error)
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Returns a value for a message: text quoted, escaped and cut; large values by type only."""
     if isinstance(value, str | bytes):
@@ -121,17 +151,3 @@ def shown(value: object, limit: int = 60) -> str:
     if isinstance(value, dict):
         return "an object"
     return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
-
-
-class ClusterLost(RuntimeError):
-    """The Ray cluster is lost, and the driver stops. The message is one line for the user.
-
-    Finished images are kept; the jobs exit with code 4.
-    """
-
-
-class NoRoom(RuntimeError):
-    """The cluster has no place for a worker: too few machines, or too little memory. One line.
-
-    What is finished stays; the jobs exit with code 4.
-    """

@@ -1,4 +1,4 @@
-"""The nouns of a run: Prompt, Shard, ImageRecord, Receipt, and the one Arrow schema of the rows."""
+"""The records of a run (Prompt, Shard, ImageRecord, ShardResult) and the Arrow schema of rows."""
 
 import json
 import traceback
@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from tgate_batch.errors import reason_of
 from tgate_batch.storage import without_credentials
 
 
 class BatchKey(NamedTuple):
-    """The settings that rows must share to be in one batch; None: the run's setting.
+    """The settings that rows must share to be in one batch; None for the run's setting.
 
-    ``guidance_scale``: only where rows of differing guidance cannot share a batch.
+    ``guidance_scale`` is set only if rows with different scales cannot share a batch.
     """
 
     height: int | None = None
@@ -23,20 +24,20 @@ class BatchKey(NamedTuple):
     steps: int | None = None
     guided: bool | None = None
     guidance_scale: float | None = None
-    strength: float | None = None  # of rows that begin with a picture
+    strength: float | None = None  # of image-to-image rows
 
     def __str__(self) -> str:
-        asked = self._asdict() | {"guided": None}
-        return ", ".join(f"{key} {value:g}" for key, value in asked.items() if value is not None)
+        settings = self._asdict() | {"guided": None}
+        return ", ".join(f"{key} {value:g}" for key, value in settings.items() if value is not None)
 
 
 AS_OTHERS = BatchKey()
 
 
 class RowSettings(NamedTuple):
-    """The overrides in a row of the prompt set; None: the run's setting.
+    """The settings in a row of the prompt set; None for the run's setting.
 
-    ``strength``: of a row that begins with its picture (image-to-image); None: from noise alone.
+    ``strength`` is that of an image-to-image row; None if the row starts from noise alone.
     """
 
     negative_prompt: str | None = None
@@ -48,7 +49,7 @@ class RowSettings(NamedTuple):
     strength: float | None = None  # above 0, at most 1
 
     def batch_key(self, apart: bool = False) -> BatchKey:
-        """``apart``: rows of differing guidance do not share batches."""
+        """Returns the row's batch key; ``apart``: rows with different scales share no batch."""
         scale = self.guidance_scale
         guided = None if scale is None else scale > 1
         size = self.height, self.width
@@ -61,14 +62,18 @@ AS_THE_RUN = RowSettings()
 class Prompt(NamedTuple):  # a dataclass takes twice as long to make, and there are millions
     """One row of the prompt set: a stable unique id and the text to render.
 
-    ``category`` does not affect the image: figures may be broken down by it. ``source_row`` is
-    the row's index in the whole set, from 0. ``extra_columns``: further columns for the output,
-    as JSON.
+    ``image``: the encoded input image of a row that has one. ``category`` does not affect the
+    image: figures may be broken down by it. ``source_row`` is the row's index in the whole set,
+    from 0. ``extra_columns``: further columns for the output, as JSON.
+
+    Example::
+
+        Prompt("42", "a red fox", overrides=RowSettings(seed=7))
     """
 
     id: str
     text: str
-    image: bytes | None = None  # the picture that it begins with
+    image: bytes | None = None
     category: str | None = None
     overrides: RowSettings = AS_THE_RUN
     source_row: int = 0
@@ -77,7 +82,7 @@ class Prompt(NamedTuple):  # a dataclass takes twice as long to make, and there 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, retry and resume: consecutive prompts, numbered from 0."""
+    """The unit of work, retry and resume: prompts with one batch key; ``index`` counts from 0."""
 
     index: int
     prompts: tuple[Prompt, ...]
@@ -88,26 +93,23 @@ class Shard:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all that rows say, so that a changed prompt file is noticed.
+        """SHA-256 of the rows, which detects a changed prompt file.
 
-        Neither a row's category nor its place enters.
+        A row's category and its position in the set are not included.
         """
         digest = sha256()
         for prompt in self.prompts:
             for part in (prompt.id.encode(), prompt.text.encode(), prompt.image or b""):
                 digest.update(len(part).to_bytes(8, "big") + part)
             if prompt.overrides != AS_THE_RUN or prompt.extra_columns is not None:
-                overrides = (
-                    prompt.overrides
-                    if prompt.overrides.strength is not None
-                    else prompt.overrides[:-1]
-                )
+                # Older digests had no strength.
+                overrides = prompt.overrides[: -1 if prompt.overrides.strength is None else None]
                 part = json.dumps([*overrides, prompt.extra_columns]).encode()
-                digest.update((len(part) | _OWN).to_bytes(8, "big") + part)
+                digest.update((len(part) | _HAS_SETTINGS).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
 
-_OWN = 1 << 63  # tells a row's own settings from the parts that every row has
+_HAS_SETTINGS = 1 << 63  # marks a row's settings; no other part of a row has this length
 
 
 def image_seed(
@@ -115,14 +117,18 @@ def image_seed(
 ) -> int:
     """Returns the 63-bit seed of one image, from the run's seed, prompt id and image number.
 
-    Neither arm, shard, worker nor batch enters, so arms are paired image by image.
+    It does not depend on arm, shard, worker or batch, so arms are paired image by image.
     ``row_seed`` is the seed in the prompt's row, if any: image 0 has that seed, and the seeds of
     the others are derived from it.
+
+    Example::
+
+        image_seed(0, "42", 1) != image_seed(0, "42", 0)
     """
     if row_seed is not None and image_number == 0:
         return row_seed
-    of = [run_seed, prompt_id] if row_seed is None else [row_seed]
-    key = json.dumps([*of, image_number]).encode()
+    origin = [run_seed, prompt_id] if row_seed is None else [row_seed]
+    key = json.dumps([*origin, image_number]).encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
@@ -135,8 +141,8 @@ def row_digest(
     video: bytes | None,
 ) -> str:
     """Returns the SHA-256 of a row's image, video and key, which is unique to the row."""
-    whose = json.dumps([model, arm, prompt_id, image_number]).encode()
-    digest = sha256(len(whose).to_bytes(8, "big") + whose)
+    key = json.dumps([model, arm, prompt_id, image_number]).encode()
+    digest = sha256(len(key).to_bytes(8, "big") + key)
     for content in (image, video):
         digest.update((0 if content is None else len(content) + 1).to_bytes(8, "big"))
         digest.update(content or b"")
@@ -153,11 +159,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        """What an exception says; no credentials, and of long texts the last part."""
-        told = "".join(traceback.format_exception(error))
-        kind = type(error).__name__
-        line = without_credentials(f"{kind}: {' '.join(str(error).split())}"[:500])
-        return cls(kind, line, without_credentials(told[-_TRACEBACK:]))
+        """Returns the failure of an exception: no credentials, and the traceback's end."""
+        text = "".join(traceback.format_exception(error))
+        kind, message = type(error).__name__, reason_of(error, None)
+        line = kind if message == kind else f"{kind}: {message}"[:500]
+        return cls(kind, without_credentials(line), without_credentials(text[-_TRACEBACK:]))
 
 
 _TRACEBACK = 8000  # characters
@@ -167,18 +173,17 @@ _TRACEBACK = 8000  # characters
 class ImageRecord:
     """One row: exactly one per (model, arm, prompt id, image number).
 
-    A file holds the rows of one model and one arm, and adds these two columns and ``digest``
-    (:func:`row_digest`) itself.
+    A file contains the rows of one model and one arm; writing it adds the columns ``model``,
+    ``arm`` and ``digest`` (:func:`row_digest`).
 
-    ``batch_seconds`` is the wall time of the whole batch this picture was made in (denoising and
-    decoding), ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time
-    this one picture took to compress. ``warm_up`` marks a worker's first batch of an arm, which
-    throughput leaves out. ``memory`` says how the batch was cut where the whole one did not fit.
-    ``image`` is None where ``status`` is "error"; ``error`` then says why in a line, and
-    ``error_kind`` and ``error_traceback`` of what kind it was and where it was raised.
-    ``negative_prompt``, ``guidance_scale``, ``steps`` and ``strength`` (None: from noise alone) are
-    what the picture was drawn with, ``place`` is its prompt's in the set, from 0, and ``kept``
-    further columns of the set, as JSON.
+    ``batch_seconds`` is the wall time of the image's whole batch (denoising and decoding),
+    ``denoise_seconds`` and ``decode_seconds`` its parts, ``encode_seconds`` the time to compress
+    this image. ``warm_up`` marks a worker's first batch of an arm, which throughput excludes.
+    ``memory`` describes how a batch was split that did not fit in memory. If ``status`` is "error",
+    ``image`` is None, and ``error``, ``error_kind`` and ``error_traceback`` have the message, the
+    exception class and the traceback. ``negative_prompt``, ``guidance_scale``, ``steps`` and
+    ``strength`` (None if it starts from noise alone) are the image's settings. ``place`` is the
+    prompt's position in the set, from 0; ``kept`` has further columns of the set, as JSON.
     """
 
     prompt_id: str
@@ -211,13 +216,13 @@ class ImageRecord:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "ImageRecord":
-        """The record that ``row`` gave; a row that lacks later columns has None there."""
-        known: dict[str, Any] = {key: row.get(key) for key in cls.__dataclass_fields__}
-        picture = known["image"]
-        return cls(**known | {"image": None if picture is None else picture["bytes"]})
+        """Returns the record of a stored row; columns that the row lacks are None."""
+        values: dict[str, Any] = {key: row.get(key) for key in cls.__dataclass_fields__}
+        image = values["image"]
+        return cls(**values | {"image": None if image is None else image["bytes"]})
 
     def row(self) -> dict:
-        """The record as a row of :data:`SCHEMA`, but for the columns that its file adds."""
+        """Returns the record as a row of :data:`SCHEMA`, without the columns that its file adds."""
         row = asdict(self)
         row["image"] = None if self.image is None else {"bytes": self.image, "path": None}
         return row
@@ -234,7 +239,7 @@ class ShardProgress:
 
 
 class Cut(NamedTuple):
-    """Ids of prompts that a text encoder truncates, and of those whose negative prompt it does."""
+    """Ids of the prompts whose text, or whose negative prompt, the text encoder truncates."""
 
     prompts: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
@@ -247,8 +252,9 @@ _NONE_CUT = Cut()
 class ShardResult:
     """A worker's result for one (model, arm, shard); image data is never sent to the driver.
 
-    ``why``: of the first error, its line. ``cut``: of the shard's prompts. ``invariant``: whether a
-    padded batch gives a picture the same bits wherever it stands, on the device; None: not known.
+    ``first_error``: the message of the first error. ``cut``: the shard's truncated prompts.
+    ``invariant``: True if an image of a padded batch has the same bits at every position, on this
+    device; None if it is not known.
     """
 
     model: str
@@ -264,48 +270,56 @@ class ShardResult:
     invariant: bool | None = None
 
 
-_FIELDS: list[tuple[str, pa.DataType, dict]] = [
-    ("model", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("arm", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("prompt_id", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("image_number", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("seed", pa.int64(), {"dtype": "int64", "_type": "Value"}),
-    ("status", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("error", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
-    ("video", pa.binary(), {"dtype": "binary", "_type": "Value"}),
-    ("width", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("height", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("batch", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("batch_size", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("batch_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("denoise_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("decode_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("encode_seconds", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("warm_up", pa.bool_(), {"dtype": "bool", "_type": "Value"}),
-    ("worker", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("memory", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("error_kind", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("error_traceback", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("negative_prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("guidance_scale", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("steps", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("place", pa.int64(), {"dtype": "int64", "_type": "Value"}),
-    ("kept", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("strength", pa.float64(), {"dtype": "float64", "_type": "Value"}),
-    ("digest", pa.string(), {"dtype": "string", "_type": "Value"}),
-]
+_TYPES = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "binary": pa.binary(),
+    "Image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+}
 
 
-def _schema(fields: list[tuple[str, pa.DataType, dict]]) -> pa.Schema:
-    # Hugging Face `datasets` reads its features from this key, and so decodes `image` by itself.
-    features = {"info": {"features": {name: feature for name, _, feature in fields}}}
+def _split(columns: str) -> dict[str, str]:
+    return {name: kind for name, _, kind in (one.partition(":") for one in columns.split())}
+
+
+def schema_of(columns: str) -> pa.Schema:
+    """Returns the schema of columns given as text.
+
+    Example::
+
+        schema_of("seed:int64 steps:int32")
+    """
+    return pa.schema([(name, _TYPES[kind]) for name, kind in _split(columns).items()])
+
+
+_COLUMNS = _split(  # in the file's order; add a new one before `digest`
+    """
+    model:string arm:string prompt_id:string image_number:int32 prompt:string seed:int64
+    status:string error:string image:Image video:binary width:int32 height:int32
+    batch:string batch_size:int32 batch_seconds:float64 denoise_seconds:float64
+    decode_seconds:float64 encode_seconds:float64 warm_up:bool worker:string memory:string
+    error_kind:string error_traceback:string negative_prompt:string guidance_scale:float64
+    steps:int32 place:int64 kept:string strength:float64 digest:string
+    """
+)
+
+
+def _schema(*without: str) -> pa.Schema:
+    # Hugging Face `datasets` reads its features from this key, so that it decodes `image` itself.
+    columns = {name: kind for name, kind in _COLUMNS.items() if name not in without}
+    features = {
+        name: {"_type": "Image"} if kind == "Image" else {"dtype": kind, "_type": "Value"}
+        for name, kind in columns.items()
+    }
     return pa.schema(
-        [(name, kind) for name, kind, _ in fields], metadata={"huggingface": json.dumps(features)}
+        [(name, _TYPES[kind]) for name, kind in columns.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
 
 
-SCHEMA = _schema(_FIELDS)
-BEFORE_DIGEST = _schema(_FIELDS[:-1])  # of files from before rows had one
-BEFORE_STRENGTH = _schema(_FIELDS[:-2])
+SCHEMA = _schema()
+BEFORE_DIGEST = _schema("digest")  # of files written before rows had a digest
+BEFORE_STRENGTH = _schema("digest", "strength")

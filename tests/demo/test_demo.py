@@ -38,7 +38,7 @@ def test_at_least_200_different_captions_ship_and_all_are_held_out():
 
 
 def test_training_never_draws_a_held_out_scene():
-    assert not any(map(scenes.is_held_out, scenes.random_scenes(2000, seed=5, held=False)))
+    assert not any(map(scenes.is_held_out, scenes.random_scenes(2000, seed=5, held_out=False)))
 
 
 def test_model_is_float16_safetensors_of_at_most_12_megabytes():
@@ -95,7 +95,7 @@ def test_every_caption_word_is_one_token_and_other_words_are_spelled():
 
 
 def test_longest_caption_is_not_cut():
-    captions = [str(scene) for scene in scenes.random_scenes(50, seed=1, held=False)]
+    captions = [str(scene) for scene in scenes.random_scenes(50, seed=1, held_out=False)]
     assert max(map(len, pipeline().tokenizer(captions).input_ids)) <= networks.TOKENS
 
 

@@ -18,7 +18,7 @@ def test_caption_says_what_its_scene_holds():
 
 
 def test_every_scene_comes_back_from_its_caption():
-    for scene in scenes.random_scenes(500, seed=1, held=False):
+    for scene in scenes.random_scenes(500, seed=1, held_out=False):
         assert scenes.parse(str(scene)) == scene
 
 
@@ -50,7 +50,7 @@ def test_every_single_thing_is_read_as_it_was_drawn():
 
 
 def test_drawn_pictures_are_read_right_99_times_in_100():
-    sampled = scenes.random_scenes(400, seed=2, held=True)
+    sampled = scenes.random_scenes(400, seed=2, held_out=True)
     held = [scenes.check(scenes.draw(s, i), str(s))["all"] for i, s in enumerate(sampled)]
     assert np.mean(held) >= 0.99
 
@@ -92,7 +92,7 @@ def test_picture_of_noise_shows_nothing_asked_for():
 
 
 def test_held_out_is_decided_by_the_pair_alone():
-    for scene in scenes.random_scenes(300, seed=3, held=True):
+    for scene in scenes.random_scenes(300, seed=3, held_out=True):
         if len(scene.things) == 2:
             (a, b), other = scene.things, list(scenes.BACKGROUNDS)
             exchanged = (b._replace(place=a.place), a._replace(place=b.place))

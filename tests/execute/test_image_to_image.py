@@ -317,10 +317,10 @@ def test_pictures_beside_captions_without_a_strength_are_not_used(tiny, tmp_path
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([("p0", 0, 0.5), ("p1", "", 0.5)], "row 3: strength 0.5 is of a picture, and the row"),
-        ([("p0", 0, 0.5), ("p1", 1, "")], "row 3: it has a picture in column 'image' and no"),
-        ([("p0", 0, 0.0)], "'0.0' is no strength (a number above 0 and at most 1)"),
-        ([("p0", 0, 1.5)], "'1.5' is no strength"),
+        ([("p0", 0, 0.5), ("p1", "", 0.5)], "row 3: strength 0.5 needs an image, but the row"),
+        ([("p0", 0, 0.5), ("p1", 1, "")], "row 3: it has an image in column 'image' but no"),
+        ([("p0", 0, 0.0)], "'0.0' is not a valid strength (a number above 0 and at most 1)"),
+        ([("p0", 0, 1.5)], "'1.5' is not a valid strength"),
         ([("p0", 0, 0.5), ("p1", 1, 0.1)], "row 2 of the set (strength 0.1): arms.baseline"),
     ],
 )
@@ -344,14 +344,16 @@ def test_gate_beyond_the_steps_that_a_row_runs_is_told_with_the_row(tiny, tmp_pa
 def test_scheduler_that_adds_no_noise_is_told_before_anything_is_drawn(tiny, tmp_path):
     run = run_of(tiny, tmp_path, write(tmp_path, [("p0", 0, 0.5)]))
     other = run.model_copy(update={"arms": {"ipndm": config.Arm(scheduler="IPNDMScheduler")}})
-    with pytest.raises(UserError, match="with sd15: IPNDMScheduler adds no noise"):
+    with pytest.raises(UserError, match="with sd15: IPNDMScheduler cannot add noise"):
         workflow.prepare(other)
 
 
 def test_set_without_pictures_refuses_a_strength_for_all(tiny, tmp_path):
     file = tmp_path / "set.csv"
     file.write_text("id,caption\np0,a picture\n")
-    with pytest.raises(UserError, match=r"prompts.strength 0.5 is of pictures, and .* no column"):
+    with pytest.raises(
+        UserError, match=r"prompts.strength 0.5 needs input images, but .* no column"
+    ):
         workflow.prepare(run_of(tiny, tmp_path, file, strength=0.5))
 
 

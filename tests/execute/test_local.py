@@ -27,7 +27,8 @@ from tgate_batch.models import catalogue
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.output import run as runs
 from tgate_batch.score import registry
-from tgate_batch.score.figures import ConcludeOrder, Facts
+from tgate_batch.score.conclusion import ConcludeOrder
+from tgate_batch.score.extractor_facts import ExtractorFacts
 from tgate_batch.score.measurement_plan import MeasurementPlan
 from tgate_batch.storage import Folder
 
@@ -50,7 +51,7 @@ METRIC = '''
 """How dark a picture is beside a reference brightness, which is the metric's weights."""
 import numpy as np
 
-from tgate_batch.metrics.base import Column, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 
 
 def load(weights, device):
@@ -62,10 +63,13 @@ def load(weights, device):
     return measure
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="darkness",
-    column=Column("darkness", "darkness", "{:.3f}", better="lower", tables=("pictures", "brief")),
+    heading="darkness",
+    pattern="{:.3f}",
     load=load,
+    better="lower",
+    brief=True,
     weights="darkness",
 )
 '''
@@ -244,7 +248,7 @@ def test_a_reference_that_changed_since_the_driver_read_it_is_refused(settings, 
     file = tmp_path / "reference.npz"
     rows = np.random.default_rng(0).normal(size=(4, kind.dimensions))
     stream([rows.astype(np.float32)]).save(file.open("wb"))
-    facts = Facts.of(kind)
+    facts = ExtractorFacts.of(kind)
     order = ConcludeOrder(None, (), None, {facts.name: (str(file), "0" * 64)}, (facts,))
     run = local(settings)
     with pytest.raises(UserError, match=r"reference: .* has other weights at .*reference\.npz"):

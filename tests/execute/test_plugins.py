@@ -21,7 +21,7 @@ BROKEN = {  # what a module says: what the line has to have
     "from os import no_such_name": ["cannot import name 'no_such_name'"],
     "x = 1": ["neither a FAMILY nor a METRIC"],
     "FAMILY = 3": ["has no FAMILY"],
-    "METRIC = 3": ["has to be a PictureMetric"],
+    "METRIC = 3": ["Fix: make it an ImageMetric"],
 }
 
 

@@ -76,8 +76,12 @@ def end_of(output):
 
 
 SIGNALS = [
-    (signal.SIGTERM, 143, "stopped by SIGTERM; the same command goes on with the missing shards\n"),
-    (signal.SIGINT, 130, "stopped; the same command goes on with the missing shards\n"),
+    (
+        signal.SIGTERM,
+        143,
+        "stopped by SIGTERM; rerun the same command to continue with the missing shards\n",
+    ),
+    (signal.SIGINT, 130, "stopped; rerun the same command to continue with the missing shards\n"),
 ]
 
 
@@ -175,8 +179,8 @@ def test_signal_while_ray_starts_or_ends_is_heard_by_the_job(when, seconds):
 
 LEAVES = """
 import hashlib, os, signal
-from tgate_batch.output import goodbye
-goodbye.watch([signal.SIGTERM], lambda number: os._exit(128 + number))
+from tgate_batch.output import shutdown
+shutdown.watch([signal.SIGTERM], lambda number: os._exit(128 + number))
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 """

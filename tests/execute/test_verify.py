@@ -622,7 +622,7 @@ def test_prompts_whose_source_changed_are_told_with_what_is_needed(out, settings
     DAMAGE["a byte of the prompts"][0](out)
     assert workflow.verify(str(out), repair=True) == 1
     said = capsys.readouterr()
-    assert "is not the one that was frozen (another source; its sha256 was" in said.out + said.err
+    assert "is not the original one (another source; its sha256 was" in said.out + said.err
     assert (out / PROMPTS).exists()
 
 
@@ -814,7 +814,7 @@ def test_the_claim_of_a_dead_run_is_no_fault(out, monkeypatch):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         workflow.verify(str(tmp_path))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.stand_in import StandIn
 from tgate_batch.config import Arm, Config, Model
-from tgate_batch.metrics.base import Column, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.models.family import Condition
 from tgate_batch.models.pipeline_runner import PipelineRunner, Pixels, open_runner
 from tgate_batch.records import Prompt
@@ -147,8 +147,10 @@ def _load(weights: str | None, device: str) -> Any:
     return measure
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="brightness",
-    column=Column("brightness", "brightness", "{:.1f}", better="higher", tables=("pictures",)),
+    heading="brightness",
+    pattern="{:.1f}",
     load=_load,
+    better="higher",
 )

@@ -53,7 +53,9 @@ def test_full_or_read_only_disk_ends_the_run_with_a_line_that_names_it(world, ca
     said = capsys.readouterr()
     assert "stalled" not in said.out + said.err
     (line,) = (line for line in said.err.splitlines() if line.startswith("error: "))
-    assert line.startswith(f"error: {run.output} cannot be written: {os.strerror(number)}; make")
+    assert line.startswith(
+        f"error: {run.output} cannot be written: {os.strerror(number)}. Fix: make"
+    )
     world.resume(run)
 
 

@@ -202,7 +202,9 @@ def test_nothing_is_asked_of_the_network(whole, monkeypatch):
 
 def test_the_extractor_is_known_without_its_weights():
     check_extractor("cmmd", "folder")
-    with pytest.raises(UserError, match=r"no default place.*clip-vit-large-patch14-336") as caught:
+    with pytest.raises(
+        UserError, match=r"no default weights.*clip-vit-large-patch14-336"
+    ) as caught:
         load_extractor("cmmd")
     assert "\n" not in str(caught.value)
 
@@ -236,7 +238,7 @@ def cut(folder):
 
 
 WRONG = {
-    "missing": (shutil.rmtree, "is not there"),
+    "missing": (shutil.rmtree, "does not exist"),
     "no config": (lambda f: (f / "config.json").unlink(), "no readable config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "save_pretrained"),
     "pickled weights": (
@@ -247,7 +249,7 @@ WRONG = {
     "no projection": (lose_projection, r"missing \(visual_projection\.weight\)"),
     "cut off": (cut, "cut off"),
     "another width": (lambda f: change_config(f, hidden_size=32), "of another shape"),
-    "another picture size": (lambda f: change_config(f, image_size=48), "of another shape"),
+    "another image size": (lambda f: change_config(f, image_size=48), "of another shape"),
     "a layer too many": (lambda f: change_config(f, num_hidden_layers=3), "missing"),
     "a layer too few": (lambda f: change_config(f, num_hidden_layers=1), "left over"),
     "text alone": (

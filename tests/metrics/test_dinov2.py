@@ -145,7 +145,7 @@ def test_nothing_is_asked_of_the_network(checkpoint, monkeypatch):
 
 def test_the_extractor_is_known_without_its_weights():
     check_extractor("dinov2", "folder")
-    with pytest.raises(UserError, match=r"no default place.*facebook/dinov2-large") as caught:
+    with pytest.raises(UserError, match=r"no default weights.*facebook/dinov2-large") as caught:
         load_extractor("dinov2")
     assert "\n" not in str(caught.value)
 
@@ -181,7 +181,7 @@ def cut(folder):
 
 
 WRONG = {
-    "missing": (shutil.rmtree, "is not there"),
+    "missing": (shutil.rmtree, "does not exist"),
     "empty": (lambda f: [file.unlink() for file in f.iterdir()], "no readable config.json"),
     "no config": (lambda f: (f / "config.json").unlink(), "no readable config.json"),
     "bad config": (lambda f: (f / "config.json").write_text("{"), "no readable config.json"),
@@ -207,7 +207,7 @@ WRONG = {
         "left over",
     ),
     "no last norm": (lambda f: change_weights(f, lambda w: w.pop("layernorm.weight")), "missing"),
-    "a broken config": (lambda f: change_config(f, hidden_act="nonsense"), "does not make"),
+    "a broken config": (lambda f: change_config(f, hidden_act="nonsense"), "cannot be loaded as a"),
 }
 
 

@@ -1,3 +1,6 @@
+import doctest
+import textwrap
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.statistics import write_random_inception
 from tgate_batch.errors import UserError
+from tgate_batch.metrics import features as module
 from tgate_batch.metrics.features import (
     INCEPTION_FILE,
     EfficientNetLite0,
@@ -18,6 +22,7 @@ from tgate_batch.metrics.features import (
     load_extractor,
 )
 from tgate_batch.metrics.frechet import Statistics, frechet_distance
+from tgate_batch.score.extractor_facts import ExtractorFacts
 
 
 def pictures(count, seed, size=(48, 40), coarse=4):
@@ -216,3 +221,20 @@ def test_known_extractors_are_known_without_their_weights(monkeypatch, tmp_path)
 def test_extractor_that_keeps_no_weights_is_refused_without_any(name):
     with pytest.raises(UserError, match=rf"give a checkpoint's folder as score.weights.{name}"):
         check_extractor(name, None)
+
+
+def test_examples_of_the_documentation_run():
+    assert doctest.testmod(module).attempted == 2
+    assert doctest.testmod(module).failed == 0
+
+
+def test_example_of_the_contract_is_an_extractor():
+    code = module.Extractor.__doc__.split("::\n", 1)[1].split("    - ``label``")[0]
+    names = {"np": np}
+    exec(textwrap.dedent(code), names)
+    extractor = names["MeanColour"](None, "cpu")
+    grey = Image.new("RGB", (4, 4), (10, 20, 30))
+    assert extractor([grey]).tolist() == [[10.0, 20.0, 30.0]]
+    assert extractor([]).shape == (0, extractor.dimensions)
+    facts = ExtractorFacts.of(extractor)
+    assert (facts.version, facts.kind) == (1, "frechet")

@@ -153,7 +153,7 @@ def test_no_images_have_no_statistics():
 
 
 def test_one_image_has_no_covariance():
-    with pytest.raises(UserError, match="1 usable image"):
+    with pytest.raises(UserError, match="two usable images, and there are 1"):
         frechet_distance(Statistics.of(features(1, 4)), Statistics.of(features(9, 4)))
 
 

@@ -42,7 +42,7 @@ def test_sums_without_a_group_are_all_less_its_own():
 
 
 def test_mean_has_its_own_standard_error_and_no_bias():
-    # twenty groups of one picture: the textbook's standard error of a mean
+    # twenty groups of one image: the textbook's standard error of a mean
     values = np.random.default_rng(0).normal(size=20)
     found = estimate(ratios(values, np.ones(20)))
     error = values.std(ddof=1) / 20**0.5
@@ -54,7 +54,7 @@ def test_mean_has_its_own_standard_error_and_no_bias():
 
 
 def test_bias_that_falls_with_the_count_is_taken_away():
-    # a figure 5 + 100 / n of n = 400 pictures, 20 a group
+    # a figure 5 + 100 / n of n = 400 images, 20 a group
     assert estimate(np.array([5 + 100 / 400, *[5 + 100 / 380] * 20])).value == pytest.approx(5)
 
 

@@ -44,7 +44,7 @@ def test_mmd_of_two_pairs_on_a_line():
 
 
 def test_pairs_of_pictures_of_one_prompt_are_left_out():
-    # two prompts of two equal pictures each: what is left are pairs of 0 with 1
+    # two prompts of two equal images each: what is left are pairs of 0 with 1
     a, prompts = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([5, 5, 9, 9])
     sums = kernel_sums(a, np.array([0, 0, 1, 1]), prompts, np.zeros((2, 1)))
     assert sums.pair_counts.sum() == 8

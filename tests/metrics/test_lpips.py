@@ -52,7 +52,7 @@ def test_weights_of_another_network_say_so_in_one_line(tmp_path):
 
 
 def test_missing_weights_say_so(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         Lpips(tmp_path / "w.pth")
 
 

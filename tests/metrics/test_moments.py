@@ -65,7 +65,7 @@ def test_dimensions_that_differ_are_refused():
 
 def test_one_picture_that_remains_has_no_distance():
     rows = features(2, 4)
-    with pytest.raises(UserError, match="two are the least"):
+    with pytest.raises(UserError, match="needs at least two usable images"):
         frechet_values(moments_of(rows), FrechetRoot(Statistics.of(features(20, 4))))
 
 

@@ -14,7 +14,7 @@ def test_a_pair_of_two_sizes_cannot_be_compared():
 
 @pytest.mark.parametrize("baselines", [None, []])
 def test_a_missing_baseline_is_a_fault_of_the_caller(baselines):
-    with pytest.raises(ValueError, match="found 0"):
+    with pytest.raises(ValueError, match="got 0"):
         pairs([Image.new("RGB", (8, 8))], baselines)
 
 

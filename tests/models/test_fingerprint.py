@@ -239,7 +239,7 @@ def renamed_in(index: Path, name: str) -> None:
     ("name", "said"),
     [
         ("weights.bin", "only safetensors are read"),
-        ("../../elsewhere/weights.safetensors", "that is no name of a file"),
+        ("../../elsewhere/weights.safetensors", "that is not a file name"),
         ("gone.safetensors", "which its index names. Fix: copy the whole checkpoint"),
     ],
 )
@@ -266,7 +266,7 @@ def test_an_index_that_leaves_a_file_out_is_refused(folder):
     kept = sorted(set(content["weight_map"].values()))[0]
     content["weight_map"] = {k: v for k, v in content["weight_map"].items() if v == kept}
     index.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"does not name .*-of-.*, which lies in"):
+    with pytest.raises(UserError, match=r"does not name .*-of-.*, which is in"):
         of(folder)
 
 

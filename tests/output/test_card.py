@@ -46,7 +46,7 @@ def test_models_arms_sampling_and_counts_are_told(folder):
     said = written(folder, ["lcm_sdxl"], sampling={"images_per_prompt": 3, "seed": 7})
     assert "4 steps of LCMScheduler, guidance 8, 1024 x 1024 pixels, seed 7" in said
     assert "| tgate | `gate_step` 10, `sp_interval` 1, `fi_interval` 1, `warm_up` 0 |" in said
-    assert "So 6,000 rows where the run is complete" in said
+    assert "A complete run has 6,000 rows" in said
     assert "| lcm_sdxl tgate | 0 | 16 |  |" in said
 
 
@@ -56,7 +56,7 @@ def test_files_are_counted_by_arm_also_of_an_arm_that_left_the_config(folder):
             folder.write(layout.shard_file(layout.images("sd15", arm), shard), "x")
     folder.write(layout.scores("sd15", "tgate"), json.dumps({"errors": 3}))
     said = written(folder, ["sd15"])
-    rows = "| sd15 baseline | 0 | 16 |  |\n| sd15 tgate | 2 | 16 | 3 |\n| sd15 older, which is"
+    rows = "| sd15 baseline | 0 | 16 |  |\n| sd15 tgate | 2 | 16 | 3 |\n| sd15 older, no longer"
     assert rows in said
     assert "| images that failed |" in said
 
@@ -64,7 +64,7 @@ def test_files_are_counted_by_arm_also_of_an_arm_that_left_the_config(folder):
 @pytest.mark.parametrize("prompts", ["demo", demo.PROMPTS])
 def test_licences_that_are_known_stand_with_their_source(folder, prompts):
     said = written(folder, ["lcm_sdxl", "demo"], prompts)
-    assert "Weights of lcm_sdxl: openrail++, says the card of [stabilityai/" in said
+    assert "Weights of lcm_sdxl: openrail++, according to the card of [stabilityai/" in said
     assert "(https://huggingface.co/latent-consistency/lcm-sdxl)" in said
     assert "Weights of demo: apache-2.0" in said
     assert "Prompts: apache-2.0" in said
@@ -78,8 +78,8 @@ def test_licences_that_are_not_known_are_said_not_to_be(folder):
 
 
 def test_mark_is_told_as_it_is(folder):
-    assert "Each says so itself, in its XMP" in written(folder, ["sd15"])
-    assert "The files do not say so themselves" in written(folder, ["sd15"], images={"mark": False})
+    assert "Each file is marked in its XMP" in written(folder, ["sd15"])
+    assert "The files are not marked" in written(folder, ["sd15"], images={"mark": False})
 
 
 def test_no_credential_is_in_it(folder, monkeypatch):

@@ -40,36 +40,36 @@ def test_a_sound_config_has_none():
         (
             {"baseline": {}, "late": {"gate_step": 3, "warm_up": 5}},
             {},
-            "arm late with sd15: its warm_up of 5 steps lasts beyond the gate at 3",
+            "arm late with sd15: its warm_up of 5 steps ends after the gate at 3",
         ),
         (
             ARMS | {"twin": {"gate_step": 10, "sp_interval": 1}},
             {},
-            "arms tgate and twin are one and the same and draw equal pictures",
+            "arms tgate and twin have equal settings, so they render equal images",
         ),
         (
             ARMS,
             {"guidance_scale": 1},
-            "arm tgate with sd15: guidance_scale 1 is no guidance, so the gate saves attention "
-            "alone",
+            "arm tgate with sd15: guidance_scale 1 turns guidance off, so the gate saves attention "
+            "only",
         ),
         (
             {"baseline": {}, "interval": {"guidance_until": 0.5}},
             {"guidance_scale": 0},
-            "arm interval with sd15: guidance_scale 0 is no guidance, so its interval changes "
+            "arm interval with sd15: guidance_scale 0 turns guidance off, so its interval changes "
             "nothing",
         ),
         (
             {"baseline": {}, "cached": {"deepcache": {"interval": 1}}},
             {},
             "arm cached with sd15: deepcache with interval 1 computes every step in full, so it "
-            "changes nothing; give an interval of 2 or more",
+            "changes nothing. Fix: give an interval of 2 or more",
         ),
         (
             {"early": {"gate_step": 5}, "late": {"gate_step": 10}},
             {},
-            "no arm is a baseline, so no speed-up, saving or paired figure is measured; add one "
-            "with nothing set, e.g. baseline: {}",
+            "no arm is a baseline, so no speed-up, saving or paired figure is measured. Fix: add "
+            "an arm without settings, e.g. baseline: {}",
         ),
     ],
 )

@@ -215,7 +215,7 @@ def test_second_export_writes_nothing_and_says_so(run, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in to.rglob("*") if path.is_file()}
     again = export(run, str(to))
     assert [str(found) for found in again] == [
-        f"demo {arm}: 4 pictures, all exported before; 1 error rows left out"
+        f"demo {arm}: 4 images, all exported before; 1 error rows left out"
         for arm in ("baseline", "test")
     ]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -249,7 +249,7 @@ def test_folder_with_files_of_somebody_else_is_refused(run, tmp_path):
     mine = tmp_path / "files" / "demo" / "test" / "mine.webp"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"x")
-    with pytest.raises(UserError, match=r"demo/test/mine\.webp is no file of an export"):
+    with pytest.raises(UserError, match=r"demo/test/mine\.webp is not a file of an export"):
         export(run, str(tmp_path / "files"))
     assert list((tmp_path / "files").rglob("*.webp")) == [mine]
 
@@ -257,10 +257,10 @@ def test_folder_with_files_of_somebody_else_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"arm": "nope"}, "has no pictures of nope; it has: demo baseline, demo test"),
-        ({"model": "sd15"}, "has no pictures of sd15; it has"),
+        ({"arm": "nope"}, "has no images of nope; it has: demo baseline, demo test"),
+        ({"model": "sd15"}, "has no images of sd15; it has"),
         ({"form": "tar"}, "--format tar: unknown; one of: imagefolder"),
-        ({"to": "inside"}, "lies in the output folder itself"),
+        ({"to": "inside"}, "is in the output folder itself"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_a_line(run, tmp_path, changes, said):
@@ -286,7 +286,7 @@ def test_killed_job_goes_on_where_it_was(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == (
-        f"demo tgate: 1,500 pictures, {1500 - len(there):,} written now"
+        f"demo tgate: 1,500 images, {1500 - len(there):,} written now"
     )
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert len(os.listdir(folder)) == 1501

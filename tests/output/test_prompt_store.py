@@ -5,8 +5,8 @@ from PIL import Image
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output import layout, prompt_store
-from tgate_batch.output.prompt_store import StalePrompts
+from tgate_batch.output import layout, prompt_plan, prompt_store
+from tgate_batch.output.prompt_plan import StalePrompts
 from tgate_batch.output.provenance import Provenance
 from tgate_batch.prompts.reader import read_prompts
 from tgate_batch.storage import Folder
@@ -27,10 +27,10 @@ def spec(captions, **changes) -> Prompts:
     return Prompts(path=str(captions), **{"shard_size": 4, **changes})
 
 
-def freeze(folder, wanted) -> prompt_store.PromptPlan:
+def freeze(folder, wanted) -> prompt_plan.PromptPlan:
     ledger = Provenance(folder)
-    plan = prompt_store.plan_shards(folder, wanted, ledger)
-    prompt_store.store_prompts(folder, wanted, plan)
+    plan = prompt_plan.plan_shards(folder, wanted, ledger)
+    prompt_plan.store_prompts(folder, wanted, plan)
     ledger.record(layout.PROMPTS, plan.source)
     return plan
 
@@ -41,7 +41,7 @@ def ids(folder) -> list[list[str]]:
 
 
 def test_planning_writes_nothing(folder, captions):
-    plan = prompt_store.plan_shards(folder, spec(captions), Provenance(folder))
+    plan = prompt_plan.plan_shards(folder, spec(captions), Provenance(folder))
     assert [shard.prompts for shard in plan.shards] == [4, 4, 2]
     assert folder.names("") == []
 
@@ -61,7 +61,7 @@ def test_frozen_shards_are_those_planned(folder, captions):
 def test_parts_are_written_again_with_the_same_bytes(
     folder, captions, monkeypatch, harm, shards_a_file
 ):
-    monkeypatch.setattr(prompt_store, "SHARDS_A_FILE", shards_a_file)
+    monkeypatch.setattr(prompt_plan, "SHARDS_A_FILE", shards_a_file)
     wanted = spec(captions)
     freeze(folder, wanted)
     name = folder.names(layout.PROMPTS)[-1]
@@ -71,7 +71,7 @@ def test_parts_are_written_again_with_the_same_bytes(
     else:
         place = whole.index(b"a picture") if harm == "page" else len(whole) - 30
         folder.write(name, whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    prompt_store.rewrite_parts(folder, wanted, Provenance(folder), 1, [name])
+    prompt_plan.rewrite_parts(folder, wanted, Provenance(folder), 1, [name])
     assert folder.read(name) == whole
 
 
@@ -79,11 +79,11 @@ def test_parts_are_not_written_again_from_another_file(folder, captions):
     wanted = spec(captions)
     freeze(folder, wanted)
     captions.write_text(captions.read_text() + "c10,one more\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"is not the one that was frozen .* Fix: put that one"):
-        prompt_store.rewrite_parts(folder, wanted, Provenance(folder), 1, [layout.prompts_part(0)])
+    with pytest.raises(UserError, match=r"is not the original one .* Fix: put the original"):
+        prompt_plan.rewrite_parts(folder, wanted, Provenance(folder), 1, [layout.prompts_part(0)])
     captions.unlink()
     with pytest.raises(UserError, match=r"cannot be read\. Fix: put it back"):
-        prompt_store.rewrite_parts(folder, wanted, Provenance(folder), 1, [layout.prompts_part(0)])
+        prompt_plan.rewrite_parts(folder, wanted, Provenance(folder), 1, [layout.prompts_part(0)])
 
 
 def test_damaged_prompts_are_told_in_a_line_with_the_command_that_mends_them(folder, captions):
@@ -101,8 +101,8 @@ def test_damaged_prompts_are_told_in_a_line_with_the_command_that_mends_them(fol
 
 def test_unchanged_source_is_not_read_again(folder, captions, monkeypatch):
     freeze(folder, spec(captions))
-    monkeypatch.setattr(prompt_store, "read_prompts", None)
-    assert len(prompt_store.plan_shards(folder, spec(captions), Provenance(folder)).shards) == 3
+    monkeypatch.setattr(prompt_plan, "read_prompts", None)
+    assert len(prompt_plan.plan_shards(folder, spec(captions), Provenance(folder)).shards) == 3
 
 
 def test_source_that_is_gone_does_no_harm_to_what_is_frozen(folder, captions):
@@ -139,14 +139,14 @@ def test_other_prompts_are_refused(folder, captions, change):
     else:
         wanted = spec(captions, limit=7)
     with pytest.raises(StalePrompts, match=r"other prompts .* shard 1"):
-        prompt_store.plan_shards(folder, wanted, Provenance(folder))
+        prompt_plan.plan_shards(folder, wanted, Provenance(folder))
 
 
 def test_source_that_changes_between_plan_and_freezing_is_noticed(folder, captions):
-    plan = prompt_store.plan_shards(folder, spec(captions), None)
+    plan = prompt_plan.plan_shards(folder, spec(captions), None)
     captions.write_text(captions.read_text().replace("number 9", "number nine"))
     with pytest.raises(UserError, match="changed while it was read"):
-        prompt_store.store_prompts(folder, spec(captions), plan)
+        prompt_plan.store_prompts(folder, spec(captions), plan)
     assert folder.names("") == []
 
 
@@ -215,4 +215,4 @@ def test_a_longer_set_of_several_kinds_is_not_cut_again(folder, tmp_path):
 def test_a_setting_that_is_new_is_named_where_the_prompts_become_others(folder, captions):
     freeze(folder, spec(captions))
     with pytest.raises(StalePrompts, match=r"shard 0; changed: prompts\.keep\)"):
-        prompt_store.plan_shards(folder, spec(captions, keep=["id"]), Provenance(folder))
+        prompt_plan.plan_shards(folder, spec(captions, keep=["id"]), Provenance(folder))

@@ -135,7 +135,7 @@ def test_error_rows_of_other_prompts_are_named_and_rendered_again(settings, capt
     captions.write_text(captions.read_text().replace("number 9", "number nine"))
     again = begun(settings)
     assert [line.partition(",")[0] for line in again.failed] == [
-        f"the output holds {run.prompts} rows of other prompts"
+        f"the output has {run.prompts} rows of other prompts"
     ]
     assert len(runs.pending(again)["sd15"]) == 3
 
@@ -295,7 +295,7 @@ def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_confi
     run = begun(settings)
     pretend(run, "tgate", 0)
     run.folder.delete(layout.LEDGER)
-    with pytest.raises(UserError, match=r"made_of\.json does not say what it was made of"):
+    with pytest.raises(UserError, match=r"made_of\.json lacks its settings"):
         prepared(settings, sampling={"seed": 5})
     again = begun(settings)
     assert again.ledger[layout.images("sd15", "tgate")] == run.provenance_of("sd15", "tgate")
@@ -303,7 +303,7 @@ def test_pictures_without_an_entry_are_entered_again_where_they_are_of_the_confi
 
 
 def test_a_missing_part_of_the_prompts_is_named_before_anything_else(settings, monkeypatch):
-    monkeypatch.setattr(runs.prompt_store, "SHARDS_A_FILE", 1)
+    monkeypatch.setattr(runs.prompt_plan, "SHARDS_A_FILE", 1)
     run = begun(settings)
     run.folder.delete(layout.prompts_part(1))
     told = r"prompts/part-00001\.parquet is missing: of 3 shards of prompts 2 .* Fix: copy"
@@ -342,7 +342,7 @@ def test_run_is_loaded_as_it_was(settings):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         runs.load_run(str(tmp_path))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output import prompt_store
+from tgate_batch.output import prompt_plan
 from tgate_batch.prompts import reader as prompts
 from tgate_batch.prompts.formats import KNOWN
 from tgate_batch.storage import Folder
@@ -156,7 +156,7 @@ def test_files_patterns_and_folders_are_read_in_order(three, paths, found, schem
     several = [paths] if isinstance(paths, str) else paths
     spec = Prompts(path=tuple(f"{scheme}{three}/{path}".removesuffix("/") for path in several))
     if found == "no":
-        with pytest.raises(UserError, match=r"notes\.md: unknown kind '\.md'"):
+        with pytest.raises(UserError, match=r"notes\.md: unknown suffix '\.md'"):
             list(prompts.read_prompts(spec))
         return
     assert "".join(prompt.id for prompt in prompts.read_prompts(spec)) == found
@@ -247,11 +247,11 @@ def test_duplicate_ids_are_refused_with_the_first_offenders(tmp_path):
 
 BAD = [
     ("none.csv", None, "does not exist"),
-    ("empty.csv", b"", "holds no prompts"),
-    ("head.csv", b"id,caption\n", "holds no prompts"),
+    ("empty.csv", b"", "has no prompts"),
+    ("head.csv", b"id,caption\n", "has no prompts"),
     ("wrong.csv", b"a,b\n1,2\n", "no column named like a caption (a, b)"),
     ("latin.csv", "id,caption\n1,caf\xe9\n".encode("latin-1"), "row 2: not UTF-8 (byte 0xe9)"),
-    ("wide.txt", "a cat".encode("utf-16")[:-1], "is not UTF-16-LE; convert it"),
+    ("wide.txt", "a cat".encode("utf-16")[:-1], "is not UTF-16-LE. Fix: convert"),
     ("blank.csv", b"id,caption\n1,x\n2,\n", "row 3: no text in column 'caption'"),
     (
         "more.csv",
@@ -267,15 +267,15 @@ BAD = [
     ("nulid.csv", b"id,caption\n1\x002,a\n", r"row 2: an id with the character '\x00'"),
     ("broken.csv", b'id,caption\n"1\n2",a\n', r"row 3: an id with the character '\n'"),
     ("longid.csv", b"id,caption\n" + b"1" * 513 + b",a\n", "row 2: an id of more than 512"),
-    ("noid.csv", b"id,caption\n1,a\n,b\n", "row 3: no id in column 'id'; give every row one"),
-    ("packed.csv", b"\x1f\x8b\x08\0", "is compressed by gzip; give it the suffix .gz"),
-    ("sheet.csv", b"PK\x03\x04", "a workbook; save it as CSV"),
-    ("rows.txt", b"PAR1", "is Parquet; give it the suffix .parquet"),
+    ("noid.csv", b"id,caption\n1,a\n,b\n", "row 3: no id in column 'id'. Fix: give every row one"),
+    ("packed.csv", b"\x1f\x8b\x08\0", "is compressed by gzip. Fix: give it the suffix .gz"),
+    ("sheet.csv", b"PK\x03\x04", "a workbook. Fix: save it as CSV"),
+    ("rows.txt", b"PAR1", "is Parquet. Fix: give it the suffix .parquet"),
     ("half.csv.gz", gzip.compress(b"id,caption\n1,x\n")[:-9], "cannot be read: Compressed file"),
     ("plain.csv.gz", b"id,caption\n1,x\n", "cannot be read: Not a gzipped file"),
-    ("set.parquet.gz", b"\x1f\x8b\x08\0", "Parquet is compressed within; unpack the file"),
-    ("set.gz", b"\x1f\x8b\x08\0", "unknown kind '.gz'"),
-    ("set.docx", b"x", "unknown kind '.docx'"),
+    ("set.parquet.gz", b"\x1f\x8b\x08\0", "Parquet is compressed internally. Fix: unpack the file"),
+    ("set.gz", b"\x1f\x8b\x08\0", "unknown suffix '.gz'"),
+    ("set.docx", b"x", "unknown suffix '.docx'"),
     ("nul.txt", b"x\na\0b\n", "row 2: a text with a NUL character"),
     ("long.txt", b"x\n" + b"y" * 100_001, "row 2: a text of more than 100,000 characters"),
     ("bad.jsonl", b'{"text": "x"}\n{oops\n', "row 2: cannot be read as JSON: Expecting property"),
@@ -292,35 +292,35 @@ BAD = [
         "row 1: cannot be read as JSON: it is nested",
     ),
     ("digits.jsonl", b'{"id": ' + b"9" * 5000 + b', "text": "a"}', "row 1: cannot be read as JSON"),
-    ("names.jsonl", b'{"id": 1, "text": "a", "text": "b"}', "row 1: a name stands twice"),
-    ("list.jsonl", b'{"text": ["a"]}', "row 1: a list is no text, found in column 'text'"),
-    ("object.jsonl", b'{"text": {"en": "a"}}', "row 1: an object is no text"),
-    ("true.jsonl", b'{"text": true}', "row 1: True is no text"),
+    ("names.jsonl", b'{"id": 1, "text": "a", "text": "b"}', "row 1: a name is repeated"),
+    ("list.jsonl", b'{"text": ["a"]}', "row 1: a list is not text in column 'text'"),
+    ("object.jsonl", b'{"text": {"en": "a"}}', "row 1: an object is not text"),
+    ("true.jsonl", b'{"text": true}', "row 1: True is not text"),
     (
         "seven.jsonl",
         b'{"text": 7}',
-        "7 is no text, found in column 'text'; write it in quotes",
+        "7 is not text in column 'text'. Fix: write it in quotes",
     ),
     ("null.jsonl", b'{"text": "a"}\n{"text": null}', "row 2: no text in column 'text'"),
     ("absent.jsonl", b'{"text": "a"}\n{"txt": "b"}', "row 2: no text in column 'text'"),
-    ("idlist.jsonl", b'{"id": [1], "text": "a"}', "row 1: a list is no id"),
-    ("idtrue.jsonl", b'{"id": true, "text": "a"}', "row 1: True is no id"),
-    ("idfloat.jsonl", b'{"id": 1.5, "text": "a"}', "row 1: 1.5 is no id"),
+    ("idlist.jsonl", b'{"id": [1], "text": "a"}', "row 1: a list is not an id"),
+    ("idtrue.jsonl", b'{"id": true, "text": "a"}', "row 1: True is not an id"),
+    ("idfloat.jsonl", b'{"id": 1.5, "text": "a"}', "row 1: 1.5 is not an id"),
     ("someids.jsonl", b'{"id": 1, "text": "a"}\n{"text": "b"}', "row 2: no id in column 'id'"),
     (
         "lateid.jsonl",
         b'{"text": "a"}\n{"id": 1, "text": "b"}',
-        "row 2: it has an id ('id'), and",
+        "row 2: it has an id ('id'), but",
     ),
     ("list.json", b'{"captions": []}', "no list of 'annotations'"),
     ("seven.json", b"[7]", "row 1: not a JSON object but 7"),
     ("cut.json", b'{"annotations": [\n{"id": 1,', "line 2: cannot be read as JSON"),
     ("deep.json", b"[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
-    ("twice.json", b'[{"id": 1, "id": 2, "caption": "a"}]', "row 1: a name stands twice"),
+    ("twice.json", b'[{"id": 1, "id": 2, "caption": "a"}]', "row 1: a name is repeated"),
     ("fake.parquet", b"not parquet", "cannot be read"),
-    ("bytes.parquet", pa.table({"text": [b"abc"]}), "row 1: b'abc' is no text"),
-    ("float.parquet", pa.table({"id": [1.0], "text": ["a"]}), "row 1: 1.0 is no id"),
-    ("bool.parquet", pa.table({"text": [True]}), "row 1: True is no text"),
+    ("bytes.parquet", pa.table({"text": [b"abc"]}), "row 1: b'abc' is not text"),
+    ("float.parquet", pa.table({"id": [1.0], "text": ["a"]}), "row 1: 1.0 is not an id"),
+    ("bool.parquet", pa.table({"text": [True]}), "row 1: True is not text"),
     ("null.parquet", pa.table({"id": ["1", None], "text": ["a", "b"]}), "row 2: no id"),
     (
         "twice.parquet",
@@ -374,19 +374,17 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
         read(file)
     with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
-        prompt_store.plan_shards(
-            Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None
-        )
+        prompt_plan.plan_shards(Folder(str(tmp_path / "out")), Prompts(path=str(file)), ledger=None)
 
 
 def test_picture_of_a_row_that_cannot_be_read_is_told(tmp_path):
     file = tmp_path / "set.jsonl"
     os.mkfifo(tmp_path / "pipe")
     for value, said in [
-        ('"no.png"', "picture 'no.png' does not exist"),
-        ('"pipe"', "picture 'pipe' is not a regular file"),
-        ('"a\\u0000b"', r"picture 'a\x00b' holds a character"),
-        ("7", "no picture in column 'image'"),
+        ('"no.png"', "image 'no.png' does not exist"),
+        ('"pipe"', "image 'pipe' is not a regular file"),
+        ('"a\\u0000b"', r"image 'a\x00b' contains a character"),
+        ("7", "no image in column 'image'"),
     ]:
         file.write_text('{"image": %s, "text": "a"}' % value)  # noqa: UP031
         with pytest.raises(UserError) as caught:
@@ -405,7 +403,7 @@ def test_prompts_and_their_pictures_are_read_from_a_uri(tmp_path, monkeypatch, p
 
 
 def test_name_that_no_file_can_have_is_told():
-    with pytest.raises(UserError, match=r"prompts file a\\x00b\.csv holds a character"):
+    with pytest.raises(UserError, match=r"prompts file a\\x00b\.csv contains a character"):
         read("a\0b.csv")
 
 
@@ -421,7 +419,7 @@ def test_unknown_column_is_told_with_those_there(captions):
 
 
 def test_offset_beyond_the_end_is_told(captions):
-    with pytest.raises(UserError, match="holds no prompts after the first 99"):
+    with pytest.raises(UserError, match="has no prompts after the first 99"):
         read(captions, offset=99)
 
 

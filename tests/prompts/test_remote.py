@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
-from tgate_batch.output.prompt_store import _sha256
+from tgate_batch.output.prompt_plan import _sha256
 from tgate_batch.prompts.reader import read_prompts
 
 ROWS = b"id,caption,image\n1,a cat,pictures/cat.png\n2,a dog,pictures/dog.png\n"

@@ -76,12 +76,12 @@ PS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
 def test_bytes_that_are_no_image_are_refused(images, tmp_path, content):
     (tmp_path / "set" / "x.png").write_bytes(content)
     for cell in (content, "x.png"):
-        with pytest.raises(UserError, match=r"row 1: picture .* cannot be read as an image"):
+        with pytest.raises(UserError, match=r"row 1: image .* cannot be read as an image"):
             images(cell)
 
 
 def test_image_that_ends_too_early_is_refused(images):
     content = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(content, "PNG")
-    with pytest.raises(UserError, match="row 1: picture bytes cannot be read as an image"):
+    with pytest.raises(UserError, match="row 1: image bytes cannot be read as an image"):
         images(content.getvalue()[:2000])

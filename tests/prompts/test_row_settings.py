@@ -61,15 +61,15 @@ def test_a_column_is_renamed_or_switched_off(owns):
 @pytest.mark.parametrize(
     ("column", "value", "wanted"),
     [
-        ("seed", "-1", "'-1' is no seed (an integer from 0 to 2**63 - 1)"),
-        ("seed", "1.5", "'1.5' is no seed"),
-        ("seed", str(1 << 63), "is no seed"),
-        ("guidance_scale", "high", "'high' is no guidance_scale (a number of at least 0)"),
-        ("guidance_scale", "inf", "is no guidance_scale"),
-        ("height", "500", "'500' is no height (a multiple of 8, in pixels)"),
-        ("width", "0", "'0' is no width"),
-        ("steps", "0", "'0' is no steps (an integer from 1 to 1000)"),
-        ("steps", "1001", "is no steps"),
+        ("seed", "-1", "'-1' is not a valid seed (an integer from 0 to 2**63 - 1)"),
+        ("seed", "1.5", "'1.5' is not a valid seed"),
+        ("seed", str(1 << 63), "is not a valid seed"),
+        ("guidance_scale", "high", "'high' is not a valid guidance_scale (a number of at least 0)"),
+        ("guidance_scale", "inf", "is not a valid guidance_scale"),
+        ("height", "500", "'500' is not a valid height (a multiple of 8, in pixels)"),
+        ("width", "0", "'0' is not a valid width"),
+        ("steps", "0", "'0' is not a valid steps (an integer from 1 to 1000)"),
+        ("steps", "1001", "is not a valid steps"),
     ],
 )
 def test_a_bad_value_is_one_line_with_its_row(owns, column, value, wanted):
@@ -171,12 +171,15 @@ def test_shipped_config_of_mlperf_works_on_the_real_table():
 
 def test_a_value_of_another_kind_is_told(tmp_path):
     file = tmp_path / "set.jsonl"
-    for value, said in [("true", "True is no seed"), ("[7]", "a list is no seed")]:
+    for value, said in [
+        ("true", "True is not a valid seed"),
+        ("[7]", "a list is not a valid seed"),
+    ]:
         file.write_text('{"prompt": "a", "seed": %s}' % value)  # noqa: UP031
         with pytest.raises(UserError, match=f"row 1: {said}"):
             list(read_prompts(Prompts(path=str(file))))
     file.write_text('{"prompt": "a", "negative_prompt": 7}')
-    with pytest.raises(UserError, match="7 is no text, found in column 'negative_prompt'"):
+    with pytest.raises(UserError, match="7 is not text in column 'negative_prompt'"):
         list(read_prompts(Prompts(path=str(file))))
 
 
@@ -214,13 +217,13 @@ def test_empty_picture_of_a_parquet_struct_is_a_row_without_one(tmp_path, png, e
 def test_row_with_neither_a_caption_nor_a_picture_is_refused(tmp_path, png):
     (tmp_path / "0.png").write_bytes(png)
     (tmp_path / "set.csv").write_text("id,image,strength\na,0.png,0.5\nb,,\n")
-    with pytest.raises(UserError, match="row 3: no picture in column 'image'"):
+    with pytest.raises(UserError, match="row 3: no image in column 'image'"):
         list(read_prompts(Prompts(path=str(tmp_path / "set.csv"))))
 
 
 def test_strength_under_another_name_is_refused_where_there_are_no_pictures(tmp_path):
     (tmp_path / "set.csv").write_text("caption,denoise\na cat,0.5\n")
-    with pytest.raises(UserError, match=r"columns.strength 'denoise' is of pictures"):
+    with pytest.raises(UserError, match=r"columns.strength 'denoise' needs input images"):
         list(read_prompts(Prompts(path=str(tmp_path / "set.csv"), columns={"strength": "denoise"})))
 
 

@@ -11,7 +11,7 @@ import pytest
 from tgate_batch.config import Prompts
 from tgate_batch.errors import UserError
 from tgate_batch.prompts.reader import count, describe_columns, read_prompts
-from tgate_batch.prompts.webui import telling
+from tgate_batch.prompts.webui import warn_of_syntax
 from tgate_batch.records import AS_THE_RUN, RowSettings
 
 
@@ -99,7 +99,7 @@ def test_json_of_many_pieces_is_read_as_one_parser_reads_it(tmp_path):
         ('["a", ["b"]]', "row 2: not a JSON object but a list"),
         ('{"a": "x", "b": 7}', "row 2: not a JSON object but 7"),
         ('["a"\n "b"]', "line 2: cannot be read as JSON: Expecting ','"),
-        ('["a"] ["b"]', "more stands behind its end"),
+        ('["a"] ["b"]', "there is more text after its end"),
     ],
 )
 def test_json_that_is_no_prompt_set_is_told_in_a_line(tmp_path, content, said):
@@ -156,7 +156,7 @@ def test_table_is_parted_by_what_parts_its_header(tmp_path, name, content, encod
 
 def test_tabs_in_a_text_file_without_names_are_refused(tmp_path):
     (tmp_path / "set.txt").write_text("1\ta cat\n")
-    with pytest.raises(UserError, match=r"row 1: a tab parts its line.*Fix: begin the file with"):
+    with pytest.raises(UserError, match=r"row 1: the line has a tab.*Fix: begin the file with"):
         ids_and_texts(tmp_path / "set.txt")
 
 
@@ -181,11 +181,11 @@ def test_lines_of_options_are_rows_with_settings_wherever_they_stand(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('--prompt "a', "a quote is not closed"),
-        ("--prompt a --sampler_name Euler", "'--sampler_name' is no option of a row"),
+        ('--prompt "a', "its options have an unclosed quote"),
+        ("--prompt a --sampler_name Euler", "'--sampler_name' is not an option"),
         ("--seed 1 2 --prompt a", "'2' belongs to no option"),
         ("--seed 1", "no text"),
-        ("--prompt a --prompt b", "'--prompt' stands twice"),
+        ("--prompt a --prompt b", "'--prompt' is repeated"),
     ],
 )
 def test_line_of_options_that_cannot_be_used_is_refused(tmp_path, line, said):
@@ -211,11 +211,11 @@ def test_other_syntax_of_the_web_ui_is_counted_and_named_once(tmp_path, capsys):
     ]
     (tmp_path / "set.txt").write_text("\n".join(plain + syntax))
     spec = Prompts(path=str(tmp_path / "set.txt"))
-    assert len(list(telling(read_prompts(spec)))) == len(plain + syntax)
+    assert len(list(warn_of_syntax(read_prompts(spec)))) == len(plain + syntax)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: 9 prompts have syntax of the Stable Diffusion web UI")
     assert said.endswith("e.g. '(tent:1.4)' in row 7 of the set")
-    list(telling(read_prompts(spec.model_copy(update={"limit": 6}))))
+    list(warn_of_syntax(read_prompts(spec.model_copy(update={"limit": 6}))))
     assert capsys.readouterr().err == ""
 
 
@@ -252,7 +252,11 @@ BOMBS = {
         [(b"id,caption\n", 1), (b'"x\n",' * 1000, 300)],
         "more than 250,000 cells",
     ),
-    "blank lines": ("a.txt.gz", [(b"\n" * 1000, 1000)], "more than 100,000 blank lines"),
+    "blank lines": (
+        "a.txt.gz",
+        [(b"\n" * 1000, 1000)],
+        "more than 100,000 consecutive blank lines",
+    ),
     "all of it": ("a.txt.gz", [(b" " * (1 << 20), 65)], "unpacks to more than 200 times its size"),
 }
 

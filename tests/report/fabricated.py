@@ -1,4 +1,4 @@
-"""A small run for the report's tests: pictures drawn by hand, measured and scored as any run's.
+"""A small run for the report's tests: images drawn by hand, measured and scored as any run's.
 
 Among its prompts are some that a careless page would run as a script or tear apart.
 """
@@ -31,7 +31,9 @@ THRESHOLDS = {
 
 def begun(folder, **sections):
     """A run of 48 prompts and three arms, ready to be drawn into."""
-    captions = [str(scene) for scene in scenes.random_scenes(PROMPTS - len(HOSTILE), 7, held=True)]
+    captions = [
+        str(scene) for scene in scenes.random_scenes(PROMPTS - len(HOSTILE), 7, held_out=True)
+    ]
     lines = [{"id": f"p{number:02}", "text": text} for number, text in enumerate(captions)]
     lines += [{"id": name, "text": text} for name, text in HOSTILE.items()]
     file = folder / "prompts.jsonl"
@@ -76,7 +78,7 @@ def draw(run):
 
 
 def _record(prompt, place, arm):
-    """One picture: the baseline's, or one that differs from it the more the later it comes."""
+    """One image: the baseline's, or one that differs from it the more the later it comes."""
     batch = place // BATCH
     seconds = (1.0 if arm == "baseline" else 0.7) + 0.02 * (batch % 5)
     made = ImageRecord(
@@ -97,7 +99,7 @@ def _record(prompt, place, arm):
         worker=f"worker-{batch % 2}",
     )
     if arm == "tgate" and place == 5:
-        failure = Failure("ValueError", "ValueError: <b>no</b> picture", "a traceback")
+        failure = Failure("ValueError", "ValueError: <b>no</b> image", "a traceback")
         return replace(
             made, status="error", error=failure.reason, error_kind=failure.kind, worker=None
         )

@@ -1,4 +1,4 @@
-"""Takes the README's pictures of a report: the first screen, and the gallery.
+"""Takes the README's images of a report: the first screen, and the gallery.
 
 python tests/report/screenshots.py OUTPUT docs/images
 """
@@ -20,14 +20,14 @@ def take(output: Path, to: Path) -> None:
         page.goto((output.resolve() / "report" / "index.html").as_uri())
         page.screenshot(path=to / "report.png")
         page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
-        page.evaluate("document.querySelector('#pictures').scrollIntoView()")
-        page.wait_for_timeout(1000)  # pictures are decoded as they come into view
+        page.evaluate("document.querySelector('#images').scrollIntoView()")
+        page.wait_for_timeout(1000)  # images are decoded as they come into view
         page.screenshot(path=to / "report-pictures.png", clip=_part(page))
         browser.close()
 
 
 def _part(page) -> dict[str, float]:
-    top = page.locator("#pictures").bounding_box()["y"]
+    top = page.locator("#images").bounding_box()["y"]
     return {"x": 0, "y": max(0, top - 16), "width": 1280, "height": 480}
 
 

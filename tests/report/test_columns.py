@@ -130,7 +130,7 @@ def test_arms_of_different_counts_each_say_their_own():
 
 
 def test_table_of_pictures_has_each_metric_and_the_change_that_it_asks_for():
-    assert result_table.rows(ARMS, "pictures") == [
+    assert result_table.rows(ARMS, "images") == [
         [
             "model",
             "arm",
@@ -154,7 +154,7 @@ def test_table_of_pictures_has_each_metric_and_the_change_that_it_asks_for():
 def test_change_of_too_few_prompts_has_no_interval_and_its_counts():
     change = {"value": -0.25, "low": None, "high": None, "gained": 0, "lost": 1, "count": 4}
     arms = [BASELINE, GATED | {"change": {"prompt_accuracy": change}}]
-    shown = cells(arms, "pictures", "accuracy change")
+    shown = cells(arms, "images", "accuracy change")
     assert shown == ["–", "-25.0 points: 0 gained, 1 lost"]
 
 
@@ -194,7 +194,7 @@ def test_change_over_a_distance_of_nothing_is_shown():
 
 
 def test_comparisons_are_changes_with_intervals():
-    assert [result_table.comparisons(ARMS, name) for name in ("speed", "pictures", "sets")] == [
+    assert [result_table.comparisons(ARMS, name) for name in ("speed", "images", "sets")] == [
         0,
         1,
         2,

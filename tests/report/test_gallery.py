@@ -1,4 +1,4 @@
-"""The gallery's sample: which pictures are in it, and that their bytes have a limit."""
+"""The gallery's sample: which images are in it, and that their bytes have a limit."""
 
 import io
 import shutil
@@ -13,7 +13,7 @@ from tgate_batch.report import gallery
 
 
 def noise(side):
-    """A picture that hardly compresses, as PNG."""
+    """An image that hardly compresses, as PNG."""
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "png")
@@ -23,7 +23,7 @@ def noise(side):
 @pytest.mark.parametrize("side", [64, 512, 1024])
 @pytest.mark.parametrize("budget", [4_000, 50_000])
 def test_pictures_of_any_size_fit_into_the_bytes_that_they_may_take(side, budget):
-    found = gallery.shrunk([noise(side)] * 3, budget)
+    found = gallery.shrink([noise(side)] * 3, budget)
     assert sum(len(content) for content, _ in found) <= budget
     for content, size in found:
         with Image.open(io.BytesIO(content)) as picture:
@@ -33,14 +33,14 @@ def test_pictures_of_any_size_fit_into_the_bytes_that_they_may_take(side, budget
 
 def test_small_pictures_stay_as_they_are_where_there_is_room():
     content = noise(64)
-    (((shown, size)),) = gallery.shrunk([content], 50_000)
+    (((shown, size)),) = gallery.shrink([content], 50_000)
     with Image.open(io.BytesIO(shown)) as ours, Image.open(io.BytesIO(content)) as theirs:
         assert size == (64, 64)
         assert ours.convert("RGB").tobytes() == theirs.tobytes()
 
 
 def test_pictures_of_a_row_have_one_size():
-    sizes = {size for _, size in gallery.shrunk([noise(512), noise(512)], 20_000)}
+    sizes = {size for _, size in gallery.shrink([noise(512), noise(512)], 20_000)}
     assert len(sizes) == 1
 
 

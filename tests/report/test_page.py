@@ -29,7 +29,7 @@ def test_sections_come_in_the_order_of_the_questions(html):
         "verdict",
         "plots",
         "tables",
-        "pictures",
+        "images",
         "errors",
         "settings",
     ]

@@ -168,7 +168,7 @@ def test_tables_have_the_figures_of_the_report(page, arms):
             ("marginal", "usd_per_1000_images"),
         ):
             is_shown(speed[f"$ per 1,000 images, {heading}"][name], arm[key])
-    pictures = titled(page, "Quality, picture by picture")
+    pictures = titled(page, "Quality, image by image")
     for name in ("tgate", "deep"):
         arm = arms[name]
         for metric, heading in (("psnr", "PSNR (dB) [95% CI]"), ("ssim", "SSIM [95% CI]")):
@@ -326,7 +326,7 @@ def test_order_by_keyboard_and_shuffle(page):
     before = shown_cards(page)
     ids = [text.split()[0] for text in before if re.match(r"p\d\d ", text)]
     assert ids == sorted(ids)
-    page.locator("[name=again]").focus()
+    page.locator("[name=shuffle]").focus()
     page.keyboard.press("Enter")
     after = shown_cards(page)
     assert sorted(after) == sorted(before)
@@ -400,7 +400,7 @@ def test_hostile_prompts_and_errors_show_as_text(page):
     assert page.evaluate("window.hacked") is None
     arabic = page.locator('.card[data-text^="right-to-left"] .prompt')
     assert arabic.evaluate("p => getComputedStyle(p).direction") == "rtl"
-    assert "ValueError: <b>no</b> picture" in page.locator("#errors").inner_text()
+    assert "ValueError: <b>no</b> image" in page.locator("#errors").inner_text()
 
 
 def test_broken_pictures_are_named(page, arms):

@@ -41,7 +41,11 @@ def test_figure_of_its_own_is_planned_for_the_baseline_too():
         ([ARM], "clip_score_change", "a figure and a difference"),
         ([ARM], "clip_score_change much", "a figure and a difference"),
         ([ARM], "clip_score_change nan", "a figure and a difference"),
-        ([ARM], "clip_scor -0.2", "unknown figure 'clip_scor'; one of: .*clip_score_change"),
+        (
+            [ARM],
+            "clip_scor -0.2",
+            "unknown figure 'clip_scor'. Fix: give one of: .*clip_score_change",
+        ),
         ([ARM], "fd 1", "unknown figure 'fd'"),
         ([BASELINE], "clip_score_change -0.2", "no interval to plan from"),
         (

@@ -54,7 +54,7 @@ def part(title):
 
 
 def test_breakdown_has_a_row_for_each_value_and_arm():
-    found = part("Quality, picture by picture, by length")
+    found = part("Quality, image by image, by length")
     assert found.rows == [
         ["length", "model", "arm", "prompts", "CLIP score", "CLIP change [95% CI]"],
         ["short", "demo", "baseline", "60", "30.00", "–"],
@@ -74,9 +74,9 @@ def test_second_extractor_has_a_table_of_its_own():
 
 
 def test_table_says_how_many_comparisons_it_makes():
-    assert part("Quality, picture by picture").note == (
+    assert part("Quality, image by image").note == (
         "This table makes 1 comparison: expect 0.05 intervals that exclude 0 by chance, "
-        "where nothing changed."
+        "although nothing changed."
     )
     assert part("Speed and cost").note is None
 
@@ -92,9 +92,9 @@ def test_reason_for_what_is_withheld_is_said_once():
 
 def test_notes_name_the_sizes_of_sets_and_what_is_left_out():
     said = "\n".join(sections.notes(ARMS))
-    assert "Reference set: drawn, 5,000 pictures, sha256 abababab" in said
-    assert "its own noise is left out" in said
-    assert "of 100 pictures of the arm and 1,000 of the reference" in said
+    assert "Reference set: drawn, 5,000 images, sha256 abababab" in said
+    assert "No interval includes its sampling noise" in said
+    assert "of 100 images of the arm and 1,000 of the reference" in said
     assert "k = 3" in said
     assert said.count("rank-deficient") == 1
     assert "signific" not in said

@@ -25,7 +25,7 @@ END = {"event": "end", "workers": 2, "exit_code": 0}
 
 @pytest.fixture
 def begun(tmp_path):
-    """A run of two arms with 10 pictures each: 1 and 2 images a second."""
+    """A run of two arms with 10 images each: 1 and 2 images a second."""
 
     def begin(**sections):
         captions = tmp_path / "captions.txt"
@@ -62,7 +62,7 @@ def test_speed_that_no_batch_was_timed_for_has_a_stated_reason_everywhere(begun,
     ):
         assert "images/s per worker, " in text
         assert "speed-up" in text
-        assert "each worker's first batch of an arm warms up and is left out" in text
+        assert "each worker's first batch of an arm is a warm-up" in text
 
 
 def happened(run, *lines):

@@ -99,7 +99,7 @@ def test_undecided_test_says_how_many_more_prompts_would_do():
     found = verdict("clip_score_change", no_worse_than=-0.26)
     assert found["verdict"] == (
         "undecided clip_score_change -0.1 [-0.3, 0.1] must be no worse than -0.26; "
-        "about 724 more prompts would do"
+        "about 724 more prompts would suffice"
     )
 
 
@@ -114,7 +114,7 @@ def test_undecided_passes_where_the_config_says_so_and_is_still_undecided():
 
 
 def test_withheld_change_is_undecided_and_says_why():
-    reason = "not comparable: 0.16 pictures a dimension, 3,840 needed"
+    reason = "not comparable: 0.16 images per dimension, 3,840 needed"
     arm = ARM | {"distance_change": None, "withheld": {"distance_change": reason}}
     for asked in ({"no_worse_than": 1.0}, {"max": 1.0}):
         found = verdict("fd_change", arm, **asked)

@@ -95,13 +95,13 @@ def test_few_prompts_tell_nothing_and_the_verdict_says_how_many_would():
         "about " in text
     )
     assert "no resolvable" not in text
-    would_do = int(text.partition(": about ")[2].partition(" would do")[0])
+    would_do = int(text.partition(": about ")[2].partition(" would suffice")[0])
     assert 100 < would_do < 400
     clear = of_accuracy(value=-0.3, low=-0.4, high=-0.2) | {"prompts_compared": 40}
     assert ", at a loss of prompt accuracy (" in said(BASELINE, clear)[0]
     none = of_accuracy(value=0.0, low=-0.1, high=0.1) | {"prompts_compared": 40}
     assert "too few prompts to tell" in said(BASELINE, none)[0]
-    assert "would do" not in said(BASELINE, none)[0]
+    assert "would suffice" not in said(BASELINE, none)[0]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_is_not_known_is_said():
 
 
 def test_pictures_that_failed_are_counted():
-    assert "; 3 of 203 pictures failed;" in said(BASELINE, GATED | {"errors": 3})[0]
+    assert "; 3 of 203 images failed;" in said(BASELINE, GATED | {"errors": 3})[0]
     kinds = [{"kind": "ValueError", "rows": 200, "error": "ValueError: no"}]
     nothing = GATED | {
         "images": 0,

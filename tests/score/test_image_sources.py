@@ -1,4 +1,4 @@
-"""Every kind of source gives the same pictures, in an order that no disk and no archive decides."""
+"""Every kind of source gives the same images, in an order that no disk and no archive decides."""
 
 import io
 import pickle
@@ -35,14 +35,14 @@ def pictures(source) -> list:
     """All (name, bytes) of a source whose parts were sent to a worker and back."""
     parts = pickle.loads(pickle.dumps(source.parts))  # noqa: S301  our own bytes
     assert sum(map(len, parts)) == len(source)
-    return [picture for part in parts for picture in part.pictures()]
+    return [picture for part in parts for picture in part.images()]
 
 
 def in_a_folder(tmp_path, named) -> Path:
     for name, content in named.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "notes.md").write_text("not a picture")
+    (tmp_path / "notes.md").write_text("not an image")
     return tmp_path
 
 
@@ -92,13 +92,13 @@ def test_order_of_files_does_not_matter(tmp_path, write):
 
 
 def shards(folder, named, hidden=()) -> Path:
-    """Two tars of the pictures, as webdataset and img2dataset write them."""
+    """Two tars of the images, as webdataset and img2dataset write them."""
     folder.mkdir(exist_ok=True)
     cut = len(named) // 2
     items = [*named.items()]
     for number, chosen in enumerate((items[:cut], items[cut:])):
         with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
-            for name, content in [*chosen, *((one, b"not a picture") for one in hidden)]:
+            for name, content in [*chosen, *((one, b"not an image") for one in hidden)]:
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
@@ -133,7 +133,7 @@ def test_a_pattern_of_pictures_takes_the_files_that_match(tmp_path):
 @pytest.mark.parametrize("write", [in_a_folder, in_a_tar])
 def test_hidden_files_and_those_of_a_mac_are_no_pictures(tmp_path, write):
     named = dict(sorted(PICTURES.items()))
-    place = write(tmp_path, named | dict.fromkeys(HIDDEN, b"not a picture"))
+    place = write(tmp_path, named | dict.fromkeys(HIDDEN, b"not an image"))
     assert pictures(image_sources.open_source(str(place))) == list(named.items())
 
 
@@ -238,18 +238,18 @@ def path_alone(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda tmp_path: tmp_path, "holds no pictures"),
-        (lambda tmp_path: tmp_path / "nowhere", "holds no pictures"),
+        (lambda tmp_path: tmp_path, "has no images"),
+        (lambda tmp_path: tmp_path / "nowhere", "has no images"),
         (write("x.tar.gz"), "unpack it"),
-        (write("x.csv"), "is no folder and no .tar, .parquet, .txt"),
-        (write("x.txt"), "holds no pictures"),
-        (write("x.txt", b"a.png\n"), "lists a.png, which is not there"),
+        (write("x.csv"), "is not a folder and not .tar, .parquet, .txt"),
+        (write("x.txt"), "has no images"),
+        (write("x.txt", b"a.png\n"), "lists a.png, which does not exist"),
         (write("x.txt", b"x.txt\nx.txt\n"), "lists x.txt twice"),
         (write("x.txt", b"\xff"), "not UTF-8"),
         (write("x.parquet", b"PAR1 cut off"), "x.parquet cannot be read"),
         (cut_tar, "pictures.tar cannot be read"),
-        (other_column, "x.parquet has no column `image` with pictures' bytes"),
-        (path_alone, "x.parquet#0 has the path 'a.png' of a picture, not its bytes"),
+        (other_column, "x.parquet has no column `image` with the bytes of images"),
+        (path_alone, "x.parquet#0 has the path 'a.png' of an image, not its bytes"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_line(tmp_path, make, said):

@@ -1,4 +1,4 @@
-"""Sums of fabricated measurements: nothing but the pictures decides a figure."""
+"""Sums of fabricated measurements: nothing but the images decides a figure."""
 
 import shutil
 
@@ -152,7 +152,7 @@ def test_damaged_sums_are_added_up_again(settings, small_chunks):
 
 
 def without(settings, arm, pictures):
-    """Breaks some of an arm's pictures, as if they had been found broken."""
+    """Breaks some of an arm's images, as if they had been found broken."""
     folder = folder_of(settings)
     run = runs.load_run(settings.output)
     first = 0
@@ -219,7 +219,7 @@ def test_speedup_is_the_ratio_of_seconds_with_an_interval_around_it(settings):
 def test_below_three_pictures_a_dimension_no_change_is_shown(tmp_path):
     found = scored(fabricate(tmp_path, 64, 32, 64, 100))["tgate"]
     assert found["distance_change"] is found["distance_corrected"] is None
-    reason = "not comparable: 2.00 pictures a dimension, 96 needed"
+    reason = "not comparable: 2.00 images per dimension, 96 needed"
     assert found["withheld"]["distance_change"] == reason
     assert found["kid_change"] is not None
 
@@ -272,7 +272,7 @@ def test_summary_is_stored_as_it_is_and_refused_under_another_identity(settings,
 
 def test_figures_are_broken_down_by_a_column_of_the_prompts(tmp_path):
     file = tmp_path / "prompts.csv"
-    lines = [f"p{n},picture {n},{'odd' if n % 2 else 'even'}" for n in range(200)]
+    lines = [f"p{n},image {n},{'odd' if n % 2 else 'even'}" for n in range(200)]
     file.write_text("id,caption,kind\n" + "\n".join(lines) + "\n")
     changed = {"path": str(file), "shard_size": 64}
     made = fabricate(tmp_path, 200, 4, 64, 100, prompts=changed, by="kind")

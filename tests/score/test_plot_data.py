@@ -16,7 +16,7 @@ PSNR, LPIPS, ACCURACY = (
 
 
 def batches(seconds, warm_up=0):
-    """Batches of 2 pictures, 2 rows each; the first ``warm_up`` of them are warm-ups."""
+    """Batches of 2 images, 2 rows each; the first ``warm_up`` of them are warm-ups."""
     n = len(seconds)
     return Batches(
         np.arange(n) * 2,

@@ -1,4 +1,4 @@
-"""A reference's file: made of pictures in parts, resumed, read, and refused."""
+"""A reference's file: made of images in parts, resumed, read, and refused."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ class MeanColour:
 
     name, dimensions, label, note, sha256 = "mean-colour", 3, "FD-mean-colour", None, "a" * 64
     recipe = "No resizing."
-    seen: ClassVar[list[int]] = []  # pictures, call by call
+    seen: ClassVar[list[int]] = []  # images, call by call
     fails_at: ClassVar[int | None] = None
 
     def __init__(self, path=None, device="cpu"):
@@ -300,7 +300,7 @@ def test_statistics_of_pytorch_fid_are_a_reference(tmp_path, contents):
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
     Statistics.of(np.eye(4)).save(tmp_path / "s.npz")
-    with pytest.raises(UserError, match="4 dimensions, but mean-colour makes 3"):
+    with pytest.raises(UserError, match="4 dimensions, but mean-colour has 3"):
         load_reference(str(tmp_path / "s.npz"), MeanColour())
 
 
@@ -337,7 +337,7 @@ def dark(folder, kept):
     [
         (lambda f: (f / "x.png").write_bytes(b"\x89PNG"), "x.npz", {}, "x.png cannot be read as"),
         (lambda f: dark(f, 0), "x.npz", {}, "no usable images"),
-        (lambda f: dark(f, 1), "x.npz", {}, "two are the least"),
+        (lambda f: dark(f, 1), "x.npz", {}, "needs at least two usable images"),
         (None, None, {}, "score.reference is missing: set it, or give --to"),
         (None, None, {"reference": "drawn"}, "give --to FILE.npz"),
         (None, "x.npz", {"extractor": ("inception", "efficientnet-lite0")}, "put {extractor} into"),

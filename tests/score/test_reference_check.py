@@ -10,7 +10,7 @@ from PIL import Image
 
 from tgate_batch import config, workflow
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.features import EfficientNetLite0, ExtractorFacts
+from tgate_batch.metrics.features import EfficientNetLite0, UnloadedExtractor
 from tgate_batch.score.reference_check import check_references
 
 
@@ -85,7 +85,7 @@ UNUSABLE = {
     ),
     "another sample": (
         lambda t: npz(t / "a.npz", **statistics(sample=np.zeros((4, 7)))),
-        "its sample is no finite numbers of shape [4, 1280]",
+        "its sample is not finite numbers of shape [4, 1280]",
     ),
     "another extractor": (
         lambda t: npz(t / "a.npz", **statistics(), **of_extractor("inception", "ab")),
@@ -95,15 +95,15 @@ UNUSABLE = {
         lambda t: npz(t / "a.npz", **statistics(), **of_extractor("efficientnet-lite0", "ab")),
         "(weights ab)",
     ),
-    "an array of another kind": (lambda t: a_file(t, "stats.npy"), "is no folder and no .tar"),
+    "an array of another kind": (lambda t: a_file(t, "stats.npy"), "is not a folder and not .tar"),
     "no archive": (lambda t: a_file(t, "a.npz"), "cannot be read"),
     "a missing file": (
         lambda t: t / "none.npz",
-        "none.npz does not exist; make it with tgate-batch reference",
+        "none.npz does not exist. Fix: make it with tgate-batch reference",
     ),
-    "a pattern of nothing": (lambda t: t / "*.tar", "holds no pictures"),
-    "an empty folder": (lambda t: t, "holds no pictures"),
-    "one image": (lambda t: a_folder(t, encoded()), "holds one image, and a distance needs 2"),
+    "a pattern of nothing": (lambda t: t / "*.tar", "has no images"),
+    "an empty folder": (lambda t: t, "has no images"),
+    "one image": (lambda t: a_folder(t, encoded()), "has one image, and a distance needs 2"),
     "no images": (lambda t: a_folder(t, b"text", b"text"), "0.png cannot be read as an image"),
     "a damaged table": (not_a_table, "x.parquet cannot be read"),
     "a table without images": (a_table, "no column `image`"),
@@ -151,6 +151,6 @@ def test_a_reference_that_can_work_has_no_problem(tmp_path):
 
 
 def test_what_is_known_of_an_extractor_is_what_it_says_when_it_is_loaded():
-    loaded, described = EfficientNetLite0(), ExtractorFacts("efficientnet-lite0")
+    loaded, described = EfficientNetLite0(), UnloadedExtractor("efficientnet-lite0")
     for key in ("name", "version", "dimensions", "sha256"):
         assert getattr(described, key) == getattr(loaded, key)

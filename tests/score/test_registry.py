@@ -3,6 +3,9 @@
 import hashlib
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,15 +13,17 @@ from PIL import Image
 
 from tgate_batch.config import Score, Thresholds
 from tgate_batch.errors import UserError
-from tgate_batch.report import result_table, thresholds
+from tgate_batch.metrics import base
+from tgate_batch.report import gallery, result_table, thresholds, verdict
+from tgate_batch.report.columns import columns
 from tgate_batch.score import registry
 
 TOY = '''
-"""How much brighter than a level, which is the metric's weights, a picture is on average."""
+"""How much brighter than a level, which is the metric's weights, an image is on average."""
 
 import numpy as np
 
-from tgate_batch.metrics.base import Column, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.metrics.weights import load_weights
 
 
@@ -27,16 +32,12 @@ def load(weights, device):
     return lambda images, prompts, baselines=None: np.array([np.mean(i) - level for i in images])
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="brightness",
-    column=Column(
-        name="brightness",
-        heading="brightness",
-        pattern="{:.1f}",
-        better="higher",
-        tables=("pictures",),
-        change_heading="brightness change [95% CI]",
-    ),
+    heading="brightness",
+    pattern="{:.1f}",
+    better="higher",
+    change_heading="brightness change [95% CI]",
     load=load,
     weights="level",
     version=3,
@@ -60,26 +61,41 @@ def names(score: Score, has_baseline: bool = True) -> list[str]:
     return [metric.name for metric in registry.wanted(score, has_baseline)]
 
 
-def test_metrics_come_in_the_order_of_the_tables():
-    assert registry.known() == ("psnr", "ssim", "lpips", "clip_score", "prompt_accuracy")
+WITH_WEIGHTS = {metric.weights: "a" for metric in registry.METRICS if metric.weights}
+
+
+def test_metrics_come_in_the_order_of_their_modules():
+    listed = [import_module(module).METRIC for module in registry.MODULES]
+    assert listed == registry.METRICS
+    assert registry.known() == tuple(metric.name for metric in listed)
 
 
 def test_metric_with_weights_is_wanted_where_they_are_given():
-    assert names(Score()) == ["psnr", "ssim", "prompt_accuracy"]
-    given = Score(weights={"lpips": "a.pth", "clip": "some/clip"})
-    assert names(given) == ["psnr", "ssim", "lpips", "clip_score", "prompt_accuracy"]
+    alone = [metric.name for metric in registry.METRICS if metric.weights is None]
+    assert names(Score()) == alone
+    assert names(Score(weights=WITH_WEIGHTS)) == list(registry.known())
+    given = names(Score(weights={"lpips": "a.pth"}))
+    assert set(given) - set(alone) == {"lpips"}
 
 
 def test_run_without_a_baseline_compares_with_none():
-    given = Score(weights={"lpips": "a.pth", "clip": "some/clip"})
-    assert names(given, has_baseline=False) == ["clip_score", "prompt_accuracy"]
+    paired = {metric.name for metric in registry.METRICS if metric.needs_baseline}
+    given = names(Score(weights=WITH_WEIGHTS), has_baseline=False)
+    assert given == [name for name in registry.known() if name not in paired]
+    assert {"psnr", "ssim", "lpips"} <= paired
 
 
 @pytest.mark.parametrize(
     ("score", "said"),
     [
-        ({"weights": {"lpisp": "a.pth"}}, "unknown key 'lpisp'; one of: lpips, clip, extractor"),
-        ({"weights": {"lpips": "no.pth"}}, "weights.lpips: no.pth does not exist; give AlexNet's"),
+        (
+            {"weights": {"lpisp": "a.pth"}},
+            "'lpisp'. Fix: use one of: lpips, clip, extractor",
+        ),
+        (
+            {"weights": {"lpips": "no.pth"}},
+            "lpips: no.pth does not exist. Fix: give AlexNet's",
+        ),
         ({"lpips": "no.pth"}, "weights.lpips: no.pth does not exist"),
         ({"weights": {"extractor": "no.pth"}}, "weights.extractor: no.pth does not exist"),
         ({"extractor": "incepton"}, "unknown extractor 'incepton'"),
@@ -109,7 +125,7 @@ def test_what_cannot_be_loaded_is_a_problem_and_the_others_are_loaded(tmp_path):
     score = Score(reference="drawn", weights={"lpips": str(tmp_path / "cut.pth")})
     loaded = registry.load_metrics(score, True, "cpu")
     assert [extractor.name for extractor in loaded.extractors] == ["efficientnet-lite0"]
-    assert [metric.name for metric, _ in loaded.measures] == ["psnr", "ssim", "prompt_accuracy"]
+    assert [metric.name for metric, _ in loaded.measures] == names(Score())
     (problem,) = loaded.problems
     assert "cut.pth cannot be read" in problem
 
@@ -137,7 +153,7 @@ def test_metric_of_ones_own_has_the_identity_of_its_weights(toy):
 def test_metric_of_ones_own_has_columns_and_a_threshold(toy):
     change = {"brightness": {"value": -2.0, "low": -3.0, "high": -1.0}}
     arm = {"model": "demo", "arm": "tgate", "brightness": 30.0, "change": change}
-    assert result_table.rows([arm], "pictures") == [
+    assert result_table.rows([arm], "images") == [
         ["model", "arm", "brightness", "brightness change [95% CI]"],
         ["demo", "tgate", "30.0", "-2.00 [-3.00, -1.00]"],
     ]
@@ -154,10 +170,10 @@ def test_metric_is_registered_once(toy):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (None, "no metric can be had from module 'toy_faulty'"),
+        (None, "module 'toy_faulty' provides no metric"),
         ("x = 1", "no attribute 'METRIC'"),
         ("METRIC = 1", "METRIC of module 'toy_faulty' is a int"),
-        (TOY.replace("version=3", "version=4"), "another metric is named"),
+        (TOY.replace("version=3", "version=4"), "like another metric"),
     ],
 )
 def test_module_that_cannot_be_registered_is_told_in_one_line(
@@ -172,17 +188,48 @@ def test_module_that_cannot_be_registered_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_under_another_name_is_a_fault_of_the_metric():
-    psnr = registry.METRICS[0]
-    with pytest.raises(ValueError, match=r"'other'.*'psnr'"):
-        type(psnr)(name="other", column=psnr.column, load=psnr.load)
+def test_every_metric_has_a_column_of_its_name(toy):
+    by_name = {column.name: column for column in columns()}
+    for metric in registry.METRICS:
+        column = by_name[metric.name]
+        assert (column.heading, column.better) == (metric.heading, metric.better)
+        assert column.format(0.5) == metric.pattern.format(0.5)
+
+
+def test_new_metric_enters_neither_the_verdict_nor_the_order_unless_it_is_a_headline(
+    toy, monkeypatch
+):
+    assert not registry.METRICS[-1].headline
+    change = {"brightness": {"value": -2.0, "low": -3.0, "high": -1.0}}
+    arm = {"model": "demo", "arm": "tgate", "brightness": 30.0, "change": change}
+    values = {("tgate", "brightness"): {("p", 0): 30.0}, ("base", "brightness"): {("p", 0): 32.0}}
+    others = {(name, m.name): {} for name in ("tgate", "base") for m in registry.METRICS[:-1]}
+
+    def seen() -> tuple[list[str], float | None]:
+        cell = gallery.GalleryCell("tgate")
+        gallery._add_figures(cell, ("p", 0), values | others, "base")
+        assert cell.figures == ["brightness 30.0 (-2.00)"]
+        return [column.name for column in verdict.changes(arm, [arm])], cell.worse
+
+    assert seen() == ([], None)
+    registry.METRICS[-1] = replace(registry.METRICS[-1], headline=True)
+    assert seen() == (["brightness_change"], 2.0)
+
+
+def test_example_of_the_contract_is_a_metric(toy, tmp_path, monkeypatch):
+    code = textwrap.dedent(base.__doc__.split("::\n", 1)[1].split("\nThe module")[0])
+    code = code.replace('"brightness"', '"mean"')
+    (tmp_path / "toy_example.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "toy_example", raising=False)
+    measure = registry.register("toy_example").load(None, "cpu")
+    assert measure([Image.new("RGB", (2, 2), (30, 60, 90))], [""]).tolist() == [60.0]
 
 
 def test_config_is_checked_and_a_report_made_without_torch():
     code = (
-        "import sys; from tgate_batch.config import Score; from tgate_batch.score import metrics; "
-        "from tgate_batch.report import table, thresholds; "
-        "metrics.check(Score()); table.rows([], 'brief'); thresholds.check({}); "
+        "import sys; from tgate_batch.config import Score; from tgate_batch.score import registry; "
+        "from tgate_batch.report import result_table, thresholds; "
+        "registry.check(Score()); result_table.rows([], 'brief'); thresholds.check({}); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'torchmetrics', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Scoring what a run's folder holds, without rendering it: pictures are drawn, not denoised."""
+"""Scoring what a run's folder holds, without rendering it: images are drawn, not denoised."""
 
 import dataclasses
 import io
@@ -39,7 +39,7 @@ SHARDS, EACH = 3, 4
 def finished(tmp_path_factory):
     """A run of 12 captions, rendered and measured; `other` drew three of them all black."""
     tmp_path = tmp_path_factory.mktemp("finished")
-    captions = [str(scene) for scene in scenes.random_scenes(SHARDS * EACH, 7, held=True)]
+    captions = [str(scene) for scene in scenes.random_scenes(SHARDS * EACH, 7, held_out=True)]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
     settings = {
         "models": ["demo"],
@@ -134,7 +134,7 @@ def test_broken_pictures_count_in_no_figure(run):
 def test_distance_of_few_pictures_is_not_compared(run):
     found = scored(run)["other"]
     assert found["distance_change"] is None
-    reason = "not comparable: 0.01 pictures a dimension, 3,840 needed"
+    reason = "not comparable: 0.01 images per dimension, 3,840 needed"
     assert found["withheld"]["distance_change"] == reason
 
 
@@ -191,7 +191,7 @@ def test_damaged_measurement_is_measured_again(run, capsys):
 
 
 class Counting:
-    """An extractor that counts its pictures."""
+    """An extractor that counts its images."""
 
     name, label, note, sha256, dimensions = "counting", "FD-counting", None, "0", 1
     seen: ClassVar[Counter] = Counter()
@@ -214,7 +214,7 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
         type(run.folder), "open", lambda self, name: opened.update([name]) or open_(self, name)
     )
     monkeypatch.setattr(measure, "decode_image", lambda b: decoded.update([b]) or decode(b))
-    monkeypatch.setattr(workflow, "_report", lambda run: 0)  # the page shows pictures again
+    monkeypatch.setattr(workflow, "_report", lambda run: 0)  # the page shows images again
     Counting.seen.clear()
     np.savez(run.folder.path("reference.npz"), mu=np.zeros(1), sigma=np.eye(1))
     monkeypatch.syspath_prepend(str(ROOT))
@@ -234,8 +234,8 @@ def test_each_file_is_opened_once_each_picture_decoded_once_each_feature_compute
     features = [name for name in opened if name.startswith(layout.FEATURES)]
     assert {name: opened[name] for name in features} == {
         name: 2 if "/baseline/" in name else 1 for name in features
-    }  # the baseline's again for the pictures that are black in the other arm
-    # nine drawings are in both arms with the same bytes, three stand beside a black picture
+    }  # the baseline's again for the images that are black in the other arm
+    # nine drawings are in both arms with the same bytes, three stand beside a black image
     assert sum(decoded.values()) == 2 * SHARDS * EACH
     assert sum(Counting.seen.values()) == 2 * SHARDS * EACH - SHARDS  # but for the black ones
 
@@ -279,7 +279,7 @@ def test_threshold_decides_the_exit_code_and_says_by_how_much(run, capsys, limit
     ("setting", "said"),
     [
         ({"reference": "nosigma.npz"}, "has no sigma"),
-        ({"reference": "small.npz"}, "has 5 dimensions, but efficientnet-lite0 makes 1280"),
+        ({"reference": "small.npz"}, "has 5 dimensions, but efficientnet-lite0 has 1280"),
         ({"reference": "black"}, "no usable images"),
         ({"reference": "drawn", "extractor": "inception", "extractor_path": "cut.pth"}, "cut.pth"),
         ({"reference": "drawn", "lpips": "cut.pth"}, "cut.pth"),

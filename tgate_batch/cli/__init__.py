@@ -1,4 +1,4 @@
-"""The command line: ``tgate-batch COMMAND ...``, of which each ``jobs/*.py`` is one."""
+"""The command line: ``tgate-batch COMMAND ...``; each ``jobs/*.py`` runs one command."""
 
 from tgate_batch.cli.main import main
 

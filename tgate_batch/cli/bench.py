@@ -1,4 +1,4 @@
-"""Runs a benchmark; needs a checkout of the repository, whose ``benchmarks/`` it finds."""
+"""Runs a benchmark of ``benchmarks/``; needs a checkout of the repository."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _command() -> ModuleType:
-    """The benchmarks' command line; raises UserError if this is no checkout."""
+    """Imports the benchmarks' command line; raises UserError if this is not a checkout."""
     if not (_CHECKOUT / "benchmarks" / "command.py").is_file():
         raise UserError(
             "the benchmarks are not part of the installed package. Fix: clone the repository and "

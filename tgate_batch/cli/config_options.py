@@ -36,7 +36,7 @@ def read(options: argparse.Namespace) -> Config:
     overrides = list(options.set)
     if options.output is not None:
         overrides.append(f"output={json.dumps(options.output)}")
-    found = config.load(config.find(options.config), overrides)
-    import_path.leave_out(found.output)  # what lies in it may be somebody else's
-    plugins.register(found.plugins)
-    return found
+    loaded = config.load(config.find(options.config), overrides)
+    import_path.leave_out(loaded.output)  # its files may be untrusted
+    plugins.register(loaded.plugins)
+    return loaded

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tgate_batch.config import Images, Model, Sampling
-from tgate_batch.errors import UserError
+from tgate_batch.errors import UserError, one_line
 from tgate_batch.gate.plan import DeepCache, GatePlan
 from tgate_batch.models import catalogue
 from tgate_batch.models.checkpoint import load_pipeline
 from tgate_batch.models.family import Entry
 from tgate_batch.models.resolve import resolve_sampling
 
-# Names of the reference's versions -> names of the catalogue.
-ALSO = {
+ALIASES = {  # the reference's names -> names of the catalogue
     "pixart": "pixart_alpha",
     "lcm_pixart": "lcm_pixart_alpha",
     "sd_xl": "sdxl",
@@ -32,12 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--prompt", help="the text to render")
     add("--image", metavar="FILE", help="the first image of a video (svd): a file or a URL")
     add("--saved_path", required=True, metavar="DIR", help="folder for test.png or test.mp4")
-    add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALSO])}")
+    add("--model", default="pixart", help=f"{', '.join([*catalogue.CATALOGUE, *ALIASES])}")
     add(
         "--gate_step",
         type=_step,
         default=10,
-        help="first step without guidance and cross-attention; 0.4 means that part of the steps",
+        help="first step without guidance and cross-attention; 0.4: that share of the steps",
     )
     add(
         "--sp_interval",
@@ -65,51 +64,55 @@ def _step(text: str) -> int | float:
 
 
 def run(options: argparse.Namespace) -> None:
-    row = catalogue.entry(ALSO.get(options.model, options.model))
+    row = catalogue.entry(ALIASES.get(options.model, options.model))
     try:
-        # The documents gate cross-attention alone under DeepCache and in distilled models.
+        # The reference gates only cross-attention with DeepCache and in distilled models.
         alone = options.deepcache or row.name.startswith("lcm_")
         sp_interval, warm_up = (1, 0) if alone else (options.sp_interval, options.warm_up)
         plan = GatePlan(options.gate_step, sp_interval, options.fi_interval, warm_up)
         plan.check(options.inference_step)
         call = _call(row, options)
         folder = _writable(options.saved_path)
-        drawn = _draw(row, options, plan, call)
+        output = _render(row, options, plan, call)
     except ValueError as error:
         raise UserError(str(error)) from None
     family = catalogue.family_of(row.name)
     if family.draws == "video":
         file = folder / "test.mp4"
-        file.write_bytes(_film(drawn, family.frames_per_second))
+        file.write_bytes(_encode_video(output, family.frames_per_second))
     else:
         file = folder / "test.png"
-        file.write_bytes(_png(drawn))
+        file.write_bytes(_encode_png(output))
     print(file)
 
 
 def _call(row: Entry, options: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's arguments; its own defaults hold for all others. Raises UserError."""
+    """Returns the arguments of the pipeline that differ from its defaults; raises UserError."""
     size = {"height": options.height, "width": options.width}
     call = {name: pixels for name, pixels in size.items() if pixels is not None}
     call["output_type"] = "pil"
     if catalogue.family_of(row.name).condition is not None:
         if options.image is None:
             raise UserError(f"--model {row.name} needs an image. Fix: give one with --image")
-        return call | {"image": _picture(options.image), "num_frames": 25, "decode_chunk_size": 8}
+        return call | {
+            "image": _open_image(options.image),
+            "num_frames": 25,
+            "decode_chunk_size": 8,
+        }
     if options.prompt is None:
         raise UserError(f"--model {row.name} needs a prompt. Fix: give one with --prompt")
     if options.image is not None:
         raise UserError(
-            f"--model {row.name} takes no --image here. Fix: leave it out, or put the image into "
-            "a row of a prompt set (docs/prompts.md)"
+            f"--model {row.name} takes no --image. Fix: remove it, or put the image into a row of "
+            "a prompt set (docs/prompts.md)"
         )
     if row.guidance_scale <= 1:
         call["guidance_scale"] = row.guidance_scale
     return call | {"prompt": options.prompt}
 
 
-def _picture(path: str) -> Any:
-    """The image of a file or a URL, upright, in RGB; raises UserError."""
+def _open_image(path: str) -> Any:
+    """Opens the image of a file or a URL, upright, in RGB; raises UserError."""
     from tgate_batch.storage.images import open_upright
 
     try:
@@ -119,8 +122,7 @@ def _picture(path: str) -> Any:
         else:
             content = Path(path).expanduser().read_bytes()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--image {path} cannot be read: {reason}") from None
+        raise UserError(f"--image {path} cannot be read: {one_line(error)}") from None
     try:
         return open_upright(content)
     except UserError as error:
@@ -138,7 +140,7 @@ def _writable(path: str) -> Path:
     return folder
 
 
-def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]) -> Any:
+def _render(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[str, Any]) -> Any:
     import torch
 
     from tgate_batch.gate.loaders import with_tgate
@@ -156,15 +158,15 @@ def _draw(row: Entry, options: argparse.Namespace, plan: GatePlan, call: dict[st
     return output[0][0]
 
 
-def _png(picture: Any) -> bytes:
+def _encode_png(image: Any) -> bytes:
     import numpy as np
 
     from tgate_batch.render import codec
 
-    return codec.encode_image(np.asarray(picture), Images(format="png"))
+    return codec.encode_image(np.asarray(image), Images(format="png"))
 
 
-def _film(frames: list, frames_per_second: int) -> bytes:
+def _encode_video(frames: list, frames_per_second: int) -> bytes:
     import numpy as np
 
     from tgate_batch.render import codec

@@ -1,4 +1,4 @@
-"""A command as a process: what a user can do something about is one line, and an exit code."""
+"""Runs a command as a process: reports a user error in one line, and exits with its code."""
 
 import os
 import sys
@@ -13,17 +13,17 @@ from tgate_batch.storage import without_credentials
 def run_as_job(job: Callable[[], int | None]) -> None:
     """Runs a job and exits with its code.
 
-    A user error is 2; a lost cluster, output or storage, or a cluster without room, 4; Ctrl-C 130;
-    SIGTERM 143.
+    2 for a user error; 4 for a lost cluster, output or storage, or a cluster without room; 130 for
+    Ctrl-C; 143 for SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # What Ray says of workers that died: we say it. It reads this while it is imported.
+    # We report dead workers ourselves. Ray reads this variable while it is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     history.whole_process = True
     shutdown.install_signal_handlers()
     try:
         code = exit_code_of(job)
-    except KeyboardInterrupt as stop:  # Ray's own farewell takes seconds, and may wait for ever
+    except KeyboardInterrupt as stop:  # Ray's shutdown takes seconds, and may hang
         shutdown.exit_now(shutdown.stop_message(), shutdown.exit_code(stop))
     except (ClusterLost, OutputLost) as error:
         shutdown.exit_now(f"error: {error}", shutdown.exit_code(error))
@@ -32,7 +32,7 @@ def run_as_job(job: Callable[[], int | None]) -> None:
 
 
 def exit_code_of(job: Callable[[], int | None]) -> int:
-    """Runs a job; its exit code. A user error and a storage in trouble are said in a line each."""
+    """Runs a job; returns its exit code. Logs user and storage errors, a line per problem."""
     try:
         return job() or 0
     except (UserError, StorageError, NoRoom) as error:

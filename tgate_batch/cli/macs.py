@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def count_rows(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
-    """A row an arm of these runs, or of the published table where there are none."""
+    """Returns a row per arm of these runs; without runs, the rows of the published table."""
     from tgate_batch.execute.progress import WorkCounter
     from tgate_batch.models.macs.published import PUBLISHED
 
@@ -62,21 +62,21 @@ def count_rows(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
 
 
 def published_row(row: "Published", parts: bool) -> dict[str, Any]:
-    """One published figure beside its count, and beside that of the documented settings."""
+    """Returns a published figure, our count, and our count with the documented settings."""
     from tgate_batch.models.macs.arm import macs_of
 
     entry = catalogue.entry(row.model)
     settings: dict[str, Any] = {"steps": row.steps, "guidance_scale": row.guidance_scale}
     counted = macs_of(row.model, plan=row.plan, deepcache=row.deepcache, **settings)
-    made = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
-    made |= {
+    values = _row(row.model, row.arm, row.plan, row.deepcache, row.steps, counted, row)
+    values |= {
         "guidance_scale": row.guidance_scale,
         "size": [entry.width, entry.height],
     }
     if row.documented is not None:
         plan, deepcache = row.documented
         documented = macs_of(row.model, plan=plan, deepcache=deepcache, **settings)
-        made |= {
+        values |= {
             "documented_plan": plan and asdict(plan),
             "documented_deepcache": deepcache and asdict(deepcache),
             "documented_macs_t": documented.per_image / 1e12,
@@ -84,19 +84,19 @@ def published_row(row: "Published", parts: bool) -> dict[str, Any]:
         }
     size = {"height": entry.height, "width": entry.width}
     model = Model(name=row.model)
-    return made | (_parts(model, row.guidance_scale, **size) if parts else {})
+    return values | (_parts(model, row.guidance_scale, **size) if parts else {})
 
 
 def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
-    """Every arm of the runs, with the published figure where its settings have one."""
+    """Yields every arm of the runs, with the published figure of its settings, if any."""
     from tgate_batch.models.macs.arm import macs_of_arm
     from tgate_batch.models.macs.published import published_for
 
     for run, model in [(each, model) for each in runs for model in each.models]:
-        found = resolve_model(model)
-        sampling = resolve_sampling(model, run.sampling, found)
+        resolved = resolve_model(model)
+        sampling = resolve_sampling(model, run.sampling, resolved)
         size = {"height": sampling.height, "width": sampling.width}
-        documented = (found.row.height, found.row.width)
+        documented = (resolved.row.height, resolved.row.width)
         for name, arm in run.arms.items():
             counted = macs_of_arm(model, arm, sampling)
             steps = effective_sampling(sampling, arm).steps
@@ -111,14 +111,14 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
                 published = published_for(
                     model.name, plan, arm.cache, steps, sampling.guidance_scale
                 )
-            made = _row(model.name, name, plan, arm.cache, steps, counted, published)
-            made |= {
+            values = _row(model.name, name, plan, arm.cache, steps, counted, published)
+            values |= {
                 "guidance_scale": sampling.guidance_scale,
                 "size": [sampling.width, sampling.height],
             }
             if parts:
-                made |= _parts(model, sampling.guidance_scale, **size)
-            yield made
+                values |= _parts(model, sampling.guidance_scale, **size)
+            yield values
 
 
 def _row(
@@ -155,9 +155,9 @@ def _row(
 def _parts(model: Model, guidance_scale: float, height: int, width: int) -> dict[str, Any]:
     from tgate_batch.models.macs.arm import count_parts
 
-    found = resolve_model(model)
-    architecture = architecture_of(found, model)
-    counted = count_parts(found.family, architecture, guidance_scale > 1, height, width)
+    resolved = resolve_model(model)
+    architecture = architecture_of(resolved, model)
+    counted = count_parts(resolved.family, architecture, guidance_scale > 1, height, width)
     return {
         "parts": {
             name: {
@@ -171,7 +171,7 @@ def _parts(model: Model, guidance_scale: float, height: int, width: int) -> dict
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table, and below it what the published figures leave open."""
+    """Prints the rows as a table, and notes on the published figures below it."""
     from rich.console import Console
 
     from tgate_batch.report.terminal import table, width

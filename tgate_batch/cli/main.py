@@ -30,7 +30,7 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
     "init": "write a first config",
 }
 
-# Commands of a run: in the terminal stand their own lines alone, and no library's.
+# Commands of a run: the terminal shows only our lines, not those of libraries.
 _ALONE = frozenset({"render", "score", "report", "verify", "export", "reference"})
 
 EXIT_CODES = """exit codes:
@@ -43,12 +43,12 @@ EXIT_CODES = """exit codes:
 
 
 def main(*words: str) -> None:
-    """Runs ``words``, or else the arguments of the process, and exits."""
+    """Runs ``words``, or the arguments of the process, and exits."""
     run_as_job(lambda: run(words or tuple(sys.argv[1:])))
 
 
 def run(words: Sequence[str]) -> int | None:
-    """Runs a command in this process; returns its exit code, None for 0. Raises as it does."""
+    """Runs a command in this process; returns its exit code, None for 0; raises its errors."""
     if words and words[0] in COMMANDS:
         name, *rest = words
         command = import_module(f"tgate_batch.cli.{name.replace('-', '_')}")
@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> int | None:
         options = parser.parse_args(rest)
         console.as_json(options.log == "json")
         if not hasattr(options, "config") and getattr(options, "output", None):
-            import_path.leave_out(os.curdir, options.output)  # it may be somebody else's
+            import_path.leave_out(os.curdir, options.output)  # it may be untrusted
         with console.alone() if name in _ALONE else nullcontext():
             return command.run(options)
     listed = "\n".join(f"  {name:10} {line}" for name, line in COMMANDS.items())

@@ -23,33 +23,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tgate_batch.output.status import status
 
-    found = status(options.output, options.errors)
+    progress = status(options.output, options.errors)
     if options.json:
-        print(json.dumps(found, indent=1))  # JSON itself escapes what is not printable
+        print(json.dumps(progress, indent=1))  # JSON itself escapes what is not printable
     else:
-        _show(found)
+        _show(progress)
     return 0
 
 
-def _show(found: dict) -> None:
-    failed = f", {found['failed']:,} failed" if found["failed"] else ""
-    console.info(
-        f"{found['output']}: {found['done']:,} of {found['images']:,} images are done{failed}"
-    )
-    for arm in found["arms"]:
-        errors = f", {arm['errors']:,} failed" if arm["errors"] else ""
+def _show(progress: dict) -> None:
+    done, images, errors = progress["done"], progress["images"], progress["failed"]
+    failed = f", {errors:,} failed" if errors else ""
+    console.info(f"{progress['output']}: {done:,} of {images:,} images are done{failed}")
+    for arm in progress["arms"]:
+        failed = f", {arm['errors']:,} failed" if arm["errors"] else ""
         damaged = f", {arm['damaged']:,} files damaged" if arm["damaged"] else ""
         console.info(
-            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{errors}, "
+            f"  {arm['model']} {arm['arm']}: {arm['done']:,} of {arm['images']:,} images{failed}, "
             f"{arm['files']:,} of {arm['shards']:,} files{damaged}"
         )
-    if (worker := found["worked_on_by"]) is not None:
-        console.info(
-            f"process {worker['pid']} on {worker['host']} works there since {worker['since']}"
-        )
-    elif found["done"] + (found["failed"] or 0) < found["images"]:
-        console.info("nobody works there; tgate-batch render with its config goes on")
-    if found["failed"]:
+    if (process := progress["worked_on_by"]) is not None:
+        pid, host, since = process["pid"], process["host"], process["since"]
+        console.info(f"process {pid} on {host} has been working on it since {since}")
+    elif done + (errors or 0) < images:
+        console.info("no process is working on it; tgate-batch render with its config continues it")
+    if errors:
         console.info("tgate-batch render with --retry-errors renders the failed images again")
-    elif found["failed"] is None:
-        console.info("failed images are not counted, of so many files; --errors counts them")
+    elif errors is None:
+        console.info("failed images are not counted in so many files; --errors counts them")

@@ -6,14 +6,14 @@ import numpy as np
 from PIL import Image
 
 from tgate_batch.demo import scenes
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 
 
 class PromptAccuracy:
-    """1 where the checker finds ``aspect`` of the caption in the picture, else 0.
+    """1 if ``aspect`` of the image matches the caption, else 0.
 
-    NaN for a caption outside the embedded model's grammar, so other models' prompts measure
-    nothing. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
+    NaN for a caption outside the embedded model's grammar, so it does not apply to prompts of other
+    models. ``aspect`` is one of ``tgate_batch.demo.scenes.ASPECTS``.
     """
 
     def __init__(self, aspect: str = "all"):
@@ -28,30 +28,22 @@ class PromptAccuracy:
         prompts: Sequence[str],
         baselines: Sequence[Image.Image] | None = None,
     ) -> np.ndarray:
-        checked = map(scenes.check, images, prompts)
-        return np.array(
-            [np.nan if answer is None else answer[self._aspect] for answer in checked], float
-        )
+        checks = map(scenes.check, images, prompts)
+        return np.array([np.nan if each is None else each[self._aspect] for each in checks], float)
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return PromptAccuracy()
-
-
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="prompt_accuracy",
-    column=Column(
-        "prompt_accuracy",
-        "prompt accuracy",
-        "{:.1%}",
-        better="higher",
-        tables=("pictures", "brief"),
-        change_heading="accuracy change",
-        explanation=(
-            "The share of pictures that show what their prompt asks for: the right shape, colour "
-            "and place, found by measuring the picture."
-        ),
+    heading="prompt accuracy",
+    pattern="{:.1%}",
+    load=lambda weights, device: PromptAccuracy(),
+    better="higher",
+    explanation=(
+        "The share of images that show what their prompt asks for: the right shape, colour and "
+        "position, measured in the pixels."
     ),
-    load=_load,
     yes_no=True,
+    brief=True,
+    headline=True,
+    change_heading="accuracy change",
 )

@@ -1,6 +1,6 @@
-"""The small world of the embedded model: captions, the pictures they mean, and reading them back.
+"""Scenes of the embedded model: captions, their true images, and the recognition of images.
 
-A caption puts the place of each object before the object, because CLIP's text encoder is causal:
+A caption has the position of each object before the object, because CLIP's text encoder is causal:
 
     at the top a large red circle on a white background
     on the left a small blue cross and on the right a large red square on a pink background
@@ -12,14 +12,14 @@ import random
 import re
 import zlib
 from functools import lru_cache
-from itertools import permutations
+from itertools import islice, permutations, repeat
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image, in pixels."""
 
 BACKGROUNDS = {
     "white": (245, 245, 245),
@@ -48,13 +48,13 @@ PLACES = {
     "bottom": ("at", (32, 48)),
     "middle": ("in", (32, 32)),
 }
-"""Place -> its preposition and its centre (x, y), in pixels."""
+"""Position -> its preposition and its centre (x, y), in pixels."""
 
 PAIRS = (("left", "right"), ("top", "bottom"))
-"""Places that two objects of one picture take, in the order in which a caption names them."""
+"""Positions of two objects of one image, in the order of the caption."""
 
 ASPECTS = ("background", "count", "colours", "shapes", "sizes", "places", "all")
-"""What `check` reads."""
+"""The aspects that `check` compares."""
 
 _SHIFT, _STRETCH, _OVERSAMPLE = 1.5, 0.05, 4
 _SMALLEST_OBJECT = 16  # pixels
@@ -63,7 +63,7 @@ _SAME_SHAPE = 0.7  # intersection over union
 
 
 class Thing(NamedTuple):
-    """One object of a picture."""
+    """One object of an image."""
 
     place: str
     size: str
@@ -76,7 +76,7 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a caption says: one thing, or two of different colours at one of `PAIRS`."""
+    """The content of a caption: one thing, or two of different colours at one of `PAIRS`."""
 
     background: str
     things: tuple[Thing, ...]
@@ -95,12 +95,12 @@ _SCENE = re.compile(
 
 
 def parse(caption: str) -> Scene | None:
-    """The scene of a caption, or None when the caption is outside the grammar."""
+    """Returns the scene of a caption; None if it is outside the grammar."""
     caption = " ".join(caption.lower().split())
     match = _SCENE.fullmatch(caption)
     if match is None or match.lastindex is None:
         return None
-    things = tuple(Thing(*found) for found in _THING.findall(match[1]))
+    things = tuple(Thing(*words) for words in _THING.findall(match[1]))
     scene = Scene(match[match.lastindex], things)
     if len(things) == 2:
         a, b = things
@@ -110,7 +110,7 @@ def parse(caption: str) -> Scene | None:
 
 
 def sample(rng: random.Random) -> Scene:
-    """A random scene: one thing in three of ten, else two."""
+    """Returns a random scene: with one thing in 30% of cases, else with two."""
     background = rng.choice(list(BACKGROUNDS))
     places: tuple[str, ...]
     if rng.random() < 0.3:
@@ -127,10 +127,10 @@ def sample(rng: random.Random) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene's combination is kept from training: about one in five.
+    """True if the scene's combination is excluded from training: about one in five.
 
-    Two things: the unordered pair of (colour, shape), at every place, size and background.
-    One thing: its colour, shape, size and background together, at every place.
+    For two things it is the unordered pair of (colour, shape), at every position, size and
+    background; for one thing its colour, shape, size and background, at every position.
     """
     if len(scene.things) == 2:
         key = sorted(f"{thing.colour} {thing.shape}" for thing in scene.things)
@@ -140,27 +140,24 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32(" ".join(key).encode()) % 5 == 0
 
 
-def random_scenes(count: int, seed: int, held: bool) -> list[Scene]:
-    """`count` random scenes, all held out or none."""
+def random_scenes(count: int, seed: int, held_out: bool) -> list[Scene]:
+    """Returns `count` random scenes, either all held out or none."""
     rng = random.Random(seed)
-    found: list[Scene] = []
-    while len(found) < count:
-        scene = sample(rng)
-        if is_held_out(scene) == held:
-            found.append(scene)
-    return found
+    scenes = (sample(rng) for _ in repeat(None))
+    return list(islice((each for each in scenes if is_held_out(each) == held_out), count))
 
 
 def draw(caption: str | Scene, seed: int) -> Image.Image:
-    """The real picture of a caption, 64x64 RGB: objects moved by up to 1.5 px, scaled by up to 5%.
+    """Draws the true image of a caption, 64x64 RGB.
 
-    Raises ValueError when the caption is outside the grammar.
+    Objects are shifted by up to 1.5 px and scaled by up to 5%, at random. Raises ValueError if the
+    caption is outside the grammar.
     """
     scene = parse(caption) if isinstance(caption, str) else caption
     if scene is None:
         raise ValueError(
-            f"{caption!r} is outside the demo's grammar, so no picture of it can be drawn. "
-            f"Write it like: {Scene('white', (Thing('top', 'large', 'red', 'circle'),))}"
+            f"{caption!r} is outside the demo's grammar, so it cannot be drawn. "
+            f"Fix: write it like: {Scene('white', (Thing('top', 'large', 'red', 'circle'),))}"
         )
     rng = random.Random(seed)
     canvas = Image.new("RGB", (SIDE * _OVERSAMPLE,) * 2, BACKGROUNDS[scene.background])
@@ -188,46 +185,40 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, box: tuple, colour) -> Non
 
 
 def check(image: Image.Image, caption: str) -> dict[str, bool] | None:
-    """Read a picture back and compare it with its caption, aspect by aspect (`ASPECTS`).
+    """Compares an image with its caption, aspect by aspect (`ASPECTS`); True if it matches.
 
-    Found things are matched to asked ones so that most attributes agree; an attribute holds when
-    it agrees for every thing, so a picture with both shapes right but swapped has wrong shapes
-    or wrong colours. None when the caption is outside the grammar.
+    Recognised things are assigned to expected ones so that most attributes match. An aspect matches
+    if it does for every thing, so an image with two swapped shapes has wrong shapes or wrong
+    colours. Returns None if the caption is outside the grammar.
     """
-    asked = parse(caption)
-    if asked is None:
+    expected = parse(caption)
+    if expected is None:
         return None
-    background, found = read(image)
-    held = dict.fromkeys(ASPECTS, False)
-    held["background"] = background == asked.background
-    held["count"] = len(found) == len(asked.things)
-    if held["count"]:
-        best = max(
-            ([_agreement(*pair) for pair in zip(order, asked.things, strict=True)]
-             for order in permutations(found)),
-            key=lambda agreement: sum(map(sum, agreement)),
-        )  # fmt: skip
-        for number, aspect in enumerate(("places", "sizes", "colours", "shapes")):
-            held[aspect] = all(agreement[number] for agreement in best)
-    held["all"] = all(held[aspect] for aspect in ASPECTS[:-1])
-    return held
-
-
-def _agreement(a: Thing, b: Thing) -> list[bool]:
-    return [mine == other for mine, other in zip(a, b, strict=True)]
+    background, things = read(image)
+    matches = dict.fromkeys(ASPECTS, False)
+    matches["background"] = background == expected.background
+    matches["count"] = len(things) == len(expected.things)
+    if matches["count"]:
+        orders = np.array([list(order) for order in permutations(things)])  # [orders, things, 4]
+        equal = orders == np.array(expected.things)
+        best = equal[equal.sum(axis=(1, 2)).argmax()].all(axis=0).tolist()
+        matches |= zip(("places", "sizes", "colours", "shapes"), best, strict=True)
+    matches["all"] = all(matches[aspect] for aspect in ASPECTS[:-1])
+    return matches
 
 
 def read(image: Image.Image) -> tuple[str | None, list[Thing]]:
-    """Background and things seen in a picture; an unreadable colour or shape is ""."""
+    """Recognises background and things of an image; an unknown colour or shape is ""."""
     pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), float)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(rim, axis=0)
     mask = np.linalg.norm(pixels - ground, axis=-1) > _SAME_COLOUR
     labels = _components(mask)
-    things = []
-    for label, area in zip(*np.unique(labels[mask], return_counts=True), strict=True):
-        if area >= _SMALLEST_OBJECT:
-            things.append(_read_thing(pixels, labels == label))
+    things = [
+        _read_thing(pixels, labels == label)
+        for label, area in zip(*np.unique(labels[mask], return_counts=True), strict=True)
+        if area >= _SMALLEST_OBJECT
+    ]
     return _nearest(ground, BACKGROUNDS), things
 
 
@@ -266,13 +257,13 @@ def _template(shape: str, width: int, height: int) -> np.ndarray:
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
-    """The mask grown by one pixel along the rows and the columns."""
+    """Grows a mask by one pixel along the rows and the columns."""
     wide = np.pad(mask, 1)
     return wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
 
 
 def _components(mask: np.ndarray) -> np.ndarray:
-    """4-connected components of a mask: each pixel gets the largest pixel number it reaches."""
+    """Labels the 4-connected components of a mask by their largest pixel number."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         wide = np.pad(labels, 1)

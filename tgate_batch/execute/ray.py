@@ -28,7 +28,7 @@ from tgate_batch.execute.task import LIVES, MEMORY_LIVES, RenderOrder, Task, rea
 from tgate_batch.execute.worker import Worker
 from tgate_batch.output import shutdown
 from tgate_batch.records import ShardProgress, ShardResult
-from tgate_batch.storage import Folder, for_workers, is_lasting, is_outage, is_temporary
+from tgate_batch.storage import Folder, is_lasting, is_outage, is_temporary, worker_hint
 
 _IN_FLIGHT = 2  # tasks of an actor, so that it never waits for the driver
 _POLL_SECONDS = 1.0
@@ -338,7 +338,7 @@ class RayExecutor:
             del actor.streams[stream]
             if isinstance(cause, OutputLost):
                 raise OutputLost(str(cause)) from None
-            reason = "; ".join(filter(None, (reason_of(cause), for_workers(cause))))
+            reason = "; ".join(filter(None, (reason_of(cause), worker_hint(cause))))
             pool.failed(actor.name, task, reason, is_outage(cause), is_lasting(cause))
         else:
             if pool.delivered(actor.name, task, result):

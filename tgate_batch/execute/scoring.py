@@ -21,12 +21,12 @@ from tgate_batch.execute.task import (
 )
 from tgate_batch.output.prompt_store import category_column
 from tgate_batch.output.run import Finished, Run, damaged_files, finished, note_damaged
-from tgate_batch.score.figures import ConcludeOrder, Conclusion, stored_conclusion
+from tgate_batch.score.conclusion import ConcludeOrder, Conclusion, stored_conclusion
 from tgate_batch.score.measure import Measured
 from tgate_batch.score.measurement_plan import (
     MeasurementPlan,
-    distance_of,
     expected_measurements,
+    missing_distance,
     orders,
 )
 from tgate_batch.score.scoring import conclude_orders, reduce_orders, write_scores
@@ -70,7 +70,7 @@ def conclude(
             reference = prepare_reference(run, name, extractor, executor)
         except UserError as error:
             problems[str(error)] = None
-            missing[distance_of(name)] = str(error)
+            missing[missing_distance(name)] = str(error)
         else:
             if reference is not None:
                 references[extractor.name] = reference

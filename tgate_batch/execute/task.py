@@ -15,7 +15,7 @@ from tgate_batch.errors import StorageError, UserError, message_of
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.records import ShardProgress, ShardResult
 from tgate_batch.score.aggregate import SumOrder
-from tgate_batch.score.figures import ConcludeOrder, Conclusion
+from tgate_batch.score.conclusion import ConcludeOrder, Conclusion
 from tgate_batch.score.measure import Measured, MeasureOrder
 from tgate_batch.score.reference_file import ReferenceOrder
 

@@ -36,7 +36,8 @@ from tgate_batch.records import (
 from tgate_batch.render.timing import Energy, StageTimer
 from tgate_batch.score import registry
 from tgate_batch.score.aggregate import SumOrder, sum_chunk
-from tgate_batch.score.figures import ConcludeOrder, Conclusion, Facts, ReferenceFigures, conclude
+from tgate_batch.score.conclusion import ConcludeOrder, Conclusion, ReferenceFigures, conclude
+from tgate_batch.score.extractor_facts import ExtractorFacts
 from tgate_batch.score.measure import Measured, MeasureOrder, measure
 from tgate_batch.score.partial_sums import ArmSums
 from tgate_batch.score.reference import load_reference
@@ -232,7 +233,7 @@ class Worker:
             conclusion = conclude(self._folder, order, known, self._baselines)
         yield conclusion
 
-    def _reference(self, facts: Facts, order: ConcludeOrder) -> ReferenceFigures | None:
+    def _reference(self, facts: ExtractorFacts, order: ConcludeOrder) -> ReferenceFigures | None:
         """Returns the reference of an extractor, read once; None if the order has none."""
         if facts.name not in order.references:
             return None

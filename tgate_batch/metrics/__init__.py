@@ -1,11 +1,10 @@
-"""Metrics of images and of the run: arrays and PIL images in, numbers out; no Ray.
+"""Metrics of images and of the run, as functions of arrays and PIL images.
 
 - ``features``, ``dinov2``, ``cmmd``, ``frechet``, ``moments``, ``kid``, ``precision_recall``,
-  ``reservoir``  sets of pictures
-- ``jackknife``  how sure a figure is
-- ``entry`` (what a metric says of itself), ``psnr``, ``ssim``, ``lpips``, ``clip``, ``broken``  one
-  picture at a time
-- ``throughput``, ``cost``  what they took
+  ``sampling``: sets of images
+- ``jackknife``: confidence intervals
+- ``base`` (the contract), ``psnr``, ``ssim``, ``lpips``, ``clip``, ``broken_images``: single images
+- ``throughput``, ``cost``: time and money
 
-Nothing here imports torch before something is loaded, so a report is made without it.
+No module imports torch before a network is loaded, so a report can be written without it.
 """

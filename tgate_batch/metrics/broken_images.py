@@ -7,8 +7,8 @@ from PIL import Image
 def why_broken(image: Image.Image | np.ndarray) -> str | None:
     """Returns why an image is unusable (empty, not finite, all black, one colour), else None.
 
-    ``image`` is a PIL image or an array [h, w, channels] of any number type. A NaN in a denoiser
-    ends as a black picture once it is stored in 8 bits.
+    ``image`` is a PIL image or an array [h, w, channels] of any number type. NaN values of a
+    denoiser result in a black image in 8 bits.
     """
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.size == 0:

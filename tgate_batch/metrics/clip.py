@@ -1,42 +1,41 @@
-"""How well a picture fits its prompt, by CLIP (Hessel et al. 2021, arXiv:2104.08718)."""
+"""CLIP score: how well an image fits its prompt (Hessel et al. 2021, arXiv:2104.08718)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
-from tgate_batch.metrics.part_files import PartFiles, laid_out, listed
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.metrics.base import ImageMetric, Measure
+from tgate_batch.metrics.part_files import laid_out, listed
 from tgate_batch.metrics.weights import folder_sha256
 
-_PICTURES_AT_ONCE = 32
-_READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that loading reads
+_BATCH = 32
+_READ = ("*.json", "*.txt", "*.safetensors")  # files of a checkpoint that are read
 
 
 class ClipScore:
-    """100 times the cosine of CLIP's embeddings of picture and prompt, 0 where it is negative.
+    """100 times the cosine of CLIP's embeddings of image and prompt, at least 0.
 
-    The scale of torchmetrics and of MLPerf's rules (not Hessel's 2.5 times the cosine). Prompts
-    are cut at the tokenizer's length, 77 tokens. Scores of two checkpoints do not compare.
+    This is the scale of torchmetrics and of MLPerf's rules (not Hessel's 2.5 times the cosine).
+    Prompts are truncated at the tokenizer's length, 77 tokens. Scores of different checkpoints are
+    not comparable.
     """
 
     def __init__(self, checkpoint: str, device: str = "cpu"):
-        """``checkpoint``: a folder or hub id of a CLIPModel, e.g. openai/clip-vit-large-patch14.
+        """Loads a CLIPModel from a folder or hub id, e.g. openai/clip-vit-large-patch14.
 
-        Raises UserError where it cannot be loaded.
+        Raises UserError if it cannot be loaded.
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        read = _listed(checkpoint)
-        try:
-            with laid_out(read.links()) as folder:
+        with _loading(checkpoint):
+            files = listed(_folder(checkpoint))
+            with laid_out(files.links()) as folder:
                 model = CLIPModel.from_pretrained(folder, use_safetensors=True)
                 self._processor = CLIPProcessor.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
         self._model = model.eval().to(device)
         self._device = device
 
@@ -50,8 +49,8 @@ class ClipScore:
 
         scores = [np.empty(0)]
         with torch.inference_mode():
-            for start in range(0, len(images), _PICTURES_AT_ONCE):
-                chosen = slice(start, start + _PICTURES_AT_ONCE)
+            for start in range(0, len(images), _BATCH):
+                chosen = slice(start, start + _BATCH)
                 scores.append(self._scores(images[chosen], prompts[chosen]))
         return np.concatenate(scores)
 
@@ -71,26 +70,24 @@ class ClipScore:
 
 
 def fingerprint(checkpoint: str) -> str:
-    """``folder_sha256`` of the files that loading reads.
+    """Returns ``folder_sha256`` of the files that loading reads.
 
-    A hub id stands for its files in the local hub cache; what is not there is downloaded. Raises
-    UserError where there are no such files.
+    For a hub id these are the files in the local hub cache; missing ones are downloaded. Raises
+    UserError if there are none.
     """
-    _listed(checkpoint)
-    folder = _folder(checkpoint)
-    try:
+    with _loading(checkpoint):
+        folder = _folder(checkpoint)
+        listed(folder)  # raises for files that loading would refuse
         return folder_sha256(folder, _READ)
-    except UserError as error:
-        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
 
 
-def _listed(checkpoint: str) -> PartFiles:
-    """All that loading may read; each file is one of those that the fingerprint has."""
-    folder = _folder(checkpoint)
+@contextmanager
+def _loading(checkpoint: str) -> Iterator[None]:
     try:
-        return listed(folder)
-    except UserError as error:
-        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {error}") from None
+        yield
+    except (UserError, OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error) if isinstance(error, UserError) else one_line(error, 200)
+        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
 
 
 def _folder(checkpoint: str) -> Path:
@@ -100,13 +97,9 @@ def _folder(checkpoint: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        try:
-            return Path(snapshot_download(checkpoint, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(checkpoint, allow_patterns=list(_READ)))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"CLIP cannot be loaded from {checkpoint}: {reason}") from None
+        return Path(snapshot_download(checkpoint, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return Path(snapshot_download(checkpoint, allow_patterns=list(_READ)))
 
 
 def _load(weights: str | None, device: str) -> Measure:
@@ -114,24 +107,22 @@ def _load(weights: str | None, device: str) -> Measure:
     return ClipScore(weights, device)
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="clip_score",
-    column=Column(
-        "clip_score",
-        "CLIP score",
-        "{:.2f}",
-        better="higher",
-        tables=("pictures", "brief"),
-        change_heading="CLIP change",
-        explanation=(
-            "How well a picture fits its prompt, judged by the network CLIP: 100 times the cosine "
-            "of the two, some 20 for a poor fit and 35 for a good one."
-        ),
-    ),
+    heading="CLIP score",
+    pattern="{:.2f}",
     load=_load,
+    better="higher",
+    explanation=(
+        "How well an image fits its prompt, judged by the network CLIP: 100 times the cosine of "
+        "the two embeddings, about 20 for a poor fit and 35 for a good one."
+    ),
+    brief=True,
+    headline=True,
+    change_heading="CLIP change",
     weights="clip",
-    spread=(-10.0, 10.0),
     weights_are="a CLIPModel (a folder or a hub id)",
     may_be_hub_id=True,
+    spread=(-10.0, 10.0),
     fingerprint=fingerprint,
 )

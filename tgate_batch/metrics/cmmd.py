@@ -1,4 +1,4 @@
-"""CMMD: maximum mean discrepancy of CLIP's embeddings of pictures (Jayasumana et al. 2024).
+"""CMMD: maximum mean discrepancy of CLIP's image embeddings (Jayasumana et al. 2024).
 
 arXiv:2401.09603; the code is google-research/google-research ``cmmd/``.
 """
@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tgate_batch.metrics.features import in_parts, normalised
-from tgate_batch.metrics.weights import (
-    CHECKPOINT_FILES,
-    folder_sha256,
-    load_checkpoint,
-    open_checkpoint,
-    unlike,
-)
+from tgate_batch.metrics.features import CheckpointExtractor, normalise
+from tgate_batch.metrics.weights import CHECKPOINT_FILES, folder_sha256, load_checkpoint, unlike
 
 _SIGMA = 10
-_SCALE = 1000
+SCALE = 1000
 _BLOCK = 2048  # rows at once: a kernel of 32 MiB
 
-_CLIP = "openai/clip-vit-large-patch14-336"
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD = (0.26862954, 0.26130258, 0.27577711)
 _PUBLISHED = {
@@ -37,7 +30,7 @@ _PUBLISHED = {
     "projection_dim": 768,
     "hidden_act": "quick_gelu",
 }
-_NOT_OF_PICTURES = (
+_NOT_OF_IMAGES = (
     "text_model.",
     "text_projection.",
     "logit_scale",
@@ -46,17 +39,17 @@ _NOT_OF_PICTURES = (
 
 
 def cmmd(a: np.ndarray, b: np.ndarray) -> float:
-    """1000 times the squared maximum mean discrepancy of features [n, d] and [m, d].
+    """Returns 1000 times the squared maximum mean discrepancy of features [n, d] and [m, d].
 
-    As google-research/google-research ``cmmd/distance.py`` computes it, but in float64: the pairs
-    of a point with itself count, so that it is 0 or more, and larger for smaller sets of the same
-    kind. n and m are at least 1.
+    Computed like google-research/google-research ``cmmd/distance.py``, but in float64. Pairs of a
+    point with itself are included, so it is never negative, and larger for smaller sets. n and m
+    are at least 1.
     """
-    return _SCALE * (_mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b))
+    return SCALE * (_mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b))
 
 
 def gaussian_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``exp(-|x - y|^2 / (2 * 10^2))``, float64 [n, m], of rows x of [n, d] and y of [m, d]."""
+    """Returns ``exp(-|x - y|^2 / (2 * 10^2))``, float64 [n, m], of rows x [n, d] and y [m, d]."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.exp(squares.clip(min=0) / (-2 * _SIGMA**2))
@@ -71,28 +64,30 @@ def _mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
     return float(total) / (len(a) * len(b))
 
 
-class ClipVision:
-    """CLIP's embeddings of pictures, of length 1; published: 768 of ViT-L/14 at 336 pixels.
+class ClipVision(CheckpointExtractor):
+    """CLIP's image embeddings, of length 1; published: 768 of ViT-L/14 at 336 pixels.
 
-    That is openai/clip-vit-large-patch14-336. A picture's middle square is resized to the
-    checkpoint's input by Pillow's antialiased bicubic filter, as google-research/google-research
-    ``cmmd/io_util.py`` does, and normalised by CLIP's mean and spread. Embeddings are divided by
-    their length, as google-research/scenic ``scenic/projects/baselines/clip/layers.py`` does, which
-    ``cmmd/embedding.py`` calls. Any checkpoint of the published architecture has the published
-    label: its weights are not known by a hash.
+    That is openai/clip-vit-large-patch14-336. The central square of an image is resized to the
+    checkpoint's input by Pillow's antialiased bicubic filter, like google-research/google-research
+    ``cmmd/io_util.py``, and normalised by CLIP's mean and spread. Embeddings are divided by their
+    length, like google-research/scenic ``scenic/projects/baselines/clip/layers.py``, which
+    ``cmmd/embedding.py`` calls. Any checkpoint of the published architecture gets the published
+    label, because the hash of its weights is not known.
     """
 
     name = "cmmd"
-    version = 1
     distance = "cmmd"
-    needs_weights = True
+    published = "openai/clip-vit-large-patch14-336"
+    model_types = ("clip", "clip_vision_model")
+    width = "projection_dim"
+    batch_sizes = (8, 64)
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads a local folder of a transformers CLIPModel or its vision tower; downloads nothing.
 
-        Raises UserError where there is none, and where it is damaged or of another network.
+        Raises UserError if it is missing, damaged or belongs to another network.
         """
-        folder, settings = open_checkpoint(path, self.name, _CLIP, ("clip", "clip_vision_model"))
+        folder, settings = self.open(path)
         self._network = _network(folder, settings).to(device)
         self._device = device
         config = self._network.config
@@ -101,32 +96,17 @@ class ClipVision:
         self.sha256 = folder_sha256(folder, CHECKPOINT_FILES)
         other = unlike(config, _PUBLISHED)
         self.label = f"CMMD-{self.sha256[:8]}" if other else "CMMD"
-        self.note = f"not CMMD, which is on {_CLIP}: {other}" if other else None
-
-    @classmethod
-    def sha256_of(cls, path: str | Path | None = None) -> str:
-        """The weights' digest, without loading the network."""
-        folder, _ = open_checkpoint(path, cls.name, _CLIP, ("clip", "clip_vision_model"))
-        return folder_sha256(folder, CHECKPOINT_FILES)
-
-    @classmethod
-    def dimensions_of(cls, path: str | Path | None = None) -> int | None:
-        """The features' width as ``config.json`` has it; None if it leaves it to its default."""
-        _, settings = open_checkpoint(path, cls.name, _CLIP, ("clip", "clip_vision_model"))
-        return settings.get("projection_dim")
-
-    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        return in_parts(images, 8 if self._device == "cpu" else 64, self._features, self.dimensions)
+        self.note = f"not CMMD, which is on {self.published}: {other}" if other else None
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         small = [_square(image.convert("RGB"), self._side) for image in images]
-        batch = normalised(small, _MEAN, _SPREAD, self._device)
+        batch = normalise(small, _MEAN, _SPREAD, self._device)
         embedded = self._network(pixel_values=batch).image_embeds.float()
         return (embedded / embedded.norm(dim=-1, keepdim=True)).cpu().numpy()
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square, resized; an odd pixel is cut off at the right or the bottom."""
+    """Crops the central square and resizes it; an odd pixel is cut at the right or the bottom."""
     width, height = image.size
     edge = min(width, height)
     left, top = (width - edge) // 2, (height - edge) // 2
@@ -138,7 +118,7 @@ def _network(folder: Path, settings: dict[str, Any]) -> Any:
     from transformers import CLIPVisionModelWithProjection
 
     return load_checkpoint(
-        CLIPVisionModelWithProjection, _vision_config, settings, folder, _NOT_OF_PICTURES
+        CLIPVisionModelWithProjection, _vision_config, settings, folder, _NOT_OF_IMAGES
     )
 
 

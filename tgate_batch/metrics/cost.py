@@ -9,9 +9,9 @@ from tgate_batch.config import Cost, Workers
 
 @dataclass(frozen=True)
 class Devices:
-    """What one worker holds: ``each`` devices of a kind, at ``usd_per_hour`` a device.
+    """The devices of one worker: ``each`` devices of a kind, at ``usd_per_hour`` per device.
 
-    A worker with a GPU, or a share of one, is paid by GPUs; one without, by CPUs.
+    A worker with a GPU, or a share of one, is billed by GPUs, one without by CPUs.
     """
 
     kind: Literal["GPU", "CPU"]
@@ -26,23 +26,23 @@ class Devices:
 
     @property
     def key(self) -> str:
-        """The config's key of the price."""
+        """The config key of the price."""
         return f"cost.usd_per_{self.kind.lower()}_hour"
 
     @property
     def unpriced(self) -> str | None:
-        """Why there is no price; None where there is one."""
+        """Why there is no price; None if there is one."""
         if self.usd_per_hour is not None:
             return None
         has = "a GPU" if self.kind == "GPU" else "no GPU"
         return f"{self.key} is not given, and workers have {has}"
 
     def hours(self, worker_seconds: float) -> float:
-        """Device hours in so many seconds of one worker."""
+        """Returns the device hours of a worker's seconds."""
         return worker_seconds * self.each / 3600
 
     def usd(self, worker_seconds: float) -> float | None:
-        """$ for so many seconds of one worker; None where no price is given."""
+        """Returns the price in $ of a worker's seconds; None if no price is set."""
         price = self.usd_per_hour
         return None if price is None else self.hours(worker_seconds) * price
 
@@ -50,9 +50,9 @@ class Devices:
 def usd_per_1000_images(
     images_per_second_per_worker: float | None, devices: Devices
 ) -> float | None:
-    """The marginal $ of 1,000 images: denoising and decoding; None where it is not known.
+    """Returns the marginal $ of 1,000 images: denoising and decoding; None if it is unknown.
 
-    The number of workers cancels: twice as many cost twice as much for half as long.
+    It does not depend on the number of workers: twice as many cost twice as much for half the time.
     """
     if not images_per_second_per_worker:
         return None
@@ -62,13 +62,12 @@ def usd_per_1000_images(
 def bill(invocations: Iterable[Mapping[str, Any]], cost: Cost, workers: Workers) -> dict[str, Any]:
     """Returns the devices that all invocations reserved, and their price.
 
-    ``invocations`` are entries of the history. One that held no worker costs nothing, and neither
-    does a time that nobody knows. An entry of an older version that drew held at least one worker
-    of ``workers``, and counts so. ``usd`` is None where a price is missing or no worker was held;
-    ``withheld`` then says why.
+    ``invocations`` are entries of the history. One without workers or a known duration costs
+    nothing. An entry of an older version that rendered counts as one worker of ``workers``. ``usd``
+    is None if a price is missing or no invocation had workers; ``withheld`` is the reason.
     """
     usd, hours, wall, count = 0.0, 0.0, 0.0, 0
-    held: set[Devices] = set()
+    used: set[Devices] = set()
     for entry in invocations:
         seconds = entry.get("seconds") or 0.0
         at_once = entry.get("workers", 1 if entry.get("device") else 0)
@@ -80,12 +79,12 @@ def bill(invocations: Iterable[Mapping[str, Any]], cost: Cost, workers: Workers)
         count += 1
         wall += seconds
         if at_once:
-            held.add(devices)
+            used.add(devices)
             hours += devices.hours(seconds * at_once)
             usd += devices.usd(seconds * at_once) or 0.0
-    unpriced = sorted({reason for devices in held if (reason := devices.unpriced)})
-    withheld = "; ".join(unpriced) if held else "no invocation on record held a worker"
-    kinds = {devices.kind for devices in held} or {
+    unpriced = sorted({reason for devices in used if (reason := devices.unpriced)})
+    withheld = "; ".join(unpriced) if used else "no recorded invocation had a worker"
+    kinds = {devices.kind for devices in used} or {
         Devices.of(cost, workers.gpus_each, workers.cpus_each).kind
     }
     return {
@@ -99,14 +98,13 @@ def bill(invocations: Iterable[Mapping[str, Any]], cost: Cost, workers: Workers)
 
 
 def per_1000_images(total: float, arms: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """A total ($, Wh) shared among arms by their device seconds, for 1,000 delivered pictures each.
+    """Divides a total ($, Wh) among arms by their device seconds; returns it per 1,000 images.
 
-    Delivered are pictures that are not broken; they pay for those that failed. So each arm's
-    figure times its delivered pictures, over 1,000, adds up to the total. An arm that delivered
-    none has None, and no share. Pictures count instead of device seconds where some arm's are not
-    known.
+    Only images that are not broken count as delivered. Each arm's result times its delivered
+    images, over 1,000, adds up to the total. An arm without delivered images gets None and no
+    share. If the device seconds of an arm are unknown, the total is divided by delivered images.
     """
-    delivered = [_delivered(arm) for arm in arms]
+    delivered = [arm["images"] - arm["broken"] for arm in arms]
     seconds = [_device_seconds(arm) if n else 0.0 for arm, n in zip(arms, delivered, strict=True)]
     known = all(s for s, n in zip(seconds, delivered, strict=True) if n)
     weights = [s or 0.0 for s in seconds] if known else delivered
@@ -117,12 +115,8 @@ def per_1000_images(total: float, arms: Sequence[Mapping[str, Any]]) -> list[flo
     ]
 
 
-def _delivered(arm: Mapping[str, Any]) -> int:
-    return arm["images"] - arm["broken"]
-
-
 def _device_seconds(arm: Mapping[str, Any]) -> float | None:
-    """Of all batches of an arm; else of the measured ones, taken for all its pictures."""
+    """Device seconds of all batches of an arm; else extrapolated from the timed ones."""
     if arm.get("device_seconds") is not None:
         return arm["device_seconds"]
     rate = arm["images_per_second_per_worker"]

@@ -1,4 +1,4 @@
-"""Features of DINOv2: their Frechet distance agrees with people better than FID does.
+"""Features of DINOv2, whose Frechet distance agrees with human judgement better than FID.
 
 Stein et al. 2023, arXiv:2306.04675; the code is layer6ai-labs/dgm-eval.
 """
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tgate_batch.metrics.features import IMAGENET_MEAN, IMAGENET_SPREAD, in_parts, normalised
-from tgate_batch.metrics.weights import (
-    CHECKPOINT_FILES,
-    folder_sha256,
-    load_checkpoint,
-    open_checkpoint,
-    unlike,
+from tgate_batch.metrics.features import (
+    IMAGENET_MEAN,
+    IMAGENET_SPREAD,
+    CheckpointExtractor,
+    normalise,
 )
+from tgate_batch.metrics.weights import CHECKPOINT_FILES, folder_sha256, load_checkpoint, unlike
 
 if TYPE_CHECKING:
     import torch
@@ -33,59 +32,43 @@ _PUBLISHED = {
 }
 
 
-class DinoV2:
-    """A DINOv2, its class token after the last layer norm; published: facebook/dinov2-large, 1024.
+class DinoV2(CheckpointExtractor):
+    """DINOv2's class token after the last layer norm; published: facebook/dinov2-large, 1024.
 
-    Pictures are resized to 224x224 by Pillow's antialiased bicubic filter, whatever their shape,
-    and normalised by ImageNet's mean and spread, as layer6ai-labs/dgm-eval
-    ``dgm_eval/models/dinov2.py`` does unless ``--clean_resize`` is given. Position embeddings are
-    resampled as in facebookresearch/dinov2 ``dinov2/models/vision_transformer.py``, which that code
-    runs. Any checkpoint of the published architecture has the published label: its weights are
-    not known by a hash.
+    Images of any shape are resized to 224x224 by Pillow's antialiased bicubic filter, and
+    normalised by ImageNet's mean and spread, like layer6ai-labs/dgm-eval
+    ``dgm_eval/models/dinov2.py`` without ``--clean_resize``. Position embeddings are resampled like
+    facebookresearch/dinov2 ``dinov2/models/vision_transformer.py``, which that code runs. Any
+    checkpoint of the published architecture gets the published label, because the hash of its
+    weights is not known.
     """
 
     name = "dinov2"
-    version = 1
-    distance = "frechet"
-    needs_weights = True
+    published = "facebook/dinov2-large"
+    model_types = ("dinov2",)
+    width = "hidden_size"
+    batch_sizes = (8, 128)
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
         """Reads a local folder of a transformers Dinov2Model; downloads nothing.
 
-        Raises UserError where there is none, and where it is damaged or of another network.
+        Raises UserError if it is missing, damaged or belongs to another network.
         """
-        folder, settings = open_checkpoint(path, self.name, "facebook/dinov2-large", ("dinov2",))
+        folder, settings = self.open(path)
         self._network = _network(folder, settings).to(device)
         self._device = device
         self.dimensions: int = self._network.config.hidden_size
         self.sha256 = folder_sha256(folder, CHECKPOINT_FILES)
         other = unlike(self._network.config, _PUBLISHED)
         self.label = f"FD-DINOv2-{self.sha256[:8]}" if other else "FD-DINOv2"
-        self.note = f"not FD-DINOv2, which is on facebook/dinov2-large: {other}" if other else None
-
-    @classmethod
-    def sha256_of(cls, path: str | Path | None = None) -> str:
-        """The weights' digest, without loading the network."""
-        folder, _ = open_checkpoint(path, cls.name, "facebook/dinov2-large", ("dinov2",))
-        return folder_sha256(folder, CHECKPOINT_FILES)
-
-    @classmethod
-    def dimensions_of(cls, path: str | Path | None = None) -> int | None:
-        """The features' width as ``config.json`` has it; None if it leaves it to its default."""
-        _, settings = open_checkpoint(path, cls.name, "facebook/dinov2-large", ("dinov2",))
-        return settings.get("hidden_size")
-
-    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        return in_parts(
-            images, 8 if self._device == "cpu" else 128, self._features, self.dimensions
-        )
+        self.note = f"not FD-DINOv2, which is on {self.published}: {other}" if other else None
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         small = [
             image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
             for image in images
         ]
-        batch = normalised(small, IMAGENET_MEAN, IMAGENET_SPREAD, self._device)
+        batch = normalise(small, IMAGENET_MEAN, IMAGENET_SPREAD, self._device)
         return self._network(pixel_values=batch).pooler_output.float().cpu().numpy()
 
 
@@ -103,10 +86,10 @@ def _network(folder: Path, settings: dict[str, Any]) -> Any:
 
 
 def _resampled(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """[1, 1 + side * side, d] from [1, 1 + n * n, d], the class token's first and as it is.
+    """Resamples positions [1, 1 + n * n, d] to [1, 1 + side * side, d]; the class token is kept.
 
-    The published code resamples by the ratio (side + 0.1) / n, transformers by side / n, which is
-    up to a fifth of a cell beside it.
+    The published code resamples by the ratio (side + 0.1) / n, transformers by side / n, which
+    differs by up to a fifth of a cell.
     """
     import torch
 

@@ -1,6 +1,7 @@
-"""The Frechet distance between two sets of features, from statistics that merge.
+"""The Frechet distance between two sets of features, from mergeable statistics.
 
-Heusel et al. 2017 (arXiv:1706.08500) define it; on the official Inception features it is FID.
+It is defined by Heusel et al. 2017 (arXiv:1706.08500); on the official Inception features it is
+called FID.
 """
 
 from collections.abc import Iterable
@@ -12,19 +13,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from scipy.linalg import lapack, svdvals
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import UserError, one_line
 from tgate_batch.storage.archives import Archive
 
-_ROWS = 1024  # features taken at once: the temporary copy in float64 stays at 16 MiB for 2048-d
-_SAFE_TO_SQUARE = 1e6  # a condition number whose square is still far from 1 / eps
+_ROWS = 1024  # rows processed at once: the float64 copy takes 16 MiB at 2,048 dimensions
+_SAFE_TO_SQUARE = 1e6  # a condition number whose square is far below 1 / eps
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Count, mean [d] and scatter [d, d] (sum of outer products about the mean), in float64.
 
-    ``count`` is None for a reference file that does not say how many images it was made from;
-    ``scatter`` then holds the covariance itself, and nothing can be merged into it.
+    ``count`` is None if a reference file does not have its number of images; ``scatter`` is then
+    the covariance itself, and the statistics cannot be merged.
     """
 
     count: int | None
@@ -33,7 +34,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Statistics":
-        """Statistics of features [n, d], any n."""
+        """Returns the statistics of features [n, d]."""
         return stream([features])
 
     @property
@@ -47,14 +48,16 @@ class Statistics:
             return self.scatter
         if self.count < 2:
             raise UserError(
-                f"a covariance of {self.count} usable image(s) does not exist; two are the least"
+                f"a covariance needs at least two usable images, and there are {self.count}"
             )
         return self.scatter / (self.count - 1)
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Statistics of both sets together (Chan, Golub and LeVeque 1979, pairwise update)."""
+        """Returns the statistics of both sets (pairwise update, Chan, Golub and LeVeque 1979)."""
         if self.count is None or other.count is None:
-            raise UserError("statistics without a count cannot be merged: their weight is unknown")
+            raise UserError(
+                "statistics without a count cannot be merged, because their weight is unknown"
+            )
         _same_dimensions(self, other)
         count = self.count + other.count
         if count == 0:
@@ -68,17 +71,14 @@ class Statistics:
             + np.outer(apart, apart) * (self.count * other.count / count),
         )
 
-    def save(self, file: str | PathLike | BinaryIO, **beside: np.ndarray) -> None:
-        """Writes `.npz` with ``mu`` and ``sigma``, as pytorch-fid reads it, and our ``count``.
-
-        ``beside``: further arrays of the file.
-        """
-        known: dict[str, Any] = beside if self.count is None else {"count": self.count, **beside}
-        np.savez(file, mu=self.mean, sigma=self.covariance, **known)
+    def save(self, file: str | PathLike | BinaryIO, **arrays: np.ndarray) -> None:
+        """Writes `.npz` with ``mu``, ``sigma`` (as pytorch-fid reads it), ``count`` and arrays."""
+        more: dict[str, Any] = arrays if self.count is None else {"count": self.count, **arrays}
+        np.savez(file, mu=self.mean, sigma=self.covariance, **more)
 
     @classmethod
     def load(cls, file: str | PathLike | BinaryIO, name: str | None = None) -> "Statistics":
-        """Reads ``mu``, ``sigma`` and, where present, ``count``; raises UserError, naming it."""
+        """Reads ``mu``, ``sigma`` and optionally ``count``; raises UserError with the name."""
         name = name or str(file)
         try:
             content = Path(file).read_bytes() if isinstance(file, str | PathLike) else file.read()
@@ -100,25 +100,25 @@ class Statistics:
             count = int(archive["count"]) if "count" in archive else None
         except UserError:
             raise
-        except Exception as error:  # zip, pickle and format faults have no common parent
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} cannot be read as .npz statistics: {reason}") from None
+        except Exception as error:  # zip, pickle and format errors have no common base class
+            why = one_line(error)
+            raise UserError(f"{name} cannot be read as .npz statistics: {why}") from None
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise UserError(f"{name} holds values that are not finite")
+            raise UserError(f"{name} has values that are not finite")
         return cls(count, mean, covariance * (1 if count is None else count - 1))
 
 
 def stream(batches: Iterable[np.ndarray]) -> Statistics:
-    """Statistics of batches of features [n_i, d], in the memory of one batch and two [d, d].
+    """Returns the statistics of batches of features [n_i, d], in the memory of one batch.
 
-    The result does not depend on how rows are cut into batches, up to rounding in float64.
-    Raises UserError for no rows at all, or for features that are not finite.
+    The result does not depend on the batches, up to rounding in float64. Raises UserError if there
+    are no rows, or if features are not finite.
     """
     count, mean, scatter = 0, None, None
     for batch in batches:
         batch = np.asarray(batch)
         if batch.ndim != 2:
-            raise ValueError(f"features must be [n, d], found {list(batch.shape)}")
+            raise ValueError(f"features must be [n, d], not {list(batch.shape)}")
         if mean is None:
             dimensions = batch.shape[1]
             mean, scatter = np.zeros(dimensions), np.zeros((dimensions, dimensions))
@@ -126,12 +126,12 @@ def stream(batches: Iterable[np.ndarray]) -> Statistics:
         for start in range(0, len(batch), _ROWS):
             rows = batch[start : start + _ROWS].astype(np.float64)
             if not np.isfinite(rows).all():
-                raise UserError("features hold values that are not finite; broken pictures?")
+                raise UserError("features have values that are not finite")
             total = count + len(rows)
             centre = rows.mean(axis=0)
             rows -= centre
             apart = centre - mean
-            # One more row makes Chan's correction part of the same symmetric product.
+            # An additional row includes Chan's correction in the same symmetric product.
             rows = np.vstack([rows, apart * np.sqrt(count * len(rows) / total)])
             scatter += np.matmul(rows.T, rows, out=product)
             mean += apart * ((total - count) / total)
@@ -142,12 +142,12 @@ def stream(batches: Iterable[np.ndarray]) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """``|m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)`` of means and covariances.
+    """Returns ``|m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)`` of means and covariances.
 
-    With ``A = F F'`` and ``B = G G'`` the last term is the sum of the singular values of ``F' G``:
-    no square root of a matrix, no imaginary parts. Pivoted Cholesky finds the factors at their
-    rank, so fewer images than dimensions are no special case, only a faster one.
-    Raises UserError where the dimensions differ.
+    With ``A = F F'`` and ``B = G G'`` the last term is the sum of the singular values of ``F' G``,
+    without the square root of a matrix and without imaginary parts. Pivoted Cholesky gives factors
+    of minimal rank, so fewer images than dimensions need no special case. Raises UserError if the
+    dimensions differ.
     """
     _same_dimensions(a, b)
     covariance_a, covariance_b = a.covariance, b.covariance
@@ -164,7 +164,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 class FrechetRoot:
-    """A reference whose Frechet distance to many sets is asked for: its part is computed once.
+    """Computes Frechet distances of many sets to one reference, whose part is computed once.
 
     With ``B = R R'`` the last term of :func:`frechet_distance` is the sum of the square roots of
     the eigenvalues of ``R' A R``: at 2,048 dimensions a product and half a second (2 cores).
@@ -178,8 +178,10 @@ class FrechetRoot:
         self._trace = float(np.trace(reference.covariance))
 
     def distance(self, statistics: Statistics) -> float:
-        """As :func:`frechet_distance`, to the reference. Raises UserError where dimensions differ
-        or a set has fewer than two images."""
+        """Returns the distance to the reference, like :func:`frechet_distance`.
+
+        Raises UserError if the dimensions differ or a set has fewer than two images.
+        """
         _same_dimensions(statistics, self._reference)
         covariance = statistics.covariance
         apart = statistics.mean - self._reference.mean
@@ -191,18 +193,18 @@ class FrechetRoot:
 
 
 def sum_of_roots(symmetric: np.ndarray) -> float:
-    """Sum of the square roots of the eigenvalues of a positive semidefinite matrix."""
+    """Returns the sum of the square roots of a positive semidefinite matrix's eigenvalues."""
     eigenvalues = np.linalg.eigvalsh(symmetric)
     return float(np.sqrt(eigenvalues[eigenvalues > _noise(eigenvalues)]).sum())
 
 
 def _noise(eigenvalues: np.ndarray) -> float:
-    """Below it an eigenvalue, of these in rising order, is rounding."""
+    """The bound below which an eigenvalue (in rising order) is a rounding error."""
     return float(eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps)
 
 
 def rank_deficient(statistics: Statistics) -> bool:
-    """Whether the covariance cannot have full rank: no more images than dimensions.
+    """True if the covariance cannot have full rank: no more images than dimensions.
 
     The distance is still computed, but its bias is large: compare only sets of equal size.
     """
@@ -210,7 +212,7 @@ def rank_deficient(statistics: Statistics) -> bool:
 
 
 def factor(covariance: np.ndarray) -> tuple[np.ndarray, float]:
-    """F [d, rank] with ``F F' = covariance`` up to rounding, and how unequal its columns are."""
+    """Returns F [d, rank] with ``F F' = covariance``, and the ratio of its column lengths."""
     packed, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
     factor = np.empty((len(covariance), rank))
     factor[pivots - 1] = np.tril(packed[:, :rank])
@@ -221,6 +223,6 @@ def factor(covariance: np.ndarray) -> tuple[np.ndarray, float]:
 def _same_dimensions(a: Statistics, b: Statistics) -> None:
     if a.dimensions != b.dimensions:
         raise UserError(
-            f"features of {a.dimensions} and of {b.dimensions} dimensions cannot be compared; "
-            "use the same extractor for both sets"
+            f"features of {a.dimensions} and of {b.dimensions} dimensions cannot be compared. "
+            "Fix: use the same extractor for both sets"
         )

@@ -1,8 +1,8 @@
-"""Kernel distances between two sets of features, from sums over pairs of pictures.
+"""Kernel distances between two sets of features, from sums over pairs of images.
 
 The kernel Inception distance (Binkowski et al. 2018, arXiv:1801.01401) is the unbiased squared
-maximum mean discrepancy (MMD) under a polynomial of the third degree. On other features than
-Inception's it is a kernel distance of those features.
+maximum mean discrepancy (MMD) with a polynomial kernel of the third degree. On other features than
+Inception's it is called a kernel distance.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from tgate_batch.metrics.jackknife import GROUPS, leave_one_out
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_ROWS = 1024  # rows of a kernel matrix held at once
+_ROWS = 1024  # rows of a kernel matrix computed at once
 
 
 def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``(x.y / d + 1)^3`` for every row x of ``a`` [n, d] and y of ``b`` [m, d]: [n, m]."""
+    """Returns ``(x.y / d + 1)^3``, [n, m], for rows x of ``a`` [n, d] and y of ``b`` [m, d]."""
     values = a @ b.T
     values /= a.shape[1]
     values += 1
-    return values * values * values  # a power takes ten times as long
+    return values * values * values  # ** 3 takes ten times as long
 
 
 @dataclass(frozen=True)
 class KernelSums:
-    """The kernel summed over pairs of pictures, group by group; it adds up, but for new pairs.
+    """Sums of the kernel over pairs of images, by groups.
 
-    ``pairs`` [20, 20] over ordered pairs of pictures of different prompts, ``pair_counts`` their
-    numbers; ``cross`` [20] over pairs of a picture and one of the reference, ``counts`` [20] the
-    pictures. ``within`` is the mean over ordered pairs of the reference's ``reference_count``.
+    ``pairs`` [20, 20] are over ordered pairs of images of different prompts, ``pair_counts`` their
+    numbers. ``cross`` [20] are over pairs of an image and a reference image, ``counts`` [20] the
+    numbers of images. ``within`` is the mean over ordered pairs of the ``reference_count``
+    reference images.
     """
 
     pairs: np.ndarray
@@ -44,10 +45,7 @@ class KernelSums:
     reference_count: int
 
     def values(self) -> np.ndarray | None:
-        """The 21 values of the unbiased squared MMD: of all groups, then without each of them.
-
-        None where a set has no pair.
-        """
+        """Returns the 21 values of the unbiased squared MMD; None if a set has no pair."""
         pairs, numbers = _leave_one_out(self.pairs), _leave_one_out(self.pair_counts)
         cross, counts = leave_one_out(self.cross), leave_one_out(self.counts)
         if (numbers <= 0).any() or self.reference_count < 2:
@@ -63,11 +61,11 @@ def kernel_sums(
     kernel: Kernel = polynomial,
     within: float | None = None,
 ) -> KernelSums:
-    """Sums over features [n, d] with the group and the prompt of each, beside a reference [m, d].
+    """Returns the sums of features [n, d], with their groups and prompts, and a reference [m, d].
 
-    Pairs of pictures of one prompt are left out: they resemble each other, and would bias the
-    sum. ``within`` is ``mean_of_pairs(reference)``, where it is known. Takes some (n + m)^2 d
-    operations, in float64.
+    Pairs of images of one prompt are excluded: they resemble each other, and would bias the sum.
+    ``within`` is ``mean_of_pairs(reference)``, if already known. Takes about (n + m)^2 d operations
+    in float64.
     """
     order = np.argsort(groups, kind="stable")
     rows, groups, prompts = features[order].astype(np.float64), groups[order], prompts[order]
@@ -91,13 +89,13 @@ def kernel_sums(
 
 
 def _pairs_of_one_prompt(groups: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """How many ordered pairs of each group [20] are of one prompt, a picture and itself too."""
+    """Number of ordered pairs of one prompt in each group [20], an image with itself included."""
     _, first, each = np.unique(prompts, return_index=True, return_counts=True)
     return np.bincount(groups[first], each.astype(np.float64) ** 2, GROUPS)
 
 
 def mean_of_pairs(rows: np.ndarray, kernel: Kernel = polynomial) -> float:
-    """The kernel's mean over ordered pairs of different rows [m, d]; NaN below two."""
+    """Returns the kernel's mean over ordered pairs of different rows [m, d]; NaN if m < 2."""
     rows = rows.astype(np.float64)
     size, total = len(rows), 0.0
     if size < 2:
@@ -110,7 +108,7 @@ def mean_of_pairs(rows: np.ndarray, kernel: Kernel = polynomial) -> float:
 
 
 def _leave_one_out(pairs: np.ndarray) -> np.ndarray:
-    """[20, 20] -> [21]: the sum of all pairs, then without each group's rows and columns."""
+    """Returns the sum [21] of pairs [20, 20] of all groups, then without each group."""
     total = pairs.sum()
     lost = pairs.sum(axis=0) + pairs.sum(axis=1) - np.diagonal(pairs)
     return np.concatenate([[total], total - lost])

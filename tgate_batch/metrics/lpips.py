@@ -1,4 +1,4 @@
-"""Learned perceptual distance between a picture and the baseline's (Zhang et al. 2018)."""
+"""LPIPS: learned perceptual distance to the baseline's image (Zhang et al. 2018)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
+from tgate_batch.errors import UserError, one_line
+from tgate_batch.metrics.base import ImageMetric, Measure
 from tgate_batch.metrics.pairs import pairs, tensor
 from tgate_batch.metrics.weights import load_weights
 
 
 class Lpips:
-    """Learned perceptual distance, 0 for equal pictures (Zhang et al. 2018, AlexNet).
+    """Learned perceptual distance, 0 for equal images (Zhang et al. 2018, AlexNet).
 
-    The layer weights come with torchmetrics; the backbone's are a file of torchvision's AlexNet
-    (``alexnet-owt-7be5be79.pth``), which has to be given.
+    The layer weights come with torchmetrics; the backbone's weights are a file of torchvision's
+    AlexNet (``alexnet-owt-7be5be79.pth``).
     """
 
     def __init__(self, path: str | Path, device: str = "cpu"):
-        """Raises UserError where the file is missing or holds something else."""
+        """Raises UserError if the file is missing or is not AlexNet."""
         from torchmetrics.functional.image.lpips import _LPIPS
 
         self._device = device
@@ -33,8 +33,7 @@ class Lpips:
                 {key: weights[f"features.{key.split('.', 1)[1]}"] for key in backbone.state_dict()}
             )
         except (KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} is not torchvision's AlexNet: {reason}") from None
+            raise UserError(f"{path} is not torchvision's AlexNet: {one_line(error)}") from None
         self._network.to(device)
 
     def __call__(
@@ -58,22 +57,19 @@ def _load(weights: str | None, device: str) -> Measure:
     return Lpips(weights, device)
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="lpips",
-    column=Column(
-        "lpips",
-        "LPIPS",
-        "{:.3f}",
-        better="lower",
-        tables=("pictures",),
-        explanation=(
-            "How different a picture and the baseline's look to a network that was fitted to "
-            "people's judgement: 0 for equal pictures, some 0.7 for unrelated ones."
-        ),
-    ),
+    heading="LPIPS",
+    pattern="{:.3f}",
     load=_load,
+    better="lower",
+    explanation=(
+        "How different an image and the baseline's look to a network that was fitted to human "
+        "judgement: 0 for equal images, about 0.7 for unrelated ones."
+    ),
     needs_baseline=True,
-    spread=(0.0, 1.0),
+    headline=True,
     weights="lpips",
     weights_are="AlexNet's weights",
+    spread=(0.0, 1.0),
 )

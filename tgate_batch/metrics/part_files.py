@@ -1,10 +1,10 @@
-"""The files of a folder that a loader may read: listed once, checked, and all that it is given.
+"""Lists and checks the files of a folder that a loader may read.
 
-A folder is one network, tokenizer or scheduler, as ``save_pretrained`` of diffusers and
-transformers writes it. Their loaders follow what lies in it: an index names further files, a link
-leads elsewhere, an adapter names another model. ``listed`` refuses what leads out of the folder or
-to anything but safetensors, and ``laid_out`` makes a folder of links to the listed files alone, for
-the loader to read. What is not listed, and so not hashed, cannot be loaded.
+A folder is one network, tokenizer or scheduler, as written by ``save_pretrained`` of diffusers and
+transformers. Their loaders follow references in it: an index names more files, a link leads
+elsewhere, an adapter names another model. ``listed`` refuses references out of the folder or to
+anything but safetensors. ``laid_out`` makes a folder of links to only the listed files, for the
+loader to read. So a file that is not listed, and thus not hashed, cannot be loaded.
 """
 
 import json
@@ -18,20 +18,20 @@ from pathlib import Path
 from tgate_batch.errors import UserError, one_line
 from tgate_batch.metrics.weights import pickled_only
 
-_SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights that lie in several files
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights in several files
 _SETTINGS = (".json", ".txt", ".model")
-LINKS = "tgate-batch-links-"  # how the name of a folder of links begins
-_ADAPTER = "adapter_config.json"  # transformers would load the model that it names instead
+LINKS = "tgate-batch-links-"  # prefix of the name of a folder of links
+_ADAPTER = "adapter_config.json"  # transformers would load the model that it names
 
 
 @dataclass(frozen=True)
 class PartFiles:
-    """What is read of a folder: configurations and tokenizers, and weights with their index."""
+    """The files of a folder to read: configurations and tokenizers, weights with their index."""
 
     settings: tuple[Path, ...] = ()
     weights: tuple[Path, ...] = ()  # of one variant
     variant: str = ""  # e.g. "fp16"; empty if the weights are plain
-    lacks: str | None = None  # a file of weights that the index names and that is not there
+    lacks: str | None = None  # a missing file of weights that the index names
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -47,21 +47,21 @@ class PartFiles:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing: its config, and a network's weights in all shards."""
-        shards = [found for file in self.weights if (found := _SHARD.search(file.name))]
+        """True if its config exists, and for a network all shards of its weights."""
+        shards = [match for file in self.weights if (match := _SHARD.search(file.name))]
         if shards and len(shards) != int(shards[0][1]):
             return False
         is_described = any(file.name.endswith("config.json") for file in self.settings)
         return self.has_weights == self.is_network and is_described and self.lacks is None
 
     def links(self) -> dict[str, Path]:
-        """The name under which a loader looks for each file: weights have no variant there."""
-        found = {file.name: file for file in self.settings}
+        """Returns the files by the names that a loader expects: weights without their variant."""
+        links = {file.name: file for file in self.settings}
         for file in self.weights:
             is_shard = file.suffix == ".safetensors" and _SHARD.search(file.name)
             plain = file.name.replace(f".{self.variant}", "", 1) if self.variant else file.name
-            found[file.name if is_shard else plain] = file
-        return found
+            links[file.name if is_shard else plain] = file
+        return links
 
 
 def listed(
@@ -71,25 +71,25 @@ def listed(
     weights: bool = True,
     whole: bool = True,
 ) -> PartFiles:
-    """What a loader may read of a folder; without ``weights`` its configurations alone.
+    """Lists the files of a folder that a loader may read; without ``weights`` only configurations.
 
-    Weights are those of the variant, else the plain ones, else those of the only variant that is
-    there. ``root``: the folder that no file may lie outside of. Raises UserError for several
-    variants with none chosen, for files that lead out of the folder or to other formats, and if it
-    has to be ``whole``, for an index that names a file that is not there.
+    Weights are those of the variant, else the plain ones, else those of the only existing variant.
+    ``root``: no file may be outside this folder. Raises UserError for several variants of which
+    none is chosen, for references out of the folder or to other formats, and, if ``whole``, for an
+    index that names a missing file.
     """
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
     settings = tuple(file for file in files if _is_setting(file.name))
-    found = PartFiles(settings)
+    part = PartFiles(settings)
     if weights:
-        found = PartFiles(settings, *_of_one_variant(folder, files, variant))
-        found = replace(found, lacks=_lacking(folder, found))
-    if whole and found.lacks is not None:
+        part = PartFiles(settings, *_of_one_variant(folder, files, variant))
+        part = replace(part, lacks=_missing_shard(folder, part))
+    if whole and part.lacks is not None:
         raise UserError(
-            f"{folder} has no {one_line(found.lacks, 80)}, which its index names. Fix: copy the "
+            f"{folder} has no {one_line(part.lacks, 80)}, which its index names. Fix: copy the "
             "whole checkpoint"
         )
-    _check_links(folder if root is None else root, found)
+    _check_links(folder if root is None else root, part)
     for file in settings:
         if file.name == _ADAPTER:
             raise UserError(
@@ -98,22 +98,22 @@ def listed(
             )
         if file.name == "tokenizer_config.json":
             _check_names(file)
-    return found
+    return part
 
 
 @contextmanager
 def laid_out(links: Mapping[str, Path]) -> Iterator[Path]:
-    """A temporary folder of links, by relative name: all that a loader in the block can reach."""
-    with tempfile.TemporaryDirectory(prefix=LINKS) as made:
+    """Makes a temporary folder of links, by relative name, for a loader in the block."""
+    with tempfile.TemporaryDirectory(prefix=LINKS) as folder:
         for name, file in links.items():
-            link = Path(made, name)
+            link = Path(folder, name)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.resolve())
-        yield Path(made)
+        yield Path(folder)
 
 
 def variant_in(name: str) -> str:
-    """``fp16`` of ``model.fp16.safetensors``, of its shards and its index; empty: a plain one."""
+    """Returns ``fp16`` for ``model.fp16.safetensors``, its shards and index; "" for a plain one."""
     _, *words = _SHARD.sub("", name).split(".")
     return ".".join(word for word in words if word not in ("safetensors", "index", "json"))
 
@@ -126,15 +126,15 @@ def _is_setting(name: str) -> bool:
 def _of_one_variant(
     folder: Path, files: Sequence[Path], variant: str | None
 ) -> tuple[tuple[Path, ...], str]:
-    """The weights that are read, with their index, and their variant."""
+    """The weights to read with their index, and their variant."""
     by_variant: dict[str, list[Path]] = {}
     for file in files:
         if file.suffix == ".safetensors" or ".safetensors.index." in file.name:
             by_variant.setdefault(variant_in(file.name), []).append(file)
     whole = {
-        name: held
-        for name, held in by_variant.items()
-        if any(file.suffix == ".safetensors" for file in held)
+        name: members
+        for name, members in by_variant.items()
+        if any(file.suffix == ".safetensors" for file in members)
     }
     if not whole and (refused := pickled_only(folder)):
         raise UserError(refused)
@@ -149,23 +149,25 @@ def _of_one_variant(
     return tuple(by_variant.get(chosen, ())), chosen
 
 
-def _lacking(folder: Path, found: PartFiles) -> str | None:
-    """A file that the index names and that is not there; None if all are.
+def _missing_shard(folder: Path, part: PartFiles) -> str | None:
+    """A missing file that the index names; None if all exist.
 
     Raises UserError for an index that names anything but safetensors in its own folder.
     """
-    held = {file.name for file in found.weights if file.suffix == ".safetensors"}
-    shards = {name for name in held if _SHARD.search(name)}
-    for index in (file for file in found.weights if file.suffix == ".json"):
+    existing = {file.name for file in part.weights if file.suffix == ".safetensors"}
+    shards = {name for name in existing if _SHARD.search(name)}
+    for index in (file for file in part.weights if file.suffix == ".json"):
         try:
             named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             named = {str(name) for name in named}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{index} is no index of weights ({type(error).__name__})") from None
-        for name in sorted(named - held):
+            raise UserError(
+                f"{index} is not an index of weights ({type(error).__name__})"
+            ) from None
+        for name in sorted(named - existing):
             is_pickle = not name.endswith(".safetensors")
             if is_pickle or "/" in name or "\\" in name:
-                why = "only safetensors are read" if is_pickle else "that is no name of a file"
+                why = "only safetensors are read" if is_pickle else "that is not a file name"
                 raise UserError(
                     f"{index} names {one_line(name, 80)}, and {why}. Fix: give the whole "
                     "checkpoint as safetensors"
@@ -173,18 +175,18 @@ def _lacking(folder: Path, found: PartFiles) -> str | None:
             return name
         if left := sorted(shards - named):
             raise UserError(
-                f"{index} does not name {left[0]}, which lies in {folder}. Fix: give the index "
+                f"{index} does not name {left[0]}, which is in {folder}. Fix: give the index "
                 "that belongs to these files"
             )
     return None
 
 
-def _check_links(root: Path, found: PartFiles) -> None:
-    """Raises UserError for a link that leads out of the folder, but within the hub's cache."""
+def _check_links(root: Path, part: PartFiles) -> None:
+    """Raises UserError for a link out of the folder; in a hub cache, out of the cache's model."""
     root = root.resolve()
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
         root = root.parent.parent
-    for file in found.files:
+    for file in part.files:
         if not file.resolve().is_relative_to(root):
             raise UserError(
                 f"{file} is a link to {file.resolve()}, outside the checkpoint's folder. Fix: put "
@@ -197,7 +199,7 @@ def _check_names(file: Path) -> None:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return  # the loader says what is wrong
+        return  # the loader reports the error
     for key, value in settings.items() if isinstance(settings, dict) else ():
         named = value if isinstance(value, list) else [value]
         if not key.endswith(("_file", "_files")):

@@ -1,11 +1,11 @@
-"""Improved precision and recall of a set of pictures (Kynkaanniemi et al. 2019)."""
+"""Improved precision and recall of a set of images (Kynkaanniemi et al. 2019)."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 NEIGHBOURS = 3  # the k of the published figures
-_ROWS = 1024  # rows of a distance matrix held at once
+_ROWS = 1024  # rows of a distance matrix computed at once
 
 
 def precision_recall(
@@ -14,13 +14,13 @@ def precision_recall(
     neighbours: int = NEIGHBOURS,
     reference_radii: np.ndarray | None = None,
 ) -> tuple[float, float] | None:
-    """(precision, recall) of features [n, d] against a reference [m, d] (arXiv:1904.06991).
+    """Returns (precision, recall) of features [n, d] for a reference [m, d] (arXiv:1904.06991).
 
-    A set's manifold is the union of balls around its rows, each as wide as the distance to the
+    A set's manifold is the union of balls around its rows; a ball's radius is the distance to the
     row's ``neighbours``-th nearest other row. Precision is the share of features inside the
-    reference's manifold, recall the share of the reference inside that of the features. Takes
-    n (n + m) d operations; ``reference_radii`` are ``radii(reference)``, where they are known.
-    Returns None where a set has no ``neighbours`` other rows.
+    reference's manifold, recall the share of the reference inside the features' manifold. Takes
+    n (n + m) d operations; ``reference_radii`` are ``radii(reference)``, if already known. Returns
+    None if a set has too few rows.
     """
     if min(len(features), len(reference)) <= neighbours:
         return None
@@ -34,14 +34,14 @@ def precision_recall(
 
 
 def radii(rows: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Squared distance of each row [n, d] to its ``neighbours``-th nearest other row: [n]."""
-    # A row's nearest is itself, so the k-th other one is at index k.
+    """Returns the squared distance [n] of each row [n, d] to its k-th nearest other row."""
+    # A row's nearest row is itself, so its k-th other row is at index k.
     blocks = (block for _, block in _squared_distances(rows, rows))
     return np.concatenate([np.partition(block, neighbours)[:, neighbours] for block in blocks])
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    centre = b.mean(axis=0, dtype=np.float64)  # about it float32 is exact enough: lengths are short
+    centre = b.mean(axis=0, dtype=np.float64)  # centred values are small enough for float32
     a, b = ((rows - centre).astype(np.float32) for rows in (a, b))
     lengths = np.square(b).sum(axis=1)
     for start in range(0, len(a), _ROWS):

@@ -1,54 +1,34 @@
-"""Peak signal-to-noise ratio between a picture and the baseline's, in dB."""
-
-from collections.abc import Sequence
+"""Peak signal-to-noise ratio between an image and the baseline's, in dB."""
 
 import numpy as np
-from PIL import Image
 
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
-from tgate_batch.metrics.pairs import pairs
+from tgate_batch.metrics.base import ImageMetric
+from tgate_batch.metrics.pairs import paired
 
-_SAME_PICTURE = 100.0  # dB
-
-
-class Psnr:
-    """Peak signal-to-noise ratio, dB; equal pictures count as 100 dB, so that a mean exists."""
-
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        baselines: Sequence[Image.Image] | None = None,
-    ) -> np.ndarray:
-        return np.array([_psnr(*pair) for pair in pairs(images, baselines)], float)
+_SAME_IMAGE = 100.0  # dB
 
 
-def _psnr(image: np.ndarray, baseline: np.ndarray) -> float:
+def psnr(image: np.ndarray, baseline: np.ndarray) -> float:
+    """Returns the PSNR in dB of two images [h, w, 3] in 0..255; at most 100, so a mean exists."""
     squared = np.square(image.astype(np.float64) - baseline).mean()
     if squared == 0:
-        return _SAME_PICTURE
-    return min(float(10 * np.log10(255**2 / squared)), _SAME_PICTURE)
+        return _SAME_IMAGE
+    return min(float(10 * np.log10(255**2 / squared)), _SAME_IMAGE)
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return Psnr()
-
-
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="psnr",
-    column=Column(
-        "psnr",
-        "PSNR (dB)",
-        "{:.1f}",
-        better="higher",
-        tables=("pictures", "brief"),
-        explanation=(
-            "How close a picture is to the baseline's of the same prompt and seed, pixel by pixel "
-            "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
-            "another picture of the same thing, which need not be a worse one."
-        ),
+    heading="PSNR (dB)",
+    pattern="{:.1f}",
+    load=lambda weights, device: paired(psnr),
+    better="higher",
+    explanation=(
+        "How close an image is to the baseline's of the same prompt and seed, pixel by pixel "
+        "(peak signal-to-noise ratio). Above 40 dB nobody sees a difference; at 20 dB it is "
+        "another image of the same thing, which need not be a worse one."
     ),
-    load=_load,
     needs_baseline=True,
+    brief=True,
+    headline=True,
     spread=(0.0, 60.0),
 )

@@ -1,50 +1,30 @@
-"""Structural similarity between a picture and the baseline's (Wang et al. 2004)."""
-
-from collections.abc import Sequence
+"""Structural similarity between an image and the baseline's (Wang et al. 2004)."""
 
 import numpy as np
-from PIL import Image
 
-from tgate_batch.metrics.base import Column, Measure, PictureMetric
-from tgate_batch.metrics.pairs import pairs, tensor
-
-
-class Ssim:
-    """Structural similarity, at most 1 (Wang et al. 2004; torchmetrics' 11-pixel Gaussian)."""
-
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        baselines: Sequence[Image.Image] | None = None,
-    ) -> np.ndarray:
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
-        def similarity(image: np.ndarray, baseline: np.ndarray) -> float:
-            # torchmetrics gives a tuple only where the full map is asked for
-            return float(ssim(tensor(image), tensor(baseline), data_range=1.0))  # type: ignore[arg-type]
-
-        return np.array([similarity(*pair) for pair in pairs(images, baselines)], float)
+from tgate_batch.metrics.base import ImageMetric
+from tgate_batch.metrics.pairs import paired, tensor
 
 
-def _load(weights: str | None, device: str) -> Measure:
-    return Ssim()
+def ssim(image: np.ndarray, baseline: np.ndarray) -> float:
+    """Returns the SSIM of two images, uint8 [h, w, 3]; at most 1 (11-pixel Gaussian window)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+
+    # torchmetrics returns a tuple only if the full map is requested
+    return float(similarity(tensor(image), tensor(baseline), data_range=1.0))  # type: ignore[arg-type]
 
 
-METRIC = PictureMetric(
+METRIC = ImageMetric(
     name="ssim",
-    column=Column(
-        "ssim",
-        "SSIM",
-        "{:.3f}",
-        better="higher",
-        tables=("pictures",),
-        explanation=(
-            "How alike the structures of a picture and the baseline's are (structural similarity): "
-            "1 for equal pictures, near 0 for unrelated ones."
-        ),
+    heading="SSIM",
+    pattern="{:.3f}",
+    load=lambda weights, device: paired(ssim),
+    better="higher",
+    explanation=(
+        "How similar the structures of an image and the baseline's are (structural similarity): "
+        "1 for equal images, near 0 for unrelated ones."
     ),
-    load=_load,
     needs_baseline=True,
+    headline=True,
     spread=(0.0, 1.0),
 )

@@ -1,4 +1,4 @@
-"""Images a second and batch latency, from what adds up over batches."""
+"""Images per second and batch latency, from sums over batches."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_STEPS = 256  # buckets of a latency histogram between a second and two: 0.3% each
+_STEPS = 256  # bins of a latency histogram per octave: 0.3% each
 _OCTAVES = 20  # from 2^-20 to 2^20 seconds
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of some rows, one entry each, in order.
+    """The batches of some rows in order, as arrays with an entry per batch.
 
-    ``first_row`` is the row that a batch begins at, ``images`` the pictures of it that were
-    delivered. Seconds are device time of whole batches (denoising and decoding). ``warm_up`` marks
-    a worker's first batch of an arm, which no figure of time counts.
+    ``first_row`` is a batch's first row, ``images`` its number of delivered images. Seconds are
+    device time of whole batches (denoising and decoding). ``warm_up`` marks a worker's first batch
+    of an arm, which is not timed.
     """
 
     first_row: np.ndarray
@@ -35,8 +35,10 @@ class Batches:
         decode_seconds: np.ndarray,
         warm_up: np.ndarray,
     ) -> Batches:
-        """From the columns of delivered rows: a batch's number, -1 for rows without one, and what
-        each of its rows says alike."""
+        """Groups the columns of delivered rows by ``batch``, a number or -1 for rows without one.
+
+        The other columns are equal in all rows of a batch.
+        """
         rows = np.flatnonzero((batch >= 0) & (np.nan_to_num(seconds) > 0))
         _, first, images = np.unique(batch[rows], return_index=True, return_counts=True)
         order = np.argsort(first)
@@ -52,15 +54,15 @@ class Batches:
 
 
 def histogram(seconds: np.ndarray) -> np.ndarray:
-    """How many of these seconds [n] fall into each bucket, int64; histograms add up."""
+    """Returns the histogram of seconds [n], int64; histograms can be added."""
     with np.errstate(divide="ignore"):
-        places = np.floor((np.log2(seconds) + _OCTAVES) * _STEPS)
-    inside = np.clip(places, 0, 2 * _OCTAVES * _STEPS - 1).astype(np.int64)
-    return np.bincount(inside, minlength=2 * _OCTAVES * _STEPS)
+        bins = np.floor((np.log2(seconds) + _OCTAVES) * _STEPS)
+    bins = np.clip(bins, 0, 2 * _OCTAVES * _STEPS - 1).astype(np.int64)
+    return np.bincount(bins, minlength=2 * _OCTAVES * _STEPS)
 
 
 def quantile(counts: np.ndarray, share: float) -> float | None:
-    """The seconds that ``share`` of a histogram lies at or below, within 0.14%; None for none."""
+    """Returns the quantile of a histogram in seconds, within 0.14%; None if it is empty."""
     total = counts.sum()
     if not total:
         return None

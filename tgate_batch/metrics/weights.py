@@ -1,7 +1,7 @@
-"""Loads the weights of a metric's network from files, as tensors only.
+"""Loads the weights of metrics from files, as tensors only; downloads nothing.
 
-They are a torch file, or a folder as transformers' ``save_pretrained`` writes it: ``config.json``
-and safetensors. Nothing here downloads.
+They are a torch file, or a folder as written by transformers' ``save_pretrained``: ``config.json``
+and safetensors.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ CHECKPOINT_FILES = ("config.json", "model.safetensors", "model-*-of-*.safetensor
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file; raises UserError where it is missing, damaged or something else.
+    """Returns the state dict in a file; raises UserError if it is missing, damaged or no dict.
 
-    ``weights_only`` keeps a file from running code.
+    ``weights_only`` prevents a file from running code.
     """
     import torch
 
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"weights file {path} is not there")
+        raise UserError(f"weights file {path} does not exist")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and end-of-file faults have no common parent
+    except Exception as error:  # zip, pickle and end-of-file errors have no common base class
         raise UserError(f"weights file {path} cannot be read (cut off?): {_line(error)}") from None
     if not (
         isinstance(weights, dict) and all(isinstance(v, torch.Tensor) for v in weights.values())
     ):
-        raise UserError(f"weights file {path} holds no plain dict of tensors")
+        raise UserError(f"weights file {path} is not a plain dict of tensors")
     return weights
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file; raises UserError if it cannot be read.
+    """Returns the hexadecimal SHA-256 of a file; raises UserError if it cannot be read.
 
-    A file of the same path, size and time of change is read once a process.
+    A file of the same path, size and modification time is read once per process.
     """
     try:
         file = Path(path).expanduser().resolve()
@@ -57,25 +57,25 @@ def file_sha256(path: str | Path) -> str:
         if key not in _known:
             with file.open("rb") as stream:
                 _known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    except (OSError, RuntimeError) as error:  # the latter of a link to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}") from None
     return _known[key]
 
 
 def unlike_promised(what: str, where: str, here: str | None, promised: str) -> str:
-    """The line that says that this machine's weights are not those that a run was started with."""
+    """Returns the error for weights that differ from those that the run was started with."""
     return (
         f"{what}: {socket.gethostname()} has other weights at {where} (sha256 {str(here)[:16]}) "
         f"than the run was started with (sha256 {promised[:16]}). Fix: put the same files on every "
-        "machine, and run the same command again"
+        "machine, and rerun the same command"
     )
 
 
 def folder_sha256(folder: Path, patterns: Sequence[str]) -> str:
-    """sha256 over the name and sha256 of each file of some patterns, in the order of names.
+    """Returns a sha256 over names and digests of the files of some patterns, sorted by name.
 
-    Raises UserError where there is no such file.
+    Raises UserError if there are none.
     """
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     if not files:
@@ -87,48 +87,52 @@ def folder_sha256(folder: Path, patterns: Sequence[str]) -> str:
 
 
 def pickled_only(folder: Path) -> str | None:
-    """Why a checkpoint's folder is refused, whose weights are pickles; None: it has others."""
+    """Returns the error for a checkpoint with only pickled weights; None if it is accepted."""
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    found = next((name for name in names if name.endswith(_PICKLED)), None)
-    if found is None or any(name.endswith(".safetensors") for name in names):
+    pickle = next((name for name in names if name.endswith(_PICKLED)), None)
+    if pickle is None or any(name.endswith(".safetensors") for name in names):
         return None
     return (
-        f"{folder} has its weights in {found}, a pickle, which may run code when it is read; where "
-        "you trust it, save it as safetensors (save_pretrained does), and give that"
+        f"{folder} has its weights in {pickle}, a pickle, which may run code when it is read. Fix: "
+        "if you trust it, save it as safetensors with save_pretrained, and give that folder"
     )
 
 
 def open_checkpoint(
     path: str | Path | None, extractor: str, published: str, model_types: Sequence[str]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder and the content of its ``config.json``.
+    """Returns the folder and the content of its ``config.json``.
 
-    ``published`` is the hub id of what is expected there. Raises UserError, which says what to do,
-    where no folder is given, where it has no config or no safetensors, and where the checkpoint is
-    of another type or quantised.
+    ``published`` is the hub id of the expected checkpoint. Raises UserError if no folder is given,
+    if it has no config or no safetensors, or if the checkpoint has another type or is quantised.
     """
     hint = f"give the local folder of {published} or of another {model_types[0]} checkpoint"
     if not path:
-        raise UserError(f"extractor {extractor} has no default place of its weights; {hint}")
+        raise UserError(f"extractor {extractor} has no default weights. Fix: {hint}")
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "is not there"
-        raise UserError(f"{folder} {found}, and extractor {extractor} downloads nothing; {hint}")
+        state = "is a file" if folder.exists() else "does not exist"
+        raise UserError(
+            f"{folder} {state}, and extractor {extractor} downloads nothing. Fix: {hint}"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no readable config.json ({_line(error)}); {hint}") from None
+        why = _line(error)
+        raise UserError(f"{folder} has no readable config.json ({why}). Fix: {hint}") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in model_types:
-        raise UserError(f"{folder} is a checkpoint of type {kind!r}, not {model_types[0]}; {hint}")
+        raise UserError(
+            f"{folder} is a checkpoint of type {kind!r}, not {model_types[0]}. Fix: {hint}"
+        )
     if "quantization_config" in config:
-        raise UserError(f"{folder} is quantised, which changes the features; {hint}")
+        raise UserError(f"{folder} is quantised, which changes the features. Fix: {hint}")
     if refused := pickled_only(folder):
         raise UserError(refused)
     if not _safetensors(folder):
         raise UserError(
-            f"{folder} has no model.safetensors, and other formats are not read; save the "
-            "checkpoint as safetensors, as transformers' save_pretrained does"
+            f"{folder} has no model.safetensors, and other formats are not read. Fix: save the "
+            "checkpoint as safetensors, e.g. with transformers' save_pretrained"
         )
     return folder, config
 
@@ -140,53 +144,52 @@ def load_checkpoint(
     folder: Path,
     skipped: tuple[str, ...],
 ) -> Any:
-    """A network of transformers in float32, ready for use, with the weights of a folder.
+    """Loads a transformers network in float32, ready for use, with the weights of a folder.
 
-    ``kind`` is its class, ``config_of`` makes its config of the content of ``config.json``. Weights
-    whose names begin with one of ``skipped`` are not read. Raises UserError where a file is
-    damaged, and where a weight is missing, left over or of another shape: no weight is ever left
-    at random.
+    ``kind`` is its class; ``config_of`` makes its config from the content of ``config.json``.
+    Weights whose names begin with one of ``skipped`` are not read. Raises UserError if a file is
+    damaged, or if a weight is missing, unexpected or of another shape: no weight stays random.
     """
     import torch
 
     try:
         weights = _read_safetensors(folder, skipped)
-    except Exception as error:  # safetensors' faults and the system's have no common parent
+    except Exception as error:  # errors of safetensors and of the system have no common base class
         raise UserError(
-            f"weights in {folder} cannot be read (cut off?): {_line(error)}; copy them again"
+            f"weights in {folder} cannot be read (cut off?): {_line(error)}. Fix: copy them again"
         ) from None
     try:
         with _quiet_transformers():
-            network, found = kind.from_pretrained(
-                None,  # with a config and weights in hand it looks for no file
+            network, info = kind.from_pretrained(
+                None,  # with a config and weights it reads no file
                 config=config_of(settings),
                 state_dict=weights,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, in one line
+                ignore_mismatched_sizes=True,  # reported below, in one line
                 attn_implementation="sdpa",
                 dtype=torch.float32,
             )
-    except Exception as error:  # what a wrong config breaks has no common parent
+    except Exception as error:  # errors of a wrong config have no common base class
         raise UserError(
-            f"{folder} does not make a {kind.__name__}: {_line(error)}; its config.json has to be "
-            "that of its weights"
+            f"{folder} cannot be loaded as a {kind.__name__}: {_line(error)}. Fix: give the "
+            "config.json of its weights"
         ) from None
     faults = {
-        "missing": sorted(found["missing_keys"]),
-        "of another shape": sorted(str(key[0]) for key in found["mismatched_keys"]),
-        "left over": sorted(found["unexpected_keys"]),
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+        "left over": sorted(info["unexpected_keys"]),
     }
-    told = [f"{len(keys)} {what} ({keys[0]})" for what, keys in faults.items() if keys]
-    if told:
+    problems = [f"{len(keys)} {what} ({keys[0]})" for what, keys in faults.items() if keys]
+    if problems:
         raise UserError(
-            f"weights in {folder} do not match its config.json: {', '.join(told)}. Fix: give a "
+            f"weights in {folder} do not match its config.json: {', '.join(problems)}. Fix: give a "
             "complete checkpoint"
         )
     return network.eval().requires_grad_(False)
 
 
 def unlike(config: Any, published: Mapping[str, Any]) -> str:
-    """Settings of a config that are not as published: "patch_size 8, not 14"; empty: none."""
+    """Returns settings that are not as published, e.g. "patch_size 8, not 14"; "" if none."""
     return ", ".join(
         f"{key} {getattr(config, key)}, not {value}"
         for key, value in published.items()
@@ -195,7 +198,7 @@ def unlike(config: Any, published: Mapping[str, Any]) -> str:
 
 
 def _safetensors(folder: Path) -> list[Path]:
-    """The one file, or else all parts."""
+    """The single file, or else all shards."""
     whole = folder / CHECKPOINT_FILES[1]
     return [whole] if whole.is_file() else sorted(folder.glob(CHECKPOINT_FILES[2]))
 
@@ -206,7 +209,7 @@ def _read_safetensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, torch
     weights = {}
     for file in _safetensors(folder):
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
                 if not name.startswith(skipped):
                     weights[name] = opened.get_tensor(name).float()
     return weights
@@ -214,7 +217,7 @@ def _read_safetensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, torch
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its table of weights that do not fit and its progress bar."""
+    """Suppresses its table of mismatched weights and its progress bar."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

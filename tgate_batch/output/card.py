@@ -1,8 +1,8 @@
-"""The dataset card: it makes an output folder a data set that others open, and can cite and keep.
+"""Writes the dataset card (README.md), so that others can open, cite and publish an output folder.
 
-Its text is `card.md`. What that says comes from the folder's own files alone (``run.json``,
-``made_of.json``, ``history.jsonl``), none of which holds a credential. Whoever takes out the line
-with the mark has a card of his own.
+Its template is `card.md`. The values come only from files of the folder (``run.json``,
+``made_of.json``, ``history.jsonl``), which contain no credentials. A card without the marker line
+is never overwritten.
 """
 
 import hashlib
@@ -24,61 +24,59 @@ from tgate_batch.records import SCHEMA
 from tgate_batch.render.codec import MARK
 from tgate_batch.storage import Folder
 
-_MARK = "<!-- written by tgate_batch; without this line the file is yours, and stays as it is -->"
+_MARK = "<!-- written by tgate_batch; delete this line to keep your edits -->"
 _OLDER_MARK = "<!-- written by tgate_batch"
-_COMMANDS = 10  # that are shown
-_SHOWN = ("tgate-batch", "torch", "diffusers")  # versions of a command
-_HUB = "https://huggingface.co/"
+_MOST_COMMANDS = 10
+_VERSIONS = ("tgate-batch", "torch", "diffusers")  # shown with a command
 
 COLUMNS = {
     "model": "name of the model",
-    "arm": "how it was sampled: an arm of the table above",
+    "arm": "the sampling condition: an arm of the table above",
     "prompt_id": "id of the prompt, unique in the set",
-    "image_number": "0, 1, ... where a prompt has several pictures",
-    "prompt": "the text that was drawn",
-    "seed": "of this picture's noise; the same in every arm",
-    "status": "`ok`, or `error`: then there is no picture",
-    "error": "why there is none, in a line",
-    "image": "the picture: `bytes` as a file holds them, `path` empty",
-    "video": "MP4, of a model that draws videos; `image` then is its first frame",
+    "image_number": "0, 1, ... if a prompt has several images",
+    "prompt": "the text that was rendered",
+    "seed": "seed of this image's noise; the same in every arm",
+    "status": "`ok`, or `error`: then there is no image",
+    "error": "the error's message",
+    "image": "the image: `bytes` as in a file, `path` empty",
+    "video": "MP4, for a video model; `image` is then its first frame",
     "width": "pixels",
     "height": "pixels",
-    "batch": "name of the batch that the picture was drawn in",
-    "batch_size": "pictures in that batch",
+    "batch": "name of the image's batch",
+    "batch_size": "images in that batch",
     "batch_seconds": "wall time of the whole batch: denoising and decoding",
     "denoise_seconds": "of the batch",
     "decode_seconds": "of the batch",
-    "encode_seconds": "compressing this picture",
-    "warm_up": "a worker's first batch of an arm: slower, and left out of speeds",
-    "worker": "who drew it",
-    "memory": "how a batch was cut that did not fit; empty where it did",
+    "encode_seconds": "time to compress this image",
+    "warm_up": "a worker's first batch of an arm: slower, and excluded from speeds",
+    "worker": "name of the worker that rendered it",
+    "memory": "how a batch was split that did not fit in memory; else empty",
     "error_kind": "the error's class",
-    "error_traceback": "where it was raised",
-    "negative_prompt": "what guidance led away from; empty: nothing of its own",
+    "error_traceback": "the error's traceback",
+    "negative_prompt": "the text that guidance steers away from; may be empty",
     "guidance_scale": "the weight of guidance",
     "steps": "denoising steps",
-    "place": "the prompt's place in the set, from 0: shards hold rows of one kind",
-    "kept": "further columns of the prompt set, as JSON, where they were asked for",
-    "strength": "of a row that begins with a picture: how much of it is replaced",
+    "place": "the prompt's position in the set, from 0: rows of a shard have equal sizes and steps",
+    "kept": "further columns of the prompt set, as JSON, if requested",
+    "strength": "for image-to-image: how much of the input image is replaced",
     "digest": "SHA-256 of the row's model, arm, prompt id, image number, image and video",
 }
 
 
 def write(folder: Folder) -> None:
-    """Writes the card, unless the folder has a README of somebody else.
+    """Writes the card, unless the folder has another README.
 
-    `datasets` keeps a prepared copy of a data set by its configuration, so the card's version
-    follows the files: 0.x.y, where x and y are digits of a hash over their names and sizes, and
-    over what they are made of. Raises UserError where the ledger cannot be read.
+    `datasets` caches a data set by its configuration, so the card's version depends on the files:
+    0.x.y, where x and y are digits of a hash of their names, sizes and settings. Raises UserError
+    if the ledger cannot be read.
     """
-    held = folder.get(layout.CARD)
-    if held is not None and not is_ours(held):
-        return
-    folder.write(layout.CARD, seal.text_with_seal(_card(folder)))
+    current = folder.get(layout.CARD)
+    if current is None or is_ours(current):
+        folder.write(layout.CARD, seal.text_with_seal(_card(folder)))
 
 
 def is_ours(content: bytes) -> bool:
-    """Whether a card is one that the next run writes again."""
+    """Returns True for a card that the next run may overwrite."""
     return _OLDER_MARK.encode() in content
 
 
@@ -87,45 +85,41 @@ def _card(folder: Folder) -> str:
     settings = run["config"]
     ledger = Provenance(folder)
     files = folder.sizes(layout.IMAGES)
-    return (
-        Path(__file__)
-        .with_suffix(".md")
-        .read_text(encoding="utf-8")
-        .format(
-            mark=_MARK,
-            files=layout.IMAGE_FILES,
-            version=_version(files, ledger),
-            models=", ".join(model["name"] for model in settings["models"]),
-            marked=_marked(settings["images"]),
-            counts=_counts(run),
-            made="\n".join(_made(settings, ledger, read_descriptions(run.get("models")))),
-            source=_plain(", ".join(_paths(settings))),
-            arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
-            there="\n".join(_there(folder, run, (name for name, _ in files))),
-            commands="\n".join(_commands(folder)),
-            licences="\n".join(_licences(settings)),
-            columns="\n".join(f"| `{name}` | {COLUMNS[name]} |" for name in SCHEMA.names),
-            images=layout.IMAGES,
-            prompts=layout.PROMPTS,
-            run=layout.RUN,
-            ledger=layout.LEDGER,
-            history=layout.HISTORY,
-        )
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return template.format(
+        mark=_MARK,
+        files=layout.IMAGE_FILES,
+        version=_version(files, ledger),
+        models=", ".join(model["name"] for model in settings["models"]),
+        marked=_marked(settings["images"]),
+        counts=_counts(run),
+        made="\n".join(_models(settings, ledger, read_descriptions(run.get("models")))),
+        source=_plain(", ".join(_paths(settings))),
+        arms="\n".join(f"| {name} | {_plan(arm)} |" for name, arm in settings["arms"].items()),
+        progress="\n".join(_progress(folder, run, (name for name, _ in files))),
+        commands="\n".join(_commands(folder)),
+        licences="\n".join(_licences(settings)),
+        columns="\n".join(f"| `{name}` | {COLUMNS[name]} |" for name in SCHEMA.names),
+        images=layout.IMAGES,
+        prompts=layout.PROMPTS,
+        run=layout.RUN,
+        ledger=layout.LEDGER,
+        history=layout.HISTORY,
     )
 
 
 def _version(files: list[tuple[str, int]], ledger: Provenance) -> str:
     folders = sorted({name.rpartition("/")[0] for name, _ in files})
-    made_of = [ledger[folder] for folder in folders if folder in ledger]
-    content = json.dumps([files, made_of], sort_keys=True).encode()
+    entries = [ledger[folder] for folder in folders if folder in ledger]
+    content = json.dumps([files, entries], sort_keys=True).encode()
     digest = int.from_bytes(hashlib.sha256(content).digest()[:6], "big")
     return f"0.{digest >> 24}.{digest & 0xFFFFFF}"
 
 
 def _marked(images: Mapping[str, Any]) -> str:
     if images["mark"]:
-        return f"Each says so itself, in its XMP: `DigitalSourceType` is `{MARK}`."
-    return "The files do not say so themselves: `images.mark` was off."
+        return f"Each file is marked in its XMP: `DigitalSourceType` is `{MARK}`."
+    return "The files are not marked: `images.mark` was off."
 
 
 def _counts(run: Mapping[str, Any]) -> str:
@@ -133,100 +127,97 @@ def _counts(run: Mapping[str, Any]) -> str:
     each = config["sampling"]["images_per_prompt"]
     rows = run["prompts"] * each * len(config["models"]) * len(config["arms"])
     return (
-        f"Prompts: {run['prompts']:,}; pictures of each: {each:,}; arms: {len(config['arms'])}; "
-        f"models: {len(config['models'])}. So {rows:,} rows where the run is complete."
+        f"Prompts: {run['prompts']:,}; images per prompt: {each:,}; arms: {len(config['arms'])}; "
+        f"models: {len(config['models'])}. A complete run has {rows:,} rows."
     )
 
 
-def _made(
-    settings: Mapping[str, Any], ledger: Provenance, used: Mapping[str, ModelDescription]
+def _models(
+    settings: Mapping[str, Any], ledger: Provenance, described: Mapping[str, ModelDescription]
 ) -> Iterator[str]:
-    """A line a model: its checkpoint, and how it was sampled."""
+    """Yields a line for each model: its checkpoint and its sampling settings."""
     sampling = Sampling.model_validate(settings["sampling"])
     for model in settings["models"]:
         name = model["name"]
-        held = used.get(name)
-        how = catalogue.resolve(name, sampling) if held is None else held.sampling
-        scheduler = _scheduler(how.scheduler) if held is None else _plain(held.scheduler)
-        entered = (layout.images(name, arm) for arm in settings["arms"])
-        made_of = next((ledger[folder] for folder in entered if folder in ledger), {})
+        one = described.get(name)
+        how = catalogue.resolve(name, sampling) if one is None else one.sampling
+        scheduler = _plain(how.scheduler if one is None else one.scheduler)
+        if one is None and how.scheduler == OWN_SCHEDULER:
+            scheduler += " scheduler"
+        folders = (layout.images(name, arm) for arm in settings["arms"])
+        entry = next((ledger[folder] for folder in folders if folder in ledger), {})
         negative = how.negative_prompt
         yield (
             f"- **{name}**: `{_plain(_checkpoint(model))}`"
-            + (f" (sha256 `{made_of['checkpoint']}`)" if made_of.get("checkpoint") else "")
-            + (f", in {made_of['dtype']}" if made_of.get("dtype") else "")
+            + (f" (sha256 `{entry['checkpoint']}`)" if entry.get("checkpoint") else "")
+            + (f", in {entry['dtype']}" if entry.get("dtype") else "")
             + f"; {how.steps} steps of {scheduler}, guidance "
             f"{how.guidance_scale:g}, {how.width} x {how.height} pixels, seed {how.seed}"
             + (f", negative prompt `{_plain(negative)}`" if negative else "")
         )
 
 
-def _scheduler(name: str) -> str:
-    return f"{name} scheduler" if name == OWN_SCHEDULER else _plain(name)
-
-
 def _checkpoint(model: Mapping[str, Any]) -> str:
-    """What was loaded, as a person names it."""
+    """Returns the weights that were loaded, as a user names them."""
     revision, loras = model.get("revision"), model.get("loras") or []
-    said = _place(model) + (f" at {revision}" if revision else "")
-    said += "".join(f", {part} {model[part]}" for part in ("unet", "vae") if model.get(part))
-    return said + "".join(f", LoRA {lora['path']} at {lora['scale']:g}" for lora in loras)
+    entry = None if model["path"] is not None else catalogue.entry(model["name"])
+    if entry is None:
+        text = model["path"]
+    elif entry.checkpoint == str(demo.PATH):
+        text = _EMBEDDED
+    else:
+        text = entry.checkpoint if entry.unet is None else f"{entry.checkpoint} with {entry.unet}"
+    text += f" at {revision}" if revision else ""
+    text += "".join(f", {part} {model[part]}" for part in ("unet", "vae") if model.get(part))
+    return text + "".join(f", LoRA {lora['path']} at {lora['scale']:g}" for lora in loras)
 
 
-def _place(model: Mapping[str, Any]) -> str:
-    if model["path"] is not None:
-        return model["path"]
-    entry = catalogue.entry(model["name"])
-    if entry.checkpoint == str(demo.PATH):
-        return "the model that comes with tgate_batch"
-    return entry.checkpoint if entry.unet is None else f"{entry.checkpoint} with {entry.unet}"
+_EMBEDDED = "the embedded model of tgate_batch"
 
 
-def _plan(arm: Mapping[str, Any]) -> str:
-    given = Arm.model_validate(arm).settings
-    said = ", ".join(f"`{key}` {value}" for key, value in given.items() if value is not None)
-    return "none: the whole of every step" if Arm.model_validate(arm).is_baseline else said
+def _plan(section: Mapping[str, Any]) -> str:
+    arm = Arm.model_validate(section)
+    if arm.is_baseline:
+        return "none: every step is computed in full"
+    return ", ".join(f"`{key}` {value}" for key, value in arm.settings.items() if value is not None)
 
 
-def _there(folder: Folder, run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """A line an arm: its finished files and failed images. Arms of earlier configs come last."""
-    counted: Counter[tuple[str, str]] = Counter()
-    for name in names:
-        role = layout.role_of(name)
-        if role is not None:
-            counted[str(role.model), str(role.arm)] += 1
+def _progress(folder: Folder, run: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """Yields a line for each arm: finished files and failed images; arms of older configs last."""
+    roles = filter(None, map(layout.role_of, names))
+    files = Counter((str(role.model), str(role.arm)) for role in roles)
     for model in run["config"]["models"]:
         for arm in run["config"]["arms"]:
-            done = counted.pop((model["name"], arm), 0)
+            done = files.pop((model["name"], arm), 0)
             failed = _failed(folder, model["name"], arm)
             yield f"| {model['name']} {arm} | {done:,} | {run['shards']:,} | {failed} |"
-    for (name, arm), done in sorted(counted.items()):
-        yield f"| {name} {arm}, which is in the config no more | {done:,} | | |"
+    for (name, arm), done in sorted(files.items()):
+        yield f"| {name} {arm}, no longer in the config | {done:,} | | |"
 
 
 def _failed(folder: Folder, model: str, arm: str) -> str:
-    """How many images failed, by the arm's scores; nothing where it has none yet."""
+    """Returns the number of failed images from the arm's scores; no text if it has none yet."""
     try:
         scores = json.loads(folder.get(layout.scores(model, arm)) or b"{}")
-    except ValueError:  # damaged, and written again by scoring
+    except ValueError:  # damaged; scoring writes it again
         scores = {}
     errors = scores.get("errors") if isinstance(scores, dict) else None
     return f"{errors:,}" if isinstance(errors, int) else ""
 
 
 def _commands(folder: Folder) -> Iterator[str]:
-    """The commands that worked here, each once; indented, which Markdown shows as it is."""
+    """Yields the last commands that worked here, each once, as an indented block of Markdown."""
     lines: dict[str, None] = {}
     for entry in history.read(folder):
         versions = entry.get("versions") or {}
-        by = ", ".join(f"{key} {versions[key]}" for key in _SHOWN if key in versions)
+        by = ", ".join(f"{key} {versions[key]}" for key in _VERSIONS if key in versions)
         command = shlex.join(_words(entry.get("command") or ["unknown"]))
         lines[f"    {one_line(command, 1000)}  # {one_line(by)}"] = None
-    yield from list(lines)[-_COMMANDS:] or ["    unknown"]
+    yield from list(lines)[-_MOST_COMMANDS:] or ["    unknown"]
 
 
 def _words(command: list[str]) -> list[str]:
-    """A command as a person types it, without the place where the program is installed."""
+    """Returns a command as a user types it, without the path of the installed program."""
     program = Path(command[0]).name
     if program in ("tgate-batch", "__main__.py"):
         return ["tgate-batch", *command[1:]]
@@ -234,31 +225,25 @@ def _words(command: list[str]) -> list[str]:
 
 
 def _licences(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What is known of who allows what, and what is not."""
+    """Yields a line about the licence of each model, of the prompts, and of the images."""
     for model in settings["models"]:
         entry = catalogue.CATALOGUE.get(model["name"])
         if entry is None or model["path"] not in (None, entry.checkpoint):
-            said = f"not known to tgate_batch: the weights are those of `{_plain(model['path'])}`"
+            text = f"not known to tgate_batch: the weights are those of `{_plain(model['path'])}`"
         elif entry.license is None:
-            said = f"not known to tgate_batch: see the card of `{entry.checkpoint}`"
+            text = f"not known to tgate_batch: see the card of `{entry.checkpoint}`"
+        elif entry.checkpoint == str(demo.PATH):
+            text = f"{entry.license}, according to the card of {_EMBEDDED}"
         else:
-            said = f"{entry.license}, says the card of {_card_of(entry)}"
-        yield f"- Weights of {model['name']}: {said}."
-    if all(map(_is_demos, _paths(settings))):
-        yield "- Prompts: apache-2.0; they come with tgate_batch."
+            hubs = (entry.checkpoint,) if entry.unet is None else (entry.checkpoint, entry.unet)
+            cards = " and of ".join(f"[{hub}](https://huggingface.co/{hub})" for hub in hubs)
+            text = f"{entry.license}, according to the card of {cards}"
+        yield f"- Weights of {model['name']}: {text}."
+    if all(map(_is_demo, _paths(settings))):
+        yield "- Prompts: apache-2.0; they are part of tgate_batch."
     else:
-        yield "- Prompts: not known to tgate_batch; see where they come from."
-    yield (
-        "- Pictures: what the weights' and the prompts' licences allow; tgate_batch adds no "
-        "condition."
-    )
-
-
-def _card_of(entry: Any) -> str:
-    if entry.checkpoint == str(demo.PATH):
-        return "the model that comes with tgate_batch"
-    second = "" if entry.unet is None else f" and of [{entry.unet}]({_HUB}{entry.unet})"
-    return f"[{entry.checkpoint}]({_HUB}{entry.checkpoint}){second}"
+        yield "- Prompts: not known to tgate_batch; see their source."
+    yield "- Images: the licences of weights and prompts apply; tgate_batch adds no condition."
 
 
 def _paths(settings: Mapping[str, Any]) -> list[str]:
@@ -266,13 +251,13 @@ def _paths(settings: Mapping[str, Any]) -> list[str]:
     return [path] if isinstance(path, str) else path
 
 
-def _is_demos(path: str) -> bool:
-    """Whether these are the prompts of the embedded model."""
+def _is_demo(path: str) -> bool:
+    """Returns True for the prompts of the embedded model."""
     if path == "demo":
         return True
     return "://" not in path and Path(path).resolve() == demo.PROMPTS.resolve()
 
 
 def _plain(text: object) -> str:
-    """Text of a user on one line, which ends no code span, table cell or comment."""
+    """Returns a user's text on one line, without marks that end code, table cells or comments."""
     return one_line(text).replace("`", "'").replace("|", "/").replace("<", "(").replace(">", ")")

@@ -1,28 +1,25 @@
-"""Error rows that a later run draws again: where they are, and what must go before."""
+"""Error rows: finds and counts them, and prepares their retry."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 from tgate_batch.output import layout, parquet
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.run import Finished, Run
+from tgate_batch.storage import map_concurrently
 
-_THREADS = 16  # a footer is a request or two, which are mostly waiting
-
-ShardsWithErrors = dict[
-    str, dict[int, tuple[str, ...]]
-]  # model -> shard -> the arms with error rows
+ShardsWithErrors = dict[str, dict[int, tuple[str, ...]]]  # model -> shard -> arms with error rows
+ShardFile = tuple[str, ShardPlan, str]  # (model, shard, arm)
 
 
 def allowed(max_errors: int | float | None, images: int) -> float:
-    """How many of so many images may fail under ``max_errors``; of a share at least one."""
+    """Returns how many of the images may fail under ``max_errors``; at least 1 for a fraction."""
     if max_errors is None:
         return images
     return max(1.0, max_errors * images) if isinstance(max_errors, float) else max_errors
 
 
 def shards_with_errors(run: Run, finished: Finished) -> ShardsWithErrors:
-    """The finished shards that hold error rows, as their files' footers say."""
+    """Returns the finished shards with error rows, from the footers of their files."""
     files = [
         (model.name, shard, arm)
         for model in run.config.models
@@ -30,52 +27,47 @@ def shards_with_errors(run: Run, finished: Finished) -> ShardsWithErrors:
         for arm in run.config.arms
         if shard.index in finished[model.name, arm]
     ]
-    found: ShardsWithErrors = {model.name: {} for model in run.config.models}
-    for (model, shard, arm), count in zip(files, _counted(run, files), strict=True):
+    failures: ShardsWithErrors = {model.name: {} for model in run.config.models}
+    for (model, shard, arm), count in zip(files, _counts(run, files), strict=True):
         if count:
-            found[model][shard.index] = (*found[model].get(shard.index, ()), arm)
-    return found
+            failures[model][shard.index] = (*failures[model].get(shard.index, ()), arm)
+    return failures
 
 
-def count_errors(run: Run, files: Sequence[tuple[str, ShardPlan, str]]) -> int:
-    """How many error rows these files, (model, shard, arm), hold together."""
-    return sum(_counted(run, files))
+def count_errors(run: Run, files: Sequence[ShardFile]) -> int:
+    """Returns the number of error rows in these files; a damaged file counts as 0."""
+    return sum(_counts(run, files))
 
 
-def _counted(run: Run, files: Sequence[tuple[str, ShardPlan, str]]) -> list[int]:
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda file: _errors(run, *file), files))
+def _counts(run: Run, files: Sequence[ShardFile]) -> list[int]:
+    def errors(one: ShardFile) -> int:
+        model, shard, arm = one
+        try:
+            with parquet.open_table(run.folder, *run.pictures(model, arm, shard)) as file:
+                return int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
+        except (*parquet.DAMAGE, ValueError):  # reading the file will report the damage
+            return 0
 
-
-def _errors(run: Run, model: str, shard: ShardPlan, arm: str) -> int:
-    """How many rows of a file are errors; 0 where it is damaged, which a reader will tell."""
-    try:
-        with parquet.open_table(run.folder, *run.pictures(model, arm, shard)) as file:
-            return int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
-    except (*parquet.DAMAGE, ValueError):
-        return 0
+    return map_concurrently(errors, files)
 
 
 def forget_measurements(run: Run, failures: ShardsWithErrors) -> None:
-    """Deletes what was measured of these shards, and what it adds up to: pictures will join.
+    """Deletes the measurements and sums of these shards, because images will be added.
 
-    Where the baseline's are, the other arms' go too, which were compared with it.
+    If the baseline is among them, those of the other arms are deleted too: they compare with it.
     """
-    gone = set(_measurements(run, failures))
-    if not gone:
+    outdated = {
+        (model, arm, index)
+        for model, shards in failures.items()
+        for index, arms in shards.items()
+        for arm in (run.config.arms if run.config.baseline in arms else arms)
+    }
+    if not outdated:
         return
-    for place in (layout.MEASURED, layout.FEATURES):
-        for name in run.folder.names(place, ".parquet"):
-            held = layout.folder_and_shard(name)
-            if held is not None and (*held[0].split("/")[-2:], held[1]) in gone:
+    for parent in (layout.MEASURED, layout.FEATURES):
+        for name in run.folder.names(parent, ".parquet"):
+            file = layout.folder_and_shard(name)
+            if file is not None and (*file[0].split("/")[-2:], file[1]) in outdated:
                 run.folder.delete(name)
-    for model, arm in {(model, arm) for model, arm, _ in gone}:
+    for model, arm in {(model, arm) for model, arm, _ in outdated}:
         run.folder.delete_all(layout.sums_of(model, arm))
-
-
-def _measurements(run: Run, failures: ShardsWithErrors) -> Iterator[tuple[str, str, int]]:
-    """(model, arm, shard) of which no measurement holds any more."""
-    for model, shards in failures.items():
-        for index, arms in shards.items():
-            changed = run.config.arms if run.config.baseline in arms else arms
-            yield from ((model, arm, index) for arm in changed)

@@ -1,11 +1,11 @@
-"""Stored pictures as files of their own: the `imagefolder` convention of Hugging Face `datasets`.
+"""Exports stored images as single files, in the `imagefolder` layout of Hugging Face `datasets`.
 
     <model>/<arm>/00000-00012-0123456789abcdef.webp   shard, row, and a hash of prompt id and number
-    <model>/<arm>/metadata.jsonl                      a line a picture: file_name, text, ...
+    <model>/<arm>/metadata.jsonl                      one line per image: file_name, text, ...
 
-An arm's folder is one data set, and flat: `pytorch-fid` and training scripts read it. A file has
-the bytes of the stored image, and the same name in every arm. One that is there with these bytes is
-not written again; ``metadata.jsonl`` is written last, so its existence means that all of them are.
+An arm's folder is a flat data set that `pytorch-fid` and training scripts can read. A file has the
+bytes of the stored image, and the same name in every arm. An unchanged file is not written again.
+``metadata.jsonl`` is written last, so if it exists, the export is complete.
 """
 
 import json
@@ -27,14 +27,14 @@ from tgate_batch.storage import Folder
 FORMATS = ("imagefolder",)
 METADATA = "metadata.jsonl"
 _APART = ("prompt", "status", "error", "error_kind", "error_traceback", "image", "video")
-TOLD = tuple(name for name in SCHEMA.names if name not in _APART)  # beside its file and its text
+_COLUMNS = tuple(name for name in SCHEMA.names if name not in _APART)  # in a line of metadata
 _OURS = re.compile(r"\d{5,}-\d{5,}-[0-9a-f]{16}\.[a-z]+")
-_WRITERS = 16  # files that are written at once: a disk flushes, a store answers, each after a while
+_WRITERS = 16  # files written at once, because each waits for a disk or a store
 
 
 @dataclass
 class ExportResult:
-    """What came of one arm. ``missing``: shards whose file is not there, or damaged."""
+    """The result of one arm. ``missing``: shards whose file is missing or damaged."""
 
     model: str
     arm: str
@@ -45,27 +45,24 @@ class ExportResult:
 
     def __str__(self) -> str:
         now = f"{self.written:,} written now" if self.written else "all exported before"
-        told = f"{self.model} {self.arm}: "
-        told += f"{self.pictures:,} pictures, {now}" if self.pictures else "no pictures"
+        parts = [f"{self.pictures:,} images, {now}" if self.pictures else "no images"]
         if self.errors:
-            told += f"; {self.errors:,} error rows left out"
-        if self.missing:
-            told += (
-                f"; {len(self.missing):,} shards are missing or damaged (first: {self.missing[0]})"
-            )
-        return told
+            parts.append(f"{self.errors:,} error rows left out")
+        if missing := self.missing:
+            parts.append(f"{len(missing):,} shards are missing or damaged (first: {missing[0]})")
+        return f"{self.model} {self.arm}: {'; '.join(parts)}"
 
 
 def select_arms(
     run: Run, model: str | None = None, arm: str | None = None
 ) -> list[tuple[str, str]]:
-    """(model, arm) of the run: all, or of these names. Raises UserError where there is none."""
-    every = [(found.name, name) for found, name, _ in run.pairs()]
+    """Returns every (model, arm) of the run, or those of a name; raises UserError for none."""
+    every = [(section.name, name) for section, name, _ in run.pairs()]
     pairs = [pair for pair in every if model in (None, pair[0]) and arm in (None, pair[1])]
     if not pairs:
-        asked = " ".join(filter(None, (model, arm)))
-        having = ", ".join(map(" ".join, every))
-        raise UserError(f"output {run.folder} has no pictures of {asked}; it has: {having}")
+        given = " ".join(filter(None, (model, arm)))
+        known = ", ".join(map(" ".join, every))
+        raise UserError(f"output {run.folder} has no images of {given}; it has: {known}")
     return pairs
 
 
@@ -76,35 +73,39 @@ def export(
     form: str = "imagefolder",
     shard_done: Callable[[], None] = lambda: None,
 ) -> Iterator[ExportResult]:
-    """Writes the pictures of these models and arms into a folder or URI; yields arm by arm.
+    """Writes the images of these models and arms into a folder or URI; yields arm by arm.
 
-    What is there of an earlier export is kept, and what is of other content than the run has now is
-    removed. ``shard_done`` is called after each shard. Raises UserError for an unknown form, for a
-    place that cannot be written or lies in the run's own folder, and for one with files of
-    somebody else.
+    Unchanged files of an earlier export are kept, and outdated ones are removed. ``shard_done`` is
+    called after each shard. Raises UserError for an unknown format, and for a target that cannot be
+    written, is in the run's own folder, or has other files.
+
+    Example::
+
+        run = load_run("out/demo")
+        for result in export(run, "exported", select_arms(run)):
+            print(result)
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: unknown; one of: {', '.join(FORMATS)}")
     target = Folder(to)
     if f"{target.path('')}/".startswith(f"{run.folder.path('')}/"):
         raise UserError(
-            f"--to {target} lies in the output folder itself; give a folder outside of it"
+            f"--to {target} is in the output folder itself. Fix: give a folder outside of it"
         )
     target.check_writable()
-    held = {pair: set(_names(target, *pair)) for pair in pairs}
+    existing = {pair: set(_names(target, *pair)) for pair in pairs}
     for pair in pairs:
-        yield _export(run, target.within("/".join(pair)), *pair, held[pair], shard_done)
+        yield _export(run, target.within("/".join(pair)), *pair, existing[pair], shard_done)
 
 
 def _names(target: Folder, model: str, arm: str) -> Iterator[str]:
-    """The files of an earlier export of an arm."""
-    place = f"{model}/{arm}"
-    for path in target.names(place):
-        name = path.removeprefix(f"{place}/")
+    """Yields the files of an earlier export of an arm."""
+    for path in target.names(f"{model}/{arm}"):
+        name = path.removeprefix(f"{model}/{arm}/")
         if name != METADATA and not _OURS.fullmatch(name):
             raise UserError(
-                f"--to {target}: {path} is no file of an export, and readers would take it for "
-                "one; give another folder"
+                f"--to {target}: {path} is not a file of an export, but would be read as a part of "
+                "it. Fix: give another folder"
             )
         yield name
 
@@ -114,15 +115,15 @@ def _export(
     target: Folder,
     model: str,
     arm: str,
-    there: set[str],
+    existing: set[str],
     shard_done: Callable[[], None],
 ) -> ExportResult:
-    """Exports one arm. ``there``: the names of the files that its folder holds.
+    """Exports one arm; ``existing``: the names of the files in its folder.
 
-    A file is unchanged if an earlier export lists it with the digest that its row has now.
+    A file is unchanged if an earlier export lists it with the current digest of its row.
     """
-    found = ExportResult(model, arm)
-    told: dict[str, str] = {}  # a file's name -> its line
+    result = ExportResult(model, arm)
+    listed: dict[str, str] = {}  # a file's name -> its line
     target.clear_temporary()
     before = frozenset((target.get(METADATA) or b"").decode(errors="replace").splitlines(True))
     with ThreadPoolExecutor(_WRITERS) as writers:
@@ -136,42 +137,42 @@ def _export(
                     changed = [
                         name
                         for name, row in new.items()
-                        if not (name in there and row.get("digest") and of_rows[name] in before)
+                        if not (name in existing and row.get("digest") and of_rows[name] in before)
                     ]
                     contents = [new[name]["image"]["bytes"] for name in changed]
-                    found.written += sum(
-                        writers.map(partial(_written, target, there), changed, contents)
+                    result.written += sum(
+                        writers.map(partial(_write, target, existing), changed, contents)
                     )
                     errors += len(rows) - len(new)
                     lines |= of_rows
             except (*parquet.DAMAGE, KeyError):
-                found.missing.append(shard.index)
+                result.missing.append(shard.index)
             else:
-                told |= lines
-                found.errors += errors
+                listed |= lines
+                result.errors += errors
             shard_done()
-    found.pictures = len(told)
-    _conclude(target, "".join(told.values()), sorted(there - told.keys() - {METADATA}))
-    return found
+    result.pictures = len(listed)
+    _finish(target, "".join(listed.values()), sorted(existing - listed.keys() - {METADATA}))
+    return result
 
 
-def _written(target: Folder, there: set[str], name: str, content: bytes) -> bool:
-    """Writes an image's file unless it is there with these bytes; returns whether it wrote it."""
-    if name in there and target.get(name) == content:
+def _write(target: Folder, existing: set[str], name: str, content: bytes) -> bool:
+    """Writes an image file unless it has this content already; returns True if it was written."""
+    if name in existing and target.get(name) == content:
         return False
     target.write(name, content)
-    there.add(name)
+    existing.add(name)
     return True
 
 
 def _rows(run: Run, model: str, arm: str, shard: ShardPlan) -> Iterator[dict[str, dict[str, Any]]]:
-    """The rows of a shard's file, a few at a time, each by the name of its picture's file.
+    """Yields the rows of a shard's file, a few at a time, by the names of their image files.
 
-    Raises one of ``parquet.DAMAGE``, and KeyError where the arm has no pictures.
+    Raises one of ``parquet.DAMAGE``, and KeyError if the arm has no images.
     """
     file, identity = run.pictures(model, arm, shard)
     form = run.provenance_of(model, arm)["images.format"]
-    columns = [*TOLD, "prompt", "status", "image"]
+    columns = [*_COLUMNS, "prompt", "status", "image"]
     number = 0
     for batch in parquet.read_batches(run.folder, file, columns, identity=identity):
         named = {}
@@ -184,16 +185,16 @@ def _rows(run: Run, model: str, arm: str, shard: ShardPlan) -> Iterator[dict[str
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    told = {"file_name": name, "text": row["prompt"], **{key: row.get(key) for key in TOLD}}
-    return json.dumps(told) + "\n"
+    values = {key: row.get(key) for key in _COLUMNS}
+    return json.dumps({"file_name": name, "text": row["prompt"], **values}) + "\n"
 
 
-def _conclude(target: Folder, lines: str, left_over: list[str]) -> None:
-    """Removes what the run no longer has, and says what is there; it never says what is not."""
-    if not left_over and (target.get(METADATA) or b"") == lines.encode():
+def _finish(target: Folder, lines: str, outdated: list[str]) -> None:
+    """Removes outdated files and writes the metadata, which never lists a missing file."""
+    if not outdated and (target.get(METADATA) or b"") == lines.encode():
         return
     target.delete(METADATA)
-    for name in left_over:
+    for name in outdated:
         target.delete(name)
     if lines:
         target.write(METADATA, lines)
@@ -206,5 +207,5 @@ _SPLIT = re.compile(
 
 
 def is_split(name: str) -> bool:
-    """Whether `datasets` takes a folder of this name for a part of the data: train, test, ..."""
+    """Returns True if `datasets` reads a folder of this name as a split: train, test, ..."""
     return _SPLIT.search(name) is not None

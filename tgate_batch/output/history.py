@@ -1,7 +1,7 @@
-"""Who made what, when and with what: two lines an invocation in ``history.jsonl``.
+"""The history of an output: two lines per invocation of a command in ``history.jsonl``.
 
-The first is written at its start, the second at its end. A killed invocation writes no second one.
-Its claim says how long it lived, and whoever takes over that claim writes the line in its place.
+The first is written at its start, the second at its end. A killed invocation writes no second line:
+the next run to lock the folder writes it, with the duration from the dead lock file.
 """
 
 import json
@@ -28,50 +28,40 @@ from tgate_batch.errors import OutputLost, StorageError
 from tgate_batch.output import layout, seal, shapes, shutdown
 from tgate_batch.storage import Folder, without_credentials
 
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "DeepCache",
-    "ray",
-    "pyarrow",
-)
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "DeepCache", "ray", "pyarrow")
 
-CPU = "CPU"  # the device's name where there is no GPU
+CPU = "CPU"  # the device's name without a GPU
 
-# Whether an invocation's time counts from the birth of its process, as a job's does, or from where
-# it begins, as in a notebook.
+# True: an invocation's time begins with its process, as in a job; False: with its block, as in a
+# notebook.
 whole_process = False
 
 
 @cache
 def software() -> dict[str, Any]:
-    """The versions of this process: ``{"versions": {...}, "git": commit or None}``."""
+    """Returns the versions of this process: ``{"versions": {...}, "git": commit or None}``."""
     versions = {"python": platform.python_version(), "tgate-batch": __version__}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {"versions": versions, "git": _git_commit()}
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Who draws in this process: its software, the device, and what else rounds in its own way.
+    """Returns the maker of this process's images: package versions, device, CPU and threads.
 
-    On a CPU that is the processor and how many threads torch has of it.
+    CPU model and torch's number of threads affect rounding, and are included only on a CPU.
     """
-    found = software() | {"device": device}
+    maker = software() | {"device": device}
     if device == CPU:
         import torch
 
-        found |= {"processor": processor(), "threads": torch.get_num_threads()}
-    return found
+        maker |= {"processor": processor(), "threads": torch.get_num_threads()}
+    return maker
 
 
 def rounds_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the same work of two makers gives the same bits: all but their commits is equal."""
+    """Returns True if two makers compute the same bits: they may differ only in their commits."""
     return all(
         one.get(key) == other.get(key) for key in ("versions", "device", "processor", "threads")
     )
@@ -79,21 +69,21 @@ def rounds_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 @cache
 def processor() -> str:
-    """As Linux names it in ``/proc/cpuinfo``; elsewhere as Python does."""
+    """Returns the CPU's name from ``/proc/cpuinfo``; on other systems, from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 class Invocation(dict[str, Any]):
-    """What the end of an invocation will say.
+    """The content of an invocation's last line in the history.
 
-    ``device``, ``invariant`` (as of a receipt) and ``exit_code`` are the block's to set.
-    ``workers`` is the most that it held at one time, ``memory_kills`` how many of them were ended
-    for want of memory, if any.
+    The block sets ``device``, ``invariant`` (of a ShardResult) and ``exit_code``. ``workers`` is
+    the largest number of workers at one time, ``memory_kills`` how many of them were killed for
+    using too much memory, if any.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -102,15 +92,15 @@ class Invocation(dict[str, Any]):
         self._since = 0.0 if whole_process else process_seconds()
 
     def set_workers(self, workers: int) -> None:
-        """Records the present number of workers; the largest is kept."""
+        """Records the current number of workers; the largest is kept."""
         self["workers"] = max(self["workers"], workers)
 
     def count_memory_kill(self) -> None:
-        """Counts a worker that was ended because its machine ran out of memory."""
+        """Counts a worker that was killed because its machine ran out of memory."""
         self["memory_kills"] = self.get("memory_kills", 0) + 1
 
     def so_far(self) -> dict[str, Any]:
-        """How long it has lived (seconds), since when (seconds of the epoch), with how many."""
+        """Returns its duration (seconds), its start (seconds of the epoch), and its workers."""
         seconds = process_seconds() - self._since
         return {
             "id": self["id"],
@@ -125,7 +115,7 @@ _running: dict[str, Invocation] = {}  # of this process, by id
 
 @contextmanager
 def record_invocation(folder: Folder, invocation: Invocation) -> Iterator[None]:
-    """Adds a line when the block begins, and one when it ends, also by an exception."""
+    """Adds a line to the history when the block begins, and one when it ends or fails."""
     born = invocation.so_far()["born"]
     start = {
         "event": "start",
@@ -143,13 +133,13 @@ def record_invocation(folder: Folder, invocation: Invocation) -> Iterator[None]:
         yield
     except BaseException as error:
         invocation["exit_code"] = shutdown.exit_code(error)
-        with suppress(StorageError, OutputLost):  # what is wrong is the error; it is said
+        with suppress(StorageError, OutputLost):  # the error itself is reported by the caller
             _end(folder.without_retries, invocation)
         raise
     try:
         _end(folder, invocation)
     except StorageError:
-        if not invocation["exit_code"]:  # else the same storage ended the run, and that was said
+        if not invocation["exit_code"]:  # else the storage ended the run, which was reported
             raise
 
 
@@ -163,11 +153,11 @@ def _add(folder: Folder, entry: Mapping[str, Any]) -> None:
 
 
 def read(folder: Folder) -> list[dict[str, Any]]:
-    """One entry an invocation, oldest first: its lines in one.
+    """Returns one entry per invocation, oldest first, merged from its two lines.
 
-    An entry without ``exit_code`` has not ended: it works still, or was killed. Its ``seconds`` and
-    ``workers`` are those so far, as the claim has them; it lacks them where no claim is left.
-    Entries of older versions have ``seconds`` of their block, and no ``id`` and ``workers``.
+    An entry without ``exit_code`` has not ended: it is running or was killed. Its ``seconds`` and
+    ``workers`` are those so far, from the lock file; without a lock file it has none. Entries of
+    older versions have the ``seconds`` of their block, and no ``id`` and ``workers``.
     """
     entries: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(_lines(folder)):
@@ -180,15 +170,15 @@ def read(folder: Folder) -> list[dict[str, Any]]:
 
 
 def end_killed(folder: Folder, claim: Mapping[str, Any]) -> None:
-    """Adds the end of a killed invocation, as its dead claim has it, unless it has one."""
+    """Adds the last line of a killed invocation from its dead lock file, unless it has one."""
     if any(e.get("id") == claim.get("id") and "exit_code" not in e for e in read(folder)):
         known = {key: claim.get(key) for key in ("id", "born", "seconds", "workers")}
-        gone = {"device": None, "exit_code": None, "killed": True}
-        _add(folder, {"event": "end", **known, **gone})
+        unknown = {"device": None, "exit_code": None, "killed": True}
+        _add(folder, {"event": "end", **known, **unknown})
 
 
 def process_seconds() -> float:
-    """How long this process has lived; no clock that is set moves it."""
+    """Returns the age of this process in seconds, independent of changes of the system clock."""
     try:
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         born = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22: seconds after the boot
@@ -198,7 +188,7 @@ def process_seconds() -> float:
 
 
 def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
-    """What the file holds, without lines that are torn, or are no entries."""
+    """Yields the entries of the file, without incomplete and invalid lines."""
     for line in (folder.get(layout.HISTORY) or b"").splitlines():
         try:
             entry = shapes.check_shape(shapes.parse_json(line), shapes.HistoryLine)
@@ -209,21 +199,19 @@ def _lines(folder: Folder) -> Iterator[dict[str, Any]]:
 
 
 def _so_far_of(folder: Folder, invocation: str) -> dict[str, Any]:
-    """``seconds`` and ``workers`` of an invocation that has not ended, if its claim is there."""
-    try:
+    """Returns ``seconds`` and ``workers`` of a running invocation, if it has a lock file."""
+    with suppress(ValueError, KeyError):
         content = folder.get(layout.CLAIM) or b"{}"
         claim = shapes.check_shape(shapes.parse_json(content), shapes.SoFar)
         if claim["id"] == invocation:
             return {"seconds": claim["seconds"], "workers": claim["workers"]}
-    except (ValueError, KeyError):
-        pass
     return {}
 
 
 def merge_makers(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those who differ, the one with most files first, each with its ``files`` added up.
+    """Merges equal makers (see ``environment``), most files first, and sums their ``files``.
 
-    A maker is what a file says of who made it; one without ``files`` counts as one file.
+    A maker without ``files`` counts as one file.
     """
     counts: Counter[str] = Counter()
     for maker in makers:
@@ -233,14 +221,9 @@ def merge_makers(makers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _git_commit() -> str | None:
+    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        git = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return git.stdout.strip() or None

@@ -1,22 +1,22 @@
-"""Every name in an output folder, and every setting that decides a folder's content.
+"""All file names of an output folder, and all settings that decide a folder's content.
 
-No other module spells a name of the output, and no other decides what an identity holds.
+No other module spells a name of the output or decides what is part of an identity.
 
-    README.md  run.json  made_of.json  history.jsonl      card, config, ledger, who made it
-    prompts/part-00000.parquet                            the frozen prompts
-    images/<model>/<arm>/shard-00000.parquet              the pictures, one row each
+    README.md  run.json  made_of.json  history.jsonl      card, config, provenance, invocations
+    prompts/part-00000.parquet                            the stored prompts
+    images/<model>/<arm>/shard-00000.parquet              the images, one row each
     features/<extractor>/<model>/<arm>/shard-00000.parquet
-    measured/<metric>/<model>/<arm>/shard-00000.parquet   one number a picture
-    workers/<name>.json                                   where each worker's time went
-    scores/sums/<model>/<arm>/part-00000.npz              what full chunks of shards add up to
-    scores/sums/<model>/<arm>/total.npz                   what all of them come down to
+    measured/<metric>/<model>/<arm>/shard-00000.parquet   one value per image
+    workers/<name>.json                                   time spent per stage
+    scores/sums/<model>/<arm>/part-00000.npz              partial sums of a full chunk of shards
+    scores/sums/<model>/<arm>/total.npz                   the conclusion from all partial sums
     scores/<model>/<arm>.json
-    scores/reference/<extractor>.npz                      what the pictures are compared with
+    scores/reference/<extractor>.npz                      the reference's statistics
     report/index.html  report.json  report.md
 
-While a driver works there, the folder also holds ``claim.json`` and ``claim-<token>.json``.
-A reference's file is made in parts: ``<file>.parts/<extractor>/part-00000.parquet``, gone at the
-end.
+While a driver works there, the folder also has ``claim.json`` and ``claim-<token>.json``. A
+reference file is built from ``<file>.parts/<extractor>/part-00000.parquet``, which are then
+removed.
 """
 
 import json
@@ -29,16 +29,16 @@ from tgate_batch.config import Arm, Config, ResolvedSampling
 from tgate_batch.render.codec import FORMATS
 from tgate_batch.storage import stays_inside
 
-# Of the whole folder; 1 had no ledger, 2 no kinds of errors, 3 no kinds of shards, 4 no seals.
+# Of the whole folder. 1 had no ledger, 2 no error kinds, 3 no batch keys, 4 no seals.
 FORMAT = 5
-READABLE = (4, FORMAT)  # what is rendered into a folder of format 4 makes it one of format 5
+READABLE = (4, FORMAT)  # rendering into a folder of format 4 upgrades it to 5
 
 CARD = "README.md"
 RUN = "run.json"
 LEDGER = "made_of.json"
 HISTORY = "history.jsonl"
-CLAIM = "claim.json"  # only while a driver works here: who it is, and its beats
-DAMAGED = "damaged.json"  # only while a damaged file waits for the next run
+CLAIM = "claim.json"  # only while a driver works here: its process and its heartbeats
+DAMAGED = "damaged.json"  # only until the next run replaces the damaged files
 PROMPTS = "prompts"
 IMAGES = "images"
 FEATURES = "features"
@@ -48,11 +48,11 @@ SUMS = "scores/sums"
 REPORT_JSON = "report/report.json"
 REPORT_MARKDOWN = "report/report.md"
 REPORT_PAGE = "report/index.html"
-IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # as a dataset card names them
+IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # the pattern in the dataset card
 
-ROWS = "rows"  # the measurement that holds each row's status and times
+ROWS = "rows"  # the measurement with each row's status and times
 IDENTITY_KEY = b"tgate_batch.identity"  # in each Parquet file's footer
-ERRORS_KEY = "tgate_batch.errors"  # in a picture file's footer: how many of its rows are errors
+ERRORS_KEY = "tgate_batch.errors"  # in an image file's footer: its number of error rows
 
 Settings = dict[str, str | int | float | bool | None]  # flat, so that a difference has a name
 
@@ -61,14 +61,14 @@ _CLAIM_KEY = re.compile(r"claim-([0-9a-f]{32})\.json")
 
 
 def claim_key(token: str) -> str:
-    """The file that a driver writes once to claim the output; without it the claim is lost."""
+    """Returns the file that a driver writes to lock the output; it owns the folder with it only."""
     return f"claim-{token}.json"
 
 
 def token_of(name: str) -> str | None:
-    """The token in the name of a ``claim_key``; None for every other name."""
-    found = _CLAIM_KEY.fullmatch(name)
-    return None if found is None else found[1]
+    """Returns the token in the name of a ``claim_key``; None for other names."""
+    match = _CLAIM_KEY.fullmatch(name)
+    return None if match is None else match[1]
 
 
 def prompts_part(number: int) -> str:
@@ -76,43 +76,41 @@ def prompts_part(number: int) -> str:
 
 
 def images(model: str, arm: str) -> str:
-    """The folder of an arm's pictures."""
+    """Returns the folder of an arm's images."""
     return f"{IMAGES}/{model}/{arm}"
 
 
 def spelled(extractor: str) -> str:
-    """An extractor's name as a part of a file's name."""
+    """Returns an extractor's name as part of a file name."""
     return extractor.replace("/", "-").replace(":", "-")
 
 
 def features(extractor: str, model: str, arm: str) -> str:
-    """The folder of an arm's features. An extractor's name may be a dotted import."""
+    """Returns the folder of an arm's features; an extractor's name may be a dotted import."""
     return f"{FEATURES}/{spelled(extractor)}/{model}/{arm}"
 
 
 def measured(metric: str, model: str, arm: str) -> str:
-    """The folder of one figure a picture."""
+    """Returns the folder of a metric's values, one per image."""
     return f"{MEASURED}/{metric}/{model}/{arm}"
 
 
 def shard_file(folder: str, index: int) -> str:
-    """The file of a shard in a folder of pictures, features or measurements."""
+    """Returns the file of a shard in a folder of images, features or measurements."""
     return f"{folder}/shard-{index:05d}.parquet"
 
 
 def folder_and_shard(name: str) -> tuple[str, int] | None:
-    """What ``shard_file`` was given; None for a file of another name."""
+    """Returns the arguments of ``shard_file`` from its result; None for other names."""
     folder, _, file = name.rpartition("/")
     digits = file.removeprefix("shard-").removesuffix(".parquet")
-    return (
-        (folder, int(digits))
-        if digits.isdecimal() and name == shard_file(folder, int(digits))
-        else None
-    )
+    if digits.isdecimal() and name == shard_file(folder, int(digits)):
+        return folder, int(digits)
+    return None
 
 
 def statistics(extractor: str, model: str, arm: str) -> str:
-    """``mu`` and ``sigma`` of an arm's features, as pytorch-fid reads them."""
+    """Returns the file of ``mu`` and ``sigma`` of an arm's features, in pytorch-fid's format."""
     return f"{features(extractor, model, arm)}.npz"
 
 
@@ -121,17 +119,17 @@ def worker(name: str) -> str:
 
 
 def sums_of(model: str, arm: str) -> str:
-    """The folder of an arm's sums."""
+    """Returns the folder of an arm's partial sums."""
     return f"{SUMS}/{model}/{arm}"
 
 
 def sums(model: str, arm: str, chunk: int) -> str:
-    """What a chunk of an arm's shards adds up to."""
+    """Returns the file of the partial sums of a chunk of an arm's shards."""
     return f"{sums_of(model, arm)}/part-{chunk:05d}.npz"
 
 
 def conclusion(model: str, arm: str) -> str:
-    """What all sums of an arm come down to."""
+    """Returns the file of the conclusion from all partial sums of an arm."""
     return f"{sums_of(model, arm)}/total.npz"
 
 
@@ -140,24 +138,24 @@ def scores(model: str, arm: str) -> str:
 
 
 def reference(extractor: str) -> str:
-    """The reference's file, where the run had to make one of pictures."""
+    """Returns the file of a reference that the run computed from images."""
     return f"scores/reference/{spelled(extractor)}.npz"
 
 
 def parts(file: str) -> str:
-    """The folder in which a reference's file is made; gone once the file is there."""
+    """Returns the folder of the parts of a reference file, removed when the file is complete."""
     return f"{file}.parts"
 
 
 def part(file: str, extractor: str, number: int) -> str:
-    """One part of a reference's pictures, as features."""
+    """Returns the file of the features of one part of a reference's images."""
     return f"{parts(file)}/{spelled(extractor)}/part-{number:05d}.parquet"
 
 
 class FileRole(NamedTuple):
-    """What a file is, by its name. ``of``: a metric, an extractor, or a worker."""
+    """The role of a file, by its name. ``of``: a metric, an extractor, or a worker."""
 
-    kind: str  # a key of `_PLACES`
+    kind: str  # a key of `_PATTERNS`
     of: str | None = None
     model: str | None = None
     arm: str | None = None
@@ -166,7 +164,7 @@ class FileRole(NamedTuple):
 
 _OF, _ARM = r"(?P<of>[^/]+)", r"(?P<model>[^/]+)/(?P<arm>[^/]+)"
 _NUMBER = r"(?P<number>\d{5}|[1-9]\d{5,})"
-_PLACES = {
+_PATTERNS = {
     "prompts": rf"{PROMPTS}/part-{_NUMBER}\.parquet",
     "images": rf"{IMAGES}/{_ARM}/shard-{_NUMBER}\.parquet",
     "features": rf"{FEATURES}/{_OF}/{_ARM}/shard-{_NUMBER}\.parquet",
@@ -182,19 +180,19 @@ _PLACES = {
 
 
 def role_of(name: str) -> FileRole | None:
-    """What a file in a folder of the output is; None for a name that nothing here gives."""
+    """Returns the role of a file in a folder of the output; None for an unknown name."""
     if not stays_inside(name):
         return None
-    for kind, pattern in _PLACES.items():
-        if found := re.fullmatch(pattern, name):
-            said = found.groupdict()
-            number = int(said.pop("number", None) or 0)
-            return FileRole(kind, **said, number=number)
+    for kind, pattern in _PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            groups = match.groupdict()
+            number = int(groups.pop("number", None) or 0)
+            return FileRole(kind, **groups, number=number)
     return None
 
 
 def role_of_folder(folder: str) -> FileRole | None:
-    """What the files of a folder in the ledger are, as ``role_of`` has it, but for their number."""
+    """Returns the role of the files of a folder in the ledger; None for an unknown folder."""
     return role_of(shard_file(folder, 0)) or role_of(f"{folder}/total.npz")
 
 
@@ -206,17 +204,16 @@ def of_pictures(
     checkpoint: str | None,
     dtype: str,
 ) -> Settings:
-    """Everything that decides an arm's pictures, beside the prompts.
+    """Returns everything that decides an arm's images, except the prompts.
 
     ``checkpoint`` is the fingerprint of the model's files. Workers, scoring, cost and the length of
-    the prompt set are not in it: they change no picture beyond its last bits. The numbers of rows
-    that are computed at once decide those bits. Where batches are padded, nothing else in the
-    config does, and the numbers are in it; where they are not, neighbours decide too, and they are
-    not. A setting that is new in a later version enters only where it is not its default, so that
-    older outputs stay as they are.
+    the prompt set are not included: they change an image in its last bits at most. With padding,
+    only the batch sizes decide these bits, so they are included; without padding, the other rows
+    of a batch decide them too, so they are not. A setting of a later version is included only if it
+    is not its default, so that the identity of older outputs does not change.
     """
     settings: Settings = {"model": model, "checkpoint": checkpoint, "dtype": dtype}
-    later = {"batch_size", "padding", "scheduler_arguments", "strength"}  # rows', the last one
+    later = {"batch_size", "padding", "scheduler_arguments", "strength"}  # strength is the rows'
     for key, value in sampling.model_dump(exclude=later).items():
         settings[f"sampling.{key}"] = value
     if sampling.padding:
@@ -227,7 +224,10 @@ def of_pictures(
     for key, value in sampling.scheduler_arguments.items():
         flat = value if isinstance(value, str | int | float | None) else json.dumps(value)
         settings[f"sampling.scheduler.{key}"] = flat
-    settings |= _of_model(config, model)
+    section = next((each for each in config.models if each.name == model), None)
+    if section is not None:
+        settings |= {f"loras.{n}.scale": lora.scale for n, lora in enumerate(section.loras)}
+        settings |= {} if section.revision is None else {"revision": section.revision}
     for key in ("compile", "channels_last", "fused_qkv", "attention"):  # these round differently
         settings[f"engine.{key}"] = getattr(config.engine, key)
     settings["images.format"] = config.images.format
@@ -237,22 +237,13 @@ def of_pictures(
     return settings | arm.settings
 
 
-def _of_model(config: Config, name: str) -> Settings:
-    """What a model's section adds to the files that its fingerprint stands for."""
-    model = next((each for each in config.models if each.name == name), None)
-    if model is None:
-        return {}
-    settings: Settings = {f"loras.{n}.scale": lora.scale for n, lora in enumerate(model.loras)}
-    return settings | ({} if model.revision is None else {"revision": model.revision})
-
-
 def of_rows(pictures: Mapping) -> Settings:
-    """What decides the measurement ``rows``: status, times, and whether a picture is broken."""
+    """Returns the inputs of the measurement ``rows``: status, times, and broken images."""
     return {"pictures": identity(pictures), "version": 3}
 
 
 def of_features(pictures: Mapping, extractor: str, version: int, weights: str) -> Settings:
-    """What decides an arm's features; ``weights`` is the sha256 of the extractor's."""
+    """Returns the inputs of an arm's features; ``weights`` is the sha256 of the extractor's."""
     return {
         "pictures": identity(pictures),
         "extractor": extractor,
@@ -264,7 +255,7 @@ def of_features(pictures: Mapping, extractor: str, version: int, weights: str) -
 def of_measurement(
     pictures: Mapping, version: int, weights: str | None, baseline: Mapping | None
 ) -> Settings:
-    """What decides one metric's figures; ``baseline``: of the pictures it compares with."""
+    """Returns the inputs of a metric's values; ``baseline``: settings of the compared images."""
     return {
         "pictures": identity(pictures),
         "version": version,
@@ -276,7 +267,7 @@ def of_measurement(
 def of_sums(
     measured: Mapping[str, Mapping], baseline: Mapping[str, Mapping] | None, version: int
 ) -> Settings:
-    """What decides an arm's sums: its measurements, and the baseline's beside which they stand."""
+    """Returns the inputs of an arm's partial sums: its measurements and the baseline's."""
     return {
         "measured": identity(measured),
         "baseline": None if baseline is None else identity(baseline),
@@ -287,7 +278,7 @@ def of_sums(
 def of_reference(
     listing: str, extractor: str, version: int, weights: str, skip_unreadable: bool = False
 ) -> Settings:
-    """What decides a reference; ``listing`` is a digest of what its source holds."""
+    """Returns the inputs of a reference; ``listing`` is a digest of its source's files."""
     skipping = {"skip_unreadable": True} if skip_unreadable else {}
     return skipping | {
         "listing": listing,
@@ -299,10 +290,10 @@ def of_reference(
 
 
 def identity(settings: Mapping) -> str:
-    """One digest of a folder's settings."""
+    """Returns the digest of a folder's settings."""
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def file_identity(settings: Mapping, shard_digest: str) -> str:
-    """What a shard's file carries in its footer: its folder's settings and its prompts."""
+    """Returns the digest in a file's footer: of its folder's settings and its shard's prompts."""
     return sha256((identity(settings) + shard_digest).encode()).hexdigest()

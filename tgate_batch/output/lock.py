@@ -1,18 +1,17 @@
-"""One driver at a time owns an output folder: ``claim-<token>.json`` and ``claim.json``.
+"""The lock of an output folder: one driver at a time owns it.
 
-A driver claims the folder by a file of a name that no other driver uses, its key. It owns the
-folder once a listing that began after this shows no other key. Of two drivers the one that wrote
-its key later sees the key of the other one, so never do two own the folder. This takes no more of
-a storage than that a listing shows what was written before: no hard links, no conditional writes.
+A driver writes a key, ``claim-<token>.json``, under a name that no other driver uses. It owns the
+folder once a later listing shows no other key. Of two drivers, the one that wrote its key later
+sees the other's key, so two drivers never own the folder. The storage only has to list files that
+were written before: no hard links, no conditional writes.
 
-The owner renews ``claim.json`` all the time: each beat is a sign of life, and also carries the
-run's progress, so that the record survives a kill. A claim that stands still for some beats is
-dead, and whoever comes next deletes its key. No clocks, boot times or host names are compared. Only
-where a process number means the same to both drivers (the same boot and the same PID namespace) is
-a process that does not exist taken for dead at once.
+The owner renews ``claim.json`` periodically: each heartbeat also carries the run's progress, so the
+record survives a kill. A claim without heartbeats is dead, and the next driver deletes its key.
+Clocks, boot times and host names are not compared. A process that does not exist is taken for dead
+at once only if process ids mean the same to both drivers (same boot and same PID namespace).
 
-Whoever loses the key has lost the folder: it is the fence of the owner's ``Folder`` and of the
-copies that workers have, so nothing is published any more (``tgate_batch/storage/folder.py``).
+A driver without its key has lost the folder: the key is the fence of its ``Folder`` and of its
+workers' copies, so they can write nothing any more (``tgate_batch/storage/folder.py``).
 """
 
 import json
@@ -26,46 +25,59 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
+from tgate_batch.errors import OutputLost, StorageError, UserError, one_line, os_reason
 from tgate_batch.output import history, layout, shapes, shutdown
 from tgate_batch.storage import Folder
 
 BEAT_SECONDS = 10.0
 _BEATS_OF_PATIENCE = 3
-_ON_A_DISK = 5  # times as often, where a beat costs next to nothing
-_TRIES = 5  # to write a key: whoever owned the folder may clear the unfinished file away
+_ON_A_DISK = 5  # times as often, because a heartbeat on a disk is cheap
+_TRIES = 5  # to write a key: the previous owner may remove the unfinished file
 
 Claim = dict[str, Any]
 
-_held: set[str] = set()  # tokens of this process's own claims, as long as it works under them
+_active: set[str] = set()  # tokens of this process's claims, while it works under them
 
 
 @contextmanager
 def output_lock(
     folder: Folder,
-    says: Callable[[], dict[str, Any]] = dict,
+    progress: Callable[[], dict[str, Any]] = dict,
     beat_seconds: float | None = None,
 ) -> Iterator[str]:
-    """Owns the folder for the length of the block; each beat carries what ``says`` returns then.
+    """Owns the folder inside the block; each heartbeat carries the result of ``progress``.
 
-    Yields the fence, which the folder has within the block. What killed workers left under
-    temporary names is gone when the block ends. Raises UserError, naming host, process and time,
-    where another driver owns it, and where the folder cannot be written; OutputLost where the claim
-    was lost meanwhile.
+    Yields the fence, which the folder has inside the block. The unfinished files of killed workers
+    are removed at the end. Raises UserError, naming host, process and time, if another driver owns
+    the folder, or if it cannot be written; OutputLost if the claim was lost meanwhile.
+
+    Example::
+
+        with output_lock(Folder("out/demo")):
+            ...
     """
     pace = _Pace.of(folder, beat_seconds)
-    mine = _mine()
+    mine: Claim = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "processes": _processes(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "token": "",
+    }
     try:
         _enter(folder, mine, pace)
         folder.fence = folder.path(layout.claim_key(mine["token"]))
-        _succeed(folder)
-        claim = mine | says() | {"beats": 0}
+        _end_previous(folder)
+        claim = mine | progress() | {"beats": 0}
         folder.write(layout.CLAIM, json.dumps(claim))
     except BaseException as error:
         _leave(folder, mine)
-        raise _as_user_error(folder, error) from None
+        if isinstance(error, OSError):
+            raise UserError(f"output {folder} cannot be written: {os_reason(error)}") from None
+        raise UserError(f"output {error}") if isinstance(error, StorageError) else error from None
     ended = threading.Event()
-    beat = threading.Thread(target=_renew, args=(folder, claim, says, ended, pace), daemon=True)
+    arguments = (folder, claim, progress, ended, pace)
+    beat = threading.Thread(target=_renew, args=arguments, daemon=True)
     beat.start()
     try:
         yield folder.fence
@@ -73,7 +85,7 @@ def output_lock(
         ended.set()
         beat.join()
         try:
-            with suppress(StorageError):  # a claim that stays has a dead holder
+            with suppress(StorageError):  # a remaining claim is dead, as no process renews it
                 folder.clear_temporary()
                 folder.without_retries.delete(layout.CLAIM)
         finally:
@@ -81,7 +93,7 @@ def output_lock(
 
 
 class _Pace(NamedTuple):
-    """How often an owner beats, and how often others look until a claim stands still."""
+    """The interval of an owner's heartbeats, and how often others look for one."""
 
     beat: float  # seconds
     look: float  # seconds
@@ -94,18 +106,8 @@ class _Pace(NamedTuple):
         return cls(each, each / 2, round(2 * _BEATS_OF_PATIENCE * seconds / each))
 
 
-def _mine() -> Claim:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "processes": _processes(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "token": "",
-    }
-
-
 def _processes() -> str | None:
-    """Where process numbers mean the same: the boot and the PID namespace; None: not known."""
+    """Returns the boot and the PID namespace, in which process ids are unique; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -113,39 +115,32 @@ def _processes() -> str | None:
         return None
 
 
-def _as_user_error(folder: Folder, error: BaseException) -> BaseException:
-    if isinstance(error, OSError):
-        reason = error.strerror or one_line(error)
-        return UserError(f"output {folder} cannot be written: {reason}")
-    return UserError(f"output {error}") if isinstance(error, StorageError) else error
-
-
 def _leave(folder: Folder, mine: Claim) -> None:
-    """Gives the folder back; of a key that stays the holder is dead."""
+    """Releases the folder; a key that cannot be deleted belongs to no active claim."""
     folder.fence = None
-    _held.discard(mine["token"])
+    _active.discard(mine["token"])
     with suppress(StorageError, OSError):
         folder.without_retries.delete(layout.claim_key(mine["token"]))
 
 
 def _enter(folder: Folder, mine: Claim, pace: _Pace) -> None:
-    """Writes the key and returns once the folder is this driver's alone.
+    """Writes the key, and returns once this driver owns the folder.
 
-    ``mine`` gets its token, a fresh one for each try. Raises UserError where another driver is
-    alive there.
+    ``mine`` gets a new token for each try. Raises UserError if another driver is alive there.
     """
-    dead: set[str] = set()  # tokens of claims that stood still
+    dead: set[str] = set()  # tokens of claims without heartbeats
     while True:
         _bury(folder, _claims(folder), dead, pace)
         mine["token"] = uuid.uuid4().hex
-        _held.add(mine["token"])
+        _active.add(mine["token"])
         _write_key(folder, mine)
         while mine["token"] in (claims := _claims(folder)):
             others = {t: one for t, one in claims.items() if t != mine["token"] and t not in dead}
             if not others:
                 return
-            if min(others) < mine["token"] or _owner(folder) in others:
-                break  # they go first
+            owner = _read(folder, layout.CLAIM)
+            if min(others) < mine["token"] or (owner is not None and owner["token"] in others):
+                break  # the others go first
             _bury(folder, others, dead, pace, withdrawing=True)
         _leave(folder, mine)
 
@@ -159,10 +154,10 @@ def _write_key(folder: Folder, mine: Claim) -> None:
                 raise
 
 
-def _succeed(folder: Folder) -> None:
-    """Ends the invocation of whoever owned the folder and did not give it back."""
+def _end_previous(folder: Folder) -> None:
+    """Ends the invocation of a previous owner that did not release the folder."""
     if (before := _read(folder, layout.CLAIM)) is not None:
-        folder.clear_temporary()  # what it is writing cannot be published any more
+        folder.clear_temporary()  # its unfinished files cannot be published any more
         history.end_killed(folder, before)
 
 
@@ -173,14 +168,14 @@ def _bury(
     pace: _Pace,
     withdrawing: bool = False,
 ) -> None:
-    """Returns when all of these claims are gone or dead; the keys of dead ones are deleted.
+    """Waits until all of these claims are gone or dead, and deletes the keys of dead ones.
 
-    Raises UserError where one is alive. Where they are ``withdrawing``, it returns instead.
+    Raises UserError if one is alive, or just returns if they are ``withdrawing``.
     """
     left = {token: claim for token, claim in claims.items() if token not in dead}
     while left:
-        alive, still = _watched(folder, left, pace)
-        for token in still:
+        alive, silent = _watch(folder, left, pace)
+        for token in silent:
             if layout.token_of(key := layout.claim_key(token)):
                 folder.delete(key)
             dead.add(token)
@@ -191,17 +186,15 @@ def _bury(
         left = {} if withdrawing else {t: c for t, c in _claims(folder).items() if t not in dead}
 
 
-def _watched(
-    folder: Folder, first: dict[str, Claim], pace: _Pace
-) -> tuple[Claim | None, list[str]]:
-    """A claim that shows a sign of life, if any, and the tokens of those that are dead.
+def _watch(folder: Folder, first: dict[str, Claim], pace: _Pace) -> tuple[Claim | None, list[str]]:
+    """Returns a claim that is alive, if any, and the tokens of dead ones.
 
-    It takes some beats to see that a claim stands still. One that is gone is neither.
+    It takes several heartbeat intervals to see that a claim is dead. A deleted claim is neither.
     """
-    if working := _held & first.keys():
+    if working := _active & first.keys():
         return first[working.pop()], []
-    still = [token for token, claim in first.items() if _is_surely_dead(claim)]
-    left = first.keys() - still
+    dead = [token for token, claim in first.items() if _is_surely_dead(claim)]
+    left = first.keys() - dead
     for _ in range(pace.looks):
         if not left:
             break
@@ -210,19 +203,19 @@ def _watched(
         left &= now.keys()
         for token in left:
             if now[token] != first[token]:
-                return now[token], still
-    return None, [*still, *left]
+                return now[token], dead
+    return None, [*dead, *left]
 
 
 def _is_surely_dead(claim: Claim) -> bool:
-    """Whether the process is gone, which only its own boot and PID namespace can tell."""
+    """Returns True if the process is gone; only known within its boot and PID namespace."""
     here, pid = _processes(), claim["pid"]
     if here is None or claim.get("processes") != here or type(pid) is not int or pid <= 0:
         return False
     if pid == os.getpid():
-        return claim["token"] not in _held
+        return claim["token"] not in _active
     try:
-        os.kill(pid, 0)  # asks, and sends nothing
+        os.kill(pid, 0)  # tests for existence, and sends no signal
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
@@ -231,26 +224,20 @@ def _is_surely_dead(claim: Claim) -> bool:
 
 
 def _claims(folder: Folder) -> dict[str, Claim]:
-    """Every claim by its token: that of ``claim.json``, and each that has a key."""
-    found: dict[str, Claim] = {}
+    """Returns every claim by its token: that of ``claim.json``, and those with a key."""
+    claims: dict[str, Claim] = {}
     for name in folder.top_names():
         if (token := layout.token_of(name)) is not None:
-            found[token] = (_read(folder, name) or _NOBODY) | {"token": token}
-    beating = _read(folder, layout.CLAIM)
-    return found if beating is None else found | {beating["token"]: beating}
+            claims[token] = (_read(folder, name) or _UNREADABLE) | {"token": token}
+    renewed = _read(folder, layout.CLAIM)
+    return claims if renewed is None else claims | {renewed["token"]: renewed}
 
 
-_NOBODY: Claim = {"host": "?", "pid": "?", "since": "?"}  # in a key that cannot be read
-
-
-def _owner(folder: Folder) -> str | None:
-    """The token of whoever renews ``claim.json``."""
-    claim = _read(folder, layout.CLAIM)
-    return None if claim is None else claim["token"]
+_UNREADABLE: Claim = {"host": "?", "pid": "?", "since": "?"}
 
 
 def _read(folder: Folder, name: str) -> Claim | None:
-    """A claim as its file has it; None where there is none, or it is damaged."""
+    """Returns the claim in a file; None if the file is missing or damaged."""
     try:
         claim = shapes.check_shape(shapes.parse_json(folder.get(name) or b"{}"), shapes.ClaimFile)
     except ValueError:
@@ -261,7 +248,7 @@ def _read(folder: Folder, name: str) -> Claim | None:
 def _in_use(folder: Folder, claim: Claim) -> UserError:
     who = f"process {one_line(claim['pid'])} on {one_line(claim['host'])}"
     return UserError(
-        f"output {folder} is in use: {who} has worked there since {one_line(claim['since'])}; "
+        f"output {folder} is in use: {who} has worked there since {one_line(claim['since'])}. Fix: "
         "wait for it, stop it, or give another output"
     )
 
@@ -269,27 +256,27 @@ def _in_use(folder: Folder, claim: Claim) -> UserError:
 def _renew(
     folder: Folder,
     claim: Claim,
-    says: Callable[[], dict[str, Any]],
+    progress: Callable[[], dict[str, Any]],
     ended: threading.Event,
     pace: _Pace,
 ) -> None:
-    """Beats until the block ends. A job that has lost the folder is ended here, at once."""
+    """Renews the claim until the block ends; ends a job at once if it has lost the folder."""
     while not ended.wait(pace.beat):
-        claim |= says() | {"beats": claim["beats"] + 1}
+        claim |= progress() | {"beats": claim["beats"] + 1}
         try:
             folder.without_retries.write(layout.CLAIM, json.dumps(claim))
         except (OSError, StorageError):
-            continue  # a storage that is away for a moment; the next beat tries again
+            continue  # a short outage of the storage; the next heartbeat tries again
         except OutputLost as lost:
             if shutdown.is_job():
                 shutdown.exit_now(f"error: {lost}", shutdown.exit_code(lost))
-            return  # the next write says it
+            return  # the next write raises it again
 
 
 def lock_holder(folder: Folder) -> Claim | None:
-    """Who has the folder claimed; None where nobody has, or the process is surely dead.
+    """Returns the claim on the folder; None if there is none, or its process is surely dead.
 
-    Whether another one is alive would take half a minute to tell.
+    It may be the claim of a killed driver: to find out would take half a minute.
     """
     claim = _read(folder, layout.CLAIM)
     return None if claim is None or _is_surely_dead(claim) else claim
@@ -298,12 +285,12 @@ def lock_holder(folder: Folder) -> Claim | None:
 def check_free(
     folder: Folder, beat_seconds: float | None = None, dead: frozenset[str] = frozenset()
 ) -> frozenset[str]:
-    """Raises UserError if a living driver owns the folder; claims nothing.
+    """Raises UserError if a living driver owns the folder; does not lock it.
 
-    Returns the tokens of dead claims. ``dead``: those that an earlier call returned.
+    Returns the tokens of dead claims. ``dead``: the result of an earlier call.
     """
     claims = {token: one for token, one in _claims(folder).items() if token not in dead}
-    alive, still = _watched(folder, claims, _Pace.of(folder, beat_seconds))
+    alive, silent = _watch(folder, claims, _Pace.of(folder, beat_seconds))
     if alive is not None:
         raise _in_use(folder, alive)
-    return dead | set(still)
+    return dead | set(silent)

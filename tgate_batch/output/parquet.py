@@ -1,7 +1,7 @@
-"""Rows to Parquet files and back. A file's footer says what it was made of, and seals it.
+"""Writes and reads Parquet files of rows; a file's footer has its identity and its seal.
 
 One file per (model, arm, shard), in plain folders and with ``model`` and ``arm`` as columns, so
-that pandas, Polars, DuckDB, Arrow, `datasets` and Ray Data open the folder with no code of ours.
+that pandas, Polars, DuckDB, Arrow, `datasets` and Ray Data open the folder without our code.
 Every reader verifies the pages' checksums.
 """
 
@@ -17,16 +17,15 @@ from tgate_batch.output.seal import TableSeal
 from tgate_batch.records import SCHEMA, ImageRecord, row_digest
 from tgate_batch.storage import Folder, StorageError, is_outage
 
-ROWS_A_GROUP = 32  # a random picture costs one group read: small groups, few MiB each
+ROWS_A_GROUP = 32  # reading one image reads its group, so groups are small: a few MiB each
 _INCOMPRESSIBLE = {"image.bytes", "video", "features.list.element"}
 
-# What a reader raises for a file that is not as written. A storage in trouble is a StorageError,
-# which is neither.
+# What a reader raises for a damaged file. An outage of the storage is a StorageError, and neither.
 DAMAGE = (pa.ArrowException, OSError)
 
 
 class OtherFile(OSError):
-    """A file has the name, is whole, and was made of something else."""
+    """An intact file of the name has another identity than the expected one."""
 
 
 def write_table(
@@ -37,7 +36,7 @@ def write_table(
     metadata: Mapping[str, str] | None = None,
     rows_a_group: int = ROWS_A_GROUP,
 ) -> None:
-    """Writes rows made of ``identity``; the file appears whole."""
+    """Writes rows under an identity; the file appears only when it is complete."""
     own = dict(metadata or {}) | {IDENTITY_KEY.decode(): identity}
     footer = footer_of(table.schema.metadata or {}) | own
     sealed = TableSeal(footer)
@@ -58,7 +57,7 @@ def write_table(
 
 
 def _leaves(table: pa.Table) -> Iterator[str]:
-    """The columns as Parquet names them, nested ones by their path."""
+    """Yields the columns as Parquet names them, nested ones by their path."""
     for field in table.schema:
         if pa.types.is_struct(field.type):
             yield from (f"{field.name}.{child.name}" for child in field.type)
@@ -78,48 +77,42 @@ def write_records(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes image rows; ``metadata`` (plan, MACs per image, ...) goes into the file's footer."""
-    rows = [
-        {
-            "model": model,
-            "arm": arm,
-            **record.row(),
-            "digest": row_digest(
-                model, arm, record.prompt_id, record.image_number, record.image, record.video
-            ),
-        }
-        for record in records
-    ]
+    rows = []
+    for one in records:
+        key = (model, arm, one.prompt_id, one.image_number)
+        digest = row_digest(*key, one.image, one.video)
+        rows.append({"model": model, "arm": arm, **one.row(), "digest": digest})
     write_table(folder, name, pa.Table.from_pylist(rows, schema=SCHEMA), identity, metadata)
 
 
 @contextmanager
 def open_table(folder: Folder, name: str, identity: str | None = None) -> Iterator[pq.ParquetFile]:
-    """A file open for reading, its footer read once, its pages verified as they are read.
+    """Opens a file for reading; its pages are verified as they are read.
 
-    Raises one of ``DAMAGE`` where the file is missing or damaged, also while it is read, and
-    OtherFile where its footer names another identity than the given one.
+    Raises one of ``DAMAGE`` if the file is missing or damaged, also while it is read, and OtherFile
+    if its identity is not the given one.
     """
     with folder.open(name) as stream:
-        # A store is asked for what lies close together at once.
+        # With pre_buffer, adjacent ranges of a store's file are one request.
         file = pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=not folder.local)
-        found = (file.metadata.metadata or {}).get(IDENTITY_KEY)
-        if identity is not None and found != identity.encode():
+        stored = (file.metadata.metadata or {}).get(IDENTITY_KEY)
+        if identity is not None and stored != identity.encode():
             raise OtherFile(f"{folder.path(name)} was made of other settings or prompts")
         try:
             yield file
         except OSError as error:
-            if is_outage(error):  # a mounted folder that went away
+            if is_outage(error):  # a mounted folder is no longer available
                 raise StorageError(f"{folder.path(name)} cannot be read: {error}") from error
             raise
 
 
 def footer(file: pq.ParquetFile) -> dict[str, str]:
-    """What an open file says of itself."""
+    """Returns the entries of an open file's footer."""
     return footer_of(file.metadata.metadata or {})
 
 
 def footer_of(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    """A footer's entries as text; what is no UTF-8 in it is no reason to fail."""
+    """Returns a footer's entries as text; invalid UTF-8 is replaced."""
     return {
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in metadata.items()
@@ -130,7 +123,7 @@ def footer_of(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 def read_table(
     folder: Folder, name: str, columns: list[str] | None = None, identity: str | None = None
 ) -> pa.Table:
-    """One file's rows, with its footer as the schema's metadata. Raises as ``open_table`` does."""
+    """Returns a file's rows; its footer is the schema's metadata. Raises as ``open_table``."""
     with open_table(folder, name, identity) as file:
         return file.read(columns=columns)
 
@@ -142,6 +135,6 @@ def read_batches(
     rows: int = ROWS_A_GROUP,
     identity: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One file's rows, a few at a time, in order. Raises as ``open_table`` does."""
+    """Yields a file's rows in order, ``rows`` at a time; raises as ``open_table``."""
     with open_table(folder, name, identity) as file:
         yield from file.iter_batches(batch_size=rows, columns=columns)

@@ -1,9 +1,9 @@
-"""The ledger: what each folder of an output was made of, setting by setting (``made_of.json``).
+"""The ledger (``made_of.json``): the settings of the files in each folder of an output.
 
-An entry is written before its folder's first file and is never dropped, so an arm that left the
-config and comes back with other settings is recognised. Replacing a folder's content sets the
-entry to null, deletes the files, and writes the new entry. A run that finds a null entry goes on
-with the deleting, so that a crash in between does no harm.
+An entry is written before its folder's first file and never removed, so that an arm that returns
+to the config with other settings is recognized. To replace a folder's content, the entry is set to
+null, the files are deleted, and the new entry is written. A run that reads a null entry continues
+the deletion, so a crash in between does no harm.
 """
 
 import json
@@ -18,12 +18,17 @@ from tgate_batch.storage import Folder
 
 
 class Provenance:
-    """The entries of one output folder. One driver at a time writes them."""
+    """The entries of an output folder; only the driver that owns the folder may change them.
+
+    Example::
+
+        Provenance(Folder("out/demo"))["images/demo/baseline"]["sampling.steps"]  # 20
+    """
 
     def __init__(self, folder: Folder):
         """Reads ``made_of.json``; an output without one has no entries.
 
-        Raises UserError where the file cannot be read or is of another format.
+        Raises UserError if the file cannot be read or has another format.
         """
         self._folder = folder
         self._entries: dict[str, Settings | None] = {}
@@ -33,7 +38,7 @@ class Provenance:
             self._entries = shapes.read(folder, layout.LEDGER, shapes.LedgerFile)["folders"]
 
     def __getitem__(self, name: str) -> Settings:
-        """What a folder's files are made of. Raises KeyError for a folder without an entry."""
+        """Returns the settings of a folder's files; raises KeyError if it has no entry."""
         entry = self._entries[name]
         if entry is None:
             raise KeyError(name)
@@ -43,10 +48,9 @@ class Provenance:
         return self._entries.get(name) is not None
 
     def differences(self, name: str, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Setting -> (the ledger's value, the given one), where the two differ.
+        """Returns setting -> (ledger's value, given value) for all settings that differ.
 
-        A setting that one of the two does not name is None there. A folder without an entry
-        differs in nothing.
+        The value of a missing setting is None. A folder without an entry has no differences.
         """
         before = self._entries.get(name)
         if before is None:
@@ -56,68 +60,61 @@ class Provenance:
         return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
     def enter(self, name: str, settings: Settings) -> None:
-        """Writes a folder's entry, if it has none. Clears the folder first where that is due."""
+        """Writes a folder's entry, if it has none; finishes an unfinished deletion first."""
         if name in self:
             return
         if name in self._entries:
             self._folder.delete_all(name)
         self._entries[name] = dict(settings)
-        self._write()
+        self.write()
 
     def record(self, name: str, settings: Settings) -> None:
-        """Writes a folder's entry over the one it has; for what is no reason to clear it."""
+        """Overwrites a folder's entry without deleting its files."""
         self._entries[name] = dict(settings)
-        self._write()
+        self.write()
 
     def clear(self, *names: str) -> None:
-        """Sets the entries to null, then deletes what the folders hold."""
+        """Sets the entries to null, then deletes the folders' files."""
         self._entries |= dict.fromkeys(names)
-        self._write()
+        self.write()
         for name in names:
             self._folder.delete_all(name)
 
     def finish_clearing(self) -> None:
-        """Deletes what folders with a null entry still hold."""
+        """Deletes the remaining files of folders with a null entry."""
         for name, entry in self._entries.items():
             if entry is None:
                 self._folder.delete_all(name)
 
-    def write_again(self) -> None:
-        """Writes the entries as they are, under a seal that is theirs."""
-        self._write()
-
     def is_current(self) -> bool:
-        """Whether the file still says what was read from it."""
+        """Returns True if the file has not changed since it was read."""
         return Provenance(self._folder)._entries == self._entries
 
     def is_cleared(self, name: str) -> bool:
-        """Whether a folder's content is to go, or going."""
+        """Returns True for a null entry: the folder's files are to be deleted."""
         return name in self._entries and self._entries[name] is None
 
     def names(self) -> list[str]:
-        """The folders that have an entry, null ones too."""
+        """Returns the folders that have an entry, including null."""
         return list(self._entries)
 
-    def _write(self) -> None:
-        content = {
-            "format": layout.FORMAT,
-            "version": __version__,
-            "folders": self._entries,
-        }
+    def write(self) -> None:
+        """Writes the entries, with a new seal."""
+        content = {"format": layout.FORMAT, "version": __version__, "folders": self._entries}
         self._folder.write(layout.LEDGER, json.dumps(seal.with_seal(content), indent=1))
 
 
 def check_format(folder: Folder, content: Any) -> None:
-    """Raises UserError unless the content of a JSON file of the output has this format."""
-    said = content if isinstance(content, dict) else {}
-    found = said.get("format", 1)
-    if found in layout.READABLE:
+    """Raises UserError unless a JSON file of the output has a supported format."""
+    keys = content if isinstance(content, dict) else {}
+    number = keys.get("format", 1)
+    if number in layout.READABLE:
         return
     known = " and ".join(map(str, layout.READABLE))
     about = (
-        f"output {folder} has format {shown(found)}, and tgate-batch {__version__} reads {known}"
+        f"output {folder} has format {shown(number)}, and tgate-batch {__version__} reads {known}"
     )
-    if isinstance(found, int) and found > layout.FORMAT:
-        version = one_line(said.get("version", "newer than this one"), 40)
+    if isinstance(number, int) and number > layout.FORMAT:
+        version = one_line(keys.get("version", "newer than this one"), 40)
         raise UserError(f"{about}. Fix: install tgate-batch {version}, which wrote it")
     raise UserError(f"{about}. Fix: give another output, or read it with the version that wrote it")

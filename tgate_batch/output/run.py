@@ -1,43 +1,42 @@
-"""One config in one output folder: what may be rendered there, what is finished and pending."""
+"""A run: a config and its output folder, what may be rendered there, and what is finished."""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from tgate_batch import __version__
-from tgate_batch.config import (
-    Arm,
-    Config,
-    Model,
-    ResolvedSampling,
-    effective_sampling,
-    parse_plain,
-)
-from tgate_batch.errors import Problems, UserError
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling, parse_plain
+from tgate_batch.errors import Problems, UserError, os_reason
 from tgate_batch.models import catalogue, checkpoint, schedulers
 from tgate_batch.models.description import ModelDescription, describe_model, read_descriptions
-from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.resolve import mixes_guidance, resolve_model
-from tgate_batch.models.schedulers import check_file, supports_image_to_image
-from tgate_batch.output import card, layout, parquet, prompt_store, seal, shapes
-from tgate_batch.output.prompt_store import PromptPlan, ShardPlan, StalePrompts
+from tgate_batch.output import card, layout, prompt_plan, prompt_store, seal, shapes, stale
+from tgate_batch.output.compatibility import check_arm, check_rows
+from tgate_batch.output.prompt_plan import PromptPlan, StalePrompts
+from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.provenance import Provenance, check_format
+from tgate_batch.output.stale import ArmKey
 from tgate_batch.prompts import reader as prompts
-from tgate_batch.records import AS_OTHERS, BatchKey
+from tgate_batch.records import BatchKey
 from tgate_batch.storage import Folder, without_credentials
 
-Finished = dict[tuple[str, str], set[int]]  # (model, arm) -> the shards that have a file
+Finished = dict[ArmKey, set[int]]  # (model, arm) -> the shards that have a file
 Pending = dict[str, dict[int, tuple[str, ...]]]  # model -> shard -> the arms that lack a file
 
 
 @dataclass(frozen=True)
 class Run:
-    """A checked config, its output folder, and the folder's shards and ledger."""
+    """A validated config, its output folder, and the folder's shards and ledger.
+
+    Example::
+
+        run = load_run("out/demo")
+        finished(run)["demo", "baseline"]  # {0, 1, 2}
+    """
 
     config: Config
     folder: Folder
@@ -54,7 +53,7 @@ class Run:
         return self.prompts * self.config.sampling.images_per_prompt
 
     def sampling(self, model: str) -> ResolvedSampling:
-        """How a model samples. Older outputs do not say: then as the catalogue has it."""
+        """Returns a model's sampling settings; the catalogue's if an older output lacks them."""
         section = next((each for each in self.config.models if each.name == model), None)
         if section is not None and model in self.models:
             return self.models[model].under(section, self.config.sampling)
@@ -62,14 +61,14 @@ class Run:
 
     @property
     def batch_keys(self) -> Counter[BatchKey]:
-        """How many prompts are of each kind."""
-        found: Counter[BatchKey] = Counter()
+        """The number of prompts of each batch key."""
+        prompts: Counter[BatchKey] = Counter()
         for shard in self.shards:
-            found[shard.batch_key] += shard.prompts
-        return found
+            prompts[shard.batch_key] += shard.prompts
+        return prompts
 
     def pairs(self) -> list[tuple[Model, str, Arm]]:
-        """Every (model, arm name, arm) of the run, in the config's order."""
+        """Returns every (model, arm name, arm) of the run, in the config's order."""
         return [
             (model, name, arm)
             for model in self.config.models
@@ -77,16 +76,16 @@ class Run:
         ]
 
     def provenance_of(self, model: str, arm: str) -> layout.Settings:
-        """What the arm's pictures are made of; raises KeyError where it has none yet."""
+        """Returns the settings of an arm's images; raises KeyError if it has none yet."""
         return self.ledger[layout.images(model, arm)]
 
     def promised_checkpoint(self, model: str, arm: str) -> str | None:
-        """The fingerprint of the checkpoint that renders an arm; None if it is not known."""
-        found = self.provenance_of(model, arm).get("checkpoint")
-        return found if isinstance(found, str) else None
+        """Returns the fingerprint of an arm's checkpoint; None if it is not known."""
+        checkpoint = self.provenance_of(model, arm).get("checkpoint")
+        return checkpoint if isinstance(checkpoint, str) else None
 
     def pictures(self, model: str, arm: str, shard: ShardPlan) -> tuple[str, str]:
-        """The file of a shard's pictures and its identity; raises as ``made_of`` does."""
+        """Returns a shard's image file and its identity; raises as ``provenance_of`` does."""
         name = layout.shard_file(layout.images(model, arm), shard.index)
         return name, layout.file_identity(self.provenance_of(model, arm), shard.digest)
 
@@ -95,8 +94,8 @@ class Run:
 class Prepared(Run):
     """A run that may be rendered.
 
-    ``stale``: folders of other settings, which it will replace. ``failed``: a line for each that
-    holds error rows alone.
+    ``stale``: the folders of other settings, which it will replace. ``failed``: a message for each
+    of them that has error rows only.
     """
 
     plan: PromptPlan
@@ -110,12 +109,12 @@ def prepare(
 ) -> Prepared:
     """Checks everything that can be checked without loading a model. Writes nothing.
 
-    ``problems``: what other checks found. All that is found is raised together, but for what only
-    a sound config can be asked.
+    ``problems``: those of earlier checks. All problems are raised together, except those that only
+    a valid config can show.
 
-    Raises UserError for models that cannot be found, plans that do not fit the steps, bad prompts,
-    a place that cannot be written, and pictures of other settings unless they are to be replaced.
-    A folder without a picture makes no claim on settings: it is replaced unasked.
+    Raises UserError for missing models, plans that do not fit the steps, invalid prompts, an output
+    that cannot be written, and images of other settings unless they are to be replaced. A folder
+    without an image is replaced without asking.
     """
     problems = problems or Problems()
     models = {}
@@ -126,63 +125,66 @@ def prepare(
             problems.add(*schedulers.refusals(model, resolve_model(model), sampling, config.arms))
             for name, arm in config.arms.items():
                 with problems.collected():
-                    _check_arm(model.name, name, arm, sampling)
+                    check_arm(model.name, name, arm, sampling)
                     if arm.scheduler is not None:
                         where = f"arms.{name}.scheduler with {model.name}"
-                        check_file(resolve_model(model), arm.scheduler, where)
+                        schedulers.check_file(resolve_model(model), arm.scheduler, where)
     with problems.collected():
         folder = Folder(config.output)
         folder.check_writable()
-        _check_run(folder)
+        content = shapes.read_json(folder, layout.RUN)
+        if content is not None:
+            check_format(folder, content)
     if problems:
         with problems.collected():
             prompts.describe_columns(config.prompts, config.score.by)
     problems.raise_if_any()
     ledger = Provenance(folder)
-    stale: list[str] = []
+    outdated: list[str] = []
     failed: list[str] = []
-    batch = prompts_a_batch(config)
     apart = not all(mixes_guidance(model) for model in config.models)
-    wanted = (config.score.by, batch, apart, config.sampling.given)
+    cutting = (config.score.by, prompts_a_batch(config), apart, config.sampling.given)
     try:
-        plan = prompt_store.plan_shards(folder, config.prompts, ledger, *wanted)
+        plan = prompt_plan.plan_shards(folder, config.prompts, ledger, *cutting)
     except StalePrompts:
-        held = _held(folder, folder.names(layout.IMAGES, ".parquet"))
-        if held.image and not replace_stale:
+        errors = stale.count_errors(folder, folder.names(layout.IMAGES, ".parquet"))
+        if errors is None and not replace_stale:
             raise
-        stale = ledger.names()
-        failed = [_AGAIN.format(held.told, "other prompts")] if held.errors else []
-        plan = prompt_store.plan_shards(folder, config.prompts, None, *wanted)
-    _check_kinds(config, models, plan.shards)
+        outdated = ledger.names()
+        failed = [stale.rerender_note(errors, "other prompts")] if errors else []
+        plan = prompt_plan.plan_shards(folder, config.prompts, None, *cutting)
+    check_rows(config, models, plan.shards)
     fingerprints = {
         model.name: fingerprint(model, _dtype(config, model)) for model in config.models
     }
     run = Prepared(
         config, folder, plan.shards, ledger, plan, fingerprints=fingerprints, models=models
     )
-    _check_all_entered(run)
-    found = _stale(run)
-    failed += _replaceable(run, found, replace_stale or bool(stale))
-    names = [*stale, *(layout.images(model, arm) for model, arm in found)]
-    return replace(run, stale=tuple(dict.fromkeys(names)), failed=tuple(failed))
+    settings = _settings(run)
+    stale.check_provenance(
+        folder, ledger, settings, {shard.index: shard.digest for shard in run.shards}
+    )
+    changed = stale.find_stale(ledger, settings)
+    failed += stale.check_replaceable(folder, changed, replace_stale or bool(outdated))
+    outdated += (layout.images(*key) for key in changed)
+    return replace(run, stale=tuple(dict.fromkeys(outdated)), failed=tuple(failed))
 
 
 def prompts_a_batch(config: Config) -> int:
-    """The fewest prompts whose images fill whole batches."""
+    """Returns the smallest number of prompts whose images fill whole batches."""
     rows = config.sampling
     return rows.batch_size // math.gcd(rows.batch_size, rows.images_per_prompt)
 
 
 def begin_run(run: Prepared) -> None:
-    """Clears what is stale and what killed writers left; freezes the config and the prompts.
+    """Removes stale images and unfinished files; stores the config and the prompts.
 
-    Raises UserError where the output cannot be written after all, or has changed since it was
-    prepared.
+    Raises UserError if the output cannot be written, or has changed since ``prepare``.
     """
     try:
         if not run.ledger.is_current():
             raise UserError(
-                f"output {run.folder} was changed by another run meanwhile: start again"
+                f"output {run.folder} was changed by another run. Fix: rerun the same command"
             )
         run.folder.clear_temporary()
         run.ledger.finish_clearing()
@@ -190,63 +192,68 @@ def begin_run(run: Prepared) -> None:
             run.ledger.clear(*run.stale)
         run.folder.write(layout.RUN, json.dumps(seal.with_seal(describe(run)), indent=2))
         card.write(run.folder)
-        prompt_store.store_prompts(run.folder, run.config.prompts, run.plan, run.config.score.by)
+        prompt_plan.store_prompts(run.folder, run.config.prompts, run.plan, run.config.score.by)
         run.ledger.record(layout.PROMPTS, run.plan.source)
         for model in run.config.models:
             if run.fingerprints[model.name] is not None:
                 enter_model(run, model)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"output {run.folder} cannot be written: {reason}") from None
+        raise UserError(f"output {run.folder} cannot be written: {os_reason(error)}") from None
 
 
-def settle_model(run: Prepared, model: Model, found: str | None, replace_stale: bool) -> list[str]:
-    """Enters a model whose files were not at hand when the run was prepared (a hub checkpoint).
+def settle_model(
+    run: Prepared, model: Model, checkpoint: str | None, replace_stale: bool
+) -> list[str]:
+    """Enters a model whose files were not available to ``prepare`` (a hub checkpoint).
 
-    ``found`` is its fingerprint after loading. Returns a line for each folder of error rows that it
-    replaces. Raises UserError as ``prepare`` does.
+    ``checkpoint`` is its fingerprint after loading. Returns a message for each folder of error rows
+    that it replaces. Raises UserError as ``prepare`` does.
     """
-    run.fingerprints[model.name] = found
-    stale = {key: changed for key, changed in _stale(run).items() if key[0] == model.name}
-    failed = _replaceable(run, stale, replace_stale)
-    if stale:
-        run.ledger.clear(*(layout.images(*key) for key in stale))
+    run.fingerprints[model.name] = checkpoint
+    changed = stale.find_stale(run.ledger, _settings(run, model))
+    failed = stale.check_replaceable(run.folder, changed, replace_stale)
+    if changed:
+        run.ledger.clear(*(layout.images(*key) for key in changed))
     enter_model(run, model)
     return failed
 
 
 def enter_model(run: Prepared, model: Model) -> None:
-    """Writes the ledger's entries of a model's pictures, before the first of them."""
-    for name, arm in run.config.arms.items():
-        run.ledger.enter(layout.images(model.name, name), _settings(run, model, arm))
+    """Writes the ledger's entries of a model's images, before the first of them."""
+    for key, settings in _settings(run, model).items():
+        run.ledger.enter(layout.images(*key), settings)
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What ``run.json`` holds. No credentials are in it."""
+    """Returns the content of ``run.json``, without credentials."""
     return {
         "format": layout.FORMAT,
         "version": __version__,
-        "config": _without_credentials_in(run.config.model_dump(mode="json")),
+        "config": _without_credentials(run.config.model_dump(mode="json")),
         "models": {name: one.as_dict() for name, one in run.models.items()},
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
 
 
-def _without_credentials_in(value: Any) -> Any:
-    """Plain data with the credentials taken out of every string in it."""
+def _without_credentials(value: Any) -> Any:
+    """Returns plain data with the credentials removed from every string in it."""
     if isinstance(value, dict):
-        return {key: _without_credentials_in(item) for key, item in value.items()}
+        return {key: _without_credentials(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_credentials_in(item) for item in value]
+        return [_without_credentials(item) for item in value]
     return without_credentials(value) if isinstance(value, str) and "://" in value else value
 
 
 def load_run(output: str) -> Run:
-    """The run that an output folder holds: for scoring, reporting and verifying.
+    """Returns the run of an output folder, for scoring, reporting and verifying.
 
-    Raises UserError where the folder holds none, one of another format, or only a part of its
+    Raises UserError if the folder has no run, a run of another format, or only a part of its
     prompts.
+
+    Example::
+
+        load_run("out/demo").config.arms
     """
     folder = Folder(output)
     config, ledger = stored_config(folder, output), Provenance(folder)
@@ -256,22 +263,21 @@ def load_run(output: str) -> Run:
 
 
 def stored_models(folder: Folder) -> dict[str, ModelDescription]:
-    """How each model samples, as the folder says; older ones do not."""
-    return read_descriptions(
-        (shapes.read(folder.without_retries, layout.RUN, shapes.RunFile) or {}).get("models")
-    )
+    """Returns the models that the folder describes, by name; older outputs have none."""
+    content = shapes.read(folder.without_retries, layout.RUN, shapes.RunFile) or {}
+    return read_descriptions(content.get("models"))
 
 
 def stored_config(folder: Folder, output: str) -> Config:
-    """The config that a folder holds, with ``output`` as its output; raises as ``load_run``."""
+    """Returns the folder's config with ``output`` as its output; raises as ``load_run``."""
     try:
         content = shapes.read_json(folder.without_retries, layout.RUN)
     except UserError:
         content = None
     if not isinstance(content, dict) or "config" not in content:
         raise UserError(
-            f"output {folder} holds no run: it has no readable {layout.RUN}; render it first with "
-            "tgate-batch render"
+            f"output {folder} has no run: it has no readable {layout.RUN}. Fix: render it first "
+            "with tgate-batch render"
         )
     check_format(folder, content)
     content = shapes.read(folder.without_retries, layout.RUN, shapes.RunFile)
@@ -281,147 +287,40 @@ def stored_config(folder: Folder, output: str) -> Config:
 
 
 def finished(run: Run) -> Finished:
-    """The shards of each arm that have a file: one listing, and what was found damaged left out."""
-    held: Finished = {(model.name, arm): set() for model, arm, _ in run.pairs()}
-    folders = {layout.images(*pair): pair for pair in held if layout.images(*pair) in run.ledger}
-    left_out = damaged_files(run.folder)
+    """Returns the shards of each arm that have a file, without damaged ones; one listing."""
+    shards: Finished = {(model.name, arm): set() for model, arm, _ in run.pairs()}
+    folders = {layout.images(*key): key for key in shards if layout.images(*key) in run.ledger}
+    damaged = damaged_files(run.folder)
     for name in run.folder.names(layout.IMAGES, ".parquet"):
-        place = layout.folder_and_shard(name)
-        if place is not None and place[0] in folders and name not in left_out:
-            held[folders[place[0]]].add(place[1])
-    return held
+        file = layout.folder_and_shard(name)
+        if file is not None and file[0] in folders and name not in damaged:
+            shards[folders[file[0]]].add(file[1])
+    return shards
 
 
-def pending(run: Run, held: Finished | None = None) -> Pending:
-    """What has no file yet: model -> shard's index -> arms. ``held``: what ``finished`` said."""
-    held = finished(run) if held is None else held
-    found: Pending = {}
-    for model in run.config.models:
-        found[model.name] = {}
+def pending(run: Run, done: Finished | None = None) -> Pending:
+    """Returns the arms that lack a file, by model and shard; ``done``: result of ``finished``."""
+    done = finished(run) if done is None else done
+    missing: Pending = {model.name: {} for model in run.config.models}
+    for model, shards in missing.items():
         for shard in run.shards:
-            arms = (arm for arm in run.config.arms if shard.index not in held[model.name, arm])
-            if left := tuple(arms):
-                found[model.name][shard.index] = left
-    return found
+            arms = tuple(arm for arm in run.config.arms if shard.index not in done[model, arm])
+            if arms:
+                shards[shard.index] = arms
+    return missing
 
 
 def damaged_files(folder: Folder) -> dict[str, str]:
-    """Files that a reader found damaged and no run has drawn again: name -> what was found."""
+    """Returns files that a reader found damaged and no run has replaced: name -> the damage."""
     return shapes.read(folder, layout.DAMAGED, shapes.DamagedFile) or {}
 
 
-def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
-    """Keeps the list of damaged files; an empty one leaves no file."""
-    if found:
-        folder.write(layout.DAMAGED, json.dumps(dict(sorted(found.items())), indent=1))
+def note_damaged(folder: Folder, damaged: Mapping[str, str]) -> None:
+    """Writes the list of damaged files; removes the file if the list is empty."""
+    if damaged:
+        folder.write(layout.DAMAGED, json.dumps(dict(sorted(damaged.items())), indent=1))
     else:
         folder.delete(layout.DAMAGED)
-
-
-def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
-    follows = arm.plan or arm.guidance
-    if follows is None:
-        return
-    try:
-        follows.check(effective_sampling(sampling, arm).steps_run)
-    except ValueError as error:
-        raise UserError(f"arms.{name} with {model}: {error}") from None
-
-
-def _check_kinds(
-    config: Config, models: Mapping[str, ModelDescription], shards: list[ShardPlan]
-) -> None:
-    """Raises UserError, naming the first row of its kind, for what a model or an arm refuses."""
-    first: dict[BatchKey, int] = {}
-    for shard in shards:
-        first.setdefault(shard.batch_key, shard.first)
-    families = {model.name: resolve_model(model).family for model in config.models}
-    for kind, place in first.items():
-        try:
-            for name, family in families.items():
-                sampling = effective_sampling(models[name].sampling, row=kind)
-                _check_size(name, sampling, family.multiple, kind)
-                for arm_name, arm in config.arms.items():
-                    _check_strength(
-                        f"arms.{arm_name} with {name}", family, effective_sampling(sampling, arm)
-                    )
-                    _check_arm(name, arm_name, arm, sampling)
-        except UserError as error:
-            if kind == AS_OTHERS:
-                raise
-            raise UserError(f"prompts, row {place + 1} of the set ({kind}): {error}") from None
-
-
-def _check_size(model: str, sampling: ResolvedSampling, multiple: int, kind: BatchKey) -> None:
-    if sampling.height % multiple or sampling.width % multiple:
-        own = kind.height is not None or kind.width is not None
-        hint = "prompts.columns: {height: null, width: null}"
-        raise UserError(
-            f"{model} draws no {sampling.width} x {sampling.height} pixels: width and height have "
-            f"to be multiples of {multiple}"
-            + (f". Fix: write {hint} if the rows' sizes are those of other images" if own else "")
-        )
-
-
-def _check_strength(what: str, family: Family, sampling: ResolvedSampling) -> None:
-    if sampling.strength is None:
-        return
-    if not family.from_pictures:
-        raise UserError(
-            f"{what}: diffusers has no image-to-image pipeline of this family that takes encoded "
-            "prompts; switch it off (prompts.columns: {strength: null}, and no prompts.strength)"
-        )
-    if not supports_image_to_image(sampling.scheduler):
-        raise UserError(
-            f"{what}: {sampling.scheduler} adds no noise to a picture, so no row can begin with "
-            "one; give another scheduler"
-        )
-    if sampling.steps_run == 0:
-        raise UserError(
-            f"{what}: strength {sampling.strength:g} of {sampling.steps} steps is not one step; "
-            "give a larger strength or more steps"
-        )
-
-
-def _check_run(folder: Folder) -> None:
-    """Raises UserError where the folder holds a run that this version does not write."""
-    content = shapes.read_json(folder, layout.RUN)
-    if content is not None:
-        check_format(folder, content)
-
-
-def _check_all_entered(run: Prepared) -> None:
-    """Images that the ledger does not know could be of anything, unless their files prove it.
-
-    Where a ledger was lost, the first file of an arm that can be read says whether it was made as
-    the config has it; the arm then is entered again. Raises UserError where it was not.
-    """
-    known, proven = set(run.ledger.names()), set()
-    wanted = {
-        layout.images(model.name, name): _settings(run, model, arm)
-        for model, name, arm in run.pairs()
-        if run.fingerprints[model.name] is not None
-    }
-    digests = {shard.index: shard.digest for shard in run.shards}
-    refused: dict[str, str] = {}
-    for name in run.folder.names(layout.IMAGES, ".parquet"):
-        place = layout.folder_and_shard(name)
-        folder = name.rpartition("/")[0]
-        if folder in known or folder in proven:
-            continue
-        refused.setdefault(folder, name)
-        if place is None or folder not in wanted or place[1] not in digests:
-            continue
-        identity = layout.file_identity(wanted[folder], digests[place[1]])
-        with suppress(*parquet.DAMAGE), parquet.open_table(run.folder, name, identity):
-            proven.add(folder)
-    for folder, name in refused.items():
-        if folder not in proven:
-            raise UserError(
-                f"output {run.folder} holds {name}, and {layout.LEDGER} does not say what it was "
-                "made of, nor is it of this config. Fix: give the config that it was rendered "
-                "with, or another output"
-            )
 
 
 def _dtype(config: Config, model: Model) -> str:
@@ -429,104 +328,21 @@ def _dtype(config: Config, model: Model) -> str:
 
 
 def device_of(config: Config) -> str:
-    """Where a run's workers compute."""
+    """Returns the device of a run's workers."""
     return "cuda" if config.workers.gpus_each > 0 else "cpu"
 
 
-def _settings(run: Prepared, model: Model, arm: Arm) -> layout.Settings:
-    return layout.of_pictures(
-        run.config,
-        model.name,
-        arm,
-        run.sampling(model.name),
-        run.fingerprints[model.name],
-        _dtype(run.config, model),
-    )
-
-
-Stale = dict[tuple[str, str], dict[str, tuple[Any, Any]]]
-
-
-def _stale(run: Prepared) -> Stale:
-    """(model, arm) -> the settings in which the pictures there differ from the config's."""
-    found: Stale = {}
-    for model, name, arm in run.pairs():
-        changed = run.ledger.differences(
-            layout.images(model.name, name), _settings(run, model, arm)
+def _settings(run: Prepared, only: Model | None = None) -> dict[ArmKey, layout.Settings]:
+    """Returns the settings of every arm's images, or of one model's."""
+    return {
+        (model.name, name): layout.of_pictures(
+            run.config,
+            model.name,
+            arm,
+            run.sampling(model.name),
+            run.fingerprints[model.name],
+            _dtype(run.config, model),
         )
-        if run.fingerprints[model.name] is None:
-            changed.pop("checkpoint", None)  # not known before it is loaded
-        if changed:
-            found[model.name, name] = changed
-    return found
-
-
-def _replaceable(run: Run, stale: Stale, replace_stale: bool) -> list[str]:
-    """A line for each stale folder that holds error rows alone.
-
-    Raises UserError for those that hold a picture, unless they are to be replaced.
-    """
-    if replace_stale:
-        return []
-    names: dict[str, list[str]] = {}
-    for name in run.folder.names(layout.IMAGES, ".parquet") if stale else ():
-        names.setdefault(name.rpartition("/")[0], []).append(name)
-    held = {key: _held(run.folder, names.get(layout.images(*key), ())) for key in stale}
-    if bound := {key: changed for key, changed in stale.items() if held[key].image}:
-        raise UserError(_explained(run, bound))
-    return [
-        _AGAIN.format(held[key].told, f"other settings ({line})")
-        for key, line in zip(stale, _named(stale), strict=True)
-        if held[key].errors
-    ]
-
-
-class _Held(NamedTuple):
-    """Whether a picture is there; where none is, how many error rows are."""
-
-    image: bool
-    errors: int = 0
-
-    @property
-    def told(self) -> str:
-        return f"{self.errors:,} row{'s' if self.errors != 1 else ''}"
-
-
-_AGAIN = "the output holds {} of {}, all failed; they are rendered again"
-
-
-def _held(folder: Folder, names: Iterable[str]) -> _Held:
-    """What files of pictures hold. A damaged one may hold a picture."""
-    errors = 0
-    for name in names:
-        try:
-            with parquet.open_table(folder, name) as file:
-                rows = file.metadata.num_rows
-                failed = int(parquet.footer(file).get(layout.ERRORS_KEY, 0))
-        except (*parquet.DAMAGE, ValueError):
-            return _Held(True)
-        if failed < rows:
-            return _Held(True)
-        errors += failed
-    return _Held(False, errors)
-
-
-def _explained(run: Run, stale: Stale) -> str:
-    return (
-        f"output {run.folder} holds pictures of other settings: {'; '.join(_named(stale))}; give "
-        "another output, the settings these were made with, or --replace-stale to render them again"
-    )
-
-
-def _named(stale: Stale) -> Iterator[str]:
-    for (model, arm), changed in stale.items():
-        settings = ", ".join(
-            f"{key} {_short(before)} there and {_short(now)} in the config"
-            for key, (before, now) in changed.items()
-        )
-        yield f"arm {arm} of {model} has {settings}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:12]}…"
+        for model, name, arm in run.pairs()
+        if only is None or model.name == only.name
+    }

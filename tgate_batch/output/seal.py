@@ -1,7 +1,7 @@
-"""Seals: each file of the output carries a digest of its content, so that a changed byte is found.
+"""Seals: a digest of its content in each file of the output, which detects a changed byte.
 
-A Parquet file has it in its footer, over every value and all that the footer says; a JSON object
-has it under a key of its own; a text has it in its last line. Files of format 4 have none.
+It is in a Parquet file's footer (over all values and the rest of the footer), in the key ``seal``
+of a JSON object, and in the last line of a text. Files of format 4 have none.
 """
 
 import json
@@ -20,39 +20,39 @@ _SEALED = re.compile(rb"(?s)(.*)" + _LINE.format("([0-9a-f]{64})").encode())
 
 
 class TableSeal:
-    """The digest of a table's values and its file's footer; row groups do not decide it."""
+    """The digest of a table's values and its file's footer, independent of row groups."""
 
     def __init__(self, footer: Mapping[str, str]):
-        """``footer``: all that the file says of itself; a seal in it does not count."""
-        told = {key: value for key, value in footer.items() if key != FOOTER}
+        """Begins a digest; ``footer``: the entries of the footer, of which a seal is ignored."""
+        entries = {key: value for key, value in footer.items() if key != FOOTER}
         self._given = footer.get(FOOTER)
-        self._footer = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        self._footer = sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
         self._columns: dict[str, Any] = {}
 
     def add(self, table: pa.Table) -> None:
-        """Takes the next rows in."""
+        """Adds the next rows."""
         for name, column in zip(table.column_names, table.columns, strict=True):
             for chunk in column.chunks:
                 for part, content in _parts(name, chunk):
                     self._columns.setdefault(part, sha256()).update(content)
 
     def value(self) -> str:
-        """The digest of what was taken in, in hexadecimal digits."""
+        """Returns the hexadecimal digest of the added rows."""
         parts = {part: digest.hexdigest() for part, digest in self._columns.items()}
         return sha256(json.dumps([self._footer, parts], sort_keys=True).encode()).hexdigest()
 
     def is_broken(self) -> bool:
-        """Whether the footer has a seal, and another than that of the rows that were taken in."""
+        """Returns True if the footer has a seal that differs from the digest of the added rows."""
         return self._given is not None and self._given != self.value()
 
 
 def _parts(name: str, column: pa.Array) -> Iterator[tuple[str, Any]]:
-    """A column's values as bytes, each part with a name; parts of chunks may be joined."""
+    """Yields a column's values as named bytes; the parts of successive chunks are concatenated."""
     kind = column.type
     yield f"{name} is there", column.is_valid().to_numpy(zero_copy_only=False).tobytes()
     if pa.types.is_struct(kind):
-        for place, field in enumerate(kind):
-            yield from _parts(f"{name}.{field.name}", pc.struct_field(column, [place]))
+        for index, field in enumerate(kind):
+            yield from _parts(f"{name}.{field.name}", pc.struct_field(column, [index]))
     elif pa.types.is_fixed_size_list(kind):
         yield from _parts(f"{name}.element", column.flatten())
     elif pa.types.is_string(kind) or pa.types.is_binary(kind):
@@ -65,28 +65,28 @@ def _parts(name: str, column: pa.Array) -> Iterator[tuple[str, Any]]:
 
 
 def with_seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with its seal."""
+    """Returns a JSON object with its seal."""
     return {**content, KEY: _of_json(content)}
 
 
 def is_broken(content: Any) -> bool:
-    """Whether a JSON object has a seal that is not its own."""
+    """Returns True if a JSON object has a seal that does not match its content."""
     return isinstance(content, dict) and KEY in content and content[KEY] != _of_json(content)
 
 
 def _of_json(content: Mapping[str, Any]) -> str:
-    told = {str(key): value for key, value in content.items() if key != KEY}
-    plain = json.loads(json.dumps(told))  # as a reader has it
+    values = {str(key): value for key, value in content.items() if key != KEY}
+    plain = json.loads(json.dumps(values))  # the values that a reader gets
     return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def text_with_seal(text: str) -> str:
-    """A text of Markdown or HTML with its seal as the last line, which readers do not show."""
+    """Returns Markdown or HTML with its seal in the last line, as an invisible comment."""
     text = text if text.endswith("\n") else text + "\n"
     return text + _LINE.format(sha256(text.encode()).hexdigest())
 
 
 def is_sealed_text(content: bytes) -> bool:
-    """Whether a text ends with a seal, and it is its own."""
-    found = _SEALED.fullmatch(content)
-    return found is not None and sha256(found[1]).hexdigest().encode() == found[2]
+    """Returns True if a text ends with a seal that matches it."""
+    match = _SEALED.fullmatch(content)
+    return match is not None and sha256(match[1]).hexdigest().encode() == match[2]

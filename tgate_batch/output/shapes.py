@@ -1,14 +1,13 @@
-"""The shapes of what an output says in JSON: each file, line and footer is checked when it is read.
+"""The shapes of an output's JSON: each file, line and footer is validated when it is read.
 
-An output may come from a stranger. A value of another type is told in one line that names the file,
-or passed over with a warning where the file only adds detail. Unknown keys are left alone, since a
-later version may write them.
+An output may come from an untrusted source. A value of another type is an error of one line that
+names the file, or a warning if the file only adds detail. Unknown keys are ignored, because a later
+version may write them.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -27,32 +26,30 @@ from tgate_batch.errors import UserError, one_line
 from tgate_batch.output import layout, seal
 from tgate_batch.render.codec import FORMATS
 from tgate_batch.render.timing import BESIDE, ON_DEVICE
-from tgate_batch.storage import Folder
-
-_READERS = 16  # files that are read at once: a store answers each after a while
+from tgate_batch.storage import Folder, map_concurrently
 
 
-def _usable(number: float) -> float:
+def _check_size(number: float) -> float:
     if abs(number) > 1e18 and not math.isnan(number):
         raise ValueError("is too large")
     return number
 
 
 Whole = Annotated[int, Field(ge=0, lt=2**53)]
-Number = Annotated[float, AfterValidator(_usable)]
+Number = Annotated[float, AfterValidator(_check_size)]
 Positive = Annotated[float, Field(ge=0, le=1e18)]  # or 0
 Scalar = str | Annotated[int, Field(gt=-(2**64), lt=2**64)] | float | bool | None
 
 
 class Shape(BaseModel):
-    """The keys that are read of a file. ``advice``: how a file of another shape is made good."""
+    """The keys that are read from a file. ``advice``: how to replace a file of another shape."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     advice: ClassVar[str] = "restore it from a copy, or give another output"
 
 
 class RunFile(Shape):
-    """``run.json``; its config is checked as a config is."""
+    """``run.json``; its config is validated as a config."""
 
     advice: ClassVar[str] = "write it again with tgate-batch render and the run's config"
     config: dict[str, Any]
@@ -62,7 +59,7 @@ class RunFile(Shape):
 
 
 class LedgerFile(Shape):
-    """``made_of.json``: a folder's name -> its settings, or null while it is cleared."""
+    """``made_of.json``: a folder's name -> its settings, or null while its files are deleted."""
 
     folders: dict[str, dict[str, Scalar] | None]
 
@@ -71,24 +68,24 @@ class LedgerFile(Shape):
         for name, entry in self.folders.items():
             role = layout.role_of_folder(name)
             if role is None and name != layout.PROMPTS:
-                raise ValueError(f"{one_line(name, 100)} is no folder of a run")
+                raise ValueError(f"{one_line(name, 100)} is not a folder of a run")
             if role is not None and role.kind == "images" and entry is not None:
-                _check_pictures(name, entry)
+                _check_images(name, entry)
         return self
 
 
-def _check_pictures(name: str, entry: Mapping[str, Any]) -> None:
-    form = entry.get("images.format", "webp")
-    if not isinstance(form, str) or form not in FORMATS:
+def _check_images(name: str, entry: Mapping[str, Any]) -> None:
+    image_format = entry.get("images.format", "webp")
+    if not isinstance(image_format, str) or image_format not in FORMATS:
         raise ValueError(f"{name}: images.format is none of {', '.join(FORMATS)}")
     for key, most in (("sampling.images_per_prompt", 10_000), ("sampling.batch_size", 2**31)):
         number = entry.get(key, 1)
         if type(number) is not int or not 1 <= number <= most:
-            raise ValueError(f"{name}: {key} is no number from 1 to {most:,}")
+            raise ValueError(f"{name}: {key} is not a number from 1 to {most:,}")
 
 
 class DamagedFile(RootModel[dict[str, str]]):
-    """``damaged.json``: the name of a file in this output -> what was found."""
+    """``damaged.json``: the name of a file in this output -> its damage."""
 
     model_config = ConfigDict(strict=True)
     advice: ClassVar[str] = "remove it with tgate-batch verify --repair"
@@ -97,12 +94,12 @@ class DamagedFile(RootModel[dict[str, str]]):
     def _are_files_of_a_run(self) -> "DamagedFile":
         for name in self.root:
             if layout.role_of(name) is None:
-                raise ValueError(f"{one_line(name, 100)} is no file of a run")
+                raise ValueError(f"{one_line(name, 100)} is not a file of a run")
         return self
 
 
 class SoFar(Shape):
-    """What a claim says of its holder's invocation."""
+    """The progress of an invocation, in its lock file."""
 
     id: str | None = None
     born: Number | None = None
@@ -111,7 +108,7 @@ class SoFar(Shape):
 
 
 class ClaimFile(SoFar):
-    """``claim.json``: who works here, and what it says of itself."""
+    """``claim.json``: the driver that owns the folder, and its progress."""
 
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
@@ -137,7 +134,7 @@ class HistoryLine(Shape):
 
 
 class WorkerFile(Shape):
-    """``workers/<name>.json``: where a worker's time went."""
+    """``workers/<name>.json``: a worker's time per stage."""
 
     gpu: str | None
     joules: Positive | None
@@ -147,7 +144,7 @@ class WorkerFile(Shape):
     @model_validator(mode="after")
     def _has_every_stage(self) -> "WorkerFile":
         if lacking := [one for one in (*ON_DEVICE, *BESIDE, "wall") if one not in self.seconds]:
-            raise ValueError(f"it does not say {', '.join(lacking)}")
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         return self
 
 
@@ -173,7 +170,7 @@ class _Spread(Shape):
 
 
 class Maker(Shape):
-    """Who drew: software and device."""
+    """What rendered the images: package versions and device."""
 
     versions: dict[str, str]
     git: str | None = None
@@ -271,7 +268,7 @@ class ScoresFile(_Set):
 
 
 class RowNotes(Shape):
-    """What sums say of rows by name, and of who drew them (``about`` in an ``.npz`` of sums)."""
+    """The named rows and the makers of partial sums (``about`` in their ``.npz``)."""
 
     failed: list[_FailedRow]
     broken: list[_BrokenRow]
@@ -280,8 +277,8 @@ class RowNotes(Shape):
     worst: dict[str, list[_ChangedRow]]
 
 
-# One row a shard: its number, prompts, digest, file, row group, kind, and the first one's place.
-Plans = TypeAdapter(
+# One row per shard: its index, prompts, digest, file, row group, batch key and first row.
+_Plans = TypeAdapter(
     list[
         tuple[
             Whole,
@@ -299,27 +296,39 @@ _Macs = TypeAdapter(Annotated[int, Field(strict=True, ge=0, lt=2**63)])
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What a JSON text holds. Raises ValueError for what is none, and for what nests too deeply."""
+    """Returns the value of a JSON text; raises ValueError for invalid or deeply nested JSON."""
     try:
         return json.loads(content)
     except RecursionError:
-        raise ValueError("it nests too deeply") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def check_shape(content: Any, shape: type[BaseModel]) -> Any:
-    """Plain data, unchanged. Raises ValueError, in one line, where it has not this shape."""
+    """Returns plain data unchanged; raises ValueError, in one line, if it has another shape."""
     try:
         shape.model_validate(content)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-        where = one_line(".".join(map(str, fault["loc"])), 100)
-        said = one_line(fault["msg"].removeprefix("Value error, "))
-        raise ValueError(f"{where}: {said}" if where else said) from None
+        raise ValueError(_first_fault(error)) from None
     return content
 
 
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = one_line(".".join(map(str, fault["loc"])), 100)
+    message = one_line(fault["msg"].removeprefix("Value error, "))
+    return f"{where}: {message}" if where else message
+
+
+def plans(text: str) -> list[Any]:
+    """Returns the rows of a footer's plans; raises ValueError, in one line, for another shape."""
+    try:
+        return _Plans.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"its shard plans are unusable: {_first_fault(error)}") from None
+
+
 def faults(content: Any, shape: type[BaseModel]) -> list[str]:
-    """Why plain data has not this shape, in one line; none where it has."""
+    """Returns one line with the first fault in the shape of plain data; none if there is none."""
     try:
         check_shape(content, shape)
     except ValueError as error:
@@ -328,9 +337,9 @@ def faults(content: Any, shape: type[BaseModel]) -> list[str]:
 
 
 def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
-    """A JSON file of an output, as plain data of its shape, without its seal; None: it is missing.
+    """Returns a JSON file of an output as plain data, without its seal; None if it is missing.
 
-    Raises UserError, naming the file, where it cannot be read or has another shape.
+    Raises UserError, naming the file, if it cannot be read or has another shape.
     """
     content = read_json(folder, name)
     if content is None:
@@ -348,9 +357,9 @@ def read(folder: Folder, name: str, shape: type[BaseModel]) -> Any:
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """A JSON file of an output, of any shape; None where there is none.
+    """Returns a JSON file of an output, of any shape; None if it is missing.
 
-    Raises UserError where it cannot be read.
+    Raises UserError if it cannot be read.
     """
     try:
         content = folder.get(name)
@@ -359,36 +368,35 @@ def read_json(folder: Folder, name: str) -> Any:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"output {folder} holds a {name} that cannot be read ({one_line(error)}); give another "
-            "output"
+            f"output {folder} has a {name} that cannot be read ({one_line(error)}). Fix: "
+            f"{Shape.advice}"
         ) from None
 
 
 def of_rows(footer: Mapping[str, str], macs: Iterable[str]) -> dict[str, Any]:
-    """What a footer says of its rows: ``made_by``, and each figure of ``macs`` that is known.
+    """Returns ``made_by`` and the keys ``macs`` of a footer, as far as it has them.
 
-    Raises ValueError where one has another shape.
+    Raises ValueError if one has another shape.
     """
-    found = {key: parse_json(footer[key]) for key in (*macs, "made_by") if key in footer}
-    if "made_by" in found:
-        check_shape(found["made_by"], Maker)
+    values = {key: parse_json(footer[key]) for key in (*macs, "made_by") if key in footer}
+    if "made_by" in values:
+        check_shape(values["made_by"], Maker)
     for key in macs:
-        if found.get(key) is not None:
-            _Macs.validate_python(found[key])
-    return found
+        if values.get(key) is not None:
+            _Macs.validate_python(values[key])
+    return values
 
 
 def read_workers(folder: Folder) -> list[dict[str, Any]]:
-    """Where each worker's time went; a file of another shape is passed over with a warning."""
+    """Returns the contents of the worker files; warns of a file of another shape and skips it."""
 
     def worker(name: str) -> dict[str, Any] | None:
         try:
             return read(folder, name, WorkerFile)
         except UserError as error:
-            said = str(error).partition(". Fix: ")[0].partition("; give another")[0]
-            console.warning(f"{said}; its times and its energy are left out of the report")
+            fault = str(error).partition(". Fix: ")[0]
+            console.warning(f"{fault}; its times and its energy are left out of the report")
             return None
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(worker, folder.names(layout.WORKERS, ".json"))
-        return [one for one in found if one is not None]
+    workers = map_concurrently(worker, folder.names(layout.WORKERS, ".json"))
+    return [one for one in workers if one is not None]

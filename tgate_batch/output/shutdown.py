@@ -1,4 +1,4 @@
-"""How a process leaves: signals become one exception, exceptions become exit codes."""
+"""Shutdown of a process: signals become one exception, and exceptions become exit codes."""
 
 import os
 import signal
@@ -17,17 +17,17 @@ from tgate_batch.errors import (
 )
 
 UNUSABLE, MISSING = 2, 4
-_GRACE_SECONDS = 20.0  # for leaving in good order
+_GRACE_SECONDS = 20.0  # for an orderly shutdown
 
 _stopped_by: signal.Signals | None = None
 _is_job = False
-_last_word = threading.Lock()
+_last_line = threading.Lock()
 
 
 def install_signal_handlers() -> None:
-    """From here on SIGTERM and Ctrl-C raise KeyboardInterrupt once; then the process is leaving.
+    """Makes SIGTERM and Ctrl-C raise KeyboardInterrupt once; the process then shuts down.
 
-    It leaves even where Python's main thread is held by a library.
+    It exits after ``_GRACE_SECONDS`` even if a library blocks Python's main thread.
     """
     global _is_job
     _is_job = True
@@ -35,24 +35,23 @@ def install_signal_handlers() -> None:
 
 
 def is_job() -> bool:
-    """Whether this process is a job of ours, and not somebody's notebook."""
+    """Returns True if this process is a job of ours, not for instance a notebook."""
     return _is_job
 
 
 def is_shutting_down() -> bool:
-    """Whether a signal has told this job to leave."""
+    """Returns True if this job has received a shutdown signal."""
     return _stopped_by is not None
 
 
 def watch(
     signals: Iterable[int],
-    told: Callable[[int], None],
+    notify: Callable[[int], None],
     handler: Callable[[int, FrameType | None], None] = lambda number, frame: None,
 ) -> None:
-    """Calls ``told`` with a signal's number in a thread of its own, at once, whatever the main
-    thread does; ``handler`` runs in the main thread as soon as Python does.
+    """Calls ``notify(number)`` in a separate thread as soon as a signal arrives.
 
-    To be called in the main thread.
+    ``handler`` runs in the main thread when Python gets to it. Must be called in the main thread.
     """
     numbers = frozenset(signals)
     here, there = os.pipe()
@@ -64,13 +63,13 @@ def watch(
     def listening() -> None:
         while byte := os.read(here, 1):
             if byte[0] in numbers:
-                told(byte[0])
+                notify(byte[0])
 
-    threading.Thread(target=listening, name="goodbye", daemon=True).start()
+    threading.Thread(target=listening, name="signals", daemon=True).start()
 
 
 def exit_code(error: BaseException) -> int:
-    """What a job exits with that ends by this."""
+    """Returns the exit code of a job that ends with this exception."""
     if isinstance(error, UserError):
         return UNUSABLE
     if isinstance(error, ClusterLost | NoRoom | OutputLost | StorageError):
@@ -81,17 +80,17 @@ def exit_code(error: BaseException) -> int:
 
 
 def stop_message() -> str:
-    """The line about the signal that ends this process."""
+    """Returns the line about the signal that ends this process."""
     by = "" if _signal() == signal.SIGINT else f" by {_signal().name}"
-    return f"stopped{by}; the same command goes on with the missing shards"
+    return f"stopped{by}; rerun the same command to continue with the missing shards"
 
 
 def exit_now(line: str, code: int) -> None:
-    """Ends the process here, whatever its other threads do. Prints the line on stderr.
+    """Prints the line on stderr and ends the process at once, regardless of its other threads.
 
-    Of several threads that call it the first one prints.
+    If several threads call it, only the first one prints.
     """
-    _last_word.acquire(timeout=_GRACE_SECONDS)
+    _last_line.acquire(timeout=_GRACE_SECONDS)
     print(printable(line), file=console.err(), flush=True)
     console.out().flush()
     console.forget()
@@ -103,7 +102,7 @@ def _signal() -> signal.Signals:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Later signals do nothing: the process is on its way."""
+    """Raises KeyboardInterrupt for the first signal; later ones do nothing."""
     global _stopped_by
     if _stopped_by is None:
         _stopped_by = signal.Signals(number)

@@ -1,30 +1,37 @@
-"""How far a run is, from its output."""
+"""The progress of a run, from its output folder."""
 
 from typing import Any
 
 from tgate_batch.output import layout, lock
 from tgate_batch.output.error_rows import count_errors
-from tgate_batch.output.run import Run, damaged_files, finished, load_run
+from tgate_batch.output.run import damaged_files, finished, load_run
 
-_OPENED = 2000  # files that are opened unasked
+_MOST_OPENED = 2000  # files that are opened without `errors`
 
 
 def status(output: str, errors: bool = False) -> dict[str, Any]:
-    """``{"output", "images", "done", "failed", "arms": [...], "worked_on_by"}``.
+    """Returns ``{"output", "images", "done", "failed", "arms": [...], "worked_on_by"}``.
 
-    ``done`` are images, ``failed`` error rows. These are counted from the files' footers; of many
-    files only with ``errors``: else ``failed`` is None, and ``done`` counts them too.
-    ``worked_on_by`` is the claim of a run that is at work, as far as it can be told from here.
-    Raises UserError where there is no run.
+    ``done`` is the number of images, ``failed`` that of error rows. Error rows are counted in the
+    files' footers, for more than 2,000 files only with ``errors``; otherwise ``failed`` is None,
+    and ``done`` includes them. ``worked_on_by`` is the lock of a running driver, as far as it can
+    be determined. Raises UserError if there is no run.
+
+    Example::
+
+        status("out/demo")["done"]
     """
     run = load_run(output)
-    held, harmed = finished(run), damaged_files(run.folder)
-    counts = errors or sum(map(len, held.values())) <= _OPENED
+    done, damaged = finished(run), damaged_files(run.folder)
+    counts = errors or sum(map(len, done.values())) <= _MOST_OPENED
     prompts = {shard.index: shard.prompts for shard in run.shards}
     arms = []
     for model, name, _ in run.pairs():
-        rows = sum(prompts.get(index, 0) for index in held[model.name, name])
-        failed = _errors(run, model.name, name, held) if counts else None
+        indices = done[model.name, name]
+        rows = sum(prompts.get(index, 0) for index in indices)
+        files = [(model.name, shard, name) for shard in run.shards if shard.index in indices]
+        failed = count_errors(run, files) if counts else None
+        folder = layout.images(model.name, name) + "/"
         arms.append(
             {
                 "model": model.name,
@@ -32,11 +39,9 @@ def status(output: str, errors: bool = False) -> dict[str, Any]:
                 "images": run.images_per_arm,
                 "done": rows * run.config.sampling.images_per_prompt - (failed or 0),
                 "shards": len(run.shards),
-                "files": len(held[model.name, name]),
+                "files": len(indices),
                 "errors": failed,
-                "damaged": sum(
-                    file.startswith(layout.images(model.name, name) + "/") for file in harmed
-                ),
+                "damaged": sum(file.startswith(folder) for file in damaged),
             }
         )
     return {
@@ -47,7 +52,3 @@ def status(output: str, errors: bool = False) -> dict[str, Any]:
         "arms": arms,
         "worked_on_by": lock.lock_holder(run.folder),
     }
-
-
-def _errors(run: Run, model: str, arm: str, held: Any) -> int:
-    return count_errors(run, [(model, s, arm) for s in run.shards if s.index in held[model, arm]])

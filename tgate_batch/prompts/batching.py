@@ -1,7 +1,7 @@
-"""Cuts a prompt set into shards by kind of row, so that batches stay full.
+"""Cuts a prompt set into shards by batch key, so that batches stay full.
 
-Rows of a size, a number of steps and a use of guidance of their own cannot share a batch with
-others. A shard holds rows of one kind, in the set's order, and each row knows its place in the set.
+Rows with different sizes, numbers of steps or uses of guidance cannot share a batch. A shard has
+rows of one batch key, in the set's order, and each row has its position in the set.
 """
 
 from collections import defaultdict, deque
@@ -14,7 +14,7 @@ from tgate_batch.records import AS_OTHERS, AS_THE_RUN, BatchKey, Prompt, Shard
 
 @dataclass
 class _Part:
-    """A shard that fills; ``index``: None until it is full, where it is not planned before."""
+    """A shard that is being filled; ``index``: None for a new shard until it is full."""
 
     index: int | None
     size: int
@@ -29,43 +29,43 @@ def cut_shards(
     batch: int,
     apart: bool,
 ) -> Iterator[tuple[BatchKey, Shard]]:
-    """Fills the planned shards (their kinds and sizes), then cuts ``joining`` more prompts.
+    """Fills the planned shards (batch key, size), then cuts ``joining`` more prompts.
 
-    Yields a shard when it is full: planned ones under their numbers, further ones numbered in the
-    order in which they are. What is not full comes at the end. Shards become smaller as the set
-    goes on, in whole batches of ``batch``. ``apart`` as in ``RowSettings.kind``. In memory is a
-    shard of every kind.
+    Yields each shard once it is full; planned shards keep their index, new ones are numbered in
+    completion order. Partly filled shards come last. New shards get smaller towards the end, in
+    whole batches of ``batch`` prompts. ``apart`` as in ``RowSettings.batch_key``. Keeps one shard
+    of every batch key in memory.
     """
     waiting: dict[BatchKey, deque[tuple[int, int]]] = defaultdict(deque)
-    for index, (kind, size) in enumerate(planned):
-        waiting[kind].append((index, size))
+    for index, (key, size) in enumerate(planned):
+        waiting[key].append((index, size))
     filling: dict[BatchKey, _Part] = {}
     left, number = joining, len(planned)
     for prompt in prompts:
-        kind = AS_OTHERS if prompt.overrides is AS_THE_RUN else prompt.overrides.batch_key(apart)
-        part = filling.get(kind)
+        key = AS_OTHERS if prompt.overrides is AS_THE_RUN else prompt.overrides.batch_key(apart)
+        part = filling.get(key)
         if part is None:
-            if waiting[kind]:
-                part = _Part(*waiting[kind].popleft())
+            if waiting[key]:
+                part = _Part(*waiting[key].popleft())
             else:
                 size = next_size(left, joining, largest, batch) if left > 0 else largest
                 part = _Part(None, size)
-            filling[kind] = part
+            filling[key] = part
         part.prompts.append(prompt)
         if len(part.prompts) == part.size:
-            del filling[kind]
+            del filling[key]
             if part.index is None:
                 left -= part.size
                 part.index, number = number, number + 1
-            yield kind, Shard(part.index, tuple(part.prompts))
-    for kind, part in filling.items():
+            yield key, Shard(part.index, tuple(part.prompts))
+    for key, part in filling.items():
         if part.index is None:
             part.index, number = number, number + 1
-        yield kind, Shard(part.index, tuple(part.prompts))
+        yield key, Shard(part.index, tuple(part.prompts))
 
 
 def in_order(shards: Iterable[tuple[BatchKey, Shard]], first: int) -> Iterator[Shard]:
-    """The shards from number ``first`` on, one after the other."""
+    """Yields the shards from index ``first`` on, in the order of their indices."""
     early: dict[int, Shard] = {}
     for _, shard in shards:
         if shard.index >= first:

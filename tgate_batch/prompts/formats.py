@@ -1,8 +1,8 @@
-"""Files of prompts as rows of columns: txt, csv, tsv, jsonl, parquet, json.
+"""Reads prompt files as rows of columns: txt, csv, tsv, jsonl, parquet, json.
 
-All but Parquet may be compressed by gzip (``.csv.gz``), and are unpacked as they are read. What is
-read at a time is bounded before it is parsed. A further format is one function from a source to
-rows, and its suffix in ``READERS``.
+All except Parquet may be compressed by gzip (``.csv.gz``), and are decompressed as they are read.
+The size of each piece is checked before it is parsed. To add a format, write a function from a
+source to rows, and add its suffix to ``READERS``.
 """
 
 import codecs
@@ -30,21 +30,21 @@ from tgate_batch.prompts.json_stream import (
 )
 from tgate_batch.prompts.source import PromptFile, check_expansion
 
-Row = tuple[int, dict[str, Any]]  # where the row stands (counted from 1), its columns
-# The columns that are to be read, of all that a file has; None: its prompts are in none of them.
+Row = tuple[int, dict[str, Any]]  # the row's number (from 1), its columns
+# Chooses the columns to read among those of a file; None if none of them has prompts.
 Pick = Callable[[Collection[str]], Collection[str] | None]
 Reader = Callable[[PromptFile, Pick], Iterator[Row]]
 
 _ROWS_AT_ONCE = 256
 _MOST_BLANK = 100_000  # lines
-_OTHER_KINDS = {  # how files begin that are often given under another name
-    b"\x1f\x8b": "is compressed by gzip; give it the suffix .gz",
-    b"PK\x03\x04": "is a zip archive or a workbook; save it as CSV first",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it first",
-    b"BZh": "is compressed by bzip2; unpack it first",
-    b"PAR1": "is Parquet; give it the suffix .parquet",
+_OTHER_FORMATS = {  # the first bytes of files that are often given under a wrong name
+    b"\x1f\x8b": "is compressed by gzip. Fix: give it the suffix .gz",
+    b"PK\x03\x04": "is a zip archive or a workbook. Fix: save it as CSV",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd. Fix: unpack it",
+    b"BZh": "is compressed by bzip2. Fix: unpack it",
+    b"PAR1": "is Parquet. Fix: give it the suffix .parquet",
 }
-_ENCODINGS = {  # by a file's first bytes; the longer ones first
+_ENCODINGS = {  # by a file's first bytes; the longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -55,30 +55,32 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t])\s*", re.IGNORECASE)  # that spreadsh
 
 
 def rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
-    """Streams a file's rows, at least with the columns that ``pick`` chooses of those it has.
+    """Streams a file's rows, with at least the columns that ``pick`` chooses.
 
-    Raises UserError, naming the file, where it cannot be read.
+    Raises UserError, naming the file, if it cannot be read.
     """
     try:
         reader = READERS[source.suffix]
     except KeyError:
         raise UserError(
-            f"prompts file {source}: unknown kind {shown(source.suffix)}; one of {KNOWN}"
+            f"prompts file {source}: unknown suffix {shown(source.suffix)}. Fix: use one of {KNOWN}"
         ) from None
     if source.packed and reader is _parquet_rows:
-        raise UserError(f"prompts file {source}: Parquet is compressed within; unpack the file")
+        raise UserError(
+            f"prompts file {source}: Parquet is compressed internally. Fix: unpack the file"
+        )
     if fault := source.fault():
         raise UserError(f"prompts file {source} {fault}")
     return _guarded(source, reader, pick)
 
 
 def refuse(source: PromptFile, row: int, fault: str) -> NoReturn:
-    """Raises the UserError of a row that cannot be used."""
+    """Raises the UserError of an invalid row."""
     raise UserError(f"prompts file {source}, row {row}: {fault}")
 
 
 def _guarded(source: PromptFile, reader: Reader, pick: Pick) -> Iterator[Row]:
-    """Turns what parsers raise into one line that names the file."""
+    """Converts the errors of parsers into a UserError that names the file."""
     try:
         yield from reader(source, pick)
     except UnicodeDecodeError as error:
@@ -88,48 +90,43 @@ def _guarded(source: PromptFile, reader: Reader, pick: Pick) -> Iterator[Row]:
 
 
 def _refuse_encoding(source: PromptFile, encoding: str) -> NoReturn:
-    """Finds the first line that is not UTF-8."""
+    """Raises the UserError of a wrong encoding, with the first line that is not UTF-8."""
+    fix = "Fix: convert the file, e.g. with iconv -t utf-8"
     if encoding.startswith("utf-8"):
         with source.open() as file:
             for number, line in enumerate(io.BufferedReader(file), start=1):
                 try:
                     line.decode()
                 except UnicodeDecodeError as error:
-                    byte = line[error.start]
-                    refuse(
-                        source,
-                        number,
-                        f"not UTF-8 (byte {byte:#04x}); convert the file, e.g. with iconv -t utf-8",
-                    )
-    name = encoding.upper()
-    raise UserError(f"prompts file {source} is not {name}; convert it, e.g. with iconv -t utf-8")
+                    refuse(source, number, f"not UTF-8 (byte {line[error.start]:#04x}). {fix}")
+    raise UserError(f"prompts file {source} is not {encoding.upper()}. {fix}")
 
 
 def _text(source: PromptFile, newline: str | None = None) -> io.TextIOWrapper:
-    """The file as text: UTF-8, or what its byte order mark says. Refuses other kinds of file."""
+    """Opens a file as UTF-8, or by its byte order mark; raises UserError for another format."""
     with source.open() as file:
         beginning = file.read(4)
-    for magic, kind in _OTHER_KINDS.items():
+    for magic, fault in _OTHER_FORMATS.items():
         if beginning.startswith(magic):
-            raise UserError(f"prompts file {source} {kind}")
-    found = (name for mark, name in _ENCODINGS.items() if beginning.startswith(mark))
-    return io.TextIOWrapper(source.open(), encoding=next(found, "utf-8-sig"), newline=newline)
+            raise UserError(f"prompts file {source} {fault}")
+    encodings = (name for mark, name in _ENCODINGS.items() if beginning.startswith(mark))
+    return io.TextIOWrapper(source.open(), encoding=next(encodings, "utf-8-sig"), newline=newline)
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
-    """The lines of a file; one without end comes in parts, so that it does not fill the memory."""
+    """Yields the lines of a file; very long lines in parts, so that they do not fill the memory."""
     blank = 0
     for line in iter(partial(file.readline, LONGEST), ""):
         blank = blank + 1 if line.isspace() else 0
         if blank > _MOST_BLANK:
-            raise OSError(f"more than {_MOST_BLANK:,} blank lines one after the other")
+            raise OSError(f"more than {_MOST_BLANK:,} consecutive blank lines")
         yield line
 
 
 def _text_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
-    """A prompt a line, or a table whose columns are parted by tabs.
+    """Yields one prompt per line, or the rows of a table with tab-separated columns.
 
-    A file of a folder or pattern that holds one prompt alone gives it its name as id.
+    The only prompt of a file in a folder or pattern gets the file's name as its id.
     """
     with _text(source, newline="") as file:
         numbered = enumerate(_lines(file), start=1)
@@ -140,7 +137,7 @@ def _text_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
                 refuse(
                     source,
                     first[0][0],
-                    "a tab parts its line, and no column is named like a caption. Fix: begin the "
+                    "the line has a tab, and no column is named like a caption. Fix: begin the "
                     "file with a line of names (id, caption), or replace the tabs by blanks",
                 )
             lines = itertools.chain((text for _, text in first), (text for _, text in numbered))
@@ -148,30 +145,24 @@ def _text_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
             return
         name = source.member if len(first) == 1 else ""
         for line, text in itertools.chain(first, texts):
-            row = _text_row(source, line, text)
+            try:
+                row = webui.options(text) if webui.is_options(text) else {"text": text}
+            except ValueError as error:
+                refuse(source, line, str(error))
             yield line, ({"id": name} | row if name else row)
 
 
-def _text_row(source: PromptFile, line: int, text: str) -> dict[str, Any]:
-    if not webui.is_options(text):
-        return {"text": text}
-    try:
-        return webui.options(text)
-    except ValueError as error:
-        refuse(source, line, str(error))
-
-
 def _delimited_rows(usual: str) -> Reader:
-    """The reader of a table; its cells are parted by ``usual``, or by what parts its header."""
+    """Returns the reader of a table with the separator of its header, by default ``usual``."""
 
     def rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
         with _text(source, newline="") as file:
             lines = _lines(file)
             header = next(lines, "")
             skipped = 0
-            if said := _SEPARATOR_LINE.fullmatch(header):
+            if match := _SEPARATOR_LINE.fullmatch(header):
                 header, skipped = next(lines, ""), 1
-            separators = dict.fromkeys((said[1] if said else usual, usual, *_SEPARATORS))
+            separators = dict.fromkeys((match[1] if match else usual, usual, *_SEPARATORS))
             fitting = (one for one in separators if pick(_cells(header, one)) is not None)
             separator = next(fitting, usual)
             yield from _table(source, itertools.chain([header], lines), separator, skipped)
@@ -180,7 +171,7 @@ def _delimited_rows(usual: str) -> Reader:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """The cells of one line; none of a line that is no row by itself."""
+    """Returns the cells of one line; none if it is not a complete row."""
     if line.count(separator) > MOST_VALUES:
         return []
     try:
@@ -211,18 +202,18 @@ def _table(
                 refuse(
                     source,
                     line,
-                    f"the header has {len(columns)} columns and this row {len(cells)}; "
-                    f"a cell that holds {separator!r} or a line break stands in quotes",
+                    f"the header has {len(columns)} columns and this row {len(cells)}. Fix: put "
+                    f"cells that contain {separator!r} or a line break in quotes",
                 )
     except csv.Error as error:
         reason = one_line(error)
         if "field limit" in reason:
             reason = f"a cell of more than {csv.field_size_limit():,} characters"
-        refuse(source, line + 1, f"cannot be read: {reason} (a quote that is not closed?)")
+        refuse(source, line + 1, f"cannot be read: {reason} (an unclosed quote?)")
 
 
 class _Counted:
-    """Passes lines on, and keeps the last; refuses a row of too many cells before it is parsed."""
+    """Yields lines and keeps the last one; refuses a row with too many cells before parsing."""
 
     def __init__(self, source: PromptFile, lines: Iterable[str], separator: str):
         self._source = source
@@ -247,9 +238,9 @@ class _Counted:
 
 
 def _tabbed(reader: Any, lines: _Counted) -> Iterator[list[str]]:
-    """The rows of a tsv. Quotes enclose a whole cell; a row with others has them as they stand.
+    """Yields the rows of a TSV; quotes that do not enclose a whole cell are part of the text.
 
-    Most tsv have no quoting at all (PartiPrompts), and a cell may begin with a quoted word.
+    Most TSV files have no quoting (PartiPrompts), and a cell may begin with a quoted word.
     """
     while True:
         before = reader.line_num
@@ -265,14 +256,14 @@ def _tabbed(reader: Any, lines: _Counted) -> Iterator[list[str]]:
 
 
 def _check_names(source: PromptFile, columns: Sequence[str]) -> None:
-    """Refuses two columns of one name; columns without a name are passed over."""
-    named = set()
+    """Raises UserError for two columns of one name; columns without a name are ignored."""
+    known = set()
     for column in filter(None, columns):
-        if column in named:
+        if column in known:
             raise UserError(
-                f"prompts file {source} has two columns {shown(column)}; rename one or remove it"
+                f"prompts file {source} has two columns {shown(column)}. Fix: rename one"
             )
-        named.add(column)
+        known.add(column)
 
 
 def _jsonl_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
@@ -285,7 +276,7 @@ def _jsonl_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
             except JsonFault as error:
                 refuse(source, line, f"cannot be read as JSON: {one_line(error)}")
             if isinstance(row, NameTwice):
-                refuse(source, line, "a name stands twice in its JSON object; keep one of the two")
+                refuse(source, line, NameTwice.FAULT)
             if type(row) is not dict:
                 refuse(source, line, f"not a JSON object but {shown(row)}")
             yield line, row
@@ -319,22 +310,22 @@ def _parquet_rows(source: PromptFile, pick: Pick) -> Iterator[Row]:
                 batch = next(batches, None)
                 if batch is None:
                     return
-                found = batch.to_pylist()
+                read = batch.to_pylist()
             except (pa.ArrowException, ValueError, OverflowError, OSError, MemoryError) as error:
                 reason = one_line(error) or type(error).__name__
                 refuse(source, position + 1, f"cannot be read (in or after it): {reason}")
-            for row in found:
+            for row in read:
                 position += 1
                 yield position, row
 
 
 def _check_sizes(source: PromptFile, file: pq.ParquetFile, columns: Collection[str]) -> None:
-    """Refuses a row group whose columns unpack to far more than they take in the file."""
+    """Refuses a row group whose columns decompress to far more than their size in the file."""
     read = set(columns)
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
-        for place in range(group.num_columns):
-            part = group.column(place)
+        for index in range(group.num_columns):
+            part = group.column(index)
             if part.path_in_schema in read or part.path_in_schema.partition(".")[0] in read:
                 check_expansion(part.total_compressed_size, part.total_uncompressed_size)
 

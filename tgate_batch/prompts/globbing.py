@@ -1,4 +1,4 @@
-"""Which files ``prompts.path`` means: a file, a pattern, a folder, or several of these in order."""
+"""Finds the files of ``prompts.path``: a file, a pattern, a folder, or a list of these."""
 
 import fnmatch
 import glob
@@ -16,12 +16,12 @@ _NAMED = 3  # of many paths
 
 
 def sources(spec: Prompts) -> list[PromptFile]:
-    """The files, in the order given; those of a pattern or a folder by name.
+    """Returns the files in the given order; those of a pattern or a folder sorted by name.
 
-    A name that is no pattern and no folder is one file, whether it is there or not. Raises
-    UserError, naming the place searched, for a pattern or a folder that holds none.
+    Another name is one file, which need not exist. Raises UserError, with the folder that was
+    searched, for a pattern or a folder without prompt files.
     """
-    return [source for path in paths(spec) for source in _found(path)]
+    return [source for path in paths(spec) for source in _files(path)]
 
 
 def paths(spec: Prompts) -> tuple[str, ...]:
@@ -29,39 +29,33 @@ def paths(spec: Prompts) -> tuple[str, ...]:
 
 
 def name_paths(spec: Prompts) -> str:
-    """The paths as a message has them: the first ones, without secrets."""
-    all_of_them = paths(spec)
-    first = [one_line(without_credentials(path)) for path in all_of_them[:_NAMED]]
-    more = len(all_of_them) - len(first)
+    """Returns the first paths for a message, without secrets."""
+    first = [one_line(without_credentials(path)) for path in paths(spec)[:_NAMED]]
+    more = len(paths(spec)) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
-def _found(path: str) -> list[PromptFile]:
+def _files(path: str) -> list[PromptFile]:
     if (how := source_of(path)) is not None and not os.path.exists(path):
         raise UserError(f"prompts.path: {path} is not here: {how}")
     try:
         source = PromptFile.of(path)
-        there = source.name and source.fault() is None
-        if there or path == "demo":
+        exists = source.name and source.fault() is None
+        if exists or path == "demo":
             return [source]
         if _is_folder(source):
             where = f"{source.location}/{source.name}".rstrip("/")
-            found = list(_in_folder(source, where))
-            return _checked(found, source, "is a folder without a prompt file", where)
-        if _is_pattern(source):
-            found = list(_matching(source))
-            return _checked(found, source, "matches no prompt file", source.location)
+            files, fault = list(_in_folder(source, where)), "is a folder without a prompt file"
+        elif _is_pattern(source):
+            where = source.location
+            files, fault = list(_matching(source)), "matches no prompt file"
+        else:
+            return [source]
+        if not files:
+            raise UserError(f"{source} {fault} ({KNOWN}; looked in {where})")
+        return files
     except UserError as error:
         raise UserError(f"prompts file {error}") from None
-    return [source]
-
-
-def _checked(
-    found: list[PromptFile], source: PromptFile, fault: str, where: str
-) -> list[PromptFile]:
-    if not found:
-        raise UserError(f"{source} {fault} ({KNOWN}; looked in {where})")
-    return found
 
 
 def _is_folder(source: PromptFile) -> bool:
@@ -74,19 +68,19 @@ def _is_folder(source: PromptFile) -> bool:
 
 
 def _is_pattern(source: PromptFile) -> bool:
-    """A URI's ``?`` begins its options, so there only ``*`` and ``[`` stand for others."""
+    """Returns True for a pattern; in a URI, ``?`` begins the options and matches nothing."""
     written = source.folder.path(source.name)
     return glob.has_magic(written if source.folder.local else written.replace("?", ""))
 
 
 def _in_folder(source: PromptFile, where: str) -> Iterator[PromptFile]:
-    """Its files of a known kind, but for hidden ones and those in folders below."""
+    """Yields the folder's files of known formats, without hidden ones and subfolders."""
     folder = source.folder.within(source.name) if source.name else source.folder
     names = sorted(os.listdir(folder.path(""))) if folder.local else folder.names("")
     for name in names:
-        found = PromptFile(f"{where}/{name}", folder, name)
-        if "/" not in name and not name.startswith(".") and found.suffix in READERS:
-            yield found.as_member(name)
+        file = PromptFile(f"{where}/{name}", folder, name)
+        if "/" not in name and not name.startswith(".") and file.suffix in READERS:
+            yield file.as_member(name)
 
 
 def _matching(source: PromptFile) -> Iterator[PromptFile]:
@@ -101,5 +95,4 @@ def _matching(source: PromptFile) -> Iterator[PromptFile]:
         return
     for name in source.folder.names(""):
         if "/" not in name and fnmatch.fnmatchcase(name, source.name):
-            found = PromptFile(f"{source.location}/{name}", source.folder, name)
-            yield found.as_member(name)
+            yield PromptFile(f"{source.location}/{name}", source.folder, name).as_member(name)

@@ -1,4 +1,4 @@
-"""JSON read piece by piece: a file of any size, of which no value is larger than a bound."""
+"""Reads JSON piece by piece: files of any size, with a limit on the size of a value."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from typing import Any, NoReturn, TextIO
 
 LONGEST = 16 << 20  # characters of a value
 MOST_VALUES = 250_000  # in a value
-_MOST_ASIDE = 1_000_000  # elements of a list that is passed over; COCO has 123,287 images
+_MOST_SKIPPED = 1_000_000  # elements of a list without rows; COCO has 123,287 images
 _CHUNK = 1 << 20  # characters
 _BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 class JsonFault(ValueError):
-    """JSON that cannot be read: the message is why. ``line``: where, from 1; None: not known."""
+    """JSON cannot be read; the message is the reason. ``line``: from 1; None if unknown."""
 
     def __init__(self, why: str, line: int | None = None):
         super().__init__(why)
@@ -21,27 +21,29 @@ class JsonFault(ValueError):
 
 
 class NameTwice(dict):
-    """A JSON object in which a name stands twice."""
+    """A JSON object with a repeated name."""
+
+    FAULT = "a name is repeated in its JSON object. Fix: keep one of the two"
 
 
 def made_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its names and values; a ``NameTwice`` if a name is repeated."""
+    """Returns an object from its names and values; a ``NameTwice`` if a name is repeated."""
     made = dict(pairs)
     return made if len(made) == len(pairs) else NameTwice(pairs)
 
 
 _decode = json.JSONDecoder().decode
-_strict = json.JSONDecoder(object_pairs_hook=made_object)  # slower by a half
+_strict = json.JSONDecoder(object_pairs_hook=made_object)  # takes 1.5 times as long
 
 
 def decoded(text: str) -> Any:
-    """The value of a line of JSON; raises JsonFault."""
+    """Returns the value of a line of JSON; raises JsonFault."""
     if len(text) >= LONGEST:
         raise JsonFault(f"a line of more than {LONGEST:,} characters")
     _check_values(text)
     try:
         value = _decode(text)
-        if type(value) is dict and text.count(":") != len(value):  # more than names and values
+        if type(value) is dict and text.count(":") != len(value):  # a repeated name, or a : in text
             value = _strict.decode(text)
     except (ValueError, RecursionError) as error:
         raise JsonFault(_why(error)) from None
@@ -60,11 +62,11 @@ def _why(error: ValueError | RecursionError) -> str:
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} (column {error.colno})"
-    return "it holds a number of too many digits"
+    return "it has a number with too many digits"
 
 
 class JsonStream:
-    """A JSON text, read value after value. Every method raises JsonFault for what is none."""
+    """A JSON text, read value by value; every method raises JsonFault for invalid JSON."""
 
     def __init__(self, file: TextIO):
         self._file = file
@@ -74,7 +76,7 @@ class JsonStream:
         self._lines_before = 0
 
     def next_mark(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """Returns the next character that is not blank; empty at the end."""
         while True:
             self._at = _BLANKS.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -83,13 +85,13 @@ class JsonStream:
                 return ""
 
     def take(self, mark: str) -> None:
-        """Passes over a mark that has to be the next."""
+        """Skips a mark, which must be the next character."""
         if self.next_mark() != mark:
             self._refuse(f"Expecting {mark!r}")
         self._at += 1
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Returns the next value."""
         if not self.next_mark():
             self._refuse("Expecting value")
         while True:
@@ -101,19 +103,19 @@ class JsonStream:
             except (ValueError, RecursionError) as error:
                 self._refuse(_why(error))
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end < len(self._text) or self._ended:  # else a number may continue
                     self._at = end
                     return value
             self._check_bounds()
             self._read_more()
 
     def elements(self) -> Iterator[Any]:
-        """The elements of the list that is next."""
+        """Yields the elements of the next list."""
         for _ in self._members("[", "]"):
             yield self.value()
 
     def members(self) -> Iterator[str]:
-        """The names of the object that is next; the caller reads each name's value."""
+        """Yields the names of the next object; the caller reads the value of each."""
         for _ in self._members("{", "}"):
             if self.next_mark() != '"':
                 self._refuse("Expecting property name enclosed in double quotes")
@@ -121,11 +123,11 @@ class JsonStream:
             self.take(":")
             yield name
 
-    def aside(self) -> Iterator[Any]:
-        """The elements of the list that is next, which holds no rows: only so many."""
+    def skipped(self) -> Iterator[Any]:
+        """Yields the elements of the next list, which has no rows; their number is limited."""
         for number, value in enumerate(self.elements()):
-            if number == _MOST_ASIDE:
-                self._refuse(f"a list of more than {_MOST_ASIDE:,} values that are no prompts")
+            if number == _MOST_SKIPPED:
+                self._refuse(f"a list of more than {_MOST_SKIPPED:,} values that are not prompts")
             yield value
 
     def _members(self, opening: str, closing: str) -> Iterator[None]:
@@ -142,7 +144,7 @@ class JsonStream:
                 return
 
     def _read_more(self) -> bool:
-        """Reads a chunk, and forgets what was passed; returns False at the end."""
+        """Reads a chunk and drops the consumed text; returns False at the end."""
         chunk = self._file.read(_CHUNK)
         self._ended = not chunk
         self._lines_before += self._text.count("\n", 0, self._at)
@@ -151,7 +153,7 @@ class JsonStream:
         return bool(chunk)
 
     def _check_bounds(self) -> None:
-        """Refuses the value at hand, all of what was read, if it is too large to go on."""
+        """Refuses the current value, which is the whole remaining text, if it is too large."""
         if len(self._text) - self._at >= LONGEST:
             self._refuse(f"a value of more than {LONGEST:,} characters")
         try:

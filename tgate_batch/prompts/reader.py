@@ -1,12 +1,12 @@
 """Reads a prompt set and cuts it into shards.
 
-Everything streams: a prompt set is never held in memory, only its ids (to refuse duplicates).
+A prompt set is streamed: only its ids are in memory, to refuse duplicates.
 """
 
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 from tgate_batch.config import Prompts
@@ -28,12 +28,16 @@ def read_prompts(
 ) -> Iterator[Prompt]:
     """Streams the prompts of ``spec``, file after file, after ``offset``, at most ``limit``.
 
-    ``by`` is the column that holds their categories, ``given`` the settings that the config gives
-    itself. Raises UserError for a file that is missing, empty, of another encoding or without such
-    a column, for columns that may or may not be settings, and for a row whose text, id or setting
-    is missing or cannot be one. Duplicate ids are left to :func:`unique`.
+    ``by`` is the column of their categories, ``given`` the settings that the config sets. Raises
+    UserError for a file that is missing, empty, of another encoding or without such a column, for
+    columns that may or may not be settings, and for a row whose text, id or setting is missing or
+    invalid. :func:`unique` checks for duplicate ids.
+
+    Example::
+
+        [prompt.text for prompt in read_prompts(Prompts(path="demo", limit=3))]
     """
-    if spec.repeated_ids == "number":  # from the set's begin, so that no offset changes an id
+    if spec.repeated_ids == "number":  # from the beginning, so that the offset changes no id
         whole = spec.model_copy(update={"offset": 0, "limit": _stop(spec)})
         return itertools.islice(_numbered(_read(whole, by, given)), spec.offset, None)
     return _read(spec, by, given)
@@ -48,59 +52,56 @@ def _read(spec: Prompts, by: str | None, given: Collection[str]) -> Iterator[Pro
 
 
 def _numbered(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Gives the second row of an id ``-2``, the third ``-3``, and so on."""
+    """Renames the second row of an id to ID-2, the third to ID-3, and so on."""
     times: dict[str, int] = {}
     for prompt in prompts:
         number = times[prompt.id] = times.get(prompt.id, 0) + 1
         yield prompt if number == 1 else prompt._replace(id=f"{prompt.id}-{number}")
 
 
+@dataclass
 class _Choice:
-    """The columns of one file: chosen once, when its names are known."""
+    """The columns of one file, chosen when its column names are known."""
 
-    def __init__(
-        self,
-        spec: Prompts,
-        by: str | None,
-        given: Collection[str] | None,
-        most: int | None,
-        source: PromptFile,
-    ):
-        self.source = source
-        self._most = most
-        self._spec, self._by, self._given = spec, by, given
+    spec: Prompts
+    by: str | None
+    given: Collection[str] | None
+    most: int | None
+    source: PromptFile
+
+    def __post_init__(self) -> None:
         self._columns: FileColumns | None = None
         self._names: dict[str, None] = {}
-        self._checked = given is None
-        self._loose = source.has_loose_rows
+        self._checked = self.given is None
+        self._loose = self.source.has_loose_rows
 
     def pick(self, names: Collection[str]) -> Collection[str] | None:
-        """The columns to read of all that the file has; None if its prompts are in none."""
+        """Returns the columns to read among those of the file; None if none has prompts."""
         try:
             self._columns = self._choose(names)
-        except UserError:  # raised again with the first row, if it comes to that
+        except UserError:  # raised again with the first row, if there is one
             return None
-        return self._columns.used[: self._most]
+        return self._columns.used[: self.most]
 
     def of(self, row: dict[str, Any]) -> FileColumns:
-        """The columns, for a row. Raises UserError where they cannot be what they should be."""
+        """Returns the columns for a row; raises UserError if they are unsuitable or ambiguous."""
         if self._columns is None:
             self._columns = self._choose(row)
         elif self._loose and not row.keys() <= self._names.keys():
             self._columns = self._widened(self._columns, row)
         if not self._checked:
             self._checked = True
-            if self._given is not None and not isinstance(row, Options):
+            if self.given is not None and not isinstance(row, Options):
                 overrides = dict(self._columns.overrides)
-                check_meant(self._spec, self._given, self.source, self._names, overrides)
+                check_meant(self.spec, self.given, self.source, self._names, overrides)
         return self._columns
 
     def _choose(self, names: Collection[str]) -> FileColumns:
         self._names = dict.fromkeys(names)
-        return FileColumns.choose(self._spec, self._by, self.source, self._names)
+        return FileColumns.choose(self.spec, self.by, self.source, self._names)
 
     def _widened(self, before: FileColumns, row: dict[str, Any]) -> FileColumns:
-        """Takes in the settings of a row that has further columns than those before it."""
+        """Adds the settings of a row that has more columns than those before it."""
         if len(self._names) > _MOST_NAMES:
             return before
         overrides = {
@@ -110,12 +111,12 @@ class _Choice:
         }
         if overrides == before.overrides:
             return before
-        self._checked = self._given is None
+        self._checked = self.given is None
         return replace(before, overrides=overrides)
 
 
 class PromptColumns(NamedTuple):
-    """The columns of a set's first file. ``own``: those that say how their row is drawn."""
+    """The columns of a set's first file; ``overrides``: those with settings of their row."""
 
     files: int
     first: str
@@ -125,11 +126,11 @@ class PromptColumns(NamedTuple):
 
 
 def describe_columns(spec: Prompts, by: str | None = None) -> PromptColumns:
-    """Which columns are used, as the first row has them; raises as ``read_prompts`` does."""
+    """Returns the columns that are used, based on the first row; raises as ``read_prompts``."""
     files = globbing.sources(spec)
     for choice, _, row in _rows(spec, by, None):
-        found = choice.of(row)
-        names = (tuple(found.overrides.values()), found.extra_columns, found.unused)
+        columns = choice.of(row)
+        names = (tuple(columns.overrides.values()), columns.extra_columns, columns.unused)
         return PromptColumns(
             len(files), str(files[0]), *(tuple(map(one_line, each)) for each in names)
         )
@@ -138,7 +139,7 @@ def describe_columns(spec: Prompts, by: str | None = None) -> PromptColumns:
 
 def _refuse_none(spec: Prompts) -> NoReturn:
     raise UserError(
-        f"prompts file {globbing.name_paths(spec)} holds no prompts"
+        f"prompts file {globbing.name_paths(spec)} has no prompts"
         + (f" after the first {spec.offset}" if spec.offset else "")
     )
 
@@ -146,9 +147,9 @@ def _refuse_none(spec: Prompts) -> NoReturn:
 def _rows(
     spec: Prompts, by: str | None, given: Collection[str] | None, most: int | None = None
 ) -> Iterator[tuple[_Choice, int, dict[str, Any]]]:
-    """The rows that ``spec`` chooses, with their file's columns and where they stand in it.
+    """Yields the rows of ``spec``, with their file's columns and their number in the file.
 
-    ``most``: of so many columns alone, where others can be left unread.
+    ``most``: the number of columns to read, if a format can skip columns.
     """
     every = (
         (choice, line, row)
@@ -159,12 +160,12 @@ def _rows(
 
 
 def _stop(spec: Prompts) -> int | None:
-    """The place in the set at which ``spec`` stops reading."""
+    """Returns the position in the set at which ``spec`` stops reading; None for its end."""
     return None if spec.limit is None else spec.offset + spec.limit
 
 
 def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
-    """Cuts prompts into shards of these sizes, in order; the last one may be smaller."""
+    """Yields shards of these sizes, in order; the last one may be smaller."""
     prompts = iter(prompts)
     for index, size in enumerate(sizes):
         part = tuple(itertools.islice(prompts, size))
@@ -173,16 +174,16 @@ def shards(prompts: Iterable[Prompt], sizes: Iterable[int]) -> Iterator[Shard]:
         yield Shard(index, part)
 
 
-_PARTS = 640  # of what is left, a shard is one part: some hundred workers then end together
-_FEWEST_PARTS = 8  # for sets that only a few workers draw
+_PARTS = 640  # a shard has 1/640 of the remaining prompts, so hundreds of workers end together
+_FEWEST_PARTS = 8  # for small sets
 _SMALLEST = 4  # prompts a shard
 
 
 def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
-    """Sizes that cut ``left`` prompts into shards, ever smaller towards the end.
+    """Yields the sizes of shards for ``left`` prompts, smaller towards the end.
 
-    The last ones keep many workers busy to the end; they do not depend on how many there are.
-    Shards are whole batches of ``batch`` prompts: what is missing in one is drawn all the same.
+    Small shards at the end keep many workers busy; the sizes do not depend on the number of
+    workers. They are multiples of ``batch``, because a partial batch costs as much as a full one.
     """
     whole = left
     while left > 0:
@@ -192,32 +193,32 @@ def shard_sizes(left: int, largest: int, batch: int) -> Iterator[int]:
 
 
 def next_size(left: int, whole: int, largest: int, batch: int) -> int:
-    """Prompts of the next shard where ``left`` of ``whole`` are not cut yet."""
+    """Returns the size of the next shard when ``left`` of ``whole`` prompts remain."""
     parts = min(_PARTS, max(_FEWEST_PARTS, whole // 16))
     batches = math.ceil(max(_SMALLEST, left / parts) / batch)
     return min(left, largest, batches * batch)
 
 
 def count(spec: Prompts) -> int:
-    """The number of prompts that ``spec`` chooses; raises as ``read_prompts`` for a bad file."""
+    """Returns the number of prompts of ``spec``; raises as ``read_prompts`` for an invalid file."""
     return sum(1 for _ in _rows(spec, None, None, 1))
 
 
 def unique(prompts: Iterable[Prompt], where: str) -> Iterator[Prompt]:
-    """Passes the prompts on. At the end, raises UserError where ids stood twice, naming some."""
+    """Yields the prompts; at the end, raises UserError with the first duplicate ids, if any."""
     seen: set[str] = set()
-    twice: list[str] = []
+    repeated: list[str] = []
     for prompt in prompts:
         known = len(seen)
         seen.add(prompt.id)
-        if len(seen) == known and len(twice) < _REPEATS_NAMED and prompt.id not in twice:
-            twice.append(prompt.id)
+        if len(seen) == known and len(repeated) < _REPEATS_NAMED and prompt.id not in repeated:
+            repeated.append(prompt.id)
         yield prompt
-    if twice:
+    if repeated:
+        names = ", ".join(one_line(name, 60) for name in repeated)
+        more = ", ..." if len(repeated) == _REPEATS_NAMED else ""
         raise UserError(
-            f"prompts file {one_line(without_credentials(where))} has duplicate ids "
-            f"({', '.join(one_line(name, 60) for name in twice)}"
-            f"{', ...' if len(twice) == _REPEATS_NAMED else ''}); ids name rows and seeds, so each "
-            "must be unique: choose another prompts.id_column, remove the repeats, or write "
-            "prompts.repeated_ids: number"
+            f"prompts file {one_line(without_credentials(where))} has duplicate ids ({names}{more})"
+            ", but ids identify rows and determine seeds. Fix: choose another prompts.id_column, "
+            "remove the repeats, or write prompts.repeated_ids: number"
         )

@@ -1,4 +1,4 @@
-"""Images that rows of a prompt set name: only what is an image, from places that are allowed."""
+"""Reads the images that rows of a prompt set name: only images, from allowed folders."""
 
 import os
 from functools import lru_cache
@@ -9,9 +9,10 @@ from tgate_batch.storage import Folder, images, without_credentials
 
 
 def image_of(source: PromptFile, roots: tuple[str, ...], cell: bytes | str) -> bytes:
-    """The bytes of the image in a cell: its own, or those of the file that it names.
+    """Returns the encoded image of a cell: its bytes, or those of the file that it names.
 
-    A file lies below the prompt set's folder or one of ``roots``. Raises UserError with the fault.
+    A file must be below the prompt set's folder or one of ``roots``. Raises UserError with the
+    fault.
     """
     if isinstance(cell, bytes):
         content, name = cell, "bytes"
@@ -42,7 +43,7 @@ def _read(source: PromptFile, cell: str) -> bytes:
 
 
 def _allowed(source: PromptFile, roots: tuple[str, ...], cell: str) -> PromptFile:
-    """The file that a cell names. Raises UserError if it lies outside of every allowed place."""
+    """Returns the file that a cell names; raises UserError if it is in no allowed folder."""
     if "\0" in cell:
         raise UserError(f"{_named(cell)} {NO_NAME}")
     for folder in (source.folder, *map(_root, roots)):
@@ -56,23 +57,23 @@ def _allowed(source: PromptFile, roots: tuple[str, ...], cell: str) -> PromptFil
 
 
 def _below_disk(source: PromptFile, folder: Folder, cell: str) -> str | None:
-    """The name of a cell's file in a folder on a disk; None if it lies elsewhere.
+    """Returns the name of a cell's file in a folder on a disk; None if it is elsewhere.
 
-    Links are followed first. A relative path begins at the prompt set's folder.
+    Links are resolved first. A relative path begins at the prompt set's folder.
     """
     path = cell.removeprefix("file://")
     if "://" in path or (not source.folder.local and not os.path.isabs(path)):
         return None
-    beside = source.folder.path("") if source.folder.local else "/"
-    found = os.path.realpath(os.path.join(beside, os.path.expanduser(path)))
+    start = source.folder.path("") if source.folder.local else "/"
+    file = os.path.realpath(os.path.join(start, os.path.expanduser(path)))
     base = os.path.realpath(folder.path(""))
-    return os.path.relpath(found, base) if os.path.commonpath([found, base]) == base else None
+    return os.path.relpath(file, base) if os.path.commonpath([file, base]) == base else None
 
 
 def _below(source: PromptFile, folder: Folder, cell: str) -> str | None:
-    """The name of a cell's object in a folder of a store; None if it lies elsewhere.
+    """Returns the name of a cell's object in a folder of a store; None if it is elsewhere.
 
-    Endpoint and credentials are the folder's: a cell that asks for others is not below it.
+    Endpoint and credentials are the folder's: a cell with other options is not below it.
     """
     where, _, options = folder.uri.partition("?")
     path, _, asked = cell.partition("?")

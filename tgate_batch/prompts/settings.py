@@ -1,4 +1,4 @@
-"""Settings of a row: which columns hold them, when the run asks, and what a cell means."""
+"""Settings of a row: their columns, the check for ambiguous columns, and the values of cells."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from tgate_batch.errors import UserError, one_line
 from tgate_batch.prompts.source import PromptFile
 
 _ALSO = {"steps": ("num_inference_steps",)}  # other names of a setting's column
-_ELSEWHERE = {  # what other tools call a setting: such a column never counts by itself
+_ELSEWHERE = {  # names of a setting in other tools: such a column is not read by default
     "negative_prompt": ("negative", "neg_prompt", "negativeprompt"),
     "guidance_scale": ("cfg", "cfg_scale", "guidance"),
     "steps": ("step", "num_steps", "sampling_steps"),
@@ -22,15 +22,15 @@ _WORD = re.compile(
 
 
 def like(names: Iterable[str], name: str) -> str | None:
-    """Returns the column of this name, or else one that differs in case and blanks alone."""
+    """Returns the column of this name, or else one that differs only in case and blanks."""
     plain = name.strip().casefold()
-    found = None
+    near = None
     for column in names:
         if column == name:
             return column
-        if found is None and column.strip().casefold() == plain:
-            found = column
-    return found
+        if near is None and column.strip().casefold() == plain:
+            near = column
+    return near
 
 
 def first_like(names: Collection[str], candidates: Iterable[str]) -> str | None:
@@ -41,21 +41,21 @@ def first_like(names: Collection[str], candidates: Iterable[str]) -> str | None:
 def columns_of_settings(
     columns: Columns, names: Collection[str], taken: Collection[str | None]
 ) -> dict[str, str]:
-    """Setting -> its column: those that the config names, and those that have a setting's name.
+    """Returns setting -> column: those that the config names, and those with a setting's name.
 
     Raises KeyError with a column that the config names and the file lacks.
     """
     overrides = {}
     for setting, standard in Columns():
-        column = getattr(columns, setting)
-        if column == standard:
-            found = first_like(names, (standard, *_ALSO.get(setting, ())))
+        named = getattr(columns, setting)
+        if named == standard:
+            column = first_like(names, (standard, *_ALSO.get(setting, ())))
         else:
-            found = like(names, column) if column else None
-            if column and found is None:
-                raise KeyError(column)
-        if found is not None and found not in taken:
-            overrides[setting] = found
+            column = like(names, named) if named else None
+            if named and column is None:
+                raise KeyError(named)
+        if column is not None and column not in taken:
+            overrides[setting] = column
     return overrides
 
 
@@ -66,28 +66,28 @@ def check_meant(
     names: Collection[str],
     overrides: dict,
 ) -> None:
-    """Raises UserError, with the keys to write, if columns may only describe what is there.
+    """Raises UserError, with the keys to write, if columns may describe something else.
 
-    ``given``: the settings that the config gives itself. A column that ``prompts.columns`` names
-    is meant; others are in doubt if the config gives the setting too, if only some of a row's
-    settings would count, or if a size is all that a row has.
+    ``given``: the settings that the config sets. A column in ``prompts.columns`` is not in doubt;
+    others are if the config has the setting too, if only some of a row's settings would be used,
+    or if a size is the only setting.
     """
     named = spec.columns.model_fields_set
     open_ones = {key: overrides[key] for key in overrides if key not in named and key != "strength"}
     if not open_ones:
         return
     others = {
-        setting: found
+        setting: column
         for setting, candidates in _ELSEWHERE.items()
         if setting not in overrides
         and setting not in named
-        and (found := first_like(names, candidates)) is not None
+        and (column := first_like(names, candidates)) is not None
     }
     doubts = []
     if both := [f"sampling.{key}" for key in open_ones if key in given]:
         doubts.append(f"the config gives {_listed(both)} too")
     if others:
-        doubts.append(f"{_listed(others.values())} would not count beside them")
+        doubts.append(f"{_listed(others.values())} would not be used")
     if overrides.keys() == open_ones.keys() <= {*_SIZE}:
         doubts.append("a size alone often describes a photograph")
     if doubts:
@@ -106,22 +106,22 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _section(columns: Mapping[str, str]) -> str:
-    """A section as YAML has it in one line."""
+    """Returns a section as YAML in one line."""
     return "{" + ", ".join(f"{key}: {value}" for key, value in columns.items()) + "}"
 
 
 def _scalar(text: str) -> str:
-    """Text as YAML has it: in quotes, unless it is a plain word."""
+    """Returns text as YAML: in quotes, unless it is a plain word."""
     return text if _WORD.fullmatch(text) else "'" + text.replace("'", "''") + "'"
 
 
 def is_nan(value: Any) -> bool:
-    """Returns True for an empty cell as pandas writes it among numbers."""
+    """Returns True for NaN, which pandas writes for an empty cell among numbers."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def is_empty(value: Any) -> bool:
-    """Returns True for a cell that holds nothing, also as ``nan``: pandas' text of none."""
+    """Returns True for an empty cell, including the text ``nan`` that pandas writes for it."""
     if isinstance(value, str | bytes):
         text = value.strip()
         return not text or text in ("nan", "NaN")
@@ -129,7 +129,7 @@ def is_empty(value: Any) -> bool:
 
 
 def _whole(low: int, high: int, multiple: int = 1) -> Callable[[Any], int | None]:
-    """Reads an integer between the two, a multiple of something; None: it is none."""
+    """Returns a reader of integers in a range; the reader returns None for other values."""
 
     def read(value: Any) -> int | None:
         number = _number(value)
@@ -141,7 +141,7 @@ def _whole(low: int, high: int, multiple: int = 1) -> Callable[[Any], int | None
 
 
 def _number(value: Any) -> int | float | None:
-    """A number of a cell, which may be text (``7``, or ``7.0`` as pandas writes such columns)."""
+    """Returns the number in a cell, which may be text (``7``, or pandas' ``7.0``); else None."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Prompt files of the Stable Diffusion web UI: its lines of settings, and its prompt syntax."""
+"""Prompt files of the Stable Diffusion web UI: its option lines, and its prompt syntax."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ _SYNTAX = re.compile(
 
 
 class Options(dict):
-    """A row of a line of options: each of its settings is meant as one."""
+    """The row of an option line, whose columns are certainly settings."""
 
 
 def is_options(line: str) -> bool:
@@ -38,11 +38,11 @@ def is_options(line: str) -> bool:
 
 
 def options(line: str) -> Options:
-    """The row of a line such as ``--prompt "a cat" --seed 42``; raises ValueError."""
+    """Returns the row of a line such as ``--prompt "a cat" --seed 42``; raises ValueError."""
     try:
         words = shlex.split(line)
     except ValueError:
-        raise ValueError("a quote is not closed in its options") from None
+        raise ValueError("its options have an unclosed quote") from None
     row = Options()
     option = ""
     for word in words:
@@ -51,34 +51,33 @@ def options(line: str) -> Options:
             column = _WORDS.get(option) or _NUMBERS.get(option)
             if column is None:
                 known = ", ".join(f"--{name}" for name in (*_WORDS, *_NUMBERS))
-                raise ValueError(f"{shown(word)} is no option of a row ({known}); remove it")
+                raise ValueError(f"{shown(word)} is not an option ({known}). Fix: remove it")
             if column in row:
-                raise ValueError(f"{shown(word)} stands twice; keep one")
+                raise ValueError(f"{shown(word)} is repeated. Fix: keep one")
             row[column] = ""
         elif option in _WORDS:
             row[column] = f"{row[column]} {word}".lstrip()
         elif row[column]:
-            raise ValueError(f"{shown(word)} belongs to no option; quote the prompt")
+            raise ValueError(f"{shown(word)} belongs to no option. Fix: quote the prompt")
         else:
-            row[column] = "" if (option, word) == ("seed", "-1") else word  # as the run says
+            row[column] = "" if (option, word) == ("seed", "-1") else word  # the run's seed
     return row
 
 
-def telling(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Passes prompts on; at the end, warns once of those with the web UI's syntax."""
+def warn_of_syntax(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Yields the prompts; at the end, logs one warning if any have the web UI's syntax."""
     count, first, example = 0, 0, ""
     for prompt in prompts:
-        found = _SYNTAX.search(prompt.text) or (
-            prompt.overrides.negative_prompt and _SYNTAX.search(prompt.overrides.negative_prompt)
-        )
-        if found:
+        negative = prompt.overrides.negative_prompt
+        match = _SYNTAX.search(prompt.text) or (negative and _SYNTAX.search(negative))
+        if match:
             count += 1
             if count == 1:
-                first, example = prompt.source_row + 1, shown(found[0])
+                first, example = prompt.source_row + 1, shown(match[0])
         yield prompt
     if count:
         have = "1 prompt has" if count == 1 else f"{count:,} prompts have"
         console.warning(
-            f"{have} syntax of the Stable Diffusion web UI, which is read as words, e.g. {example} "
-            f"in row {first} of the set"
+            f"{have} syntax of the Stable Diffusion web UI, which is used as plain text, e.g. "
+            f"{example} in row {first} of the set"
         )

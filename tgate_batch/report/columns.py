@@ -1,92 +1,157 @@
-"""Every figure of the report, in the order of the tables: its word, its value and how it is shown.
+"""All columns of the report, in the order of the tables: heading, value and formatting of a figure.
 
-Tables and thresholds are derived from this list alone. A metric of single pictures brings its own
-column (``tgate_batch.metrics.base``).
+Tables and thresholds are derived from this list alone. The columns of per-image metrics are made
+from ``tgate_batch.score.registry.METRICS``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
-from tgate_batch.metrics.base import UNKNOWN, ArmFigures, Column, PictureMetric, Table
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.score import registry
 
+Table = Literal["speed", "images", "sets", "brief"]  # "brief": the terminal's
+ArmFigures = Mapping[str, Any]  # an arm's entry of report.json
+
+UNKNOWN = "–"  # shown if there is no value
 MACS = {  # the two conventions of counting
     "macs_per_image_with_attention": "MACs per image, attention included",
     "macs_per_image": "MACs per image, published convention",
 }
 
 
+@dataclass(frozen=True)
+class Column:
+    """One figure of an arm: its name, its position in report.json, and its formatting.
+
+    - ``name`` is its name in ``thresholds``, ``heading`` its name in the tables.
+    - ``pattern`` is for ``str.format``, or a function of the value.
+    - ``better`` is the better direction; None if neither is.
+    - ``tables`` are those that show it.
+    - ``path`` are the keys of the value in an arm's entry of report.json; empty: the key ``name``.
+    - ``derive`` computes the value from the entries of an arm and of its baseline (or None), for a
+      figure without a path.
+    - ``bounded``: thresholds may bound it, because it is one number.
+    - ``beside_baseline``: it compares with the baseline, and is not judged for the baseline itself.
+    - ``interval`` are the keys of its ``{value, low, high}``, on which tests judge; empty: none.
+    - ``withheld`` are the keys of the arm's ``withheld`` with the reason if the figure or its
+      interval is left out.
+    - ``of`` is the key of the figure that it belongs to: an arm without that one has none.
+    - ``change``: it is a difference from the baseline, in the figure's units.
+    - ``headline``: it is a change that the verdict may report.
+    - ``explanation`` describes it in a sentence or two, for readers who know no paper.
+    """
+
+    name: str
+    heading: str
+    pattern: str | Callable[[Any], str]
+    better: Literal["higher", "lower"] | None = None
+    tables: tuple[Table, ...] = ()
+    path: tuple[str, ...] = ()
+    derive: Callable[[ArmFigures, ArmFigures | None], Any] | None = None
+    bounded: bool = True
+    beside_baseline: bool = False
+    interval: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    of: str | None = None
+    change: bool = False
+    headline: bool = False
+    explanation: str = ""
+
+    def value(self, arm: ArmFigures, baseline: ArmFigures | None = None) -> Any:
+        """Returns the figure of an arm; None if it was not measured."""
+        if not self._applies(arm):
+            return None
+        if self.derive is not None:
+            return self.derive(arm, baseline)
+        return _follow(arm, self.path or (self.name,))
+
+    def bounds(self, arm: ArmFigures) -> Mapping[str, float] | None:
+        """Returns its interval ``{value, low, high}``; None if it has none."""
+        bounds = _follow(arm, self.interval) if self.interval and self._applies(arm) else None
+        return None if bounds is None or bounds.get("low") is None else bounds
+
+    def reason(self, arm: ArmFigures) -> str | None:
+        """Returns why the figure or its interval is withheld; None if it is not."""
+        reasons = (arm.get("withheld") or {}) if self._applies(arm) else {}
+        return next((reasons[key] for key in self.withheld if key in reasons), None)
+
+    def show(self, arm: ArmFigures, brief: bool = False) -> str:
+        """Returns the figure as a table cell, with its interval; if brief, only of a change."""
+        value, bounds = self.value(arm), self.bounds(arm)
+        if value is None:
+            return UNKNOWN
+        if bounds is None or (brief and not self.change):
+            return self.format(value)
+        return f"{self.format(value)} [{self.format(bounds['low'])}, {self.format(bounds['high'])}]"
+
+    def format(self, value: Any) -> str:
+        """Returns a value of the figure as text."""
+        return self.pattern(value) if callable(self.pattern) else self.pattern.format(value)
+
+    def _applies(self, arm: ArmFigures) -> bool:
+        return self.of is None or arm.get(self.of) is not None
+
+
+def _follow(arm: ArmFigures, path: Sequence[str]) -> Any:
+    value: Any = arm
+    for key in path:
+        value = None if value is None else value.get(key)
+    return value
+
+
 def columns(arms: Sequence[ArmFigures] = ()) -> tuple[Column, ...]:
-    """The report's columns; ``arms``, entries of report.json, say how a distance is called."""
-    return (
-        Column(
-            "model",
-            "model",
-            "{}",
-            tables=_EVERY,
-            bounded=False,
-            explanation="The model that rendered the images.",
-        ),
-        Column(
-            "arm",
-            "arm",
-            "{}",
-            tables=_EVERY,
-            bounded=False,
-            explanation=(
-                "One way to render: the baseline, or a faster variant. All arms render the "
-                "same prompts with the same seeds."
-            ),
-        ),
-        *_SPEED,
-        *_sets(arms),
-        *(column for metric in registry.METRICS for column in _of_metric(metric)),
-        *_SHARES,
-    )
+    """Returns the report's columns; ``arms``, entries of report.json, decide a distance's name."""
+    metrics = (column for metric in registry.METRICS for column in _of_metric(metric))
+    return (*_NAMES, *_SPEED, *_sets(arms), *metrics, *_SHARES)
 
 
-def _of_metric(metric: PictureMetric) -> Iterator[Column]:
-    """The column of a metric, then that of its change, each with the place of its value."""
-    own = metric.column
+def _of_metric(metric: ImageMetric) -> Iterator[Column]:
+    """Yields the column of a metric, and that of its change."""
+    tables: tuple[Table, ...] = ("images", "brief") if metric.brief else ("images",)
+    column = partial(Column, better=metric.better)
     if not metric.yes_no:
-        own = replace(own, interval=("intervals", metric.name), withheld=("intervals",))
+        column = partial(column, interval=("intervals", metric.name), withheld=("intervals",))
     if metric.needs_baseline:
-        yield replace(own, path=("paired", metric.name), beside_baseline=True)
+        column = partial(column, path=("paired", metric.name), beside_baseline=True)
+    about = metric.explanation
+    yield column(metric.name, metric.heading, metric.pattern, tables=tables, explanation=about)
+    if metric.needs_baseline:
         return
-    yield own
-    heading = own.change_heading
-    kind = _GainedAndLost if metric.yes_no else Column
-    yield kind(
+    yield (_GainedAndLost if metric.yes_no else Column)(
         f"{metric.name}_change",
-        heading or f"{own.heading} change",
-        own.change_pattern,
-        better=own.better,
-        tables=own.tables if heading is not None else (),
+        metric.change_heading or f"{metric.heading} change",
+        "{:+.2f}",
+        better=metric.better,
+        tables=tables if metric.change_heading is not None else (),
         path=("change", metric.name, "value"),
         beside_baseline=True,
         interval=("change", metric.name),
         withheld=("change",),
         of=metric.name,
         change=True,
+        headline=metric.headline,
         explanation=(
-            f"The arm's {own.heading} less the baseline's, over the prompts that both delivered."
+            f"The arm's {metric.heading} minus the baseline's, over the prompts of both arms."
         ),
     )
 
 
 @dataclass(frozen=True)
 class _GainedAndLost(Column):
-    """The change of a yes/no figure, in points, with the pictures that changed."""
+    """The change of a yes/no figure, in points, with the number of images that changed."""
 
     def show(self, arm: ArmFigures, brief: bool = False) -> str:
-        found = (arm.get("change") or {}).get(self.interval[1])
-        if found is None:
+        change = (arm.get("change") or {}).get(self.interval[1])
+        if change is None:
             return super().show(arm, brief)
-        shown = f"{100 * found['value']:+.1f} points"
-        if found.get("low") is not None:
-            shown += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-        if not brief and "gained" in found:
-            shown += f": {found['gained']:,} gained, {found['lost']:,} lost"
+        shown = f"{100 * change['value']:+.1f} points"
+        if change.get("low") is not None:
+            shown += f" [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+        if not brief and "gained" in change:
+            shown += f": {change['gained']:,} gained, {change['lost']:,} lost"
         return shown
 
 
@@ -94,241 +159,203 @@ def _macs(value: float) -> str:
     return f"{value / 1e12:.2f} T" if value >= 1e11 else f"{value / 1e9:.2f} G"
 
 
-def _share_of_rows(key: str) -> Callable[[ArmFigures, ArmFigures | None], float | None]:
-    """A count of rows as percent of all rows of the arm."""
-
-    def percent(arm: ArmFigures, baseline: ArmFigures | None) -> float | None:
-        rows = arm["images"] + arm["errors"]
-        return 100 * arm[key] / rows if rows else None
-
-    return percent
+def _percent(key: str, arm: ArmFigures, baseline: ArmFigures | None) -> float | None:
+    """A number of rows as percent of all rows of the arm."""
+    rows = arm["images"] + arm["errors"]
+    return 100 * arm[key] / rows if rows else None
 
 
-_MACS_EXPLAINED = {
-    "macs_per_image_with_attention": (
-        "Multiplications (each with its addition) that the denoiser does for one picture, all of "
-        "them counted."
+_lower = partial(Column, better="lower")
+_higher = partial(Column, better="higher")
+_name = partial(Column, pattern="{}", tables=("speed", "images", "sets", "brief"), bounded=False)
+_SHOWN: tuple[Table, ...] = ("speed", "brief")
+_NAMES = (
+    _name("model", "model", explanation="The model that rendered the images."),
+    _name(
+        "arm",
+        "arm",
+        explanation=(
+            "One way to render: the baseline, or a faster variant. All arms render the same "
+            "prompts with the same seeds."
+        ),
     ),
-    "macs_per_image": (
-        "The same, counted as papers do: linear layers and convolutions, without the products "
-        "inside attention."
-    ),
-}
-_SHARES_EXPLAINED = {
-    "precision": "The share of pictures that look like some of the reference set: fidelity.",
-    "recall": "The share of the reference set that looks like some of the pictures: variety.",
-}
-_EVERY: tuple[Table, ...] = ("speed", "pictures", "sets", "brief")
+)
 _SPEED = (
-    Column(
-        "images",
-        "images",
-        "{}",
-        tables=("speed", "brief"),
-        explanation="Images that were rendered.",
-    ),
-    Column(
+    Column("images", "images", "{}", tables=_SHOWN, explanation="Images that were rendered."),
+    _lower(
         "errors",
         "errors",
         "{}",
-        better="lower",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         explanation="Images that could not be rendered; each row has the reason.",
     ),
-    Column(
+    _higher(
         "images_per_second_per_worker",
         "images/s per worker",
         "{:.2f}",
-        better="higher",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         interval=("images_per_second_interval",),
         withheld=("images_per_second_interval",),
         explanation=(
-            "Images a second that one worker renders: denoising and decoding, without loading the "
-            "model and without each worker's first batch."
+            "Images per second of one worker: denoising and decoding, without loading the model "
+            "and without each worker's first batch."
         ),
     ),
-    Column(
+    _higher(
         "speedup",
         "speed-up",
         "{:.2f}x",
-        better="higher",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         beside_baseline=True,
         interval=("speedup_interval",),
         withheld=("speedup_interval",),
-        explanation="The arm's images a second over the baseline's: 2.00x is twice as fast.",
+        explanation="The arm's images per second over the baseline's: 2.00x is twice as fast.",
     ),
-    *(
-        Column(
-            key,
-            heading,
-            _macs,
-            better="lower",
-            tables=("speed",),
-            explanation=_MACS_EXPLAINED[key],
-        )
-        for key, heading in MACS.items()
+    _lower(
+        "macs_per_image_with_attention",
+        MACS["macs_per_image_with_attention"],
+        _macs,
+        tables=("speed",),
+        explanation=(
+            "Multiply-accumulate operations of the denoiser for one image, all of them counted."
+        ),
     ),
-    Column(
+    _lower(
+        "macs_per_image",
+        MACS["macs_per_image"],
+        _macs,
+        tables=("speed",),
+        explanation=(
+            "The same, counted as papers do: linear layers and convolutions, without the products "
+            "inside attention."
+        ),
+    ),
+    _higher(
         "macs_saved",
         "MACs saved",
         "{:.1%}",
-        better="higher",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         beside_baseline=True,
         explanation="The share of the baseline's MACs that the arm saves.",
     ),
-    Column(
+    _lower(
         "usd_per_1000_images_billed",
         "$ per 1,000 images, billed",
         "{:.4f}",
-        better="lower",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         explanation=(
-            "All devices of the run, loading and waiting too, at the config's price; shared among "
-            "the arms by their time on the device."
+            "The price of all devices of the run, including loading and waiting, divided among the "
+            "arms by their device time."
         ),
     ),
-    Column(
+    _lower(
         "usd_per_1000_images",
         "$ per 1,000 images, marginal",
         "{:.4f}",
-        better="lower",
-        tables=("speed", "brief"),
+        tables=_SHOWN,
         explanation=(
-            "What 1,000 more images would cost: denoising and decoding alone, at the config's "
-            "price."
+            "The price of 1,000 more images: denoising and decoding alone, at the config's price."
         ),
     ),
-    Column(
+    _lower(
         "wh_per_1000_images",
         "Wh per 1,000 images",
         "{:.2f}",
-        better="lower",
         tables=("speed",),
         explanation="Energy that the GPUs used, in watt-hours.",
     ),
 )
-_SHARES = (  # of the rows; for thresholds
-    Column(
-        "errors_percent", "errors (%)", "{:.2f}", better="lower", derive=_share_of_rows("errors")
-    ),
-    Column(
-        "broken_percent",
-        "broken pictures (%)",
-        "{:.2f}",
-        better="lower",
-        derive=_share_of_rows("broken"),
-    ),
+_SHARES = (  # of the rows; only for thresholds
+    _lower("errors_percent", "errors (%)", "{:.2f}", derive=partial(_percent, "errors")),
+    _lower("broken_percent", "broken images (%)", "{:.2f}", derive=partial(_percent, "broken")),
 )
 
 
 def _sets(arms: Sequence[ArmFigures]) -> Iterator[Column]:
-    """Figures of all pictures against the reference set; an arm has ``fid`` or ``fd``, not both."""
-    for key, otherwise in (("fid", "FID"), ("fd", "FD")):
-        yield from _distance(arms, key, otherwise)
+    """Figures of all images against the reference set; an arm has ``fid`` or ``fd``, not both."""
+    lower = partial(_lower, tables=("sets",))
+    change = partial(lower, beside_baseline=True, change=True, headline=True)
+    for key, default in (("fid", "FID"), ("fd", "FD")):
+        labels = {arm.get("distance_label") or default for arm in arms if arm.get(key) is not None}
+        names = {_split(label)[0] for label in labels}
+        name = names.pop() if len(names) == 1 else default
+        one = len(labels) == 1  # else each cell has its number of images
+        yield _Labelled(
+            key,
+            labels.pop() if one else f"{name}-n" if labels else default,
+            "{:.2f}",
+            better="lower",
+            tables=("sets", "brief"),
+            each=not one,
+            explanation=(
+                "The Frechet distance of all images from the reference set, in the features of a "
+                "network. Lower is closer. It is larger for fewer images, so compare only arms "
+                "with equal numbers of images."
+            ),
+        )
+        yield lower(
+            f"{key}_corrected",
+            f"{name}, bias-corrected",
+            "{:.2f}",
+            path=("distance_corrected", "value"),
+            interval=("distance_corrected",),
+            withheld=("distance_corrected",),
+            of=key,
+            explanation="The same distance without the part that is due to the number of images.",
+        )
+        yield change(
+            f"{key}_change",
+            f"{name} change",
+            "{:+.2f}",
+            path=("distance_change", "value"),
+            interval=("distance_change",),
+            withheld=("distance_change",),
+            of=key,
+            explanation=(
+                "The arm's distance minus the baseline's; below 0 is closer to the reference."
+            ),
+        )
     official = any(arm.get("fid") is not None for arm in arms)
     kernel = "KID" if official else "kernel distance"
-    yield Column(
+    yield lower(
         "kid",
         kernel,
         "{:.4f}",
-        better="lower",
-        tables=("sets",),
         path=("kid", "value"),
         interval=("kid",),
         withheld=("kid",),
         explanation=(
-            "How far all pictures together are from the reference set, as an average over pairs of "
-            "pictures. Lower is closer. It is fair to few pictures too."
+            "The distance of all images from the reference set, as an average over pairs of "
+            "images. Lower is closer. It has no bias for few images."
         ),
     )
-    yield Column(
+    yield change(
         "kid_change",
         f"{kernel} change",
         "{:+.4f}",
-        better="lower",
-        tables=("sets",),
         path=("kid_change", "value"),
-        beside_baseline=True,
         interval=("kid_change",),
         withheld=("kid_change", "kid"),
-        change=True,
-        explanation=f"The arm's {kernel} less the baseline's; below 0 is closer to the reference.",
+        explanation=f"The arm's {kernel} minus the baseline's; below 0 is closer to the reference.",
     )
-    for share in ("precision", "recall"):
-        yield Column(
-            share,
-            share,
-            "{:.2f}",
-            better="higher",
-            tables=("sets",),
-            withheld=(share,),
-            explanation=_SHARES_EXPLAINED[share],
+    for share, explanation in (
+        ("precision", "The share of images that resemble some of the reference set: fidelity."),
+        ("recall", "The share of the reference set that resembles some of the images: variety."),
+    ):
+        yield _higher(
+            share, share, "{:.2f}", tables=("sets",), withheld=(share,), explanation=explanation
         )
 
 
-def _distance(arms: Sequence[ArmFigures], key: str, otherwise: str) -> Iterator[Column]:
-    """A distance as it is published, bias-corrected, and its change, under the arms' own name.
-
-    Where arms have different numbers of pictures, each says its own in its cell.
-    """
-    labels = {arm.get("distance_label") or otherwise for arm in arms if arm.get(key) is not None}
-    names = {_split(label)[0] for label in labels}
-    name = names.pop() if len(names) == 1 else otherwise
-    one = len(labels) == 1
-
-    yield _Labelled(
-        key,
-        labels.pop() if one else f"{name}-n" if labels else otherwise,
-        "{:.2f}",
-        better="lower",
-        tables=("sets", "brief"),
-        each=not one,
-        explanation=(
-            "How far all pictures together are from the reference set, in what a network sees in "
-            "them (Frechet distance). Lower is closer. It is larger the fewer the pictures, so "
-            "compare arms with equal numbers only."
-        ),
-    )
-    yield Column(
-        f"{key}_corrected",
-        f"{name}, bias-corrected",
-        "{:.2f}",
-        better="lower",
-        tables=("sets",),
-        path=("distance_corrected", "value"),
-        interval=("distance_corrected",),
-        withheld=("distance_corrected",),
-        of=key,
-        explanation="The same distance without what comes of the number of pictures alone.",
-    )
-    yield Column(
-        f"{key}_change",
-        f"{name} change",
-        "{:+.2f}",
-        better="lower",
-        tables=("sets",),
-        path=("distance_change", "value"),
-        beside_baseline=True,
-        interval=("distance_change",),
-        withheld=("distance_change",),
-        change=True,
-        of=key,
-        explanation="The arm's distance less the baseline's; below 0 is closer to the reference.",
-    )
-
-
 def _split(label: str) -> tuple[str, str]:
-    """FID-5000 -> FID and 5000."""
+    """Splits FID-5000 into FID and 5000."""
     name, _, count = label.rpartition("-")
     return (name, count) if name and count.isdecimal() else (label, "")
 
 
 @dataclass(frozen=True)
 class _Labelled(Column):
-    """A distance whose label says of how many pictures it is: in ``each`` cell or in the head."""
+    """A distance whose number of images is in the heading, or in ``each`` cell."""
 
     each: bool = False
 

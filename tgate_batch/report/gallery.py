@@ -1,7 +1,7 @@
-"""Pictures for the page: for each model some prompts, with every arm's picture side by side.
+"""Samples images for the page: for each model some prompts, with the image of every arm.
 
-Those that changed most in the whole run are among them, the others are taken at random. The
-sample's bytes have a limit, whatever the size of the run and of its pictures.
+The sample has the prompts whose images changed most in the whole run, and random ones. Its size in
+bytes is limited.
 """
 
 import base64
@@ -11,26 +11,28 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 from PIL import Image
 
-from tgate_batch.metrics.base import ArmFigures, PictureMetric
+from tgate_batch.metrics.base import ImageMetric
 from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.run import Run
+from tgate_batch.report.columns import ArmFigures
 from tgate_batch.score import registry
 from tgate_batch.storage.images import open_image
 
-BYTES = 2_400_000  # of all pictures together, before they are spelled in base64 (a third more)
-_PICTURES = 240  # of all models and arms, roughly
-_PROMPTS = (4, 48)  # at least and at most, of a model
-_CHANGED = 2 / 3  # of the prompts are there since they changed most, where there are so many
-_RANDOM_SHARDS = 16  # that the others are taken from
-_LONGEST_SIDE = 512
-_SMALL = 256  # pictures up to this side are kept as they are, where there is room
-_BYTES_A_PIXEL = 0.12  # of WebP at quality 80, to begin with
-_LONGEST_PROMPT = 2000  # characters that are shown
+BYTES = 2_400_000  # of all images, before base64 (a third more)
+_IMAGES = 240  # of all models and arms, roughly
+_PROMPTS = (4, 48)  # per model, at least and at most
+_CHANGED = 2 / 3  # share of the prompts that changed most, if there are so many
+_RANDOM_SHARDS = 16  # from which the others are sampled
+_LONGEST_SIDE = 512  # pixels
+_SMALL = 256  # pixels: images up to this side are stored losslessly if they fit
+_BYTES_PER_PIXEL = 0.12  # first estimate for WebP at quality 80
+_LONGEST_PROMPT = 2000  # characters
 _THREADS = 4
 
 RowKey = tuple[str, int]  # prompt id, image number
@@ -38,9 +40,9 @@ RowKey = tuple[str, int]  # prompt id, image number
 
 @dataclass
 class GalleryCell:
-    """One picture: its data URI with its size, what was measured of it, or why it is missing.
+    """One image: its data URI (None if missing), its size in pixels, and its figures as text.
 
-    ``changed`` and ``worse`` order the gallery: the higher, the earlier. None: not measured.
+    ``changed`` and ``worse`` order the gallery, highest first; None if not measured.
     """
 
     arm: str
@@ -52,7 +54,7 @@ class GalleryCell:
 
 
 class GalleryRow(NamedTuple):
-    """A prompt, and its picture in every arm, the baseline's first."""
+    """A prompt with its image of every arm, the baseline's first."""
 
     id: str
     number: int
@@ -61,7 +63,7 @@ class GalleryRow(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """A model's sample. ``chosen`` of the rows changed most; ``prompts``: of the whole run."""
+    """A model's sample: ``chosen`` of its rows changed most; the run has ``prompts`` prompts."""
 
     model: str
     arms: list[str]
@@ -72,7 +74,7 @@ class Gallery(NamedTuple):
 
 
 def galleries(run: Run, arms: Sequence[ArmFigures]) -> list[Gallery]:
-    """One gallery a model; ``arms`` are the entries of report.json."""
+    """Returns one gallery per model; ``arms`` are the entries of report.json."""
     models = list(dict.fromkeys(arm["model"] for arm in arms))
     return [
         _gallery(run, model, [a for a in arms if a["model"] == model], models) for model in models
@@ -82,14 +84,14 @@ def galleries(run: Run, arms: Sequence[ArmFigures]) -> list[Gallery]:
 def _gallery(run: Run, model: str, arms: Sequence[ArmFigures], models: Sequence[str]) -> Gallery:
     arms = sorted(arms, key=lambda arm: not arm["is_baseline"])
     least, most = _PROMPTS
-    count = max(least, min(most, _PICTURES // (len(arms) * len(models))))
+    count = max(least, min(most, _IMAGES // (len(arms) * len(models))))
     changed = _most_changed(arms, round(count * _CHANGED))
     wanted = _with_others(run, changed, count)
     budget = BYTES // len(models) // max(1, len(wanted))
     by_shard: dict[int, list[RowKey]] = {}
     plans = {plan.index: plan for plan in run.shards}
     for key, shard in wanted.items():
-        if shard in plans:  # what scores say is checked no further
+        if shard in plans:  # the scores may be a stranger's
             by_shard.setdefault(shard, []).append(key)
     with ThreadPoolExecutor(_THREADS) as threads:
         parts = threads.map(
@@ -103,24 +105,17 @@ def _gallery(run: Run, model: str, arms: Sequence[ArmFigures], models: Sequence[
 
 
 def _most_changed(arms: Sequence[ArmFigures], count: int) -> dict[RowKey, int]:
-    """Pictures and their shards: the first of every arm's and metric's list, then the second."""
-    lists = [
-        pictures
-        for arm in arms
-        for pictures in (arm.get("most_changed") or {}).values()
-        if pictures
-    ]
-    found: dict[RowKey, int] = {}
-    for place in range(max(map(len, lists), default=0)):
-        for pictures in lists:
-            if place < len(pictures) and len(found) < count:
-                one = pictures[place]
-                found.setdefault((one["prompt_id"], one["image_number"]), one["shard"])
-    return found
+    """Rows and their shards: the first of every arm's and metric's list, then the second."""
+    lists = [images for arm in arms for images in (arm.get("most_changed") or {}).values()]
+    chosen: dict[RowKey, int] = {}
+    for image in chain.from_iterable(zip_longest(*lists)):
+        if image is not None and len(chosen) < count:
+            chosen.setdefault((image["prompt_id"], image["image_number"]), image["shard"])
+    return chosen
 
 
 def _with_others(run: Run, changed: Mapping[RowKey, int], count: int) -> dict[RowKey, int]:
-    """Fills the sample up with prompts at random, the same ones every time."""
+    """Completes the sample with random prompts, the same ones every time."""
     chance = random.Random(0)
     shards = chance.sample(run.shards, min(_RANDOM_SHARDS, len(run.shards)))
     keys = [
@@ -129,12 +124,12 @@ def _with_others(run: Run, changed: Mapping[RowKey, int], count: int) -> dict[Ro
         for prompt in prompt_store.load_shard(run.folder, shard).prompts
     ]
     chance.shuffle(keys)
-    found = dict(changed)
+    chosen = dict(changed)
     for key, shard_index in keys:
-        if len(found) >= count:
+        if len(chosen) >= count:
             break
-        found.setdefault(key, shard_index)
-    return found
+        chosen.setdefault(key, shard_index)
+    return chosen
 
 
 def _rows(
@@ -145,8 +140,8 @@ def _rows(
     keys: list[RowKey],
     budget: int,
 ) -> Iterator[GalleryRow]:
-    """The rows of one shard; ``budget``: bytes that the pictures of a row may take."""
-    pictures = {arm["arm"]: _pictures(run, model, arm["arm"], shard, keys) for arm in arms}
+    """Yields the rows of one shard; ``budget``: bytes for the images of a row."""
+    images = {arm["arm"]: _images(run, model, arm["arm"], shard, keys) for arm in arms}
     values = {
         (arm["arm"], metric.name): _values(run, model, arm["arm"], shard, keys, metric)
         for arm in arms
@@ -155,19 +150,19 @@ def _rows(
     prompts = {
         prompt.id: prompt.text for prompt in prompt_store.load_shard(run.folder, shard).prompts
     }
-    places = {name: place for place, name in enumerate(prompts)}
+    order = {name: index for index, name in enumerate(prompts)}
     baseline = next((arm["arm"] for arm in arms if arm["is_baseline"]), None)
-    known = [key for key in keys if key[0] in places]
-    for key in sorted(known, key=lambda key: (places[key[0]], key[1])):
-        held = {name: found[key] for name, found in pictures.items() if found.get(key)}
-        small = dict(zip(held, shrunk(list(held.values()), budget), strict=True))
+    known = [key for key in keys if key[0] in order]
+    for key in sorted(known, key=lambda key: (order[key[0]], key[1])):
+        stored = {name: by_key[key] for name, by_key in images.items() if by_key.get(key)}
+        small = dict(zip(stored, shrink(list(stored.values()), budget), strict=True))
         cells = []
         for arm in arms:
             cell = GalleryCell(arm["arm"])
             if arm["arm"] in small:
                 content, cell.size = small[arm["arm"]]
                 cell.uri = "data:image/webp;base64," + base64.b64encode(content).decode()
-            _measured(cell, key, values, baseline)
+            _add_figures(cell, key, values, baseline)
             cells.append(cell)
         text = prompts[key[0]]
         if len(text) > _LONGEST_PROMPT:
@@ -175,35 +170,35 @@ def _rows(
         yield GalleryRow(*key, text, cells)
 
 
-def _pictures(
+def _images(
     run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey]
 ) -> dict[RowKey, bytes]:
-    """The wanted pictures of one file; none of a file that is missing or damaged."""
-    found: dict[RowKey, bytes] = {}
+    """Some images of one file; empty if the file is missing or damaged."""
+    images: dict[RowKey, bytes] = {}
     wanted = set(keys)
     try:
         name, identity = run.pictures(model, arm, shard)
         with parquet.open_table(run.folder, name, identity) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["prompt_id", "image_number"])
-                held = list(zip(*ids.to_pydict().values(), strict=True))
-                places = [place for place, key in enumerate(held) if key in wanted]
-                if not places:
+                rows = list(zip(*ids.to_pydict().values(), strict=True))
+                chosen = [row for row, key in enumerate(rows) if key in wanted]
+                if not chosen:
                     continue
-                images = file.read_row_group(group, columns=["image"])["image"]
-                for place in places:
-                    image = images[place].as_py()
+                column = file.read_row_group(group, columns=["image"])["image"]
+                for row in chosen:
+                    image = column[row].as_py()
                     if image is not None:
-                        found[held[place]] = image["bytes"]
+                        images[rows[row]] = image["bytes"]
     except (*parquet.DAMAGE, KeyError):
         pass
-    return found
+    return images
 
 
 def _values(
-    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey], metric: PictureMetric
+    run: Run, model: str, arm: str, shard: ShardPlan, keys: Iterable[RowKey], metric: ImageMetric
 ) -> dict[RowKey, float]:
-    """What was measured of the wanted pictures; nothing where it was not, or is damaged."""
+    """A metric's values of some images; empty if the file is missing or damaged."""
     folder = layout.measured(metric.name, model, arm)
     if folder not in run.ledger:
         return {}
@@ -218,76 +213,71 @@ def _values(
     return {(i, n): value for i, n, value in every if (i, n) in wanted and value is not None}
 
 
-def _measured(
+def _add_figures(
     cell: GalleryCell,
     key: RowKey,
     values: Mapping[tuple[str, str], Mapping[RowKey, float]],
     baseline: str | None,
 ) -> None:
-    """Writes a picture's figures into its cell, and what orders it.
+    """Adds an image's figures to its cell, and the values that order the gallery.
 
-    It changed as the first metric beside the baseline's picture says, and got worse as the last
-    metric of single pictures does; where there is only one of the two kinds it says both.
+    Of the headline metrics, ``changed`` is the first that compares with the baseline's image, and
+    ``worse`` the change of the last one that does not; if there is only one kind, it gives both.
     """
     for metric in registry.METRICS:
         value = values[cell.arm, metric.name].get(key)
         if value is None:
             continue
-        sign = 1.0 if metric.column.better == "lower" else -1.0
         if metric.needs_baseline:
-            cell.figures.append(_said(metric, value))
-            cell.changed = sign * value if cell.changed is None else cell.changed
+            cell.figures.append(_figure(metric, value))
+            if metric.headline and cell.changed is None:
+                cell.changed = metric.sign * value
             continue
-        theirs = (
-            None if cell.arm == baseline else values.get((str(baseline), metric.name), {}).get(key)
-        )
-        if metric.yes_no:
-            cell.figures.append(_yes_no(metric, value, theirs))
-        else:
-            change = "" if theirs is None else f" ({value - theirs:+.2f})"
-            cell.figures.append(f"{_said(metric, value)}{change}")
-        if theirs is not None:
-            cell.worse = sign * (value - theirs)
+        other = None
+        if cell.arm != baseline:
+            other = values.get((str(baseline), metric.name), {}).get(key)
+        cell.figures.append(_figure(metric, value, other))
+        if metric.headline and other is not None:
+            cell.worse = metric.sign * (value - other)
     if cell.worse is None:
         cell.worse = cell.changed
     if cell.changed is None:
         cell.changed = cell.worse
 
 
-def _said(metric: PictureMetric, value: float) -> str:
-    """A figure of one picture: "PSNR (dB)" and 25.1 make "PSNR 25.1 dB"."""
-    heading, _, unit = metric.column.heading.partition(" (")
-    return f"{heading} {metric.column.word(value)} {unit.rstrip(')')}".rstrip()
+def _figure(metric: ImageMetric, value: float, baseline: float | None = None) -> str:
+    """A figure of one image as text: "PSNR (dB)" and 25.1 become "PSNR 25.1 dB"."""
+    if metric.yes_no:
+        answer = f"{metric.heading}: {'yes' if value else 'no'}"
+        if baseline is None or baseline == value:
+            return answer
+        return f"{answer} ({'gained' if value > baseline else 'lost'})"
+    heading, _, unit = metric.heading.partition(" (")
+    figure = f"{heading} {metric.pattern.format(value)} {unit.rstrip(')')}".rstrip()
+    return figure if baseline is None else f"{figure} ({value - baseline:+.2f})"
 
 
-def _yes_no(metric: PictureMetric, value: float, theirs: float | None) -> str:
-    answer = f"{metric.column.heading}: {'yes' if value else 'no'}"
-    if theirs is None or theirs == value:
-        return answer
-    return f"{answer} ({'gained' if value > theirs else 'lost'})"
-
-
-def shrunk(pictures: list[bytes], budget: int) -> list[tuple[bytes, tuple[int, int]]]:
-    """Pictures as WebP with their width and height, so small that all fit into ``budget`` bytes."""
-    opened = [open_image(content).convert("RGB") for content in pictures]
-    if not opened:
+def shrink(images: list[bytes], budget: int) -> list[tuple[bytes, tuple[int, int]]]:
+    """Returns images as WebP with width and height, small enough to fit ``budget`` bytes."""
+    decoded = [open_image(content).convert("RGB") for content in images]
+    if not decoded:
         return []
-    longest = max(max(picture.size) for picture in opened)
+    longest = max(max(image.size) for image in decoded)
     if longest <= _SMALL:
-        exact = [_webp(picture, longest, lossless=True) for picture in opened]
+        exact = [_webp(image, longest, lossless=True) for image in decoded]
         if sum(len(content) for content, _ in exact) <= budget:
             return exact
-    side = min(_LONGEST_SIDE, longest, round(math.sqrt(budget / len(opened) / _BYTES_A_PIXEL)))
+    side = min(_LONGEST_SIDE, longest, round(math.sqrt(budget / len(decoded) / _BYTES_PER_PIXEL)))
     while True:
-        found = [_webp(picture, side) for picture in opened]
-        taken = sum(len(content) for content, _ in found)
-        if taken <= budget or side <= 16:
-            return found
-        side = max(16, min(side - 1, int(0.95 * side * math.sqrt(budget / taken))))
+        encoded = [_webp(image, side) for image in decoded]
+        size = sum(len(content) for content, _ in encoded)
+        if size <= budget or side <= 16:
+            return encoded
+        side = max(16, min(side - 1, int(0.95 * side * math.sqrt(budget / size))))
 
 
-def _webp(picture: Image.Image, side: int, lossless: bool = False) -> tuple[bytes, tuple[int, int]]:
-    small = picture.copy()
+def _webp(image: Image.Image, side: int, lossless: bool = False) -> tuple[bytes, tuple[int, int]]:
+    small = image.copy()
     small.thumbnail((side, side))
     stream = io.BytesIO()
     small.save(stream, "webp", quality=80, lossless=lossless)

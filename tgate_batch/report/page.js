@@ -2,7 +2,7 @@
 const one = (selector, inside = document) => inside.querySelector(selector);
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 
-/* Light and dark: the reader's system decides, until the button does. */
+/* Light and dark: as in the reader's system, until the button is used. */
 const theme = one("#theme");
 const isDark = () =>
   (document.documentElement.dataset.theme ||
@@ -16,7 +16,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme)
 theme.hidden = false;
 nameTheme();
 
-/* Paper has no pointer: explanations and settings open for it, and pictures are decoded. */
+/* Printing: opens explanations and settings, and loads all images. */
 let opened = [];
 addEventListener("beforeprint", () => {
   all("img").forEach((img) => { img.loading = "eager"; });
@@ -25,7 +25,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => opened.forEach((details) => { details.open = false; }));
 
-/* A heading's explanation, on hover, focus and touch; Escape hides it. */
+/* The explanation of a heading, on hover, focus and touch; Escape hides it. */
 const tip = one("#tip");
 const showTip = (term) => {
   tip.textContent = document.getElementById(term.getAttribute("aria-describedby")).textContent;
@@ -75,15 +75,15 @@ for (const gallery of all(".gallery")) {
   search.addEventListener("input", arrange);
   arm.addEventListener("change", arrange);
   order.addEventListener("change", arrange);
-  one("[name=again]", gallery).addEventListener("click", () => { order.value = "random"; arrange(); });
+  one("[name=shuffle]", gallery).addEventListener("click", () => { order.value = "random"; arrange(); });
   one(".tools", gallery).hidden = false;
   arrange();
 }
 
-/* A picture large, over the baseline's: a slider wipes between them, F flips, N and P go on. */
+/* An image over the baseline's at full size: a slider wipes between them, F flips, N and P step. */
 const dialog = one("#large");
 const slider = one("[type=range]", dialog);
-let at = null; /* the figure that is shown */
+let current = null; /* the figure that is shown */
 const split = (percent) => {
   slider.value = percent;
   const stage = one(".stage", dialog);
@@ -91,11 +91,11 @@ const split = (percent) => {
   stage.classList.toggle("flipped", percent <= 0 || percent >= 100);
 };
 const show = (figure) => {
-  at = figure;
+  current = figure;
   const card = figure.closest(".card");
-  const pictures = all("figure", card).filter((f) => one("img", f));
-  const baseline = pictures.find((f) => f.dataset.baseline) || figure;
-  const other = figure === baseline ? pictures.find((f) => f !== baseline) || figure : figure;
+  const images = all("figure", card).filter((f) => one("img", f));
+  const baseline = images.find((f) => f.dataset.baseline) || figure;
+  const other = figure === baseline ? images.find((f) => f !== baseline) || figure : figure;
   const [under, over] = all(".stage img", dialog);
   for (const [img, of] of [[under, baseline], [over, other]]) {
     img.src = one("img", of).src;
@@ -109,23 +109,23 @@ const show = (figure) => {
   split(50);
 };
 const flip = () => split(Number(slider.value) >= 100 ? 0 : 100);
-const go = (by) => {
-  const gallery = at.closest(".gallery");
-  const cards = all(".card:not([hidden])", gallery).filter((card) => one(`figure[data-arm="${CSS.escape(at.dataset.arm)}"] img`, card));
-  const next = cards[(cards.indexOf(at.closest(".card")) + by + cards.length) % cards.length];
-  show(one(`figure[data-arm="${CSS.escape(at.dataset.arm)}"]`, next));
+const step = (by) => {
+  const gallery = current.closest(".gallery");
+  const cards = all(".card:not([hidden])", gallery).filter((card) => one(`figure[data-arm="${CSS.escape(current.dataset.arm)}"] img`, card));
+  const next = cards[(cards.indexOf(current.closest(".card")) + by + cards.length) % cards.length];
+  show(one(`figure[data-arm="${CSS.escape(current.dataset.arm)}"]`, next));
 };
 for (const button of all(".zoom")) button.addEventListener("click", () => { show(button.closest("figure")); dialog.showModal(); slider.focus(); });
 slider.addEventListener("input", () => split(slider.value));
 one(".stage", dialog).addEventListener("click", flip);
 one("[name=flip]", dialog).addEventListener("click", flip);
-one("[name=previous]", dialog).addEventListener("click", () => go(-1));
-one("[name=next]", dialog).addEventListener("click", () => go(1));
+one("[name=previous]", dialog).addEventListener("click", () => step(-1));
+one("[name=next]", dialog).addEventListener("click", () => step(1));
 one("[name=close]", dialog).addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-dialog.addEventListener("close", () => { if (at) one(".zoom", at).focus(); });
+dialog.addEventListener("close", () => { if (current) one(".zoom", current).focus(); });
 dialog.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const act = { f: flip, n: () => go(1), p: () => go(-1) }[event.key.toLowerCase()];
-  if (act) { event.preventDefault(); act(); }
+  const action = { f: flip, n: () => step(1), p: () => step(-1) }[event.key.toLowerCase()];
+  if (action) { event.preventDefault(); action(); }
 });

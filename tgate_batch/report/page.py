@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tgate_batch.errors import printable
-from tgate_batch.metrics.base import ArmFigures
 from tgate_batch.output import layout, seal
 from tgate_batch.output.run import Run, describe
 from tgate_batch.render.timing import BESIDE, ON_DEVICE
 from tgate_batch.report import result_table
+from tgate_batch.report.columns import ArmFigures
 from tgate_batch.report.gallery import galleries
 from tgate_batch.report.plots import plots
 from tgate_batch.report.plots.base import Plot, name_of
@@ -41,9 +41,9 @@ def _markdown(summary: dict[str, Any]) -> str:
     arms = summary["arms"]
     lines = [f"# Run {summary['run']['output']}", ""]
     lines += [*(f"- {line}" for line in verdicts(summary)), ""]
-    for part in report_tables(summary):
-        lines += [f"## {part.title}", "", *result_table.markdown(part.rows).split("\n"), ""]
-        lines += [part.note, ""] if part.note else []
+    for table in report_tables(summary):
+        lines += [f"## {table.title}", "", *result_table.markdown(table.rows).split("\n"), ""]
+        lines += [table.note, ""] if table.note else []
     lines += [f"- {note}" for note in (*notes(arms), *cost_notes(summary))]
     for arm in summary["arms"]:
         for one in arm["thresholds"]:
@@ -66,14 +66,15 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
     )
     arms, script = summary["arms"], _text("page.js")
     config = describe(run)["config"]
+    indices = {(arm["model"], arm["arm"]): index for index, arm in enumerate(arms)}
     return environment.get_template("page.html").render(
         run=summary["run"],
         arms=arms,
         names=[name_of(arm, arms) for arm in arms],
-        verdicts=_places(judge_arms(summary), arms),
-        judged=_thresholds(arms),
+        verdicts=[(indices[each.model, each.arm], each) for each in judge_arms(summary)],
+        judged_thresholds=_thresholds(arms),
         plots=_grouped(plots(summary)),
-        parts=[_without_model(part, arms) for part in report_tables(summary)],
+        report_tables=[_without_model(table, arms) for table in report_tables(summary)],
         most_rows=_MOST_ROWS,
         notes=[*notes(arms), *cost_notes(summary)],
         workers=summary["workers"],
@@ -88,7 +89,7 @@ def _html(run: Run, summary: dict[str, Any]) -> str:
         standing=standing,
         svg=lambda drawing: Markup(_shown(drawing)),
         strong=_strong,
-        places={(arm["model"], arm["arm"]): place for place, arm in enumerate(arms)},
+        indices=indices,
     )
 
 
@@ -107,27 +108,21 @@ def _text(name: str) -> str:
     return resources.files("tgate_batch.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _places(found: Sequence[Any], arms: Sequence[ArmFigures]) -> list[tuple[int, Any]]:
-    """Pairs each verdict with its arm's index, which selects the colour."""
-    keys = [(arm["model"], arm["arm"]) for arm in arms]
-    return [(keys.index((verdict.model, verdict.arm)), verdict) for verdict in found]
-
-
-def _grouped(found: Sequence[Plot]) -> list[list[Plot]]:
+def _grouped(plots: Sequence[Plot]) -> list[list[Plot]]:
     """Groups the plots into cells: quality, then time, then one plot per cell."""
-    quality = [plot for plot in found if plot.name.startswith(("frontier-", "changed-"))]
-    time = [plot for plot in found if plot.name in ("stages", "whole")]
-    others = [[plot] for plot in found if plot not in quality and plot not in time]
+    quality = [plot for plot in plots if plot.name.startswith(("frontier-", "changed-"))]
+    time = [plot for plot in plots if plot.name in ("stages", "whole")]
+    others = [[plot] for plot in plots if plot not in quality and plot not in time]
     return [group for group in (quality, time, *others) if group]
 
 
-def _without_model(part: ReportTable, arms: Sequence[ArmFigures]) -> ReportTable:
+def _without_model(table: ReportTable, arms: Sequence[ArmFigures]) -> ReportTable:
     """Drops the model column if all arms have the same model."""
     if len({arm["model"] for arm in arms}) > 1:
-        return part
-    place = part.rows[0].index("model")
-    rows = [[*row[:place], *row[place + 1 :]] for row in part.rows]
-    return part._replace(rows=rows, labels=part.labels - 1)
+        return table
+    index = table.rows[0].index("model")
+    rows = [[*row[:index], *row[index + 1 :]] for row in table.rows]
+    return table._replace(rows=rows, labels=table.labels - 1)
 
 
 def _thresholds(arms: Sequence[ArmFigures]) -> list[tuple[str, dict[str, Any]]]:
@@ -148,14 +143,14 @@ class ErrorKind(NamedTuple):
 
 
 def _errors(arms: Sequence[ArmFigures]) -> list[ErrorKind]:
-    found = []
+    errors = []
     for arm in arms:
         for kind in arm.get("error_kinds") or ():
             named = [row for row in arm["error_rows"] if row["error_kind"] == kind["kind"]]
             ids = list(dict.fromkeys(row["prompt_id"] for row in named))
             more = kind["rows"] > len(named)
-            found.append(ErrorKind(name_of(arm, arms), kind["rows"], kind["error"], ids, more))
-    return found
+            errors.append(ErrorKind(name_of(arm, arms), kind["rows"], kind["error"], ids, more))
+    return errors
 
 
 def _times(workers: dict[str, Any] | None) -> list[dict[str, Any]]:

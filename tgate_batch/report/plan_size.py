@@ -1,29 +1,30 @@
-"""How many prompts a run needs to show a difference, from a smaller run of its kind."""
+"""The number of prompts that a run needs to show a difference, from a pilot run."""
 
 from collections.abc import Sequence
 from math import isfinite
 
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
-from tgate_batch.report.columns import columns
+from tgate_batch.report.columns import ArmFigures, Column, columns
 
 
 def plan_size(arms: Sequence[ArmFigures], see: str) -> list[str]:
-    """One line an arm: how many prompts show ``see`` with power 90% at a one-sided 5%.
+    """Returns a line per arm: how many prompts show ``see`` with power 90% at a one-sided 5%.
 
-    ``arms`` are entries of report.json; ``see`` is a figure and a difference in its units, such as
-    ``clip_score_change -0.2``. Raises UserError for an unknown figure, a difference of 0, and where
-    no arm's figure has an interval.
+    ``arms`` are entries of report.json; ``see`` is a figure and a difference in its units, for
+    example ``clip_score_change -0.2``. Raises UserError for an unknown figure, a difference of 0,
+    and if the figure has no interval in any arm.
     """
     column, difference = _parse(see)
     if not arms:
-        raise UserError("there are no scores of such an arm; run tgate-batch score first")
+        raise UserError(
+            "the run has no scores of this model and arm. Fix: run tgate-batch score first"
+        )
     judged = [arm for arm in arms if not (column.beside_baseline and arm.get("is_baseline"))]
     lines = [_line(arm, column, difference) for arm in judged if column.bounds(arm) is not None]
     if not lines:
         reasons = [column.reason(arm) for arm in judged]
-        reason = next(filter(None, reasons), "it was not measured beside a baseline's")
+        reason = next(filter(None, reasons), "it was not compared with a baseline")
         raise UserError(f"{column.name} has no interval to plan from: {reason}")
     return lines
 
@@ -49,10 +50,11 @@ def _parse(see: str) -> tuple[Column, float]:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"--see {see!r} is not a figure and a difference; give e.g. 'clip_score_change -0.2'"
+            f"--see {see!r} is not a figure and a difference. Fix: give e.g. "
+            "'clip_score_change -0.2'"
         ) from None
     if name not in known:
-        raise UserError(f"--see: unknown figure {name!r}; one of: {', '.join(known)}")
+        raise UserError(f"--see: unknown figure {name!r}. Fix: give one of: {', '.join(known)}")
     if difference == 0:
         raise UserError(f"--see {see!r}: no number of prompts shows a difference of 0")
     return known[name], difference

@@ -1,20 +1,15 @@
-"""The report's tables: one row an arm, for the terminal, Markdown and the page alike."""
+"""The report's tables with one row per arm, for the terminal, Markdown and the page."""
 
 from collections.abc import Sequence
 
 from tgate_batch.errors import printable
-from tgate_batch.metrics.base import UNKNOWN, ArmFigures, Column
-from tgate_batch.metrics.base import Table as TableName
-from tgate_batch.report.columns import columns
+from tgate_batch.report.columns import UNKNOWN, ArmFigures, Column, Table, columns
 
-_INTERVAL = "[95% CI]"
+INTERVAL = "[95% CI]"  # ends the heading of a column with intervals
 
 
-def rows(arms: Sequence[ArmFigures], table: TableName) -> list[list[str]]:
-    """The heading row, then one row an arm, of ``table``: speed, pictures, sets or brief.
-
-    Columns that no arm has a value in are left out.
-    """
+def rows(arms: Sequence[ArmFigures], table: Table) -> list[list[str]]:
+    """Returns the heading row and one row per arm; columns without any value are left out."""
     brief = table == "brief"
     shown = [
         (heading(column, arms, brief), [column.show(arm, brief) for arm in arms])
@@ -29,15 +24,15 @@ def rows(arms: Sequence[ArmFigures], table: TableName) -> list[list[str]]:
 
 
 def heading(column: Column, arms: Sequence[ArmFigures], brief: bool) -> str:
-    """The column's word, and that its cells have intervals, where one has."""
+    """Returns the column's heading, marked if its cells have intervals."""
     with_interval = any(column.bounds(arm) is not None for arm in arms)
-    if not with_interval or (brief and not column.change) or column.heading.endswith(_INTERVAL):
+    if not with_interval or (brief and not column.change) or column.heading.endswith(INTERVAL):
         return column.heading
-    return f"{column.heading} {_INTERVAL}"
+    return f"{column.heading} {INTERVAL}"
 
 
-def comparisons(arms: Sequence[ArmFigures], table: TableName) -> int:
-    """How many changes with an interval a table shows."""
+def comparisons(arms: Sequence[ArmFigures], table: Table) -> int:
+    """Returns the number of changes with an interval in a table."""
     return sum(
         column.bounds(arm) is not None and column.value(arm) is not None
         for column in columns(arms)
@@ -47,7 +42,7 @@ def comparisons(arms: Sequence[ArmFigures], table: TableName) -> int:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table in Markdown, a row a line, whatever a cell says."""
+    """Returns a table in Markdown, one line per row; cells are escaped."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     cells = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)

@@ -15,23 +15,23 @@ from tgate_batch.report.columns import MACS
 from tgate_batch.score import registry
 
 _ONLY_WARM_UPS = (
-    "no batch was timed: each worker's first batch of an arm warms up and is left out; render more "
-    "prompts, or give fewer workers (workers.max) or a smaller sampling.batch_size"
+    "no batch was timed, because each worker's first batch of an arm is a warm-up. Fix: render "
+    "more prompts, or set a smaller workers.max or sampling.batch_size"
 )
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of what ``summarize`` returns."""
+    """Returns the JSON Schema of the result of ``summarize``."""
     file = resources.files("tgate_batch.report").joinpath("report.schema.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """``{"run", "arms": [...], "workers", "passed"}``; keys are stable, None where not measured.
+    """Returns ``{"run", "arms": [...], "workers", "passed"}``; a key is None if not measured.
 
-    ``speedup`` is images/s per worker over the baseline's of the same model;
-    ``macs_saved`` the share of the baseline's MACs, attention included, that the arm leaves out.
-    ``run.bill`` counts an invocation that has not ended up to now.
+    ``speedup`` is images/s per worker over the baseline's of the same model. ``macs_saved`` is the
+    share of the baseline's MACs, attention included, that the arm saves. ``run.bill`` includes the
+    current invocation until now.
     """
     arms = [
         _arm(run, model.name, name, arm)
@@ -50,9 +50,9 @@ def summarize(run: Run) -> dict[str, Any]:
     )
     for arm in arms:
         baseline = _baseline(run, arms, arm["model"])
-        _beside_baseline(arm, baseline)
+        _compare(arm, baseline)
         arm["thresholds"] = thresholds.judge(arm, baseline, run.config.thresholds)
-        arm["gates"] = arm["thresholds"]  # their older key, for this version
+        arm["gates"] = arm["thresholds"]  # the previous key
     return {
         "run": _run(run, arms) | {"bill": billed},
         "arms": arms,
@@ -62,7 +62,7 @@ def summarize(run: Run) -> dict[str, Any]:
 
 
 def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings and provenance of the images, from the files and not from this process.
+    """Settings and provenance of the images, read from the files.
 
     ``versions`` and ``git`` are those of most files; ``made_by`` lists all.
     """
@@ -86,7 +86,7 @@ def _run(run: Run, arms: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _add_older_keys(config: dict[str, Any]) -> None:
-    """The names that report.json had before, for this version: beside their new ones."""
+    """Adds the previous names of some keys."""
     config["gates"] = config["thresholds"]
     weights = config["score"]["weights"]
     older = {"clip": "clip", "lpips": "lpips", "extractor_path": "extractor"}
@@ -118,24 +118,24 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
 
 
 def _scores(run: Run, model: str, name: str) -> dict[str, Any]:
-    """An arm's scores; raises UserError where the file has another shape, or is of another arm."""
+    """Reads an arm's scores; raises UserError if the file has another shape or arm."""
     file = layout.scores(model, name)
-    found = shapes.read(run.folder, file, shapes.ScoresFile)
+    scores = shapes.read(run.folder, file, shapes.ScoresFile)
     odd = [
         metric.name
         for metric in registry.METRICS
-        if not isinstance(found.get(metric.name), int | float | None)
+        if not isinstance(scores.get(metric.name), int | float | None)
     ]
-    if odd or (found["model"], found["arm"]) != (model, name):
-        why = f"{odd[0]} is no number" if odd else "it is of another arm"
+    if odd or (scores["model"], scores["arm"]) != (model, name):
+        why = f"{odd[0]} is not a number" if odd else "it belongs to another arm"
         raise UserError(
             f"output {run.folder}: {file} cannot be used: {why}. Fix: {shapes.ScoresFile.advice}"
         )
-    return found
+    return scores
 
 
 def _share(arms: list[dict[str, Any]], key: str, total: float | None, reason: str | None) -> None:
-    """Gives each arm its share of a total, for 1,000 images; or the reason why there is none."""
+    """Adds each arm's share of a total per 1,000 images, or the reason why there is none."""
     shares = [None] * len(arms) if total is None else per_1000_images(total, arms)
     for arm, share in zip(arms, shares, strict=True):
         arm[key] = share
@@ -147,7 +147,7 @@ def _baseline(run: Run, arms: list[dict], model: str) -> dict | None:
     return next((a for a in arms if (a["model"], a["arm"]) == (model, run.config.baseline)), None)
 
 
-def _beside_baseline(arm: dict[str, Any], baseline: dict[str, Any] | None) -> None:
+def _compare(arm: dict[str, Any], baseline: dict[str, Any] | None) -> None:
     arm["is_baseline"] = baseline is arm
     arm["speedup"] = arm["macs_saved"] = None
     if baseline is None:

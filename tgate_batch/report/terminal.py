@@ -1,4 +1,4 @@
-"""The end of a run in a terminal or a log: the brief table and the verdicts."""
+"""The summary at the end of a run, in a terminal or a log: the brief table and the verdicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tgate_batch import console
-from tgate_batch.metrics.base import ArmFigures
+from tgate_batch.report.columns import ArmFigures
 from tgate_batch.report.result_table import rows
 from tgate_batch.report.sections import withheld
 from tgate_batch.report.verdict import verdicts
 
-_LOG_WIDTH = 160  # columns, where there is no terminal
+_LOG_WIDTH = 160  # columns, without a terminal
 _GAP = "  "
 
 
@@ -40,21 +40,21 @@ def show(summary: Mapping[str, Any]) -> None:
 
 
 def width() -> int:
-    """Columns of the terminal, or of a log where there is none."""
+    """Returns the number of columns of the terminal; of a log, if there is none."""
     stream = console.out()
     return console.width(stream) if Console(file=stream).is_terminal else _LOG_WIDTH
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Rows under their heading, in lines of at most ``width`` columns; no cell is ever cut.
+    """Returns a table as lines of at most ``width`` columns; no cell is cut.
 
-    Where a row does not fit, a row becomes a column; where that does not fit either, each has a
-    block of its own. The first two cells of a row are its names.
+    If it does not fit, it is transposed; if that does not fit either, each row becomes a block. The
+    first two cells of a row are its names.
     """
     head, *body = rows
     names = ["", *(" ".join(row[:2]) for row in body)]
-    turned = [names, *map(list, zip(*(row[2:] for row in rows), strict=True))]
-    for cells, left in ((rows, 2), (turned, 1)):
+    transposed = [names, *map(list, zip(*(row[2:] for row in rows), strict=True))]
+    for cells, left in ((rows, 2), (transposed, 1)):
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
         if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
             rule = ["-" * each for each in widths]
@@ -74,7 +74,7 @@ def table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
-    """The first cells to the left, figures to the right."""
+    """Aligns the first cells to the left, figures to the right."""
     cells = []
     for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
         space = " " * (width - cell_len(cell))

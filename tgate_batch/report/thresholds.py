@@ -11,10 +11,9 @@ from typing import Any
 
 from tgate_batch.config import Config, Threshold, Thresholds
 from tgate_batch.errors import UserError
-from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.cost import Devices
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
-from tgate_batch.report.columns import columns
+from tgate_batch.report.columns import ArmFigures, Column, columns
 from tgate_batch.score.registry import METRICS
 
 _TESTS = ("no_worse_than", "at_least", "at_most")
@@ -44,7 +43,7 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
                 "on the value (min, max)"
             )
         if test == "no_worse_than" and not column.change:
-            changes = ", ".join(other for other, found in bounded.items() if found.change)
+            changes = ", ".join(other for other, each in bounded.items() if each.change)
             raise UserError(
                 f"thresholds: no_worse_than tests changes, and {name} is not a change. Fix: use "
                 f"at_least or at_most, or one of: {changes}"
@@ -52,7 +51,7 @@ def check(thresholds: Mapping[str, Threshold]) -> None:
 
 
 def markdown() -> str:
-    """Every figure that a threshold may bound, as the table of docs/metrics.md."""
+    """Returns the table of docs/metrics.md: every figure that a threshold may bound."""
     lines = ["| figure | key of an arm in report.json | better | tests |", "|---|---|---|---|"]
     for name, column in _bounded().items():
         key = f"`{_key(column)}`"
@@ -70,7 +69,7 @@ def _key(column: Column) -> str:
 
 
 def _unknown(name: str, bounded: Mapping[str, Column]) -> str:
-    """What is wrong with a figure's name: those like it, of which a key of report.json is one."""
+    """The error for an unknown figure, with similar names; a key of report.json is also found."""
     by_key = [
         other
         for other, column in bounded.items()
@@ -79,7 +78,7 @@ def _unknown(name: str, bounded: Mapping[str, Column]) -> str:
     near = by_key or get_close_matches(name, bounded, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(bounded)}."
     return (
-        f"thresholds: unknown figure {name!r}; {hint} Fix: take a figure of the table under "
+        f"thresholds: unknown figure {name!r}; {hint} Fix: use a figure of the table under "
         "Thresholds in docs/metrics.md"
     )
 
@@ -87,39 +86,38 @@ def _unknown(name: str, bounded: Mapping[str, Column]) -> str:
 def check_measured(config: Config) -> None:
     """Raises UserError for a threshold on a figure that this config never measures."""
     for name in config.thresholds.figures:
-        if lacking := _lacking(name, _bounded()[name], config):
-            raise UserError(f"thresholds: {name} is never measured here: {lacking}")
+        if problem := _unmeasured(name, _bounded()[name], config):
+            raise UserError(f"thresholds: {name} is never measured by this config: {problem}")
 
 
-def _lacking(name: str, column: Column, config: Config) -> str | None:
-    """What a figure needs and the config does not have, and how to give it."""
+def _unmeasured(name: str, column: Column, config: Config) -> str | None:
+    """What a figure needs that the config lacks, and how to add it; None if nothing is missing."""
     metric = next((m for m in METRICS if m.name in (name, column.of)), None)
     weights = metric and metric.weights
     if column.beside_baseline and config.baseline is None:
-        return "no arm is a baseline; add one without a plan, e.g. baseline: {}"
+        return "no arm is a baseline. Fix: add one without a plan, e.g. baseline: {}"
     if weights is not None and weights not in config.score.weights:
-        return f"its weights are not given; name them in score.weights.{weights}"
+        return f"it has no weights. Fix: set score.weights.{weights}"
     if "sets" in column.tables and config.score.reference is None:
-        return "there is no reference; give score.reference"
+        return "there is no reference. Fix: set score.reference"
     if "fid" in (name, column.of) and "inception" not in config.score.extractor:
-        return "only extractor inception makes FID; add it to score.extractor, or bound fd"
+        return "FID needs the extractor inception. Fix: add it to score.extractor, or bound fd"
     if "fd" in (name, column.of) and set(config.score.extractor) == {"inception"}:
-        return "with extractor inception the distance is FID; bound fid"
+        return "with the extractor inception the distance is FID. Fix: bound fid"
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
     if name.startswith("usd_") and devices.unpriced:
-        return f"{devices.unpriced}; give {devices.key}"
+        return f"{devices.unpriced}. Fix: set {devices.key}"
     return None
 
 
 def judge(
     arm: ArmFigures, baseline: ArmFigures | None, thresholds: Thresholds
 ) -> list[dict[str, Any]]:
-    """One entry a threshold, for an arm's entry of report.json and its baseline's.
+    """Returns one entry per threshold, for an arm's entry of report.json and its baseline's.
 
-    An entry has the threshold's name, the value, what was asked, ``margin`` (negative: by how much
-    it failed; of a test that of the bound it is judged on), ``decided``, ``passed``, and the
-    verdict in words. Comparisons with the baseline do not judge the baseline. Raises UserError as
-    ``check`` does.
+    An entry has the threshold's name, the value, the config's bounds, ``margin`` (negative if it
+    failed; for a test the margin of the tested bound), ``decided``, ``passed``, and the verdict in
+    words. Comparisons with the baseline do not judge the baseline. Raises UserError like ``check``.
     """
     check(thresholds.figures)
     bounded = _bounded()
@@ -147,34 +145,34 @@ def _judged(
 ) -> dict[str, Any]:
     value, test, reason = column.value(arm, baseline), _test(threshold), column.reason(arm)
     bounds = None if value is None else column.bounds(arm)
-    # Of a value that is withheld for itself the reason is told; another was not measured.
+    # A figure that is withheld itself has a reason; any other was not measured.
     withheld = reason is not None and column.path == (*column.interval, "value")
     if value is None and not withheld:
         must = _window(threshold) if test is None else _WORDS[test].format(getattr(threshold, test))
-        found = _Found(False, f"FAIL {column.name} was not measured, and must be {must}")
+        result = _Result(False, f"FAIL {column.name} was not measured, and must be {must}")
     elif value is None or (test is not None and bounds is None):
-        found = _Found(None, f"undecided {column.name}: {reason or 'it has no interval'}")
+        result = _Result(None, f"undecided {column.name}: {reason or 'it has no interval'}")
     elif test is None:
-        found = _of_window(column.name, value, threshold)
+        result = _of_window(column.name, value, threshold)
     else:
         assert bounds is not None
         estimate = Estimate(bounds["value"], bounds["low"], bounds["high"])
         higher = column.better == "higher" if test == "no_worse_than" else test == "at_least"
-        found = _of_test(column.name, estimate, getattr(threshold, test), higher, test, arm)
+        result = _of_test(column.name, estimate, getattr(threshold, test), higher, test, arm)
     return {
         "threshold": column.name,
         "gate": column.name,  # its older key, for this version
         "value": value,
         "interval": None if bounds is None else dict(bounds),
         **dict(threshold),
-        "margin": found.margin,
-        "decided": found.passed is not None,
-        "passed": lenient if found.passed is None else found.passed,
-        "verdict": found.verdict,
+        "margin": result.margin,
+        "decided": result.passed is not None,
+        "passed": lenient if result.passed is None else result.passed,
+        "verdict": result.verdict,
     }
 
 
-class _Found:
+class _Result:
     """The result of a threshold; ``passed`` is None if undecided."""
 
     def __init__(self, passed: bool | None, verdict: str, margin: float | None = None):
@@ -196,7 +194,7 @@ def _window(threshold: Threshold) -> str:
     )
 
 
-def _of_window(name: str, value: float, threshold: Threshold) -> _Found:
+def _of_window(name: str, value: float, threshold: Threshold) -> _Result:
     margins = []
     if threshold.min is not None:
         margins.append(value - threshold.min)
@@ -204,41 +202,41 @@ def _of_window(name: str, value: float, threshold: Threshold) -> _Found:
         margins.append(threshold.max - value)
     margin, window = min(margins), _window(threshold)
     if margin >= 0:
-        said = f"pass {name} {value:.6g} is {window}, by {margin:.4g} (a window on the value)"
+        text = f"pass {name} {value:.6g} is {window}, by {margin:.4g} (a window on the value)"
     else:
-        said = f"FAIL {name} {value:.6g} must be {window}, missed by {-margin:.4g} (a window)"
-    return _Found(margin >= 0, said, margin)
+        text = f"FAIL {name} {value:.6g} must be {window}, missed by {-margin:.4g} (a window)"
+    return _Result(margin >= 0, text, margin)
 
 
 def _of_test(
-    name: str, found: Estimate, limit: float, higher: bool, test: str, arm: ArmFigures
-) -> _Found:
-    """``higher``: what is above the limit keeps it, and what is below does not."""
-    near, far = found.lower_bound, found.upper_bound
+    name: str, figure: Estimate, limit: float, higher: bool, test: str, arm: ArmFigures
+) -> _Result:
+    """Judges an interval's bound; ``higher``: values above the limit pass."""
+    near, far = figure.lower_bound, figure.upper_bound
     words = ("lower", "upper")
     if not higher:
         near, far, words = far, near, words[::-1]
     sign = 1 if higher else -1
-    margin, value, must = sign * (near - limit), f"{found.value:.4g}", _WORDS[test].format(limit)
+    margin, value, must = sign * (near - limit), f"{figure.value:.4g}", _WORDS[test].format(limit)
     if margin >= 0:
-        said = f"pass {name} {value} is {must}: its {words[0]} bound is {near:.4g}"
-        return _Found(True, said, margin)
+        text = f"pass {name} {value} is {must}: its {words[0]} bound is {near:.4g}"
+        return _Result(True, text, margin)
     if sign * (far - limit) < 0:
-        said = f"FAIL {name} {value} must be {must}: its {words[1]} bound is {far:.4g}"
-        return _Found(False, said, sign * (far - limit))
-    more = _more_prompts(found, limit, arm)
-    between = f"undecided {name} {value} [{found.low:.4g}, {found.high:.4g}] must be {must}"
-    if sign * (found.value - limit) < 0:
-        said = f"{between}; {more} would probably confirm the failure"
+        text = f"FAIL {name} {value} must be {must}: its {words[1]} bound is {far:.4g}"
+        return _Result(False, text, sign * (far - limit))
+    more = _more_prompts(figure, limit, arm)
+    between = f"undecided {name} {value} [{figure.low:.4g}, {figure.high:.4g}] must be {must}"
+    if sign * (figure.value - limit) < 0:
+        text = f"{between}; {more} would probably confirm the failure"
     else:
-        said = f"{between}; {more} would do"
-    return _Found(None, said, margin)
+        text = f"{between}; {more} would suffice"
+    return _Result(None, text, margin)
 
 
-def _more_prompts(found: Estimate, limit: float, arm: ArmFigures) -> str:
-    """The number of additional prompts that would resolve the value from the limit."""
-    prompts, difference = arm.get("prompts_compared") or arm.get("prompts"), found.value - limit
+def _more_prompts(figure: Estimate, limit: float, arm: ArmFigures) -> str:
+    """The number of additional prompts that would separate the value from the limit."""
+    prompts, difference = arm.get("prompts_compared") or arm.get("prompts"), figure.value - limit
     if not prompts or difference == 0:
         return "more prompts"
-    more = prompts_needed(prompts, found.standard_error, difference) - prompts
+    more = prompts_needed(prompts, figure.standard_error, difference) - prompts
     return f"about {more:,} more prompts"

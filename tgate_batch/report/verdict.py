@@ -1,16 +1,16 @@
 """The verdict on each arm, in one sentence, from the entries of report.json."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from tgate_batch.metrics.base import ArmFigures, Column
 from tgate_batch.metrics.jackknife import Estimate, prompts_needed
-from tgate_batch.report.columns import columns
+from tgate_batch.report.columns import ArmFigures, Column, columns
 
-_FEW_PROMPTS = 100  # that were compared: an interval that holds 0 then holds large changes too
-_MARGIN = 1.1  # of a speed-up over what the saved MACs allow, before it is remarked
+_FEW_PROMPTS = 100  # compared: with fewer, an interval that includes 0 includes large changes too
+_MARGIN = 1.1  # a speed-up may exceed the limit of the saved MACs by this factor without a remark
 
 Standing = Literal["passed", "failed", "undecided"]
 
@@ -40,7 +40,7 @@ class Verdict:
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
     """Returns one line per arm, from the content of report.json."""
-    return [str(found) for found in judge_arms(summary)]
+    return [str(verdict) for verdict in judge_arms(summary)]
 
 
 def judge_arms(summary: Mapping[str, Any]) -> list[Verdict]:
@@ -67,28 +67,25 @@ def _verdict(
     arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigures], several: bool
 ) -> Verdict:
     name = f"{arm['model']} {arm['arm']}" if several else arm["arm"]
-    beside = None if arm["is_baseline"] else baseline
-    counts: dict[Standing, int] = {}
-    for threshold in arm.get("thresholds") or ():
-        stands = standing(threshold)
-        counts[stands] = counts.get(stands, 0) + 1
+    other = None if arm["is_baseline"] else baseline
+    counts = Counter(map(standing, arm.get("thresholds") or ()))
     return Verdict(
         arm["model"],
         arm["arm"],
-        f"{name} {_done(arm, beside, arms)}",
-        None if beside is None else _saving(arm, beside),
-        {key: counts[key] for key in ("passed", "failed", "undecided") if key in counts},
+        f"{name} {_sentence(arm, other, arms)}",
+        None if other is None else _saving(arm, other),
+        {key: counts[key] for key in get_args(Standing) if key in counts},
     )
 
 
-def _done(arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigures]) -> str:
+def _sentence(arm: ArmFigures, baseline: ArmFigures | None, arms: Sequence[ArmFigures]) -> str:
     """Describes the arm's speed, quality and failures."""
     if not arm["images"]:
         return f"has no images: {_all_failed(arm)}"
-    said = _alone(arm) if baseline is None else f"{_speed(arm)}, {_quality(arm, baseline, arms)}"
+    text = _alone(arm) if baseline is None else f"{_speed(arm)}, {_quality(arm, baseline, arms)}"
     if arm["errors"]:
-        said += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} pictures failed"
-    return said
+        text += f"; {arm['errors']:,} of {arm['images'] + arm['errors']:,} images failed"
+    return text
 
 
 def _all_failed(arm: ArmFigures) -> str:
@@ -112,13 +109,13 @@ def _speed(arm: ArmFigures) -> str:
         return "has no measured speed-up"
     times = f"renders {value:.2f}"
     if bounds is None:
-        said = f"{times} times as many images a second (too few batches for an interval)"
-        return said + _above_limit(arm, value)
-    said = f"{times} [{bounds['low']:.2f}, {bounds['high']:.2f}] times as many images a second"
-    said += _above_limit(arm, bounds["low"])
+        text = f"{times} times as many images a second (too few batches for an interval)"
+        return text + _above_limit(arm, value)
+    text = f"{times} [{bounds['low']:.2f}, {bounds['high']:.2f}] times as many images a second"
+    text += _above_limit(arm, bounds["low"])
     if bounds["low"] <= 1 <= bounds["high"]:
-        return f"{said} (no resolvable change of speed)"
-    return said
+        return f"{text} (no resolvable change of speed)"
+    return text
 
 
 def _above_limit(arm: ArmFigures, least: float) -> str:
@@ -131,35 +128,38 @@ def _above_limit(arm: ArmFigures, least: float) -> str:
         or least * (1 - saved) <= 1
     ):
         return ""
-    limit = f"{1 / (1 - saved):.2f}"
     return (
-        f" (the saved MACs explain {limit} at most: measure again on a machine without other load)"
+        f" (the saved MACs explain {1 / (1 - saved):.2f} at most: measure again on a machine "
+        "without other load)"
     )
 
 
 def _quality(arm: ArmFigures, baseline: ArmFigures, arms: Sequence[ArmFigures]) -> str:
     if not baseline["images"]:
         return "and the baseline has no images to compare with"
-    found = [_change(column, arm, arms) for column in changes(arm, arms)]
-    return " and ".join(found) if found else "and no change of quality was measured"
+    texts = [_change(column, arm, arms) for column in changes(arm, arms)]
+    return " and ".join(texts) or "and no change of quality was measured"
 
 
 def changes(arm: ArmFigures, arms: Sequence[ArmFigures]) -> Iterator[Column]:
     """Yields the changes that the verdict reports as quality.
 
-    Changes of per-image figures, and of the Frechet distance if it is comparable; the kernel
+    Changes of headline metrics, and of the Frechet distance if it is comparable; the kernel
     distance only if there is nothing else.
     """
-    known = [c for c in columns(arms) if c.change and c.tables and c.value(arm) is not None]
-    pictures = [column for column in known if "pictures" in column.tables]
+    known = [c for c in columns(arms) if c.headline and c.tables and c.value(arm) is not None]
+    images = [column for column in known if "images" in column.tables]
     distances = [column for column in known if column.of in ("fid", "fd")]
-    yield from [*pictures, *distances] or known
+    yield from [*images, *distances] or known
 
 
 def _change(column: Column, arm: ArmFigures, arms: Sequence[ArmFigures]) -> str:
     higher = column.better == "higher"
     worse, better = ("loss", "gain") if higher else ("rise", "fall")
-    word, shown, bounds = _word(column, arms), column.show(arm, brief=True), column.bounds(arm)
+    shown, bounds = column.show(arm, brief=True), column.bounds(arm)
+    word = column.heading.removesuffix(" change")
+    if "images" in column.tables and column.of is not None:
+        word = _column(column.of, arms).heading
     sign = 1 if higher else -1
     if bounds is None:
         return f"with a change of {word} of {shown} (too few prompts for an interval)"
@@ -170,9 +170,7 @@ def _change(column: Column, arm: ArmFigures, arms: Sequence[ArmFigures]) -> str:
         return f"at a {better} of {word} ({shown})"
     change = worse if sign * bounds["value"] <= 0 else better
     if _prompts(arm) < _FEW_PROMPTS:
-        return (
-            f"with too few prompts to tell a {change} of {word} ({shown}){_would_do(arm, bounds)}"
-        )
+        return f"with too few prompts to tell a {change} of {word} ({shown}){_needed(arm, bounds)}"
     return f"at no resolvable {change} of {word} ({shown})"
 
 
@@ -180,20 +178,13 @@ def _prompts(arm: ArmFigures) -> float:
     return arm.get("prompts_compared") or arm.get("prompts") or inf
 
 
-def _would_do(arm: ArmFigures, bounds: Mapping[str, float]) -> str:
-    """The number of prompts that would resolve a change as large as the observed one."""
+def _needed(arm: ArmFigures, bounds: Mapping[str, float]) -> str:
+    """The number of prompts that would show a change as large as the observed one."""
     if bounds["value"] == 0:
         return ""
     error = Estimate(bounds["value"], bounds["low"], bounds["high"]).standard_error
     needed = prompts_needed(int(_prompts(arm)), error, bounds["value"])
-    return f": about {needed:,} would do"
-
-
-def _word(column: Column, arms: Sequence[ArmFigures]) -> str:
-    """The heading of the figure that changed."""
-    if "pictures" in column.tables and column.of is not None:
-        return _column(column.of, arms).heading
-    return column.heading.removesuffix(" change")
+    return f": about {needed:,} would suffice"
 
 
 def _column(name: str, arms: Sequence[ArmFigures]) -> Column:
@@ -202,22 +193,22 @@ def _column(name: str, arms: Sequence[ArmFigures]) -> Column:
 
 def _saving(arm: ArmFigures, baseline: ArmFigures) -> str | None:
     """The saving per 1,000 images, from denoising and decoding time, as in the speed-up."""
-    mine, theirs = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
-    if mine is None or theirs is None:
+    mine, other = arm["usd_per_1000_images"], baseline["usd_per_1000_images"]
+    if mine is None or other is None:
         return None
-    saved, bounds = theirs - mine, arm.get("speedup_interval")
+    saved, bounds = other - mine, arm.get("speedup_interval")
     verb, more = ("saves", "") if saved >= 0 else ("costs", " more")
     sign = 1 if saved >= 0 else -1
     between = ""
-    if bounds is not None and bounds["low"] > 0:  # money is time: a speed-up's ends are a saving's
-        ends = sorted(sign * theirs * (1 - 1 / bounds[end]) for end in ("low", "high"))
-        between = f" [{', '.join(_places(end, theirs) for end in ends)}]"
+    if bounds is not None and bounds["low"] > 0:  # cost is proportional to time
+        ends = sorted(sign * other * (1 - 1 / bounds[end]) for end in ("low", "high"))
+        between = f" [{', '.join(_money(end, other) for end in ends)}]"
     return (
-        f"{verb} ${_places(abs(saved), theirs)}{between}{more} per 1,000 images "
-        f"(${_places(mine, theirs)} for ${_places(theirs, theirs)})"
+        f"{verb} ${_money(abs(saved), other)}{between}{more} per 1,000 images "
+        f"(${_money(mine, other)} for ${_money(other, other)})"
     )
 
 
-def _places(amount: float, beside: float) -> str:
-    """An amount of money, with as many places as tell amounts like ``beside`` from each other."""
-    return f"{amount:,.2f}" if beside >= 10 else f"{amount:.4f}"
+def _money(amount: float, baseline: float) -> str:
+    """An amount with enough decimal places to distinguish it from the baseline's."""
+    return f"{amount:,.2f}" if baseline >= 10 else f"{amount:.4f}"

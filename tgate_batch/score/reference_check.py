@@ -2,20 +2,20 @@
 
 from tgate_batch.config import Config
 from tgate_batch.errors import Problems, StorageError, UserError
-from tgate_batch.metrics.features import ExtractorFacts
+from tgate_batch.metrics.features import UnloadedExtractor
 from tgate_batch.score import image_sources
 from tgate_batch.score.reference import is_file, load_reference
 from tgate_batch.score.registry import check_reference, reference_of, weights_of
 from tgate_batch.storage.images import open_image
 
-_LEAST = 2  # images: statistics of fewer have no covariance
+_LEAST = 2  # images: fewer have no covariance
 
 
 def check_references(config: Config) -> None:
     """Raises UserError with a line for each reference of a config that cannot be used.
 
-    An ``.npz`` is read whole: names, shapes, finite values, and the extractor that it is of. A
-    place of images is listed, and its first image is decoded.
+    An ``.npz`` is read completely: names, shapes, finite values, and its extractor. A source of
+    images is listed, and its first image is decoded.
     """
     problems = Problems()
     for name in config.score.extractor:
@@ -31,20 +31,20 @@ def check_references(config: Config) -> None:
 def _check_usable(config: Config, name: str, where: str) -> None:
     try:
         if is_file(where):
-            load_reference(where, ExtractorFacts(name, weights_of(config.score, name)))
+            load_reference(where, UnloadedExtractor(name, weights_of(config.score, name)))
         else:
-            _check_place(where, config.score.reference_skip_unreadable)
+            _check_source(where, config.score.reference_skip_unreadable)
     except (UserError, StorageError) as error:
         raise UserError(f"score.reference: {error}") from None
 
 
-def _check_place(where: str, skip_unreadable: bool) -> None:
+def _check_source(where: str, skip_unreadable: bool) -> None:
     source = image_sources.open_source(where)
     if len(source) < _LEAST:
-        raise UserError(f"reference {source.name} holds one image, and a distance needs {_LEAST}")
+        raise UserError(f"reference {source.name} has one image, and a distance needs {_LEAST}")
     if skip_unreadable:
         return
-    for name, content in source.parts[0].pictures():
+    for name, content in source.parts[0].images():
         try:
             open_image(content)
         except UserError as error:

@@ -1,7 +1,7 @@
-"""Makes a reference's file: pictures in parts, each part's features a file, all parts one ``.npz``.
+"""Makes a reference's file: features are extracted in parts, then combined into one ``.npz``.
 
-A finished part is not extracted again, so rerunning a killed job resumes it. The same pictures,
-extractor and number of threads give the same bytes, whoever extracted which part.
+Each part has a file, so a killed job resumes with the missing parts. The same images, extractor and
+number of threads give the same bytes, whichever worker extracted which part.
 """
 
 import hashlib
@@ -18,20 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from tgate_batch.errors import UserError
+from tgate_batch.errors import UserError, one_line
 from tgate_batch.metrics.broken_images import why_broken
-from tgate_batch.metrics.features import Extractor
+from tgate_batch.metrics.features import Extractor, distance_name
 from tgate_batch.metrics.frechet import stream
-from tgate_batch.metrics.sampling import NamedSample
+from tgate_batch.metrics.sampling import SAMPLE, NamedSample
 from tgate_batch.output import history, layout, parquet
 from tgate_batch.render.codec import decode_image
-from tgate_batch.score.image_sources import ImagePart, ImageSource, NamedImage
+from tgate_batch.score.image_parts import ImagePart, NamedImage
+from tgate_batch.score.image_sources import ImageSource
 from tgate_batch.score.reference import maker, of_sample
 from tgate_batch.storage import Folder
 
-SAMPLE = 10_000  # features kept for metrics that need pictures one by one
-
-_BATCH = 64  # pictures that are decoded at once
+_BATCH = 64  # images decoded at once
 _BROKEN_NAMED = 20
 
 Extract = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -39,10 +38,10 @@ Extract = Callable[[Sequence[Image.Image]], np.ndarray]
 
 @dataclass(frozen=True)
 class ReferenceOrder:
-    """What a worker is to extract: one part of a source, into one file.
+    """An order to extract one part of a source into one file.
 
-    ``extractor`` is named as in a config, ``weights`` is its file (None: where it keeps them) and
-    ``sha256`` theirs.
+    ``extractor`` is the name in the config, ``weights`` its file (None: its default) and ``sha256``
+    the digest of the weights.
     """
 
     source: str
@@ -60,10 +59,10 @@ class ReferenceOrder:
 
 @dataclass(frozen=True)
 class ReferenceBuild:
-    """One reference's file on its way: what it is made of, and where it goes.
+    """The source, the extractor and the target of one reference file.
 
-    ``kind`` is the extractor's name in the config, ``weights`` its file. ``skip_unreadable`` leaves
-    images out that cannot be read.
+    ``kind`` is the extractor's name in the config, ``weights`` its file. ``skip_unreadable``
+    excludes images that cannot be read instead of raising UserError.
     """
 
     source: ImageSource
@@ -76,51 +75,46 @@ class ReferenceBuild:
 
     @property
     def identity(self) -> str:
-        made = maker(self.extractor)
+        extractor, version, weights = maker(self.extractor).values()
+        listing = self.source.listing
         return layout.identity(
-            layout.of_reference(
-                self.source.listing,
-                made["extractor"],
-                made["version"],
-                made["weights"],
-                self.skip_unreadable,
-            )
+            layout.of_reference(listing, extractor, version, weights, self.skip_unreadable)
         )
 
     def missing(self) -> list[ReferenceOrder]:
-        """The parts that have no file. Parts of other pictures or weights are deleted."""
+        """Returns orders for the parts without a file; deletes parts of other images or weights."""
         wanted = {self._part(number): number for number in range(len(self.source.parts))}
-        held = set()
+        existing = set()
         for name in self.folder.names(layout.parts(self.file), ".parquet"):
-            if name in wanted and self._is_ours(name):
-                held.add(name)
+            if name in wanted and self._is_current(name):
+                existing.add(name)
             else:
                 self.folder.delete(name)
-        return [self._order(name, number) for name, number in wanted.items() if name not in held]
+        return [self._order(name, part) for name, part in wanted.items() if name not in existing]
 
     def finish(self, identity: str | None = None) -> dict[str, Any]:
-        """Puts the parts together, and writes the file; returns what it says of itself.
+        """Combines the parts, and writes the file; returns its provenance.
 
-        ``identity`` is kept in it, where there is one. Raises UserError where fewer than two
-        pictures are usable, or the file cannot be written.
+        ``identity`` is stored in it if given. Raises UserError if fewer than two images are usable,
+        or the file cannot be written.
         """
         about, content = self._combined(identity)
         try:
             self.folder.write(self.file, content)
         except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
+            reason = error.strerror or one_line(error)
             path = self.folder.path(self.file)
             raise UserError(f"reference {path} cannot be written: {reason}") from None
         return about
 
     def clear(self) -> None:
-        """Removes the parts, once the file is there."""
+        """Removes the parts, which are not needed once the file exists."""
         self.folder.remove(layout.parts(self.file))
 
     def _part(self, number: int) -> str:
         return layout.part(self.file, self.extractor.name, number)
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_current(self, name: str) -> bool:
         try:
             with parquet.open_table(self.folder, name, self.identity):
                 return True
@@ -128,28 +122,19 @@ class ReferenceBuild:
             return False
 
     def _order(self, name: str, number: int) -> ReferenceOrder:
-        return ReferenceOrder(
-            self.source.name,
-            number,
-            self.source.parts[number],
-            self.folder,
-            name,
-            self.identity,
-            self.kind,
-            self.weights,
-            self.extractor.sha256,
-            self.extractor.dimensions,
-            self.skip_unreadable,
-        )
+        source, extractor = self.source, self.extractor
+        part = (source.name, number, source.parts[number], self.folder, name, self.identity)
+        weights = (self.kind, self.weights, extractor.sha256, extractor.dimensions)
+        return ReferenceOrder(*part, *weights, self.skip_unreadable)
 
     def _combined(self, identity: str | None) -> tuple[dict[str, Any], bytes]:
-        """What the file says of itself, and its bytes.
+        """Returns the file's provenance and bytes.
 
-        One part at a time, in order: memory grows by a line of text a picture.
+        Reads one part at a time, in order: memory grows by one line of text per image.
         """
         sample = NamedSample(SAMPLE)
         lines: list[str] = []
-        left_out: list[str] = []
+        excluded: list[str] = []
 
         def features() -> Iterator[np.ndarray]:
             for number in range(len(self.source.parts)):
@@ -158,22 +143,22 @@ class ReferenceBuild:
                 sums = table["sha256"].to_pylist()
                 lines.extend(f"{one}  {name}\n" for one, name in zip(sums, names, strict=True))
                 pairs = list(zip(names, why, strict=True))
-                left_out.extend(f"{name}: {reason}" for name, reason in pairs if reason)
+                excluded.extend(f"{name}: {reason}" for name, reason in pairs if reason)
                 rows = _features_of(table, self.extractor.dimensions)
                 sample.add([name for name, reason in pairs if not reason], rows)
                 yield rows
 
         try:
             statistics = stream(features())
-            statistics.covariance  # noqa: B018  two pictures are the least
+            statistics.covariance  # noqa: B018  raises for fewer than two images
         except UserError as error:
             raise UserError(f"reference {self.source.name}: {error}") from None
         about = maker(self.extractor) | {
             "label": self.extractor.label,
             "recipe": getattr(self.extractor, "recipe", ""),
             "pictures": statistics.count,
-            "broken": len(left_out),
-            "broken_named": sorted(left_out)[:_BROKEN_NAMED],
+            "broken": len(excluded),
+            "broken_named": sorted(excluded)[:_BROKEN_NAMED],
             "sha256": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
             "source": self.source.name,
             "tgate_batch": history.software()["versions"].get("tgate-batch"),
@@ -181,9 +166,9 @@ class ReferenceBuild:
         if identity is not None:
             about["identity"] = identity
         content = io.BytesIO()
-        said = json.dumps(about, sort_keys=True, ensure_ascii=False)
-        kept = of_sample(sample.rows, getattr(self.extractor, "distance", "frechet"))
-        statistics.save(content, about=np.array(said), **kept)
+        text = json.dumps(about, sort_keys=True, ensure_ascii=False)
+        arrays = of_sample(sample.rows, distance_name(self.extractor))
+        statistics.save(content, about=np.array(text), **arrays)
         return about, content.getvalue()
 
     def _read(self, name: str) -> pa.Table:
@@ -192,34 +177,33 @@ class ReferenceBuild:
         except parquet.DAMAGE:
             self.folder.delete(name)
             raise UserError(
-                f"{self.folder.path(name)} was damaged or deleted meanwhile; the same command goes "
-                "on"
+                f"{self.folder.path(name)} was damaged or deleted meanwhile. Fix: rerun the same "
+                "command to continue"
             ) from None
 
 
 def write_part(order: ReferenceOrder, extract: Extract) -> None:
     """Extracts a part's features, and writes its file: name, sha256, features, broken.
 
-    Raises UserError, naming the picture, for one that cannot be read, unless the order skips such.
+    Raises UserError with the name of an image that cannot be read, unless the order skips these.
     """
     names: list[str] = []
     sums: list[str] = []
 
-    def noted() -> Iterator[NamedImage]:
-        for name, content in order.part.pictures():
+    def recorded() -> Iterator[NamedImage]:
+        for name, content in order.part.images():
             names.append(name)
             sums.append(hashlib.sha256(content).hexdigest())
             yield name, content
 
     why: list[str | None] = []
     rows = np.zeros((len(order.part), order.dimensions), np.float32)
-    for images in _images_of(order, noted()):
-        found = [image if isinstance(image, str) else why_broken(image) for image in images]
-        usable = [n for n, reason in enumerate(found) if reason is None]
+    for images in _decoded_images(order, recorded()):
+        reasons = [image if isinstance(image, str) else why_broken(image) for image in images]
+        usable = [n for n, reason in enumerate(reasons) if reason is None]
         if usable:
-            places = [len(why) + n for n in usable]
-            rows[places] = extract([images[n] for n in usable])
-        why += found
+            rows[[len(why) + n for n in usable]] = extract([images[n] for n in usable])
+        why += reasons
     features = pa.FixedSizeListArray.from_arrays(
         pa.array(rows[: len(why)].ravel()),
         order.dimensions,
@@ -236,8 +220,8 @@ def write_part(order: ReferenceOrder, extract: Extract) -> None:
     parquet.write_table(order.folder, order.file, table, order.identity, rows_a_group=4096)
 
 
-def _images_of(order: ReferenceOrder, named: Iterable[NamedImage]) -> Iterator[list[Any]]:
-    """``decode_batches``, with errors that say what to do about an image that cannot be read."""
+def _decoded_images(order: ReferenceOrder, named: Iterable[NamedImage]) -> Iterator[list[Any]]:
+    """``decode_batches``, whose errors get the source's name and a fix."""
     try:
         yield from decode_batches(named, _BATCH, order.skip_unreadable)
     except UserError as error:
@@ -250,16 +234,26 @@ def _images_of(order: ReferenceOrder, named: Iterable[NamedImage]) -> Iterator[l
 def decode_batches(
     named: Iterable[NamedImage], batch_size: int, skip: bool = False
 ) -> Iterator[list[Any]]:
-    """Batches of pictures in RGB; threads decode the next one while one is worked on.
+    """Yields batches of images in RGB; threads decode the next batch during extraction.
 
-    Bytes that are no picture raise UserError, naming it; with ``skip`` the reason takes its place.
+    Raises UserError with the name of an image that cannot be decoded; with ``skip`` the reason
+    replaces the image.
     """
     named = iter(named)
-    decode_one = _decoded_or_reason if skip else _decoded
+
+    def decode(image: NamedImage) -> Image.Image | str:
+        name, content = image
+        try:
+            return decode_image(content)
+        except UserError as error:
+            if skip:
+                return str(error)
+            raise UserError(f"{name} {error}") from None
+
     with ThreadPoolExecutor() as pool:
         ahead = None
         while chunk := list(islice(named, batch_size)):
-            following = pool.map(decode_one, chunk)
+            following = pool.map(decode, chunk)
             if ahead is not None:
                 yield list(ahead)
             ahead = following
@@ -267,22 +261,7 @@ def decode_batches(
             yield list(ahead)
 
 
-def _decoded(picture: NamedImage) -> Image.Image:
-    name, content = picture
-    try:
-        return decode_image(content)
-    except UserError as error:
-        raise UserError(f"{name} {error}") from None
-
-
-def _decoded_or_reason(picture: NamedImage) -> Image.Image | str:
-    try:
-        return decode_image(picture[1])
-    except UserError as error:
-        return str(error)
-
-
 def _features_of(table: pa.Table, dimensions: int) -> np.ndarray:
-    """float32 [n, d] of the pictures that are not broken."""
+    """Features [n, d], float32, of the images that are not broken."""
     usable = table.filter(pc.is_null(table["broken"]))["features"].combine_chunks()
     return usable.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)

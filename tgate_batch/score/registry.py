@@ -1,4 +1,4 @@
-"""Every metric of single pictures, in the order of the tables, and what a run wants of them."""
+"""The registry of per-image metrics, in the order of the tables; loads those that a run needs."""
 
 import glob
 import importlib
@@ -9,60 +9,60 @@ from typing import TypeVar
 
 from tgate_batch.config import Score, source_of
 from tgate_batch.errors import Problems, StorageError, UserError
-from tgate_batch.metrics.base import Measure, PictureMetric
+from tgate_batch.metrics.base import ImageMetric, Measure
 from tgate_batch.metrics.features import Extractor, check_extractor, load_extractor
 from tgate_batch.metrics.weights import unlike_promised
 from tgate_batch.models import hub
 from tgate_batch.output import layout
 from tgate_batch.storage import Folder, without_credentials
 
-MODULES = (  # each has a METRIC
+MODULES = (  # each defines METRIC
     "tgate_batch.metrics.psnr",
     "tgate_batch.metrics.ssim",
     "tgate_batch.metrics.lpips",
     "tgate_batch.metrics.clip",
     "tgate_batch.demo.accuracy",
 )
-METRICS: list[PictureMetric] = []  # those of MODULES, then what `register` adds
+METRICS: list[ImageMetric] = []  # those of MODULES, then those that `register` adds
 
-EXTRACTOR = "extractor"  # the key under `score.weights` that belongs to no metric
+EXTRACTOR = "extractor"  # the key of the first extractor under `score.weights`
 
 Loaded = TypeVar("Loaded")
 
 
-def register(module: str) -> PictureMetric:
-    """Adds the ``METRIC`` of a module, given by its dotted name; a second time changes nothing.
+def register(module: str) -> ImageMetric:
+    """Adds the ``METRIC`` of a module, given by its dotted name; once only.
 
-    Every process that measures or reports has to register it. Raises UserError where the module
-    cannot be imported or has no such entry, and where another metric has its name.
+    Every process that measures or reports has to register it. Raises UserError if the module cannot
+    be imported or defines no ``METRIC``, or if another metric has its name.
     """
     try:
         metric = importlib.import_module(module).METRIC
     except (ImportError, AttributeError) as error:
-        raise UserError(f"no metric can be had from module {module!r}: {error}") from None
-    if not isinstance(metric, PictureMetric):
+        raise UserError(f"module {module!r} provides no metric: {error}") from None
+    if not isinstance(metric, ImageMetric):
         kind = type(metric).__name__
-        raise UserError(f"METRIC of module {module!r} is a {kind}; it has to be a PictureMetric")
+        raise UserError(f"METRIC of module {module!r} is a {kind}. Fix: make it an ImageMetric")
     if metric in METRICS:
         return metric
     if metric.name in known():
         raise UserError(
-            f"module {module!r} names its metric {metric.name!r}, as another metric is named; "
-            "give it a name of its own"
+            f"module {module!r} names its metric {metric.name!r}, like another metric. Fix: give "
+            "it another name"
         )
     METRICS.append(metric)
     return metric
 
 
 def known() -> tuple[str, ...]:
-    """The metrics' names, in the order of the tables."""
+    """Returns the metrics' names, in the order of the tables."""
     return tuple(metric.name for metric in METRICS)
 
 
-def wanted(score: Score, has_baseline: bool) -> tuple[PictureMetric, ...]:
-    """The metrics that a run measures.
+def wanted(score: Score, has_baseline: bool) -> tuple[ImageMetric, ...]:
+    """Returns the metrics that a run measures.
 
-    Those that compare with the baseline need a baseline, those with weights their key under
+    A metric that compares with the baseline needs a baseline; one with weights needs its key under
     ``score.weights``.
     """
     return tuple(
@@ -74,14 +74,14 @@ def wanted(score: Score, has_baseline: bool) -> tuple[PictureMetric, ...]:
 
 
 def reference_of(score: Score, extractor: str) -> str | None:
-    """The reference of one of a config's extractors: ``{extractor}`` stands for its name."""
+    """Returns the reference of an extractor; ``{extractor}`` is replaced by its name."""
     return None if score.reference is None else with_extractor_name(score.reference, extractor)
 
 
 def is_pattern(where: str) -> bool:
-    """True if the last part of a path or URI stands for several files (``*``, ``[`` or ``?``).
+    """True if the last part of a path or URI is a glob pattern (``*``, ``[`` or ``?``).
 
-    A URI's ``?`` begins its options; a file of that very name is no pattern.
+    In a URI ``?`` begins the options. An existing file of that name is not a pattern.
     """
     if "://" in where:
         name = where.partition("?")[0].rpartition("/")[2]
@@ -90,20 +90,20 @@ def is_pattern(where: str) -> bool:
 
 
 def with_extractor_name(where: str, extractor: str) -> str:
-    """A path or URI with the extractor's name in place of ``{extractor}``."""
+    """Replaces ``{extractor}`` in a path or URI by the extractor's name."""
     return where.replace("{extractor}", layout.spelled(extractor))
 
 
 def weights_of(score: Score, extractor: str) -> str | None:
-    """The weights' file of one of a config's extractors; None: where it keeps them."""
+    """Returns the weights' file of an extractor; None: its default."""
     return weights_of_extractors(score)[extractor]
 
 
 def check(score: Score) -> None:
-    """Finds what scoring would miss, before anything is rendered; loads no network.
+    """Checks the config of scoring before anything is rendered; loads no network.
 
     Raises UserError for an unknown extractor, an unknown key of ``score.weights``, and a file that
-    does not exist. Weights that a URI or a hub id names are not looked up.
+    does not exist. URIs and hub ids of weights are not looked up.
     """
     problems = Problems()
     for name in score.extractor:
@@ -116,37 +116,49 @@ def check(score: Score) -> None:
 
 
 def check_reference(score: Score, extractor: str) -> None:
-    """Raises UserError where an extractor's reference is not there."""
+    """Raises UserError if an extractor's reference does not exist."""
     where = reference_of(score, extractor)
     if where is None or where == "drawn":
         return
     if (how := source_of(str(score.reference))) is not None and not Path(where).exists():
-        raise UserError(f"score.reference: {where} is not here: {how}")
+        raise UserError(f"score.reference: {where} does not exist: {how}")
+    if is_pattern(where):
+        return
     hint = (
-        "make it with tgate-batch reference, give a folder of pictures, or leave it out for a run "
+        "make it with tgate-batch reference, give a folder of images, or remove the key for a run "
         "without distances"
     )
-    _check_reference(where, hint)
+    if "://" not in where:
+        _check_exists("reference", where, hint)
+        return
+    try:
+        folder, name = Folder.of_file(where)
+        exists = folder.without_retries.has_entry(name)
+    except (StorageError, UserError) as error:
+        raise UserError(f"score.reference: {error}") from None
+    if not exists:
+        shown = without_credentials(where)
+        raise UserError(f"score.reference: {shown} does not exist. Fix: {hint}")
 
 
 def _check_weights(score: Score, key: str, where: str) -> None:
     users = {metric.weights: metric for metric in METRICS if metric.weights is not None}
     if key == EXTRACTOR or key in score.extractor:
-        hint = "give the extractor's weights, or leave it out for where it keeps them"
+        hint = "give the extractor's weights, or remove the key to use its default"
         _check_exists(f"weights.{key}", where, hint)
     elif key not in users:
         keys = ", ".join((*users, EXTRACTOR, *score.extractor))
-        raise UserError(f"score.weights: unknown key {key!r}; one of: {keys}")
+        raise UserError(f"score.weights: unknown key {key!r}. Fix: use one of: {keys}")
     elif not users[key].may_be_hub_id:
-        hint = f"give {users[key].weights_are}, or leave it out"
+        hint = f"give {users[key].weights_are}, or remove the key"
         _check_exists(f"weights.{key}", where, hint)
 
 
 def check_weights(score: Score, has_baseline: bool) -> None:
-    """Loads every extractor and every metric with weights that a run wants, on the CPU, once.
+    """Loads every extractor and every metric with weights that a run needs, on the CPU, once.
 
-    A hub id that is not on this machine is asked for at the hub, and not fetched. Raises UserError
-    with all that cannot be used.
+    A hub id that is not in the local cache is looked up at the hub, but not downloaded. Raises
+    UserError with one line per problem.
     """
     problems = Problems()
     for name, where in weights_of_extractors(score).items():
@@ -167,50 +179,35 @@ def check_weights(score: Score, has_baseline: bool) -> None:
 
 
 def weights_of_extractors(score: Score) -> dict[str, str | None]:
-    """Extractor -> where its weights are, in the config's order; None: where it keeps them.
+    """Returns each extractor's weights, in the config's order; None: its default.
 
-    They stand under the extractor's name; the first one's also under ``extractor``.
+    Their keys under ``score.weights`` are the extractors' names, or ``extractor`` for the first.
     """
-    found = {name: score.weights.get(name) for name in score.extractor}
+    weights = {name: score.weights.get(name) for name in score.extractor}
     first = score.extractor[0]
-    found[first] = found[first] or score.weights.get(EXTRACTOR)
-    return found
+    weights[first] = weights[first] or score.weights.get(EXTRACTOR)
+    return weights
 
 
 def _check_exists(key: str, where: str, hint: str) -> None:
     if "://" not in where and not Path(where).expanduser().exists():
-        raise UserError(f"score.{key}: {where} does not exist; {hint}")
-
-
-def _check_reference(where: str, hint: str) -> None:
-    if is_pattern(where):
-        return None
-    if "://" not in where:
-        return _check_exists("reference", where, hint)
-    try:
-        folder, name = Folder.of_file(where)
-        found = folder.without_retries.has_entry(name)
-    except (StorageError, UserError) as error:
-        raise UserError(f"score.reference: {error}") from None
-    if not found:
-        shown = without_credentials(where)
-        raise UserError(f"score.reference: {shown} does not exist; {hint}")
+        raise UserError(f"score.{key}: {where} does not exist. Fix: {hint}")
 
 
 @dataclass(frozen=True)
 class LoadedMetrics:
-    """What measures a run's pictures; ``problems`` says why some of it cannot, a line each.
+    """The loaded extractors and metrics of a run; ``problems`` has a line for each that failed.
 
-    ``weights``: measurement -> where its weights were read, and their sha256.
+    ``weights``: measurement -> the path of its weights, and their sha256.
     """
 
     extractors: tuple[Extractor, ...]
-    measures: tuple[tuple[PictureMetric, Measure], ...]
+    measures: tuple[tuple[ImageMetric, Measure], ...]
     problems: tuple[str, ...]
     weights: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def promised(self, weights: Mapping[str, str | None]) -> "LoadedMetrics":
-        """Without what has other weights than these, measurement -> sha256; each is a problem."""
+        """Removes those with other weights (measurement -> sha256); each becomes a problem."""
         refused = {
             name: unlike_promised(name, *self.weights[name], wanted)
             for name, wanted in weights.items()
@@ -225,18 +222,18 @@ class LoadedMetrics:
 
 
 def features_of(extractor: str) -> str:
-    """The measurement that holds an extractor's features; no metric can have such a name."""
+    """Returns the measurement with an extractor's features; no metric can have this name."""
     return f"features of {extractor}"
 
 
 def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics:
-    """Loads the extractors (where there is a reference) and the metrics that a run wants.
+    """Loads the extractors (if there is a reference) and the metrics that a run needs.
 
-    What cannot be loaded is a problem; the others are loaded all the same.
+    One that cannot be loaded is a problem and does not stop the others.
     """
     problems: list[str] = []
 
-    def loaded(load: Callable[..., Loaded], *arguments: str | None) -> Loaded | None:
+    def attempt(load: Callable[..., Loaded], *arguments: str | None) -> Loaded | None:
         try:
             return load(*arguments, device)
         except UserError as error:
@@ -247,14 +244,17 @@ def load_metrics(score: Score, has_baseline: bool, device: str) -> LoadedMetrics
     extractors = []
     if score.reference is not None:
         for name, where in weights_of_extractors(score).items():
-            extractor = loaded(load_extractor, name, where)
+            extractor = attempt(load_extractor, name, where)
             if extractor is not None:
                 extractors.append(extractor)
-                weights[features_of(extractor.name)] = (where or "its own place", extractor.sha256)
+                weights[features_of(extractor.name)] = (
+                    where or "its default path",
+                    extractor.sha256,
+                )
     measures = []
     for metric in wanted(score, has_baseline):
         where = None if metric.weights is None else score.weights[metric.weights]
-        measure = loaded(metric.load, where)
+        measure = attempt(metric.load, where)
         if measure is not None:
             measures.append((metric, measure))
             if where is not None:

@@ -1,11 +1,11 @@
 """A run's output folder, on a disk or in an object store: a file appears whole or not at all.
 
 On a disk a file is written under a hidden temporary name, flushed and renamed. For an object store
-(``s3://``, ``gs://``, ``abfs://``) it is built beside, and uploaded when it is whole.
+(``s3://``, ``gs://``, ``abfs://``) it is built locally and uploaded when it is complete.
 
-A folder with a ``fence`` is written only while that file exists: it is the claim of the run that
-owns the folder, and whoever takes the folder over deletes it. On a disk nothing is written or
-deleted through a symbolic link inside the folder.
+A folder with a ``fence`` is written only while that file exists: it is the lock file of the run
+that owns the folder, and a run that takes the folder over deletes it. On a disk nothing is written
+or deleted through a symbolic link inside the folder.
 """
 
 import contextlib
@@ -14,14 +14,15 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pyarrow import NativeFile, PythonFile, fs
 
-from tgate_batch.errors import OutputLost, StorageError, UserError, one_line
+from tgate_batch.errors import OutputLost, StorageError, UserError, one_line, os_reason, reason_of
 from tgate_batch.storage import remote
 from tgate_batch.storage.credentials import is_unescaped, without_credentials
 from tgate_batch.storage.outages import (
@@ -32,16 +33,28 @@ from tgate_batch.storage.outages import (
     retrying,
 )
 
-_TEMPORARY = ".tmp-"  # hidden, so readers of the folder pass it over
+_TEMPORARY = ".tmp-"  # hidden, so readers of the folder ignore it
 _PROBE = f"{_TEMPORARY}probe-"
 _TEMPORARY_NAME = re.compile(rf"{re.escape(_TEMPORARY)}.+-[0-9a-f]{{32}}", re.DOTALL)
-_READERS = 16  # files that are read at once: a store answers each after a while
+_THREADS = 16  # requests at once: a store answers each one with a delay
 
-Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Returns the results of calls that mostly wait for a storage, in the order of the items.
+
+    Example::
+
+        map_concurrently(folder.read, folder.names("images"))
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(function, items))
 
 
 def is_temporary(path: str) -> bool:
-    """Whether the file's own name is that of an unfinished write; folders above it do not count."""
+    """Returns True for the name of an unfinished write; the folders above it do not matter."""
     return _TEMPORARY_NAME.fullmatch(PurePosixPath(path).name) is not None
 
 
@@ -50,7 +63,7 @@ def _temporary_name(name: str) -> str:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name, joined to a folder, is inside it on every system, links left aside."""
+    """Returns True if a name, joined to a folder, is inside it on every system, without links."""
     return not (
         name.startswith("/")
         or ".." in name.split("/")
@@ -62,29 +75,34 @@ def stays_inside(name: str) -> bool:
 def _check_escaped(uri: str) -> None:
     if is_unescaped(uri):
         raise UserError(
-            f"{without_credentials(uri)} has credentials with a / in them, which hides their end. "
-            "Fix: write %2F for the /, or give credentials in the environment"
+            f"{without_credentials(uri)} has credentials with a /, so their end is unknown. Fix: "
+            "write %2F instead of /, or set the credentials in the environment"
         )
 
 
 class Folder:
-    """An output folder addressed by relative POSIX names; picklable, so workers can hold it.
+    """An output folder addressed by relative POSIX names; picklable, so it can be sent to workers.
 
-    Every method raises UserError for a name that leaves the folder, and StorageError where the
-    storage is in trouble. An object store that is away is waited for before that, for ``patience``
-    seconds.
+    Every method raises UserError for a name that leads out of the folder, and StorageError in an
+    outage. Requests to an object store are retried for ``patience`` seconds before that.
 
-    ``fence`` is the full path of a file, or None. Where there is one, every method that writes or
-    deletes raises OutputLost unless the file exists. Copies that are sent to workers keep it.
+    ``fence`` is the full path of a file, or None. With a fence, every method that writes or deletes
+    raises OutputLost unless that file exists. Copies that are sent to workers keep it.
+
+    Example::
+
+        folder = Folder("s3://bucket/run")
+        folder.write("notes/a.txt", "text")
+        folder.names("notes")  # ["notes/a.txt"]
     """
 
     patience = PATIENCE
     fence: str | None = None
 
     def __init__(self, uri: str, roams: bool = False):
-        """Raises UserError where the URI names no storage that can be reached.
+        """Opens a path or URI; raises UserError if its storage cannot be reached.
 
-        ``roams``: names may lead out of it, for reading: a list that a person wrote has such paths.
+        ``roams``: names may lead out of the folder for reading, as paths that a user lists may.
         """
         _check_escaped(uri)
         self.uri = uri if "://" in uri else str(Path(uri).resolve())
@@ -94,7 +112,10 @@ class Folder:
 
     @classmethod
     def of_file(cls, uri: str) -> tuple["Folder", str]:
-        """The folder of a file's path or URI, and the file's name in it. Raises as Folder does."""
+        """Returns the folder of a file's path or URI, and the file's name in it.
+
+        Raises UserError if its storage cannot be reached.
+        """
         _check_escaped(uri)
         scheme, mark, path = uri.partition("://") if "://" in uri else ("", "", uri)
         path, *query = path.split("?", 1) if mark else [path]
@@ -102,10 +123,10 @@ class Folder:
         if (mark and not slash) or name in (".", ".."):
             return cls(uri), ""  # a bucket, or a folder
         where = "?".join([scheme + mark + parent + slash or ".", *query])
-        return cls(where, roams=True), name  # the name is the caller's own
+        return cls(where, roams=True), name
 
     def within(self, name: str) -> "Folder":
-        """A folder inside this one."""
+        """Returns a folder inside this one."""
         self.path(name)
         where, *query = self.uri.split("?", 1) if "://" in self.uri else [self.uri]
         return Folder("?".join([f"{where.rstrip('/')}/{name}", *query]))
@@ -114,11 +135,11 @@ class Folder:
         if "://" not in self.uri:
             return fs.LocalFileSystem(), self.uri
         try:
-            return remote.connected(self.uri)
+            return remote.connect(self.uri)
         except OSError as error:
             raise UserError(str(as_storage_error(str(self), "reached", error))) from None
         except ValueError as error:
-            reason = without_credentials(" ".join(str(error).split()))
+            reason = without_credentials(reason_of(error, None))
             raise UserError(f"{self} cannot be reached: {reason}") from None
 
     def __reduce__(self):
@@ -128,90 +149,90 @@ class Folder:
         return without_credentials(self.uri)
 
     def path(self, name: str) -> str:
-        """The full path of a name inside this folder, as its filesystem spells it.
+        """Returns the full path of a name inside this folder, as its filesystem spells it.
 
-        Raises UserError for a name that leaves the folder.
+        Raises UserError for a name that leads out of the folder.
         """
-        if not self._roams and not stays_inside(name):
-            raise _leaves(name, self)
+        if not self._roams:
+            self._check_inside(name)
         return str(PurePosixPath(self._base) / name)
 
-    def _to_change(self, name: str, itself: bool = False) -> str:
-        """As ``path``, for what is written or deleted: no folder on the way is a symbolic link.
-
-        ``itself``: the name is no link either. Raises UserError where one is.
-        """
+    def _check_inside(self, name: str) -> None:
         if not stays_inside(name):
-            raise _leaves(name, self)
-        path = self.path(name)
+            raise UserError(
+                f"{one_line(name)}: this name leads out of the folder {self}, so it is not used. "
+                "Fix: remove it from the file or folder that names it"
+            )
+
+    def _writable_path(self, name: str, itself: bool = False) -> str:
+        """Like ``path``, but raises UserError if a folder in the name is a symbolic link.
+
+        ``itself``: the name may not be a link either.
+        """
+        self._check_inside(name)
         if self.local:
             parts = PurePosixPath(name).parts
-            place = Path(self._base)
-            for part in parts if itself else parts[:-1]:
-                place /= part
-                if place.is_symlink():
+            for end in range(1, len(parts) + itself):
+                if Path(self._base, *parts[:end]).is_symlink():
                     raise UserError(
-                        f"output {self}: {one_line(place.relative_to(self._base))} is a symbolic "
-                        "link, and nothing is written or deleted through one. Fix: put a folder in "
-                        "its place, or give another output"
+                        f"output {self}: {one_line('/'.join(parts[:end]))} is a symbolic link, and "
+                        "nothing is written or deleted through one. Fix: put a folder in its "
+                        "place, or give another output"
                     )
-        return path
+        return self.path(name)
 
     @property
     def without_retries(self) -> "Folder":
-        """This folder for somebody who would rather hear of trouble than wait."""
-        made = self._copy()
-        made.patience = 0.0
-        return made
+        """The same folder without retries: an outage raises StorageError at once."""
+        return self._copy(patience=0.0)
 
     @property
     def unconfined(self) -> "Folder":
-        """This folder for paths that a person wrote in it, which may lead elsewhere."""
-        made = self._copy()
-        made._roams = True
-        return made
+        """The same folder for paths that a user wrote in it, which may lead elsewhere."""
+        return self._copy(_roams=True)
 
-    def _copy(self) -> "Folder":
-        made = object.__new__(Folder)
-        made.__dict__ |= self.__dict__
-        return made
+    def _copy(self, **changes: Any) -> "Folder":
+        copy = object.__new__(Folder)
+        copy.__dict__ |= self.__dict__ | changes
+        return copy
 
-    def _ask(self, done: str, call: Callable[[], Answer], name: str = "") -> Answer:
-        """What the storage answers; ``done``: what cannot be done where it does not."""
-        where = self._shown(name)
+    def _request(self, action: str, call: Callable[[], Result], name: str = "") -> Result:
+        """Returns what the storage answers; ``action`` ("read") completes "cannot be ..."."""
         if not self.local:
-            return retrying(where, done, call, self.patience)
-        try:
+            return retrying(self._shown(name), action, call, self.patience)
+        with self._outages(action, name):
             return call()
+
+    @contextlib.contextmanager
+    def _outages(self, action: str, name: str) -> Iterator[None]:
+        """Raises StorageError for an OSError of the block that is an outage."""
+        try:
+            yield
         except OSError as error:
             if is_outage(error):
-                raise self._told(name, done, error) from error
+                where = str(self) if concerns_all_files(error) else self._shown(name)
+                raise as_storage_error(where, action, error) from error
             raise
 
     def _shown(self, name: str) -> str:
         return f"{name} in {self}" if name and not name.startswith(_PROBE) else str(self)
 
-    def _told(self, name: str, done: str, error: OSError) -> StorageError:
-        return as_storage_error(
-            str(self) if concerns_all_files(error) else self._shown(name), done, error
-        )
+    def _change(self, action: str, call: Callable[[], Result], name: str) -> Result:
+        """Like ``_request``, for a write or deletion: each try checks that the folder is ours."""
 
-    def _change(self, done: str, call: Callable[[], Answer], name: str) -> Answer:
-        """As ``_ask``, for what writes or deletes: only while the folder is ours, at each try."""
-
-        def owned() -> Answer:
+        def owned() -> Result:
             self._check_owner()
             return call()
 
-        return self._ask(done, owned, name)
+        return self._request(action, owned, name)
 
     def _check_owner(self) -> None:
-        """Raises OutputLost where the file that fences this folder is gone."""
+        """Raises OutputLost if the file that fences this folder is gone."""
         if self.fence is None:
             return
         if self.local:
             try:
-                os.close(os.open(self.fence, os.O_RDONLY))  # a network's disk asks its server then
+                os.close(os.open(self.fence, os.O_RDONLY))  # a network disk then asks its server
                 return
             except FileNotFoundError:
                 pass
@@ -219,71 +240,69 @@ class Folder:
             return
         raise OutputLost(
             f"output {self} no longer belongs to this run: another run took it over while this one "
-            "showed no sign of life, or its claim was deleted; nothing more is written. Fix: wait "
-            "for the other run, then rerun the same command"
+            "did not respond, or its lock was deleted; nothing more is written. Fix: wait for the "
+            "other run, then rerun the same command"
         )
 
     def exists(self, name: str) -> bool:
-        return self._kind_of(name) is fs.FileType.File
+        return self._file_type(name) is fs.FileType.File
 
     def has_entry(self, name: str) -> bool:
-        """Whether there is a file or a folder of this name."""
-        return self._kind_of(name) is not fs.FileType.NotFound
+        """Returns True if there is a file or a folder of this name."""
+        return self._file_type(name) is not fs.FileType.NotFound
 
-    def _kind_of(self, name: str) -> fs.FileType:
+    def _file_type(self, name: str) -> fs.FileType:
         call = lambda: self._filesystem.get_file_info(self.path(name)).type  # noqa: E731
-        return self._ask("read", call, name)
+        return self._request("read", call, name)
 
     def names(self, under: str, suffix: str = "") -> list[str]:
-        """Finished files below ``under``, sorted, relative to this folder."""
+        """Returns the finished files below ``under``, sorted, relative to this folder."""
         return [name for name, _ in self.sizes(under) if name.endswith(suffix)]
 
     def sizes(self, under: str) -> list[tuple[str, int]]:
-        """Name and bytes of every finished file below ``under``, sorted. One listing."""
+        """Returns (name, bytes) of every finished file below ``under``, sorted; one listing."""
         return [(name, size) for name, size, _ in self.stamps(under)]
 
     def stamps(self, under: str) -> list[tuple[str, int, int | None]]:
-        """As ``sizes``, with the time of the last change in ns (None: the store keeps none)."""
+        """Like ``sizes``, with the time of the last change in ns; None if the store has none."""
         selector = fs.FileSelector(self.path(under), recursive=True, allow_not_found=True)
         base = self._base.rstrip("/") + "/"
         return sorted(
             (info.path.removeprefix(base), info.size, info.mtime_ns)
-            for info in self._ask("listed", lambda: self._filesystem.get_file_info(selector))
+            for info in self._request("listed", lambda: self._filesystem.get_file_info(selector))
             if info.is_file and not is_temporary(info.path)
         )
 
     def top_names(self) -> list[str]:
-        """Finished files of this folder itself, sorted, without those in folders below it."""
+        """Returns the finished files of this folder itself, sorted, without those below it."""
         selector = fs.FileSelector(self._base, allow_not_found=True)
-        found = self._ask("listed", lambda: self._filesystem.get_file_info(selector))
-        return sorted(one.base_name for one in found if one.is_file and not is_temporary(one.path))
+        infos = self._request("listed", lambda: self._filesystem.get_file_info(selector))
+        return sorted(one.base_name for one in infos if one.is_file and not is_temporary(one.path))
 
     def stamps_of(self, names: Sequence[str]) -> list[tuple[str, int, int | None]]:
-        """Name, bytes and time of these files, in their order, without those that are missing."""
+        """Returns (name, bytes, time) of these files, in order, without missing ones."""
         paths = [self.path(name) for name in names]
-        found = self._ask("read", lambda: self._filesystem.get_file_info(paths))
-        return [
-            (name, info.size, info.mtime_ns)
-            for name, info in zip(names, found, strict=True)
-            if info.is_file
-        ]
+        infos = self._request("read", lambda: self._filesystem.get_file_info(paths))
+        pairs = zip(names, infos, strict=True)
+        return [(name, info.size, info.mtime_ns) for name, info in pairs if info.is_file]
 
     def open(self, name: str) -> NativeFile:
-        """Opens a finished file for random reading. Raises UserError for a pipe or a device."""
+        """Opens a finished file for random reading; raises UserError for a pipe or a device."""
         path = self.path(name)
         self._check_regular(path, name)
-        file = self._ask("read", lambda: self._filesystem.open_input_file(path), name)
+        file = self._request("read", lambda: self._filesystem.open_input_file(path), name)
         if self.local:
             return file
-        return PythonFile(remote.RemoteFile(file, lambda call: self._ask("read", call, name)), "r")
+        request = lambda call: self._request("read", call, name)  # noqa: E731
+        return PythonFile(remote.RemoteFile(file, request), "r")
 
     def _check_regular(self, path: str, name: str) -> None:
-        """Raises UserError for a pipe, which opening would wait for, and for a device."""
+        """Raises UserError for a device and for a pipe, on which opening would block."""
         if not self.local:
             return
         try:
             mode = os.stat(path).st_mode
-        except (OSError, ValueError):  # the storage says why
+        except (OSError, ValueError):  # opening the file raises the reason
             return
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise UserError(f"{self._shown(name)} is not a regular file. Fix: remove it")
@@ -293,12 +312,11 @@ class Folder:
             return file.read()
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
-        """What these files hold, in their order; many are read at once."""
-        with ThreadPoolExecutor(_READERS) as readers:
-            return list(readers.map(self.read, names))
+        """Returns the contents of these files, in order; they are read concurrently."""
+        return map_concurrently(self.read, names)
 
     def get(self, name: str) -> bytes | None:
-        """What a file holds; None where there is none."""
+        """Returns the content of a file; None if there is no such file."""
         try:
             return self.read(name)
         except FileNotFoundError:
@@ -310,21 +328,17 @@ class Folder:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """A writable stream; the file appears under its name only if the block succeeds."""
-        try:
-            with self._create_local(name) if self.local else self._create_remote(name) as stream:
-                yield stream
-        except OSError as error:
-            if is_outage(error):
-                raise self._told(name, "written", error) from error
-            raise
+        """Yields a writable stream; the file appears under its name only if the block succeeds."""
+        create = self._create_local if self.local else self._create_remote
+        with self._outages("written", name), create(name) as stream:
+            yield stream
 
     @contextlib.contextmanager
     def _create_remote(self, name: str) -> Iterator[BinaryIO]:
         with remote.new_file() as file:
             yield cast(BinaryIO, file)
             content = remote.content_of(file)
-            path = self._to_change(name)
+            path = self._writable_path(name)
             try:
                 upload = lambda: remote.upload(self._filesystem, path, content)  # noqa: E731
                 self._change("written", upload, name)
@@ -333,7 +347,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _create_local(self, name: str) -> Iterator[BinaryIO]:
-        final = Path(self._to_change(name))
+        final = Path(self._writable_path(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / _temporary_name(final.name)
         try:
@@ -345,18 +359,16 @@ class Folder:
             try:
                 os.replace(temporary, final)
             except FileNotFoundError:
-                self._check_owner()  # whoever took the folder over removed the temporary file
+                self._check_owner()  # a run that took the folder over removed the temporary file
                 raise
         finally:
             temporary.unlink(missing_ok=True)
 
     def append(self, name: str, line: str) -> None:
-        """Adds a line of text at the end of a file."""
+        """Appends a line of text to a file."""
         if not self.local:
-            self.write(name, (self.get(name) or b"") + line.encode() + b"\n")
-            return
-
-        path = self._to_change(name, itself=True)
+            return self.write(name, (self.get(name) or b"") + line.encode() + b"\n")
+        path = self._writable_path(name, itself=True)
         self._check_regular(path, name)
 
         def add() -> None:
@@ -367,35 +379,31 @@ class Folder:
         self._change("written", add, name)
 
     def delete(self, name: str) -> None:
-        """Removes a file; one that is not there is no error. Of a symbolic link the link itself."""
-        path = self._to_change(name)
+        """Removes a file, or a symbolic link itself; a missing file is not an error."""
+        path = self._writable_path(name)
         with contextlib.suppress(FileNotFoundError):
             self._change("deleted", lambda: self._filesystem.delete_file(path), name)
 
     def delete_all(self, under: str) -> None:
         """Removes every finished file below ``under``."""
-        path = self._to_change(under, itself=True)
-        if not self.local:  # a thousand with each request
-            self._change(
-                "deleted",
-                lambda: self._filesystem.delete_dir_contents(path, missing_dir_ok=True),
-                under,
-            )
-            return
+        path = self._writable_path(under, itself=True)
+        if not self.local:  # a thousand files with each request
+            delete = partial(self._filesystem.delete_dir_contents, path, missing_dir_ok=True)
+            return self._change("deleted", delete, under)
         for name in self.names(under):
             self.delete(name)
 
     def remove(self, under: str) -> None:
-        """Removes a folder with everything in it; one that is not there is no error."""
-        path = self._to_change(under, itself=True)
+        """Removes a folder and its content, but no link's target; a missing folder is no error."""
+        path = self._writable_path(under, itself=True)
         delete = shutil.rmtree if self.local else self._filesystem.delete_dir
         with contextlib.suppress(FileNotFoundError):
-            self._change("deleted", lambda: delete(path), under)  # of links inside the links alone
+            self._change("deleted", lambda: delete(path), under)
 
     def check_writable(self) -> None:
         """Raises UserError unless files can be listed, written, read and deleted here.
 
-        It does all four with a hidden file, which is gone again afterwards.
+        It tries all four with a hidden file, which it removes.
         """
         try:
             if self.local:
@@ -409,15 +417,17 @@ class Folder:
         try:
             here = next(p for p in (Path(self._base), *Path(self._base).parents) if p.exists())
             if not here.is_dir() or not os.access(here, os.R_OK | os.W_OK | os.X_OK):
-                raise UserError(f"output {self} cannot be written: no right to write in {here}")
+                raise UserError(
+                    f"output {self} cannot be written: no permission to write in {here}. Fix: "
+                    "change its permissions, or give another output"
+                )
             probe = here / _temporary_name("probe")
             try:
                 probe.write_bytes(b"tgate_batch")
             finally:
                 probe.unlink(missing_ok=True)
         except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
-            raise UserError(f"output {self} cannot be written: {reason}") from None
+            raise UserError(f"output {self} cannot be written: {os_reason(error)}") from None
 
     def _probe_store(self) -> None:
         name = f"{_PROBE}{uuid.uuid4().hex}"
@@ -425,38 +435,32 @@ class Folder:
         self.names(name)
         self.write(name, content)
         try:
-            if (found := self.get(name)) != content:
+            if (stored := self.get(name)) != content:
                 raise UserError(
-                    f"output {self} does not give back what was written ({found!r}); give another"
+                    f"output {self} does not return the content that was written ({stored!r}). "
+                    "Fix: give another output"
                 )
         except StorageError:
-            with contextlib.suppress(StorageError):  # the first refusal is the one to tell
+            with contextlib.suppress(StorageError):  # the first error is the one to report
                 self.delete(name)
             raise
         self.delete(name)
 
     def temporary(self) -> list[str]:
-        """What killed writers left under temporary names, sorted, relative to this folder."""
+        """Returns the unfinished files of killed writers, sorted, relative to this folder."""
         if not self.local:
             return []
         base = Path(self._base)
         return sorted(
-            (Path(place) / name).relative_to(base).as_posix()
-            for place, _, names in os.walk(base)  # it follows no link
+            (Path(parent) / name).relative_to(base).as_posix()
+            for parent, _, names in os.walk(base)  # which follows no links
             for name in names
             if is_temporary(name)
         )
 
     def clear_temporary(self) -> int:
-        """Removes what killed writers left under temporary names; returns how many."""
-        left = self.temporary()
-        for name in left:
+        """Removes the unfinished files of killed writers; returns their number."""
+        unfinished = self.temporary()
+        for name in unfinished:
             self.delete(name)
-        return len(left)
-
-
-def _leaves(name: str, folder: Folder) -> UserError:
-    return UserError(
-        f"{one_line(name)}: this name leads out of the folder {folder}, and nothing there is "
-        "touched. Fix: remove it from the file or folder that names it"
-    )
+        return len(unfinished)

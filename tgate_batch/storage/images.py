@@ -1,7 +1,7 @@
-"""Opens encoded images: a few formats alone, and no more pixels than a limit.
+"""Opens encoded images from untrusted sources: a few formats, and a limited number of pixels.
 
-Image bytes may come from a stranger. Pillow by itself opens dozens of formats, and hands some of
-them (PostScript) to other programs, so no other module of this package calls ``Image.open``.
+Pillow by default opens dozens of formats, and passes some of them (PostScript) to other programs,
+so no other module of this package calls ``Image.open``.
 """
 
 import io
@@ -18,7 +18,7 @@ MOST_PIXELS = 2**26  # 8192 x 8192: 256 MiB as RGB
 def open_image(content: bytes) -> Image.Image:
     """Returns the first image in ``content``, decoded, with Pillow's ``format`` and ``info``.
 
-    Raises UserError for bytes of another format, damaged ones, and more than ``MOST_PIXELS``.
+    Raises UserError for another format, damaged content, and more than ``MOST_PIXELS`` pixels.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -28,17 +28,17 @@ def open_image(content: bytes) -> Image.Image:
             return image
     except UnidentifiedImageError:
         raise UserError(f"cannot be read as an image: it is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # each of Pillow's decoders has faults of its own
+    except Exception as error:  # each of Pillow's decoders raises other errors
         raise UserError(f"cannot be read as an image: {one_line(error)}") from None
     raise UserError(
-        f"cannot be read as an image: it has {width:,} x {height:,} pixels, and at most "
-        f"{MOST_PIXELS:,} are read"
+        f"cannot be read as an image: it has {width:,} x {height:,} pixels, but at most "
+        f"{MOST_PIXELS:,} are allowed"
     )
 
 
 def open_upright(content: bytes) -> Image.Image:
-    """Returns the image in RGB, turned as its EXIF orientation says; raises as ``open_image``."""
+    """Returns the image in RGB, rotated by its EXIF orientation; raises as ``open_image``."""
     upright = ImageOps.exif_transpose(open_image(content))
-    if upright.mode == "I;16":  # Pillow would cut its 16 bits off at 255
+    if upright.mode == "I;16":  # Pillow would clip its 16 bits at 255
         upright = upright.point(lambda value: value / 257).convert("L")
     return upright.convert("RGB")

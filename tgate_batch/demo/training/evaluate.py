@@ -44,7 +44,7 @@ def load(folder: Path = demo.PATH) -> StableDiffusionPipeline:
 
 def captions(count: int) -> list[str]:
     """`count` different captions, none of whose combinations was in training."""
-    found = map(str, scenes.random_scenes(2 * count + 100, _CAPTIONS_SEED, held=True))
+    found = map(str, scenes.random_scenes(2 * count + 100, _CAPTIONS_SEED, held_out=True))
     return list(dict.fromkeys(found))[:count]
 
 
@@ -127,7 +127,8 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     from tgate_batch.metrics.features import load_extractor
     from tgate_batch.metrics.frechet import Statistics, frechet_distance
     from tgate_batch.metrics.jackknife import GROUPS, groups, paired_shares
-    from tgate_batch.metrics.psnr import Psnr
+    from tgate_batch.metrics.pairs import paired
+    from tgate_batch.metrics.psnr import psnr
     from tgate_batch.models.macs.arm import macs_of_arm
 
     pipe, prompts, rows = load(folder), captions(count), []
@@ -171,7 +172,7 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
             **cost,
             difference=round(change.value, 4),
             interval=[round(bound, 4) for bound in (change.low, change.high)],
-            psnr=round(float(np.mean(Psnr()(images, prompts, baseline))), 2),
+            psnr=round(float(np.mean(paired(psnr)(images, prompts, baseline))), 2),
             fd_ungated=round(frechet_distance(now, ungated), 3),
             fd_drawn=round(frechet_distance(now, real), 3),
         )

@@ -165,7 +165,7 @@ class Trainer:
         """`count` pictures, cut to squares of `side` pixels around one of their things."""
         seed = self.seed + step
         rng, crops = random.Random(seed), []
-        for number, scene in enumerate(scenes.random_scenes(count, seed, held=False)):
+        for number, scene in enumerate(scenes.random_scenes(count, seed, held_out=False)):
             pixels = np.asarray(scenes.draw(scene, seed * 1000 + number))
             centre = scenes.PLACES[rng.choice(scene.things).place][1]
             x, y = (
@@ -183,7 +183,9 @@ class Trainer:
     @torch.no_grad()
     def _encode(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (CHUNK, 8, 16, 16), scaled, and tokens (CHUNK, TOKENS) of a chunk."""
-        chunk_scenes = scenes.random_scenes(CHUNK, self.seed + 1_000_003 * (chunk + 1), held=False)
+        chunk_scenes = scenes.random_scenes(
+            CHUNK, self.seed + 1_000_003 * (chunk + 1), held_out=False
+        )
         drawn = [scenes.draw(scene, chunk * CHUNK + i) for i, scene in enumerate(chunk_scenes)]
         latents = [
             self.vae.encode(_to_tensor(drawn[i : i + 64], self.device)).latent_dist.mode()

@@ -104,7 +104,7 @@ def _check_layout(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> li
     groups = [(role and role.number, group) for group in range(file.num_row_groups)]
     if [(plan.part, plan.group) for plan in plans] != groups:
         return ["its plans differ from its row groups"]
-    known = prompt_store.SCHEMA, prompt_store.OWN_SCHEMA, prompt_store.OWN_BEFORE_STRENGTH
+    known = prompt_store.SCHEMA, prompt_store.FULL_SCHEMA, prompt_store.FULL_BEFORE_STRENGTH
     if not any(map(file.schema_arrow.equals, known)):
         return ["its columns are not those of frozen prompts"]
     return []

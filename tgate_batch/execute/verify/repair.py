@@ -20,7 +20,7 @@ from tgate_batch.execute.verify.findings import (
     Findings,
 )
 from tgate_batch.execute.verify.results import is_entry, readable
-from tgate_batch.output import layout, prompt_store
+from tgate_batch.output import layout, prompt_plan
 from tgate_batch.output import run as runs
 from tgate_batch.output.layout import FileRole
 from tgate_batch.output.run import Run
@@ -42,7 +42,7 @@ def restore_prompts(run: Run, findings: Findings) -> Iterator[str]:
     if not names:
         return
     batch = runs.prompts_a_batch(run.config)
-    prompt_store.rewrite_parts(run.folder, run.config.prompts, run.ledger, batch, names)
+    prompt_plan.rewrite_parts(run.folder, run.config.prompts, run.ledger, batch, names)
     yield from (f"restored: {name}" for name in names)
 
 
@@ -67,7 +67,7 @@ def repair_output(folder: Folder, run: Run | None, findings: Findings) -> Iterat
         yield _remove_torn_lines(folder)
     if layout.LEDGER in names and run is not None:  # its entries are corrected by now
         names.pop(layout.LEDGER)
-        run.ledger.write_again()
+        run.ledger.write()
         yield f"corrected: {layout.LEDGER}"
     for name in names:
         folder.delete(name)

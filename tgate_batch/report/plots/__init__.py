@@ -1,4 +1,4 @@
-"""The page's plots, from the content of report.json; each has its figures as a table, too."""
+"""The plots of the page, from the content of report.json; each also has its figures as a table."""
 
 from collections.abc import Mapping
 from typing import Any

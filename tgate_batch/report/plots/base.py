@@ -1,13 +1,13 @@
-"""The plot record, and the names of arms in plots."""
+"""The record of a plot, and the names and positions of arms in plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tgate_batch.metrics.base import ArmFigures
+from tgate_batch.report.columns import ArmFigures
 
 
 class Plot(NamedTuple):
-    """One plot: what it shows in a title and a sentence, its SVG, and its figures as a table."""
+    """One plot: title, caption, SVG, and its figures as a table."""
 
     name: str
     title: str
@@ -17,18 +17,18 @@ class Plot(NamedTuple):
 
 
 def name_of(arm: ArmFigures, arms: Sequence[ArmFigures]) -> str:
-    """An arm's name, with its model's where there are several."""
+    """Returns an arm's name, with its model's if there are several."""
     several = len({one["model"] for one in arms}) > 1
     return f"{arm['model']} {arm['arm']}" if several else arm["arm"]
 
 
 def named_arms(arms: Sequence[ArmFigures]) -> list[tuple[int, str, ArmFigures]]:
-    """Each arm with its place in the report, which has its colour, and its name."""
-    return [(place, name_of(arm, arms), arm) for place, arm in enumerate(arms)]
+    """Returns each arm with its index in the report, which selects its colour, and its name."""
+    return [(index, name_of(arm, arms), arm) for index, arm in enumerate(arms)]
 
 
 def error_bar(value: float, bounds: Mapping[str, float] | None) -> list[list[float]] | None:
-    """The two lengths of an error bar; a bias-corrected interval may lie beside the value."""
+    """Returns the two lengths of an error bar, which may be 0 for a bias-corrected interval."""
     if bounds is None:
         return None
     return [[max(0.0, value - bounds["low"])], [max(0.0, bounds["high"] - value)]]

@@ -1,6 +1,6 @@
-"""matplotlib as an artist for the page: figures in the page's own colours and letters, as SVG.
+"""Renders matplotlib figures as SVG for the page, in the page's colours and font.
 
-A colour here is a place holder that becomes a CSS variable, so that a plot follows the theme. Text
+A colour here is a placeholder that becomes a CSS variable, so that a plot follows the theme. Text
 stays text. Equal data give equal bytes.
 """
 
@@ -25,7 +25,7 @@ _VARIABLES = {
     **{colour: f"--arm-{number}" for number, colour in enumerate(ARMS)},
     **{colour: f"--stage-{number}" for number, colour in enumerate(STAGES)},
 }
-_SIZE = (5.2, 3.4)  # inches; a phone shows it at 70%
+_SIZE = (5.2, 3.4)  # inches; phones scale it to 70%
 _STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -53,18 +53,18 @@ _STYLE: Any = {
 }
 
 
-def colour(place: int) -> str:
-    """That of the arm at a place in the report."""
-    return ARMS[place % len(ARMS)]
+def colour(index: int) -> str:
+    """Returns the colour of an arm, by its index in the report."""
+    return ARMS[index % len(ARMS)]
 
 
-def dashes(place: int) -> str:
-    """How the line of the arm at a place is drawn: a colour's second user is told by it."""
-    return ("-", "--", ":", "-.")[place // len(ARMS) % 4]
+def dashes(index: int) -> str:
+    """Returns the line style of an arm, which distinguishes arms of one colour."""
+    return ("-", "--", ":", "-.")[index // len(ARMS) % 4]
 
 
 class SvgFigure:
-    """A figure that is being drawn; ``svg`` is there when the block has ended."""
+    """A matplotlib figure; ``svg`` is set when its block has ended."""
 
     def __init__(self, name: str, height: float):
         self.name = name
@@ -75,18 +75,18 @@ class SvgFigure:
 
 @contextmanager
 def svg_figure(name: str, height: float = _SIZE[1]) -> Iterator[SvgFigure]:
-    """A figure to draw into; ``name`` sets its ids apart from those of others on the page."""
+    """Opens a figure with one pair of axes; ``name`` makes its ids unique on the page."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
-        made = SvgFigure(name, height)
-        yield made
+        plot = SvgFigure(name, height)
+        yield plot
         stream = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        made.figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
-    made.svg = _embedded(stream.getvalue(), name)
+        plot.figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    plot.svg = _embeddable(stream.getvalue(), name)
 
 
-def _embedded(svg: str, name: str) -> str:
-    """An SVG file as part of a page: its own ids, the page's letters and colours, no heading."""
+def _embeddable(svg: str, name: str) -> str:
+    """Makes an SVG file part of a page: unique ids, the page's font and colours, no XML header."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
     svg = re.sub(r' width="[^"]*" height="[^"]*"', "", svg, count=1)
