@@ -255,12 +255,12 @@ def _check_executor(config: Config) -> None:
         )
 
 
-def _check_is_absolute_in_job(what: str, where: str, option: str) -> None:
+def _check_is_absolute_in_job(what: str, path: str, option: str) -> None:
     """Raises UserError for a relative path if this process is a submitted Ray job."""
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and "://" not in where and not os.path.isabs(where):
+    if inside_job and "://" not in path and not os.path.isabs(path):
         raise UserError(
-            f"{what} {where!r} is relative, and a submitted job runs in a temporary folder. Fix: "
+            f"{what} {path!r} is relative, and a submitted job runs in a temporary folder. Fix: "
             f"give {option} an absolute path or a URI"
         )
 
@@ -360,8 +360,8 @@ def _report(run: Run) -> int:
     if not arms:
         raise UserError(f"output {run.folder} has no scores. Fix: run tgate-batch score first")
     terminal.show(summary)
-    where = str(run.folder.within(layout.REPORT_PAGE))
-    console.info(f"report: {where}", event="report", page=where)
+    path = str(run.folder.within(layout.REPORT_PAGE))
+    console.info(f"report: {path}", event="report", page=path)
     too_many = _log_errors(run, sum(arm["errors"] for arm in arms))
     if too_many or any(arm["errors"] and not arm["images"] for arm in arms):
         return MISSING

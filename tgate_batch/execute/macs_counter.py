@@ -14,7 +14,7 @@ class MacsCounter:
     """Counts each (model, arm, batch key) once. A context manager, which ends its thread.
 
     A count takes seconds for each new size of a large model, and no device: a worker that counted
-    would leave its own idle.
+    would leave its device idle.
     """
 
     def __init__(self, run: Run) -> None:

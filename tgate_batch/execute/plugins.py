@@ -1,6 +1,6 @@
 """Plugins: a user's families and metrics, from modules that a config names (``plugins``).
 
-A plugin is code: those of somebody else's output are imported only if the user names them too.
+A plugin is code: those that a stranger's output names are imported only if the user names them too.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def register(modules: Iterable[str]) -> None:
 def _reason(error: BaseException) -> str:
     """Returns what a module raised while it was imported, and where."""
     reason = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
-    if isinstance(error, SyntaxError):  # its message has the place
+    if isinstance(error, SyntaxError):  # its message has the position
         return reason
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{reason}, at {frame.filename}:{frame.lineno}"

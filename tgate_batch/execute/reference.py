@@ -28,27 +28,27 @@ from tgate_batch.storage import Folder, without_credentials
 def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceBuild]:
     """Returns the reference files to make from the images in ``spec``, one for each extractor.
 
-    ``to`` replaces ``score.reference``. Writes nothing. Raises UserError if the place cannot be
+    ``to`` replaces ``score.reference``. Writes nothing. Raises UserError if the file cannot be
     written or is no ``.npz``, if several extractors share one file, and as
     ``image_sources.open_source`` does.
     """
-    score, where = config.score, to or config.score.reference
-    if where is None:
+    score, path = config.score, to or config.score.reference
+    if path is None:
         raise UserError("score.reference is missing. Fix: set it, or give --to FILE.npz")
-    if not is_file(where):
+    if not is_file(path):
         raise UserError(
-            f"a reference must be an .npz file, and {without_credentials(where)} is not. Fix: give "
+            f"a reference must be an .npz file, and {without_credentials(path)} is not. Fix: give "
             "--to FILE.npz"
         )
-    if len(score.extractor) > 1 and "{extractor}" not in where:
+    if len(score.extractor) > 1 and "{extractor}" not in path:
         raise UserError(
-            f"{without_credentials(where)} would be the file of {len(score.extractor)} extractors. "
+            f"{without_credentials(path)} would be the file of {len(score.extractor)} extractors. "
             "Fix: put {extractor} into its name"
         )
     for name in score.extractor:
         check_extractor(name, weights_of(score, name))
-    places = {name: Folder.of_file(with_extractor_name(where, name)) for name in score.extractor}
-    for folder, file in places.values():
+    files = {name: Folder.of_file(with_extractor_name(path, name)) for name in score.extractor}
+    for folder, file in files.values():
         folder.check_writable()
         if folder.local and Path(folder.path(file)).is_dir():
             raise UserError(
@@ -57,11 +57,11 @@ def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceB
             )
     source = image_sources.open_source(spec)
     builds = []
-    for name, place in places.items():
+    for name, (folder, file) in files.items():
         weights = weights_of(score, name)
         extractor = load_extractor(name, weights)
         skip = score.reference_skip_unreadable
-        builds.append(ReferenceBuild(source, *place, name, weights, extractor, skip))
+        builds.append(ReferenceBuild(source, folder, file, name, weights, extractor, skip))
     return builds
 
 
@@ -99,15 +99,15 @@ def prepare_reference(
     executor it is made in this process. None if there is no reference, or a caption that cannot be
     drawn. Raises UserError.
     """
-    where = reference_of(run.config.score, name)
-    if where is None:
+    path = reference_of(run.config.score, name)
+    if path is None:
         return None
-    if where != "drawn" and is_file(where):
-        return load_reference(where, extractor)
+    if path != "drawn" and is_file(path):
+        return load_reference(path, extractor)
     source = (
         image_sources.demo_images(run.folder, run.shards)
-        if where == "drawn"
-        else image_sources.open_source(where)
+        if path == "drawn"
+        else image_sources.open_source(path)
     )
     if source is None:
         return None

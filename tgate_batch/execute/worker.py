@@ -266,9 +266,9 @@ class Worker:
             device = _available(device_of(self._config))
             loaded = load_extractor(order.extractor, order.weights, device)
             if loaded.sha256 != order.sha256:
-                place = order.weights or "its own place"
+                file = order.weights or "its default path"
                 name = f"extractor {order.extractor}"
-                raise UserError(unlike_promised(name, place, loaded.sha256, order.sha256))
+                raise UserError(unlike_promised(name, file, loaded.sha256, order.sha256))
             self._extractor = (order.extractor, loaded)
         return self._extractor[1]
 

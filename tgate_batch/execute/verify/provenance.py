@@ -172,7 +172,7 @@ def _footers(run: Run, folder: str, present: Collection[str]) -> list[tuple[str,
         try:
             with parquet.open_table(run.folder, name) as file:
                 identity = (file.metadata.metadata or {}).get(IDENTITY_KEY, b"")
-        except Exception:  # a damaged file, which its own check reports
+        except Exception:  # a damaged file, which its settings check reports
             continue
         footers.append((shard.digest, identity.decode(errors="replace")))
     return footers
@@ -200,18 +200,20 @@ def _why_wrong(
 
     ``paired``: the baseline must be one of the present ones.
     """
-    pictures = entries.images.get((str(role.model), str(role.arm)))
-    if pictures is None or role.kind not in ("features", "measured"):
+    images = entries.images.get((str(role.model), str(role.arm)))
+    if images is None or role.kind not in ("features", "measured"):
         return None  # an arm that is no longer in the config, and whose images were cleared
     if role.kind == "features":
-        like = layout.of_features(pictures, "", 1, "")
+        like = layout.of_features(images, "", 1, "")
         name = layout.spelled(str(entry.get("extractor"))) == role.of
         return None if name and _fits(entry, like) else "it is not of the arm's images"
     if role.of == layout.ROWS:
-        like = layout.of_rows(pictures)
+        like = layout.of_rows(images)
         return None if _fits(entry, like) else "it is not of the arm's images"
-    like = layout.of_measurement(pictures, 1, None, None)
-    baselines = [layout.identity(own) for (m, _), own in entries.images.items() if m == role.model]
+    like = layout.of_measurement(images, 1, None, None)
+    baselines = [
+        layout.identity(settings) for (m, _), settings in entries.images.items() if m == role.model
+    ]
     if not _fits(entry, like):
         return "it is not of the arm's images"
     if paired and entry["baseline"] not in (None, *baselines):
@@ -227,21 +229,24 @@ def _check_sums_entry(run: Run, pair: Pair, entries: Entries) -> None:
     folder = layout.sums_of(*pair)
     if folder not in entries.folders:
         return
-    entry, pictures = entries.folders[folder], entries.images.get(pair, {})
-    if entry.get("images_per_prompt") != pictures.get("sampling.images_per_prompt"):
+    entry, images = entries.folders[folder], entries.images.get(pair, {})
+    if entry.get("images_per_prompt") != images.get("sampling.images_per_prompt"):
         entries.wrong[folder] = ("its images_per_prompt is not that of the images", None)
         return
     subsets = list(_subsets(_measurements(entries, pair)))
-    made = next((own for own in subsets if layout.identity(own) == entry.get("measured")), None)
-    if made is None:
+    subset = next(
+        (settings for settings in subsets if layout.identity(settings) == entry.get("measured")),
+        None,
+    )
+    if subset is None:
         entries.wrong[folder] = ("it is not of the arm's measurements", None)
         return
-    entries.scored[pair] = [_folder_of(name, pair, entries) for name in made]
+    entries.scored[pair] = [_folder_of(name, pair, entries) for name in subset]
     if entry.get("baseline") is None or any(
-        layout.identity(own) == entry["baseline"]
+        layout.identity(settings) == entry["baseline"]
         for model, arm in entries.images
         if model == pair[0]
-        for own in _subsets(_measurements(entries, (model, arm)))
+        for settings in _subsets(_measurements(entries, (model, arm)))
     ):
         return
     entries.wrong[folder] = ("it is not of the baseline's measurements", None)
