@@ -102,7 +102,7 @@ def _job_rate(settings: Config, runner: PipelineRunner) -> float:
     finished: list[tuple[float, int]] = []
     opened = partial(_given, runner)
     with LocalExecutor(run.config, run.folder, run.config.models[0], opened) as executor:
-        for said in executor.run(rendering.tasks(run, runs.pending(run))):
+        for said in executor.run(rendering.render_pool(run, runs.pending(run))):
             if isinstance(said, ShardResult):
                 if said.errors:
                     raise RuntimeError(f"{said.errors} pictures failed: {said.first_error}")

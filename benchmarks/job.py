@@ -44,7 +44,7 @@ def bench_job(images: int = 520, steps: int = 25, rounds: int = 5) -> dict[str, 
         found["one"].append(_job_rate(each, steps, workers=1))
         found["two"].append(_job_rate(2 * each, steps, workers=2))
         progress.add()
-    progress.say()
+    progress.log()
 
     def over(name: str, other: str) -> float:
         return ratio(found[name], found[other])["median"]
@@ -118,7 +118,7 @@ def _job_rate(prompts: int, steps: int, workers: int) -> float:
         runs.begin_run(run)
         finished: list[tuple[float, int]] = []
         with RayExecutor(run.config, run.folder, run.config.models[0]) as executor:
-            pool = rendering.tasks(run, runs.pending(run))
+            pool = rendering.render_pool(run, runs.pending(run))
             for receipt in executor.run(pool):
                 if isinstance(receipt, ShardResult):
                     finished.append((time.perf_counter(), receipt.images))

@@ -73,7 +73,7 @@ def orchestrate(prompts: int, scratch: str) -> dict[str, float]:
     runs.begin_run(run)
     model = run.config.models[0]
     with RayExecutor(run.config, run.folder, model, open_runner=StandIn) as executor:
-        pool = rendering.tasks(run, runs.pending(run))
+        pool = rendering.render_pool(run, runs.pending(run))
         said = executor.run(pool)
         written = sum(receipt.images for receipt in said if isinstance(receipt, ShardResult))
     seconds = time.perf_counter() - start

@@ -66,7 +66,7 @@ def bench_rows(rows: int = 2000) -> dict[str, Any]:
     progress = WorkCounter("measuring", "rows", 2 * rows)
     while (side := min(sides.values(), key=lambda side: side.images)).images < rows:
         progress.add(side.draw())
-    progress.say()
+    progress.log()
     for side in sides.values():
         side.finish()
     found: dict[str, Any] = {"rows": rows, "kinds": len(of_kind), "batch": _BATCH}
@@ -119,7 +119,7 @@ class _Side:
                 runs.begin_run(run)
                 executor = LocalExecutor(run.config, run.folder)
                 executor.fingerprint(run.config.models[0])  # loads it
-                said = executor.run(rendering.tasks(run, runs.pending(run)))
+                said = executor.run(rendering.render_pool(run, runs.pending(run)))
                 while receipt := self._timed(said):
                     yield receipt.images
                 rows = ds.dataset(f"{scratch}/out/images", format="parquet").to_table(["batch"])

@@ -80,7 +80,7 @@ def fresh(scratch: str, milliseconds: float) -> dict[str, float]:
         stop = _Stopwatch()
         run = stop.measured("prepare", lambda: workflow.prepare(_settings(scratch, milliseconds)))
         stop.measured("begin", lambda: runs.begin_run(run))
-        pool = stop.measured("pending", lambda: rendering.tasks(run, runs.pending(run)))
+        pool = stop.measured("pending", lambda: rendering.render_pool(run, runs.pending(run)))
         pool.joined("worker")
         decided = stop.measured("decide", pool.decide)
     assert isinstance(decided[0], Send)

@@ -1,4 +1,4 @@
-"""A pipeline that draws a constant picture at once: what is left is the job itself."""
+"""A pipeline that returns a constant image at once, so that only the job itself takes time."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,25 +16,27 @@ from tgate_batch.records import Prompt
 
 
 class StandIn:
-    """What a ``Renderer`` asks of a ``PipelineRunner``."""
+    """The part of a ``PipelineRunner`` that a ``Renderer`` uses."""
 
     pipeline = SimpleNamespace(vae=None)
 
     def __init__(self, model: Model, config: Config) -> None:
         self.sampling = catalogue.resolve(model.name, config.sampling)
         side = (self.sampling.height, self.sampling.width, 3)
-        self._picture = np.full(side, 128, np.uint8)
+        self._image = np.full(side, 128, np.uint8)
 
-    def together(self, sampling: ResolvedSampling) -> tuple:
+    def batch_settings(self, sampling: ResolvedSampling) -> tuple:
         return ()
 
-    def under(self, arm: Arm, sampling: ResolvedSampling | None = None) -> AbstractContextManager:
+    def applying(
+        self, arm: Arm, sampling: ResolvedSampling | None = None
+    ) -> AbstractContextManager:
         return nullcontext()
 
     def is_invariant(self) -> bool:
         return True
 
-    def encoded_as(self, arm: Arm) -> str:
+    def encoding_key(self, arm: Arm) -> str:
         return ""
 
     def encode(self, prompts: list[Prompt], arm: Arm | None = None) -> list[Condition]:
@@ -43,7 +45,7 @@ class StandIn:
     def cut(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         return []
 
-    def cut_negatives(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+    def truncated_negatives(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         return []
 
     def denoise(self, conditions: list[Condition], seeds: list[int]) -> torch.Tensor:
@@ -51,4 +53,4 @@ class StandIn:
 
     def decode(self, latents: Any) -> Pixels:
         count = len(latents)
-        return Pixels(np.stack([self._picture] * count), np.ones(count, bool))
+        return Pixels(np.stack([self._image] * count), np.ones(count, bool))

@@ -31,7 +31,7 @@ def in_turns(
             seconds[name].append(clock() - start)
             progress.tick()
         progress.add()
-    progress.say()
+    progress.log()
     return {name: measured[1:] for name, measured in seconds.items()}
 
 

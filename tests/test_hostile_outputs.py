@@ -45,7 +45,7 @@ TRAVERSALS = [
 TEXTS = [
     *TRAVERSALS,
     "\x1b]0;owned\x07\x1b[2J\x1b[1;32msound\x1b[0m: every file",
-    "a\nsound: every file is what the ledger and the prompts demand\r",
+    "a\nok: every file matches the ledger and the prompts\r",
     "a\u202egpj.exe\u2066 \x9b31m \u2028 \x00 b",
     "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>",
     "\" onload=alert(1) x='",
@@ -494,7 +494,7 @@ def claimed_by(**said: Any) -> Callable[[Place], None]:
 PLANS = b"tgate_batch.shards"
 ARM = layout.images("sd15", "tgate")
 SCORES = layout.scores("sd15", "tgate")
-ESCAPE = "\x1b]0;owned\x07\nsound: every file is what the ledger and the prompts demand"
+ESCAPE = "\x1b]0;owned\x07\nok: every file matches the ledger and the prompts"
 
 PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
     "a damaged file outside": (
@@ -683,7 +683,7 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         a_file_named(ESCAPE),
         "verify",
         1,
-        r"foreign: \x1b]0;owned\x07\nsound: every file",
+        r"foreign: \x1b]0;owned\x07\nok: every file",
     ),
     "a holder whose name is an escape": (
         claimed_by(host=ESCAPE, since="\u202e"),

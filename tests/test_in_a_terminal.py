@@ -33,9 +33,9 @@ OURS = [  # every line that a run of the demo may say before its table
     r"loading demo on \d workers?",
     r"(all|demo [a-z-]+) +[━╸╺ ]+ +\d+/\d+",
     r"\d+\.\d\d images/s, ((\d+ min )?\d+ s left|stalled)",
-    r"warning: worker 1 died; its work goes to others",
+    r"warning: worker 1 died; other workers get its tasks",
     r"measuring: \d of \d shards",
-    r"reference: \d of 8 pictures",
+    r"reference: \d of 8 images",
     r"scoring: \d of 3 arms are concluded",
 ]
 
@@ -171,7 +171,7 @@ def test_first_line_of_a_run_says_what_is_being_done(disturbed):
 
 
 def test_no_line_is_of_another_library_where_a_worker_is_killed(disturbed, here):
-    assert "warning: worker 1 died; its work goes to others" in disturbed
+    assert "warning: worker 1 died; other workers get its tasks" in disturbed
     check(disturbed, here, 80)
 
 

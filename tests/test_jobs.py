@@ -210,8 +210,8 @@ def test_killed_job_of_a_reference_goes_on_and_gives_the_same_file(tmp_path, mon
     assert done.returncode == 0, done.stderr
     whole = tmp_path / "whole.npz"
     assert done.stdout.splitlines()[-2:] == [
-        "reference: 800 of 800 pictures",
-        f"{whole}: toy features of 800 pictures",
+        "reference: 800 of 800 images",
+        f"{whole}: toy features of 800 images",
     ]
     cut = tmp_path / "cut.npz"
     options += ["--to", str(cut), "--set", f"workers.executor={executor}"]

@@ -55,7 +55,7 @@ execute.import_path execute.plugins execute.task execute.pool execute.executor
 execute.lazy_executor execute.worker
 execute.local execute.orphan_reaper execute.cluster execute.ray
 execute.progress execute.reference execute.macs_counter execute.rendering execute.scoring
-execute.rerender
+execute.rerender execute.estimate execute.run_summary
 execute.verify.findings execute.verify.tables execute.verify.results execute.verify.provenance
 execute.verify.prompts execute.verify.checker execute.verify.repair execute.verify
 execute.preflight execute

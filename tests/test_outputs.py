@@ -213,12 +213,12 @@ def test_a_level_apart_is_alike_only_where_another_machine_drew_or_rows_depend_o
 def test_drawing_again_cannot_reach_the_network():
     code = (
         "import urllib.request, tgate_batch.execute.rerender as again\n"
-        "again._without_network()\n"
+        "again._disable_network()\n"
         "try: urllib.request.urlopen('http://127.0.0.1:9')\n"
         "except OSError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "draws again from the output folder, without the network" in done.stdout
+    assert "renders from the output folder alone, without the network" in done.stdout
 
 
 def test_changed_picture_is_found_when_it_is_drawn_again(finished, tmp_path):

@@ -115,6 +115,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def message_of(error: BaseException, limit: int | None = None) -> str:
+    """Returns an error's message on one line, cut to ``limit``; the class name if it is empty."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """Returns the text for a message: printable, without line breaks, cut to ``limit``."""
     text = str(text)

@@ -1,4 +1,4 @@
-"""The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
+"""Runs the commands: prepare, render, score, report, and those on a finished output."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,46 +8,42 @@ from importlib import import_module
 from typing import Any
 
 from tgate_batch import console
-from tgate_batch.config import Config, Model, effective_sampling
+from tgate_batch.config import Config, Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute import preflight
+from tgate_batch.execute.estimate import log_estimate
 from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.lazy_executor import LazyExecutor
-from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import WorkCounter
+from tgate_batch.execute.reference import make_references, targets
 from tgate_batch.execute.rendering import RenderOutcome, render_pending
-from tgate_batch.execute.task import MeasureTask
-from tgate_batch.metrics.cost import Devices
+from tgate_batch.execute.rerender import log_rerendered
+from tgate_batch.execute.run_summary import log_run
+from tgate_batch.execute.scoring import conclude, measure_pending
+from tgate_batch.execute.verify import repair_output, restore_prompts
+from tgate_batch.execute.verify import verify as verify_output
 from tgate_batch.models import checkpoint
-from tgate_batch.output import card, history, layout, prompt_store
+from tgate_batch.output import card, history, layout
 from tgate_batch.output import run as runs
-from tgate_batch.output.config_warnings import config_warnings
 from tgate_batch.output.error_rows import (
     ShardsWithErrors,
     allowed,
     forget_measurements,
     shards_with_errors,
 )
+from tgate_batch.output.export import export as export_images
+from tgate_batch.output.export import is_split, select_arms
 from tgate_batch.output.lock import check_free, output_lock
 from tgate_batch.output.run import Finished, Pending, Prepared, Run
 from tgate_batch.output.shutdown import MISSING, UNUSABLE
-from tgate_batch.prompts import reader as prompts
 from tgate_batch.render import codec
 from tgate_batch.report import thresholds
 from tgate_batch.score import registry
-from tgate_batch.score.measure import Measured
-from tgate_batch.score.measurement_plan import (
-    MeasurementPlan,
-    expected_measurements,
-    missing_distance,
-    orders,
-)
+from tgate_batch.score.measurement_plan import MeasurementPlan
 from tgate_batch.storage import Folder, without_credentials
 
-DONE, OUTSIDE = 0, 3  # exit codes, beside those of how a process leaves
+DONE, OUTSIDE = 0, 3  # exit codes; output.shutdown has the others
 
-# A worker's sustained rate, for the estimate of --dry-run alone.
-_ASSUMED_MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
 EXECUTORS = {  # imported only when a run names it
     "ray": ("tgate_batch.execute.ray", "RayExecutor"),
     "local": ("tgate_batch.execute.local", "LocalExecutor"),
@@ -55,123 +51,90 @@ EXECUTORS = {  # imported only when a run names it
 
 
 def prepare(config: Config, replace_stale: bool = False) -> Prepared:
-    """Checks a run before anything is written; raises UserError with all that cannot be used."""
+    """Checks a run and writes nothing; raises UserError with every problem that it finds."""
     return preflight.run_preflight(config, replace_stale, further=[_check_executor])
 
 
 def dry_run(config: Config, replace_stale: bool = False) -> int:
     """Checks the run, and prints models, arms, shards, images, MACs and an estimated cost."""
     run = prepare(config, replace_stale)
-    from tgate_batch.models.macs.arm import macs_of_arm  # seconds, that bad input need not wait for
-
-    finished = runs.finished(run)
-    devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
-    rate = _ASSUMED_MACS_PER_SECOND[devices.kind]
-    _say_run(run)
-    _say(run.failed)
-    for model in _unknown(run):
+    log_run(run)
+    for model in _without_checkpoint(run):
         try:
             checkpoint.check_hub(model)
         except UserError as error:
             console.warning(str(error))
-    total = 0.0
-    for model, name, arm in run.pairs():
-        done = len(finished[model.name, name])
-        sampling = run.sampling(model.name)
-        of_kinds = {
-            kind: macs_of_arm(
-                model, arm, effective_sampling(sampling, row=kind)
-            ).per_image_with_attention
-            for kind in run.batch_keys
-        }
-        each = (
-            sum(of_kinds[kind] * prompts for kind, prompts in run.batch_keys.items()) / run.prompts
-        )
-        total += each * run.images_per_arm
-        console.info(
-            f"  {model.name} {name}: {run.images_per_arm:,} images, "
-            f"{each / 1e9:,.1f} G MACs an image, {done:,} of {len(run.shards):,} shards done"
-        )
-    usd = devices.usd(total / rate)
-    cost = f"no price given ({devices.key})" if usd is None else f"${usd:,.2f}"
-    console.info(
-        f"estimate: {devices.hours(total / rate):,.2f} {devices.kind} hours at {rate / 1e12:g} T "
-        f"MACs/s a worker, {cost}; a run measures both, and bills start and wait too"
-    )
+    log_estimate(run)
     return DONE
 
 
 def render(config: Config, replace_stale: bool = False, retry_errors: bool = False) -> int:
     """Renders what is missing, and error rows again if asked, then scores and reports."""
-    _check_place_of_job("output", config.output, "--output")
+    _check_is_absolute_in_job("output", config.output, "--output")
     run = prepare(config, replace_stale)
-    for model in _unknown(run):
+    for model in _without_checkpoint(run):
         checkpoint.check_hub(model)
-    _say_run(run)
-    _say(run.failed)
-    with _working(run) as entry:
+    log_run(run)
+    with _recorded(run) as entry:
         runs.begin_run(run)
-        held = runs.finished(run)
-        pending = runs.pending(run, held)
-        again = shards_with_errors(run, held) if retry_errors else {}
-        forget_measurements(run, again)
+        rendered = runs.finished(run)
+        pending = runs.pending(run, rendered)
+        retries = shards_with_errors(run, rendered) if retry_errors else {}
+        forget_measurements(run, retries)
         measurements = MeasurementPlan.of(run)
-        if measurements.problems:  # what a hub was to give
+        if measurements.problems:  # weights that could not be downloaded
             raise UserError(*measurements.problems)
-        first = next((m for m in config.models if pending[m.name] or again.get(m.name)), None)
+        first = next((m for m in config.models if pending[m.name] or retries.get(m.name)), None)
         if first is None:
             images = run.images_per_arm * len(run.pairs())
-            console.info(f"{images:,} images were rendered before; nothing is missing")
-            problems, damaged = _measured_and_concluded(run, measurements, entry, held)
+            console.info(f"all {images:,} images were rendered before; nothing is missing")
+            problems, damaged = _score(run, measurements, entry, rendered)
         else:
             with open_executor(
                 run.config, run.folder, first, entry.set_workers, entry.count_memory_kill
             ) as executor:
-                drawn = _render_pending(run, pending, again, executor, replace_stale)
-                entry |= {"device": drawn.devices, "invariant": drawn.invariant}
-                for problem in drawn.problems:
+                outcome = _render_pending(run, pending, retries, executor, replace_stale)
+                entry |= {"device": outcome.devices, "invariant": outcome.invariant}
+                for problem in outcome.problems:
                     console.warning(problem)
-                if drawn.stopped is not None:
+                if outcome.stopped is not None:
                     console.error(
-                        f"{drawn.stopped}; what is finished stays: mend the cause, and the same "
-                        "command with --retry-errors goes on"
+                        f"{outcome.stopped}; finished images are kept. Fix: remove the cause and "
+                        "rerun the same command with --retry-errors to continue"
                     )
                     entry["exit_code"] = MISSING
                     return MISSING
                 problems = measure_pending(run, measurements, executor)
-                damaged = _conclude(run, measurements, problems, executor)
+                damaged = conclude(run, measurements, problems, executor)
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
 
 
 def score(config: Config) -> int:
-    """Scores what the output folder holds, and reports."""
-    run = _reopened(config)
-    with _working(run) as entry:
-        measurements = MeasurementPlan.of(run)
-        problems, damaged = _measured_and_concluded(run, measurements, entry)
+    """Scores the images in the output folder, and reports."""
+    run = _load_run(config)
+    with _recorded(run) as entry:
+        problems, damaged = _score(run, MeasurementPlan.of(run), entry)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
 
 
 def reference(config: Config, source: str, to: str | None = None) -> int:
-    """Makes the reference's file of every extractor of the config, of the pictures in ``source``.
+    """Makes the reference file of every extractor of the config from the images in ``source``.
 
-    ``to``: the file, in place of ``score.reference``; ``{extractor}`` in it stands for each name.
+    ``to``: the file, instead of ``score.reference``; ``{extractor}`` in it becomes each name.
     """
-    from tgate_batch.execute.reference import make_references, targets
-
     _check_executor(config)
-    makings = targets(config, source, to)
-    _check_place_of_job("reference", to or str(config.score.reference), "--to")
-    make_references(makings, lambda folder: open_executor(config, folder))
+    builds = targets(config, source, to)
+    _check_is_absolute_in_job("reference", to or str(config.score.reference), "--to")
+    make_references(builds, lambda folder: open_executor(config, folder))
     return DONE
 
 
 def report(config: Config) -> int:
     """Writes the report from the scores on disk."""
-    return _report(_reopened(config))
+    return _report(_load_run(config))
 
 
 def export(
@@ -181,105 +144,62 @@ def export(
     arm: str | None = None,
     form: str = "imagefolder",
 ) -> int:
-    """Writes stored pictures as files into a folder or URI; ``MISSING`` where some are not there.
+    """Writes stored images as files into a folder or URI; ``MISSING`` if some do not exist.
 
-    ``form``: the convention of names, ``imagefolder``.
+    ``form``: the naming convention, ``imagefolder``.
     """
-    from tgate_batch.output.export import export as exported
-    from tgate_batch.output.export import is_split, select_arms
-
     run = runs.load_run(output)
     pairs = select_arms(run, model, arm)
     progress = WorkCounter("exporting", "shards", len(run.shards) * len(pairs))
     missing = False
-    for found in exported(run, to, pairs, form, progress.add):
-        console.info(str(found), "exported", **asdict(found))
-        missing = missing or bool(found.missing)
-        for name in filter(is_split, (found.model, found.arm)):
+    for exported in export_images(run, to, pairs, form, progress.add):
+        console.info(str(exported), "exported", **asdict(exported))
+        missing = missing or bool(exported.missing)
+        for name in filter(is_split, (exported.model, exported.arm)):
             console.info(
-                f"note: datasets takes a folder {name!r} for a split of that name: open "
-                f"{without_credentials(to)}/{found.model}/{found.arm} by itself"
+                f"note: datasets reads a folder named {name!r} as the split of that name. Fix: "
+                f"open {without_credentials(to)}/{exported.model}/{exported.arm} by itself"
             )
     return MISSING if missing else DONE
 
 
 def verify(output: str, again: int = 0, repair: bool = False, trusted: Sequence[str] = ()) -> int:
-    """Proves an output folder; 1 where something in it is not as it should be.
+    """Verifies an output folder; returns 1 if it has a fault.
 
-    ``again``: as many pictures of every arm are drawn again and compared with the stored ones;
-    ``trusted``: the plugins that this may import, of those that the run names.
-    ``repair``: what is damaged is removed, so that the next run makes it again.
+    ``again``: the number of images of every arm to render again and compare. ``repair``: remove
+    what is damaged, so that the next run makes it again. ``trusted``: the plugins of the run that
+    may be imported.
     """
-    from tgate_batch.execute.verify import repair_output, restore_prompts
-    from tgate_batch.execute.verify import verify as verified
-
     folder = Folder(output)
     if repair:
         with output_lock(folder):
-            found, run = verified(output)
+            findings, run = verify_output(output)
             if run is not None:
                 run.folder.fence = folder.fence
-            _say(found.lines())
-            left, again_run = found, run
+            _log(findings.lines())
+            remaining, repaired_run = findings, run
             try:
-                written = [] if run is None else list(restore_prompts(run, found))
+                restored = [] if run is None else list(restore_prompts(run, findings))
             except UserError as error:
-                console.error(f"prompts cannot be written again: {error}")
+                console.error(f"prompts cannot be restored: {error}")
             else:
-                _say(written)
-                if written:  # now all the rest can be judged
-                    left, again_run = verified(output)
-            _say(repair_output(folder, again_run, left))
+                _log(restored)
+                if restored:  # the other files can be checked now
+                    remaining, repaired_run = verify_output(output)
+            _log(repair_output(folder, repaired_run, remaining))
     else:
         dead = check_free(folder)
-        found, _ = verified(output)
+        findings, _ = verify_output(output)
         check_free(folder, dead=dead)
-        _say(found.lines())
-    if again and not found.faults:
-        return _drawn_again(output, again, trusted)
-    return 1 if found.faults else 0
+        _log(findings.lines())
+    if findings.faults:
+        return 1
+    return 0 if again == 0 or log_rerendered(output, again, trusted) else 1
 
 
-def _say(lines: Iterable[str]) -> None:
+def _log(lines: Iterable[str]) -> None:
     for line in lines:
         console.info(line)
-
-
-def _drawn_again(output: str, count: int, trusted: Sequence[str]) -> int:
-    """Draws stored pictures again and says whether they are equal; 1 where one is not alike."""
-    from tgate_batch.execute.rerender import rerender_apart
-
-    named = runs.load_run(output).config.plugins
-    for name in named:
-        if name not in trusted:
-            console.warning(
-                f"the run names the plugin {name}, which is code and is not run. Fix: if you trust "
-                f"it, add --plugin {name}"
-            )
-
-    each = f"{count:,} pictures" if count != 1 else "1 picture"
-    console.info(f"drawing {each} of every arm again, in another process ...", event="phase")
-    found = []
-    for picture in rerender_apart(output, count, trusted):
-        found.append(picture)
-        if picture.levels is None:
-            verdict = f"cannot be drawn: {picture.error}"
-        elif picture.same_bytes:
-            verdict = "equal, bit for bit"
-        elif not picture.alike:
-            verdict = f"differs by up to {picture.levels} of 255 levels"
-            verdict += ", though it is to be equal bit for bit here" if picture.exact else ""
-        elif picture.levels:
-            verdict = f"alike within {picture.levels} of 255 levels"
-        else:
-            verdict = "equal in every pixel, in other bytes"
-        name = f"{picture.model} {picture.arm} {picture.prompt_id}/{picture.image_number}"
-        console.info(f"{name}: {verdict}")
-    alike = [picture for picture in found if picture.alike]
-    exact = all(picture.exact for picture in found)
-    how = "bit for bit" if exact else "at most 1 level of 255 apart"
-    console.info(f"{len(found)} pictures drawn again, {len(alike)} alike ({how})")
-    return 0 if found and len(alike) == len(found) else 1
 
 
 def open_executor(
@@ -291,8 +211,8 @@ def open_executor(
 ) -> Executor:
     """Opens the executor that the config names; its first worker starts at once.
 
-    ``on_workers_changed`` is called with the number of workers; ``on_memory_kill`` for each worker
-    that was ended because its machine ran out of memory.
+    ``on_workers_changed`` is called with the number of workers, ``on_memory_kill`` for each worker
+    that is killed because its machine ran out of memory.
     """
     if config.workers.executor == "ray":
         console.info("starting Ray ...", event="phase")
@@ -308,68 +228,23 @@ def open_executor(
 
 
 @contextmanager
-def _working(run: Run) -> Iterator[history.Invocation]:
-    """Owns the folder and records the invocation for the length of the block."""
+def _recorded(run: Run) -> Iterator[history.Invocation]:
+    """Locks the output folder and records the invocation, for the length of the block."""
     entry = history.Invocation(run.config.workers)
     with output_lock(run.folder, entry.so_far), history.record_invocation(run.folder, entry):
         yield entry
     if kills := entry.get("memory_kills", 0):
         workers = "1 worker was" if kills == 1 else f"{kills:,} workers were"
         console.warning(
-            f"{workers} ended in this run because a machine ran out of memory. Fix: lower "
+            f"{workers} killed in this run because a machine ran out of memory. Fix: lower "
             "workers.max or sampling.batch_size, or use machines with more memory",
             memory_kills=kills,
         )
 
 
-def _unknown(run: Prepared) -> list[Model]:
-    """The models whose checkpoint is not on this machine."""
+def _without_checkpoint(run: Prepared) -> list[Model]:
+    """Returns the models whose checkpoint is not on this machine."""
     return [model for model in run.config.models if run.fingerprints[model.name] is None]
-
-
-def _say_run(run: Run) -> None:
-    """The size of a run and what of its prompts is used, before anything of it is done."""
-    images = run.images_per_arm * len(run.pairs())
-    arms = " and ".join(
-        f"{len(names):,} {what}{'s' if len(names) != 1 else ''}"
-        for what, names in (("arm", run.config.arms), ("model", run.config.models))
-    )
-    console.info(
-        f"{run.prompts:,} prompts in {len(run.shards):,} shards, {arms}: {images:,} images -> "
-        f"{run.folder}",
-        event="run",
-        images=images,
-    )
-    for model in run.config.models:
-        if (one := run.models.get(model.name)) is not None:
-            console.info(f"{model.name}: {one.summary_line()}", event="model", model=model.name)
-            for line in one.partial_loras:
-                console.warning(f"models: {model.name}: {line}; the others are left out")
-    used = prompts.describe_columns(run.config.prompts, run.config.score.by)
-    if used.files > 1:
-        console.info(f"prompts: {used.files:,} files, the first {used.first}")
-    if used.overrides:
-        kinds = f"{len(run.batch_keys):,} kind{'s' if len(run.batch_keys) != 1 else ''} of rows"
-        console.info(
-            f"prompts: rows set their own {', '.join(used.overrides)}: {kinds} (prompts.columns "
-            "says which columns count)"
-        )
-    if used.unused:
-        console.info(
-            f"prompts: not used: column{'s' if len(used.unused) != 1 else ''} "
-            f"{', '.join(used.unused)} (prompts.keep carries them on)",
-            unused=used.unused,
-        )
-    for remark in config_warnings(run.config):
-        console.warning(remark)
-
-
-def _check_words(config: Config) -> None:
-    """The names that a config holds as strings are refused by their owners."""
-    _check_executor(config)
-    codec.check(config.images)
-    registry.check(config.score)
-    thresholds.check(config.thresholds.figures)
 
 
 def _check_executor(config: Config) -> None:
@@ -380,54 +255,58 @@ def _check_executor(config: Config) -> None:
         )
 
 
-def _check_place_of_job(what: str, where: str, option: str) -> None:
+def _check_is_absolute_in_job(what: str, path: str, option: str) -> None:
+    """Raises UserError for a relative path if this process is a submitted Ray job."""
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and "://" not in where and not os.path.isabs(where):
+    if inside_job and "://" not in path and not os.path.isabs(path):
         raise UserError(
-            f"{what} {where!r} is relative, and a submitted job runs in a temporary folder: give "
-            f"{option} an absolute path or a URI"
+            f"{what} {path!r} is relative, and a submitted job runs in a temporary folder. Fix: "
+            f"give {option} an absolute path or a URI"
         )
 
 
 def _render_pending(
     run: Prepared,
     pending: Pending,
-    again: ShardsWithErrors,
+    retries: ShardsWithErrors,
     executor: Executor,
     replace_stale: bool,
 ) -> RenderOutcome:
-    """Renders what is pending, and the error rows that are drawn again."""
-    models = [model for model in run.config.models if pending[model.name]]
-    if unknown := [model for model in models if run.fingerprints[model.name] is None]:
-        for model in unknown:
-            _say(runs.settle_model(run, model, executor.fingerprint(model), replace_stale))
+    """Renders what is pending, and retries error rows."""
+    unknown = [model for model in _without_checkpoint(run) if pending[model.name]]
+    for model in unknown:
+        _log(runs.settle_model(run, model, executor.fingerprint(model), replace_stale))
+    if unknown:
         pending = runs.pending(run)
     errors_alone = {
         (model, index): frozenset(arms)
-        for model, shards in again.items()
+        for model, shards in retries.items()
         for index, arms in shards.items()
     }
-    return render_pending(run, _together(pending, again), executor, errors_alone)
+    return render_pending(run, _merge(pending, retries), executor, errors_alone)
 
 
-def _together(pending: Pending, again: ShardsWithErrors) -> Pending:
-    """What is missing and what is drawn again, the arms of a shard side by side."""
+def _merge(pending: Pending, retries: ShardsWithErrors) -> Pending:
+    """Returns what is missing and what is retried, by shard."""
     return {
         model: {
-            index: (*shards.get(index, ()), *again.get(model, {}).get(index, ()))
-            for index in sorted({*shards, *again.get(model, {})})
+            index: (*shards.get(index, ()), *retries.get(model, {}).get(index, ()))
+            for index in sorted({*shards, *retries.get(model, {})})
         }
         for model, shards in pending.items()
     }
 
 
-def _measured_and_concluded(
+def _score(
     run: Run,
     measurements: MeasurementPlan,
     entry: history.Invocation,
-    held: Finished | None = None,
+    rendered: Finished | None = None,
 ) -> tuple[dict[str, None], bool]:
-    """Measures and adds up what is missing; opens an executor if it takes one."""
+    """Measures and aggregates what is missing; opens an executor if workers are needed.
+
+    Returns the problems, and True if measurements are damaged or lost.
+    """
     with LazyExecutor(
         lambda: open_executor(
             run.config,
@@ -436,163 +315,84 @@ def _measured_and_concluded(
             on_memory_kill=entry.count_memory_kill,
         )
     ) as executor:
-        problems = measure_pending(run, measurements, executor, held)
-        return problems, _conclude(run, measurements, problems, executor)
-
-
-def measure_pending(
-    run: Run, measurements: MeasurementPlan, executor: Executor, held: Finished | None = None
-) -> dict[str, None]:
-    """Measures what is missing; returns why some of it could not be, each reason once.
-
-    ``held``: what ``runs.finished`` said, where nothing was rendered since.
-    """
-    held = runs.finished(run) if held is None else held
-    tasks = [MeasureTask(model, order) for model, order in orders(run, measurements, held)]
-    problems = dict.fromkeys(measurements.problems)
-    return problems | _measure(run, tasks, executor) if tasks else problems
-
-
-def _measure(run: Run, tasks: list[MeasureTask], executor: Executor) -> dict[str, None]:
-    problems: dict[str, None] = {}
-    progress = WorkCounter("measuring", "shards", len(tasks))
-    damaged = runs.damaged_files(run.folder)
-    for event in executor.run(Pool.of(tasks)):
-        if isinstance(event, GiveUp | Stop):
-            problems[f"some cannot be measured: {event}"] = None
-        elif isinstance(event, Measured):
-            progress.add()
-            problems |= dict.fromkeys(event.problems)
-            damaged |= event.damaged
-        else:
-            progress.tick()
-    progress.say()
-    runs.note_damaged(run.folder, damaged)
-    return problems
-
-
-def _conclude(
-    run: Run, measurements: MeasurementPlan, problems: dict[str, None], executor: Executor
-) -> bool:
-    """Adds the measurements up and writes the scores; returns whether some were damaged or lost.
-
-    What could not be done joins the problems.
-    """
-    from tgate_batch.execute.reference import prepare_reference
-    from tgate_batch.execute.scoring import conclude_arms
-    from tgate_batch.score.scoring import conclude_orders, write_scores
-
-    references, missing = {}, dict(measurements.missing)
-    for name, extractor in measurements.extractors.items():
-        try:
-            held = prepare_reference(run, name, extractor, executor)
-        except UserError as error:
-            problems[str(error)] = None
-            missing[missing_distance(name)] = str(error)
-        else:
-            if held is not None:
-                references[extractor.name] = held
-    by = run.config.score.by
-    if by is not None and prompt_store.category_column(run.ledger) != by:
-        problems[
-            f"score.by: the output's prompts do not hold the column {by!r}; run tgate-batch render "
-            "again, which freezes it"
-        ] = None
-        by = None
-    orders = list(conclude_orders(run, measurements, references, by))
-    found = conclude_arms(run, orders, problems, executor)
-    write_scores(run, measurements, references, found.arms, missing)
-    for one in found.arms.values():
-        problems |= dict.fromkeys(one.problems)
-    for name in found.damaged:
-        console.warning(f"{name} was damaged; tgate-batch score measures it again")
-    lost = expected_measurements(run, found.missing)
-    if lost:
-        console.error(
-            f"{len(lost):,} measurements were not found while sums were made (first: {lost[0]}), "
-            "and the figures lack their images. Fix: see that the storage is well, then run "
-            "tgate-batch score again"
-        )
-    return bool(found.damaged or lost)
+        problems = measure_pending(run, measurements, executor, rendered)
+        return problems, conclude(run, measurements, problems, executor)
 
 
 def _finish(run: Run, problems: dict[str, None], damaged: bool) -> int:
-    """Says what is wrong and reports; returns the exit code."""
+    """Logs the problems, and reports; returns the exit code."""
     for problem in problems:
         console.error(f"{problem}; the other scores follow")
-    missing = _say_missing(run) or damaged
-    outside = _report(run)
+    missing = _log_missing(run) or damaged
+    code = _report(run)
     if problems:
         return UNUSABLE
-    return MISSING if missing or outside == MISSING else outside
+    return MISSING if missing else code
 
 
-def _say_missing(run: Run) -> bool:
-    """Prints which shards have no whole file; returns whether there are any."""
+def _log_missing(run: Run) -> bool:
+    """Logs which shards have no intact file; returns True if there are any."""
     finished, damaged = runs.finished(run), runs.damaged_files(run.folder)
     for name, reason in damaged.items():
         console.warning(f"{name} is damaged ({reason})")
-    found = False
+    any_missing = False
     for model, arm, _ in run.pairs():
         missing = [s.index for s in run.shards if s.index not in finished[model.name, arm]]
         if missing:
-            found = True
+            any_missing = True
             console.warning(
                 f"{model.name} {arm}: {len(missing):,} of {len(run.shards):,} shards are missing "
                 f"or damaged (first: {missing[0]}); tgate-batch render renders them again"
             )
-    return found
+    return any_missing
 
 
 def _report(run: Run) -> int:
-    """Writes and shows the report; ``OUTSIDE`` where a threshold was not kept, and ``MISSING``
-    where every image of an arm failed, or more of them than ``max_errors`` allows."""
-    from tgate_batch.report import page, terminal
+    """Writes and shows the report; returns the exit code.
+
+    ``OUTSIDE`` if a threshold is violated; ``MISSING`` if every image of an arm failed, or more
+    images than ``max_errors`` allows.
+    """
+    from tgate_batch.report import page, terminal  # slow to import
 
     summary = page.write(run)
     arms = summary["arms"]
     if not arms:
-        raise UserError(f"output {run.folder} holds no scores; run tgate-batch score first")
+        raise UserError(f"output {run.folder} has no scores. Fix: run tgate-batch score first")
     terminal.show(summary)
-    where = str(run.folder.within(layout.REPORT_PAGE))
-    console.info(f"report: {where}", event="report", page=where)
-    if _say_failed(run, sum(arm["errors"] for arm in arms)):
-        return MISSING
-    if any(arm["errors"] and not arm["images"] for arm in arms):
+    path = str(run.folder.within(layout.REPORT_PAGE))
+    console.info(f"report: {path}", event="report", page=path)
+    too_many = _log_errors(run, sum(arm["errors"] for arm in arms))
+    if too_many or any(arm["errors"] and not arm["images"] for arm in arms):
         return MISSING
     return DONE if summary["passed"] else OUTSIDE
 
 
-def _say_failed(run: Run, errors: int) -> bool:
-    """Says how many images failed and what to do; returns whether these are too many."""
+def _log_errors(run: Run, errors: int) -> bool:
+    """Logs how many images failed; returns True if ``max_errors`` allows fewer."""
     if not errors:
         return False
     images = run.images_per_arm * len(run.pairs())
     limit = allowed(run.config.max_errors, images)
-    told = f"{errors:,} of {images:,} images failed"
-    again = "tgate-batch render with --retry-errors renders them again"
+    line = f"{errors:,} of {images:,} images failed"
+    retry = "tgate-batch render with --retry-errors renders them again"
     if errors > limit:
         console.error(
-            f"{told}, more than max_errors allows ({limit:g}). Fix: {again}; or give a larger "
+            f"{line}, more than max_errors allows ({limit:g}). Fix: {retry}; or give a larger "
             "max_errors (0.5 allows half of them, null any number)"
         )
         return True
-    console.warning(f"{told}; {again}")
+    console.warning(f"{line}; {retry}")
     return False
 
 
-def _reopened(config: Config) -> Run:
-    """The run in the folder, under the scoring and cost settings of this config."""
-    _check_words(config)
-    held = runs.load_run(config.output)
-    fresh = held.config.model_copy(
-        update={
-            "score": config.score,
-            "cost": config.cost,
-            "thresholds": config.thresholds,
-            "workers": config.workers,
-            "max_errors": config.max_errors,
-            "plugins": config.plugins,
-        }
-    )
-    return replace(held, config=fresh)
+def _load_run(config: Config) -> Run:
+    """Loads the run in the output folder, with the scoring and cost settings of this config."""
+    _check_executor(config)
+    codec.check(config.images)
+    registry.check(config.score)
+    thresholds.check(config.thresholds.figures)
+    run = runs.load_run(config.output)
+    sections = ("score", "cost", "thresholds", "workers", "max_errors", "plugins")
+    settings = {name: getattr(config, name) for name in sections}
+    return replace(run, config=run.config.model_copy(update=settings))

@@ -19,6 +19,7 @@ from tgate_batch.config import Model
 from tgate_batch.errors import UserError
 from tgate_batch.execute import plugins, rendering
 from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.scoring import measure_pending
 from tgate_batch.execute.worker import Worker
 from tgate_batch.metrics.features import load_extractor
 from tgate_batch.metrics.frechet import stream
@@ -192,7 +193,7 @@ def test_a_worker_refuses_weights_that_are_not_those_it_was_promised(settings, t
     run = local({**settings, "models": [{"name": "sd15", "path": str(there)}]})
     prepared = runs.prepare(run)
     runs.begin_run(prepared)
-    pool = rendering.tasks(prepared, runs.pending(prepared))
+    pool = rendering.render_pool(prepared, runs.pending(prepared))
     shutil.copy(weights_of(other), weights_of(there))
     digests = [fingerprint(Model(name="sd15", path=str(f)), "float32") for f in (tiny, other)]
     with pytest.raises(UserError) as told:
@@ -232,7 +233,7 @@ def test_weights_of_a_metric_that_are_not_those_promised_measure_nothing(
     wanted = MeasurementPlan.of(held)
     weights.write_text("2000")
     executor = LocalExecutor(run, held.folder)
-    (problem,) = workflow.measure_pending(held, wanted, executor)
+    (problem,) = measure_pending(held, wanted, executor)
     digests = [sha256(text).hexdigest()[:16] for text in (b"100", b"2000")]
     for part in ("darkness", socket.gethostname(), str(weights), *digests):
         assert part in problem

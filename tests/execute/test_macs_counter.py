@@ -73,8 +73,8 @@ def test_each_arm_and_kind_of_rows_is_counted_once_and_by_no_worker(mixed, tmp_p
         MacsCounter(run) as counts,
         RayExecutor(run.config, run.folder, run.config.models[0], open_runner) as executor,
     ):
-        counts.ahead(pending)
-        list(executor.run(rendering.tasks(run, pending, macs=counts.of)))
+        counts.start(pending)
+        list(executor.run(rendering.render_pool(run, pending, macs=counts.of)))
     assert sorted(log.read_text().splitlines()) == sorted(
         f"{os.getpid()} {gate} {width} {steps}"
         for gate in (None, 2)
@@ -115,12 +115,12 @@ def test_a_worker_counts_what_the_driver_cannot(mixed, monkeypatch):
 
     monkeypatch.setattr(macs, "macs_of_arm", away)
     with MacsCounter(run) as counts:
-        counts.ahead(runs.pending(run))
+        counts.start(runs.pending(run))
         shard = run.shards[0]
         assert counts.of(run.config.models[0], "baseline", shard.batch_key) is None
         monkeypatch.undo()
         with workflow.open_executor(run.config, run.folder) as executor:
-            list(executor.run(rendering.tasks(run, runs.pending(run), macs=counts.of)))
+            list(executor.run(rendering.render_pool(run, runs.pending(run), macs=counts.of)))
     check(run)
 
 

@@ -60,7 +60,7 @@ def begun(settings, **sections):
 
 def drawn_by(executor, run):
     """(arm, shard) of each receipt, as they come."""
-    for found in executor.run(rendering.tasks(run, runs.pending(run))):
+    for found in executor.run(rendering.render_pool(run, runs.pending(run))):
         if isinstance(found, ShardResult):
             yield found.arm, found.shard
 
@@ -104,7 +104,7 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
     run = begun(settings)
     joined = False
     with RayExecutor(run.config, run.folder, open_runner=slow_runner(0)) as executor:
-        pool = rendering.tasks(run, runs.pending(run))
+        pool = rendering.render_pool(run, runs.pending(run))
         drawn = []
         for found in executor.run(pool):
             if isinstance(found, ShardResult):
@@ -115,7 +115,7 @@ def test_cluster_without_room_says_so_and_draws_when_a_node_joins(settings, clus
                 joined = True
     assert sorted(drawn) == [("baseline", shard) for shard in range(3)]
     assert rows(settings) == EVERY_ROW
-    line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
+    line = "waiting for resources: a worker needs 0 GPU and 1 CPU, the cluster has 0 GPU and 0 CPU"
     assert line in capsys.readouterr().out.splitlines()
     assert requested() == [], "taken back at the end"
 
@@ -150,7 +150,7 @@ def test_workers_ended_for_memory_at_their_start_end_the_run_in_one_line(setting
     assert line.startswith(
         "error: workers: 3 in a row did not start: its machine ran out of memory"
     )
-    ended = [line for line in warnings if " was ended: its machine ran out of memory" in line]
+    ended = [line for line in warnings if " was killed: its machine ran out of memory" in line]
     assert len(ended) == 3
     last = json.loads((tmp_path / "out" / "history.jsonl").read_text().splitlines()[-1])
     assert (last["exit_code"], last["memory_kills"]) == (4, 3)

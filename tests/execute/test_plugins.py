@@ -50,7 +50,7 @@ def test_command_says_it_without_a_traceback_and_with_code_2(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: plugins: mine cannot be imported (SyntaxError: ")
-    assert line.endswith("; mend the module")
+    assert line.endswith(". Fix: correct the module")
     assert not (tmp_path / "out").exists()
 
 

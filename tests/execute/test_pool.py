@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tgate_batch.config import Model, Workers
-from tgate_batch.execute.pool import GiveUp, Pool, Send, SetAside, Stop, workers_wanted
+from tgate_batch.execute.pool import GiveUp, Pool, ReplaceWorker, Send, Stop, workers_wanted
 from tgate_batch.execute.task import LIVES, MeasureTask, RenderTask
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.records import ShardProgress
@@ -150,7 +150,7 @@ def test_broken_task_is_given_up_by_the_only_worker_after_all_others():
 def test_worker_that_fails_at_everything_is_set_aside():
     pool, tasks = pool_of(6, ("bad", "good"), in_flight=1)
     decided = []
-    while SetAside("bad", "broken driver") not in decided:
+    while ReplaceWorker("bad", "broken driver") not in decided:
         decided = pool.decide()
         for held in pool.tasks_of("bad"):
             pool.failed("bad", held, "broken driver")
@@ -236,7 +236,7 @@ def test_worker_that_says_nothing_hangs_and_its_task_goes_to_another():
     assert pool.decide() == []
     pool.tick(61.0)
     assert pool.decide() == [
-        SetAside("v", "the worker said nothing for 60 s"),
+        ReplaceWorker("v", "the worker reported nothing for 60 s"),
         Send("w", one),
     ]
 
@@ -276,7 +276,7 @@ def test_prompt_that_hangs_each_time_becomes_a_row():
             pool.left_by(str(number))
         if pool.left == 0:
             break
-    assert one.quarantined == {2: "the worker said nothing for 10 s, each time on this prompt"}
+    assert one.quarantined == {2: "the worker reported nothing for 10 s, each time on this prompt"}
 
 
 def test_all_wait_twice_as_long_each_time_the_storage_is_away():
@@ -329,7 +329,7 @@ def test_worker_whose_disk_alone_is_full_is_replaced():
     for now in range(200):
         pool.tick(now)
         for decision in pool.decide():
-            if isinstance(decision, SetAside):
+            if isinstance(decision, ReplaceWorker):
                 replaced.append(decision.worker)
             elif isinstance(decision, Send) and decision.worker == "bad":
                 pool.failed("bad", decision.task, "OSError: full", storage=True)
@@ -345,9 +345,9 @@ def test_workers_that_fail_at_everything_one_after_another_stop_the_run():
         decisions = pool.decide()
         if Stop("broken driver") in decisions:
             break
-        if any(isinstance(decision, SetAside) for decision in decisions):
+        if any(isinstance(decision, ReplaceWorker) for decision in decisions):
             pool.joined(str(number))
-        for worker in list(pool._seats):
+        for worker in list(pool._workers):
             for held in pool.tasks_of(worker):
                 pool.failed(worker, held, "broken driver")
     assert number < 20
@@ -363,9 +363,9 @@ def test_whatever_happens_every_task_is_over_once(seed):
             break
         decided = pool.decide()
         over += [d.task for d in decided if isinstance(d, GiveUp)]
-        if any(isinstance(d, SetAside | Stop) for d in decided):
+        if any(isinstance(d, ReplaceWorker | Stop) for d in decided):
             pool.joined(str(next(names)))
-        workers = [w for w in list(pool._seats) if pool.tasks_of(w)]
+        workers = [w for w in list(pool._workers) if pool.tasks_of(w)]
         if not workers:
             pool.joined(str(next(names)))
             continue

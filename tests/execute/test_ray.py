@@ -28,6 +28,7 @@ from tgate_batch.execute.ray import (
     start,
     why_not_started,
 )
+from tgate_batch.execute.scoring import measure_pending
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
 from tgate_batch.records import ShardResult
@@ -50,7 +51,7 @@ def begun(settings, **sections):
 
 def rendered_by(executor, run):
     """Receipts of all that is pending, as they come."""
-    pool = rendering.tasks(run, runs.pending(run))
+    pool = rendering.render_pool(run, runs.pending(run))
     for found in executor.run(pool):
         if isinstance(found, ShardResult):
             yield found
@@ -155,7 +156,7 @@ def test_worker_killed_while_measuring_costs_nothing_but_time(rendered, tmp_path
                 yield found
 
         monkeypatch.setattr(executor, "run", killing)
-        assert workflow.measure_pending(run, MeasurementPlan.of(run), executor) == {}
+        assert measure_pending(run, MeasurementPlan.of(run), executor) == {}
     for metric in ("rows", "psnr", "ssim"):
         stand = run.folder.names(layout.measured(metric, "sd15", "tgate"))
         assert len(stand) == 3
@@ -186,7 +187,7 @@ def test_worker_that_cannot_start_does_not_end_the_run_of_another(settings, tmp_
 
 
 def test_worker_that_fits_no_machine_is_refused(settings):
-    with pytest.raises(UserError, match="each asks 4096 CPU"):
+    with pytest.raises(UserError, match="each needs 4096 CPU"):
         render(settings, workers={"cpus_each": 4096})
 
 
@@ -201,8 +202,10 @@ def test_worker_that_fits_no_machine_is_refused(settings):
 def test_other_package_on_the_clusters_machines_is_told(said):
     told = why_not_started(RuntimeError(f"ray::begin() (pid=1)\n  File a.py, line 1\n{said}"))
     assert told.startswith(said)
-    assert "another tgate_batch" in told
-    assert "another tgate_batch" not in why_not_started(RuntimeError("AttributeError: 'cuda'"))
+    assert "another version of tgate_batch" in told
+    assert "another version of tgate_batch" not in why_not_started(
+        RuntimeError("AttributeError: 'cuda'")
+    )
 
 
 def every(kind):
@@ -336,10 +339,12 @@ def test_a_run_that_waits_for_room_says_so_and_ends_at_its_limit(monkeypatch, ca
         found.check(is_placed=True)
         assert not found.is_waited_for
         found._nodes = {"head": {"CPU": 0.0}}
-        monkeypatch.setattr(found, "_look", lambda: None)
+        monkeypatch.setattr(found, "_query", lambda: None)
         found.check(is_placed=False)
         assert found.is_waited_for
-        line = "waiting for room: a worker asks 0 GPU and 1 CPU, the cluster offers 0 GPU and 0 CPU"
+        line = (
+            "waiting for resources: a worker needs 0 GPU and 1 CPU, the cluster has 0 GPU and 0 CPU"
+        )
         assert capsys.readouterr().out.splitlines() == [line]
         time.sleep(0.1)
         with pytest.raises(NoRoom, match=r"raise workers\.room_within"):

@@ -126,7 +126,7 @@ def test_error_rows_are_drawn_again_when_asked_and_the_others_stay(painter, run)
 def test_run_in_which_every_picture_fails_stops_early_and_never_ends_in_0(painter, run, capsys):
     painter.forbidden = "picture"
     assert workflow.render(run) == workflow.MISSING
-    assert "12 of 20 pictures failed, more than max_errors allows (10)" in capsys.readouterr().err
+    assert "12 of 20 images failed, more than max_errors allows (10)" in capsys.readouterr().err
     assert len(rows(run)) == 8  # what was done is kept
     assert history.read(Folder(run.output))[-1]["exit_code"] == workflow.MISSING
 
@@ -195,28 +195,35 @@ def test_the_card_counts_failed_images(painter, run):
     assert "| demo baseline | 3 | 3 | 1 |" in card
 
 
+def truncations(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if "too long for the text encoder" in line]
+
+
 def test_negative_prompts_that_are_cut_are_counted_apart(painter, run, capsys):
     painter.truncated_negatives = lambda self, prompts: [p for p in prompts if "seven" in p.text]
     assert workflow.render(run) == workflow.DONE
-    said = [line for line in capsys.readouterr().err.splitlines() if "longer than it reads" in line]
-    (line,) = said
+    (line,) = truncations(capsys)
     assert line.startswith(
-        "warning: demo: 1 negative prompt is longer than it reads, and cut there: of 00000006"
+        "warning: demo: 1 negative prompt is too long for the text encoder and truncated: of "
+        "00000006"
     )
 
 
 def test_prompts_that_are_cut_are_counted_once_and_the_first_named(painter, run, capsys):
     painter.cut = lambda self, prompts: [p for p in prompts if "e" in p.text.split()[1]]
     assert workflow.render(run) == workflow.DONE
-    said = [line for line in capsys.readouterr().err.splitlines() if "longer than it reads" in line]
-    (line,) = said  # one three five seven eight nine ten, of ten prompts under two arms
-    assert line.startswith("warning: demo: 7 prompts are longer than it reads, and cut there: ")
+    # one three five seven eight nine ten, of ten prompts under two arms
+    (line,) = truncations(capsys)
+    assert line.startswith(
+        "warning: demo: 7 prompts are too long for the text encoder and truncated: "
+    )
     ids = line.rpartition(": ")[2].split(", ")
     assert [one[:8] for one in ids] == ["00000000", "00000002", "00000004", "..."]
 
 
 def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run, monkeypatch):
-    monkeypatch.setattr(rendering, "_SECONDS_TO_SEE", 0.1)
+    monkeypatch.setattr(rendering, "_VISIBLE_WITHIN", 0.1)
 
     class Elsewhere(LocalExecutor):
         def __init__(self, *_, **__):
@@ -233,7 +240,7 @@ def test_files_of_a_worker_that_do_not_arrive_are_told_at_the_first(painter, run
 def test_a_machine_whose_rows_come_out_unequal_is_told(painter, run, capsys):
     painter.is_invariant = lambda self: False
     assert workflow.render(run) == workflow.DONE
-    assert "equal rows of a batch come out unequal" in capsys.readouterr().err
+    assert "equal rows of a batch give unequal images" in capsys.readouterr().err
     assert [entry["invariant"] for entry in history.read(Folder(run.output))] == [False]
 
 

@@ -169,7 +169,9 @@ def test_unused_columns_are_named_at_the_start(settings, tmp_path, capsys):
     run = config.parse(settings | {"prompts": {"path": str(file), "columns": columns}})
     assert workflow.dry_run(run) == workflow.DONE
     lines = capsys.readouterr().out.splitlines()
-    assert "prompts: not used: columns mood, steps (prompts.keep carries them on)" in lines
+    assert (
+        "prompts: not used: columns mood, steps (prompts.keep copies them to the output)" in lines
+    )
     assert any(
         line.startswith("prompts: rows have their own negative_prompt, se") for line in lines
     )

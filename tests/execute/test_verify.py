@@ -229,13 +229,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "another shard's file": (copied(shard(index=0), shard()), shard(), "other settings or prompts"),
     "another arm's file": (copied(shard("baseline"), shard()), shard(), "other settings"),
     "a row missing": (rows(lambda t: t.slice(1)), shard(), "is missing"),
-    "a row doubled": (rows(lambda t: pa.concat_tables([t, t.slice(1)])), shard(), "stands 2 times"),
-    "rows in another order": (rows(swap_rows), shard(), "not in the prompts' order"),
+    "a row doubled": (rows(lambda t: pa.concat_tables([t, t.slice(1)])), shard(), "occurs 2 times"),
+    "rows in another order": (rows(swap_rows), shard(), "not in the order of the prompts"),
     "a row of no prompt": (rows(set_cell("prompt_id", "new")), shard(), "row new/0"),
     "another picture number": (rows(set_cell("image_number", 7)), shard(), "/7 is of no prompt"),
     "another seed": (rows(set_cell("seed", 1)), shard(), "another seed"),
     "another prompt": (rows(set_cell("prompt", "a cat")), shard(), "another prompt"),
-    "another arm in a row": (rows(set_cell("arm", "x")), shard(), "is of model sd15 and arm x"),
+    "another arm in a row": (rows(set_cell("arm", "x")), shard(), "has model sd15 and arm x"),
     "bytes that are no picture": (
         rows(set_cell("image", {"bytes": b"RIFF....WEBP", "path": None})),
         shard(),
@@ -249,30 +249,30 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a picture of another size": (
         rows(set_cell("image", picture(16, 32))),
         shard(),
-        "a picture of 16x32 and says 32x32",
+        "an image of 16x32, but states 32x32",
     ),
     "another picture format": (rows(set_cell("image", picture(32, 32, "png"))), shard(), "in png"),
     "a row that is ok without a picture": (
         rows(set_cell("image", None)),
         shard(),
-        "is ok and has no picture",
+        "is ok, but has no image",
     ),
     "a failed row without a reason": (
         rows(cells(status="error", image=None)),
         shard(),
-        "does not say why",
+        "has failed, but has no error",
     ),
     "a failed row with a picture": (
         rows(cells(status="error", error="out of memory")),
         shard(),
-        "has failed and has a picture",
+        "has failed, but has an image",
     ),
     "an unknown status": (rows(set_cell("status", "done")), shard(), "status 'done'"),
     "a column missing": (rows(lambda t: t.drop_columns("worker")), shard(), "no column worker"),
     "a column too many": (
         rows(lambda t: t.append_column("more", t["seed"])),
         shard(),
-        "a column more too many",
+        "an unexpected column more",
     ),
     "a column of another type": (
         rows(lambda t: t.set_column(5, "seed", t["batch_seconds"])),
@@ -282,47 +282,47 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "images exchanged between two rows": (
         rows(lambda t: swap_cells(t, "image")),
         shard(),
-        "not the one its digest was made of",
+        "image or video that does not match its digest",
     ),
     "a digest exchanged with its image": (
         rows(lambda t: swap_cells(t, "image", "digest")),
         shard(),
-        "not the one its digest was made of",
+        "image or video that does not match its digest",
     ),
     "a digit of MACs in a footer": (
         digit(shard(), b"macs_per_image"),
         shard(),
-        "its rows or its footer are not those",
+        "its rows or its footer do not match",
     ),
     "a digit of MACs in a measurement's footer": (
         digit(figures("rows"), b"macs_per_image"),
         figures("rows"),
-        "its rows or its footer are not those",
+        "its rows or its footer do not match",
     ),
     "a figure with a right checksum": (
         rows(set_cell("value", 1.0), figures("psnr")),
         figures("psnr"),
-        "its rows or its footer are not those",
+        "its rows or its footer do not match",
     ),
     "a byte of text in a measurement's footer": (
         lambda out: rewritten(out / figures("rows"), b'"versions', b'"versi\xe8ns'),
         figures("rows"),
-        "its rows or its footer are not those",
+        "its rows or its footer do not match",
     ),
     "a word of the card": (
         lambda out: rewritten(out / layout.CARD, b"Prompts: 6", b"Prompts: 7"),
         layout.CARD,
-        "not what its digest was made of",
+        "its content does not match its digest",
     ),
     "a price in the config": (
         lambda out: in_json(out / layout.RUN, lambda r: r["config"]["prompts"].update(limit=3)),
         layout.RUN,
-        "not what its digest was made of",
+        "its content does not match its digest",
     ),
     "a word of the page": (
         lambda out: rewritten(out / layout.REPORT_PAGE, b"baseline", b"basement"),
         layout.REPORT_PAGE,
-        "not what its digest was made of",
+        "its content does not match its digest",
     ),
     "a shard missing": (lambda out: (out / shard()).unlink(), shard(), "missing: "),
     "a shard beyond the plan": (copied(shard(), shard(index=3)), shard(index=3), "stray: "),
@@ -330,7 +330,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a temporary file": (
         written(TEMPORARY, b"PAR1"),
         TEMPORARY,
-        "a writer that was killed left it",
+        "the unfinished file of a killed process",
     ),
     "a person's file": (written("images/notes.txt", b"mine"), "images/notes.txt", "foreign: "),
     "a byte of a figure": (page(figures("psnr"), "value"), figures("psnr"), "CRC"),
@@ -352,7 +352,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "rows measured otherwise": (
         rows(cells(status="error", error="lost"), figures("rows")),
         figures("rows"),
-        "not those of the pictures",
+        "not those of the images",
     ),
     "a byte of the features": (page(FEATURES, "features.list.element"), FEATURES, "CRC"),
     "features that are not finite": (
@@ -380,13 +380,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a figure of the report": (
         lambda out: in_json(out / layout.REPORT_JSON, lambda r: r["arms"][1].update(broken=1)),
         layout.REPORT_JSON,
-        "its broken is not that of scores/sd15/tgate.json",
+        "its broken differs from scores/sd15/tgate.json",
     ),
     "a page cut off": (cut(layout.REPORT_PAGE), layout.REPORT_PAGE, "cut off"),
     "a torn line of the history": (
         lambda out: Folder(str(out)).append(layout.HISTORY, '{"event": "sta'),
         layout.HISTORY,
-        "line 3 is no entry",
+        "line 3 is not an entry",
     ),
     "a worker's notes cut off": (
         lambda out: cut(Folder(str(out)).names(layout.WORKERS)[0])(out),
@@ -411,7 +411,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a measurement's pictures in the ledger": (
         entry(layout.measured("psnr", MODEL, "tgate"), "pictures", "0" * 64),
         layout.LEDGER,
-        "not of the arm's pictures",
+        "not of the arm's images",
     ),
     "the sums' entry in the ledger": (
         entry(layout.sums_of(MODEL, "tgate"), "measured", "0" * 64),
@@ -445,7 +445,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pictures a prompt in the ledger": (
         entry(layout.sums_of(MODEL, "tgate"), "images_per_prompt", 2),
         layout.LEDGER,
-        "images_per_prompt is not that of the pictures",
+        "images_per_prompt is not that of the images",
     ),
     "another seed in the config": (
         lambda out: in_json(out / layout.RUN, lambda r: r["config"]["sampling"].update(seed=5)),
@@ -468,8 +468,8 @@ def test_a_sound_run_has_no_faults_and_all_of_it_is_counted(sound):
     found, _ = verify(str(sound))
     assert [str(fault) for fault in found.faults] == []
     files = 2 * SHARDS
-    assert found.checked["files of pictures"] == files
-    assert found.checked["rows"] == found.checked["pictures decoded"] == files * EACH
+    assert found.checked["files of images"] == files
+    assert found.checked["rows"] == found.checked["images decoded"] == files * EACH
     # Of both arms: rows, features, accuracy; of one: PSNR and SSIM.
     assert found.checked["files of measurements"] == 2 * SHARDS * 3 + SHARDS * 2
     assert found.checked["sums and statistics"] == 2 * 2 + 1
@@ -532,7 +532,7 @@ def test_repair_and_a_run_make_the_undisturbed_pictures_again(out, sound, settin
     assert not {shard(index=0), figures("psnr", index=0), shard("baseline")} & gone
     assert layout.conclusion(MODEL, "baseline") not in gone
     assert pictures(out) == pictures(sound)
-    assert lines_of(out)[-1].startswith("sound: ")
+    assert lines_of(out)[-1].startswith("ok: ")
 
 
 def test_a_damaged_baseline_takes_the_other_arms_comparisons_along(out, sound, settings, capsys):
@@ -544,7 +544,7 @@ def test_a_damaged_baseline_takes_the_other_arms_comparisons_along(out, sound, s
     assert "left alone: images/notes.txt" in capsys.readouterr().out
     assert pictures(out) == pictures(sound)
     (out / "images/notes.txt").unlink()
-    assert lines_of(out)[-1].startswith("sound: ")
+    assert lines_of(out)[-1].startswith("ok: ")
 
 
 def test_wrong_entries_of_the_ledger_cost_no_picture(out, sound, settings):
@@ -557,12 +557,12 @@ def test_wrong_entries_of_the_ledger_cost_no_picture(out, sound, settings):
     )
     assert not {name for name in gone if name.startswith(layout.IMAGES)}
     assert pictures(out) == pictures(sound)
-    assert lines_of(out)[-1].startswith("sound: ")
+    assert lines_of(out)[-1].startswith("ok: ")
     DAMAGE["an entry missing in the ledger"][0](out)
     DAMAGE["a measurement's pictures in the ledger"][0](out)
     gone = repaired(out, settings)
     assert not {name for name in gone if name.startswith(layout.IMAGES)}
-    assert lines_of(out)[-1].startswith("sound: ")
+    assert lines_of(out)[-1].startswith("ok: ")
 
 
 def test_a_measurement_that_is_not_found_while_sums_are_made_is_an_error(
@@ -580,7 +580,7 @@ def test_a_measurement_that_is_not_found_while_sums_are_made_is_an_error(
     monkeypatch.setattr(Folder, "open", failing)
     assert workflow.score(config.parse(settings | {"output": str(out)})) == workflow.MISSING
     said = capsys.readouterr()
-    told = f"1 measurements were not found while sums were made (first: {figures('rows')})"
+    told = f"1 measurements were missing when sums were made (first: {figures('rows')})"
     assert told in said.out + said.err
     assert workflow.score(config.parse(settings | {"output": str(out)})) == 0
 
@@ -593,7 +593,7 @@ def test_damaged_prompts_stay_and_are_frozen_again_once_they_are_deleted(out, so
     shutil.rmtree(out / layout.PROMPTS)
     rendered(out, settings)
     assert pictures(out) == pictures(sound)
-    assert lines_of(out)[-1].startswith("sound: ")
+    assert lines_of(out)[-1].startswith("ok: ")
 
 
 def test_damaged_prompts_end_in_a_line_and_are_written_again_from_their_source(
@@ -606,7 +606,7 @@ def test_damaged_prompts_end_in_a_line_and_are_written_again_from_their_source(
         with pytest.raises(UserError, match=r"\A.*part-00000\.parquet is damaged.*--repair.*\Z"):
             refused(asked)
     assert workflow.verify(str(out), repair=True) == 1
-    assert f"written again: {PROMPTS}" in capsys.readouterr().out
+    assert f"restored: {PROMPTS}" in capsys.readouterr().out
     assert (out / PROMPTS).read_bytes() == (sound / PROMPTS).read_bytes()
     DAMAGE["no prompts"][0](out)
     with pytest.raises(UserError, match=r"\A.*part-00000\.parquet is missing.*--repair.*\Z"):
@@ -638,7 +638,7 @@ def test_a_lost_or_damaged_ledger_is_made_again(out, sound, settings):
         gone = repaired(out, settings, planted)
         assert not {name for name in gone if name.startswith(layout.IMAGES)}
         assert pictures(out) == pictures(sound)
-        assert lines_of(out)[-1].startswith("sound: ")
+        assert lines_of(out)[-1].startswith("ok: ")
 
 
 def test_files_without_digests_are_told_and_are_no_fault(out):
@@ -649,7 +649,7 @@ def test_files_without_digests_are_told_and_are_no_fault(out):
     old = table.drop_columns("digest").replace_schema_metadata(footer)
     pq.write_table(old, file, write_page_checksum=True)
     lines = lines_of(out)
-    assert lines[-1].startswith("sound: ")
+    assert lines[-1].startswith("ok: ")
     assert lines[-2].startswith("1 files of images have no digests: a version before 0.2.0")
 
 
@@ -727,7 +727,7 @@ def test_a_flipped_byte_is_found_or_changes_nothing_and_a_repair_mends_it(
             mended = True
             assert workflow.verify(str(out), repair=True) == 1
             rendered(out, settings)
-            assert lines_of(out)[-1].startswith("sound: "), f"byte {place} was not mended"
+            assert lines_of(out)[-1].startswith("ok: "), f"byte {place} was not mended"
             assert pictures(out) == pictures(sound)
             shutil.rmtree(out)
             shutil.copytree(sound, out)
@@ -738,7 +738,7 @@ def test_a_flipped_byte_is_found_or_changes_nothing_and_a_repair_mends_it(
 def test_a_missing_shard_is_no_damage_and_the_next_run_makes_it(out, settings):
     (out / shard()).unlink()
     assert workflow.verify(str(out)) == 1
-    assert lines_of(out)[-1] == "not sound: 1 missing; tgate-batch render makes what is missing"
+    assert lines_of(out)[-1] == "not ok: 1 missing; tgate-batch render makes what is missing"
     rendered(out, settings)
     assert workflow.verify(str(out)) == 0
 
@@ -767,9 +767,9 @@ def test_the_command_says_what_it_checked_and_ends_with_1_for_damage(out):
     lines = done.stdout.splitlines()
     assert lines[0] == f"{out}: checking provenance, prompts and files ..."
     assert lines[1].split() == ["checked", "how", "many", "faults"]
-    assert lines[5].split() == ["files", "of", "pictures", "6", "1"]
+    assert lines[5].split() == ["files", "of", "images", "6", "1"]
     assert lines[-2].startswith(f"damaged: {shard()}: cannot be read: ")
-    assert lines[-1].startswith("not sound: 1 damaged; --repair removes")
+    assert lines[-1].startswith("not ok: 1 damaged; --repair removes")
 
 
 def test_a_repair_removes_nothing_that_only_the_storage_could_not_give(out, monkeypatch, capsys):
@@ -823,14 +823,14 @@ def test_twenty_faults_are_shown_and_the_others_counted(out):
         (out / f"note-{number:02d}.txt").write_text("")
     lines = lines_of(out)
     assert sum(line.startswith("foreign: ") for line in lines) == 20
-    assert lines[-2:] == ["and 5 more", "not sound: 25 foreign"]
+    assert lines[-2:] == ["and 5 more", "not ok: 25 foreign"]
 
 
 def test_long_checks_say_how_far_they_are(out, monkeypatch, capsys):
     monkeypatch.setattr("tgate_batch.execute.progress._SECONDS_BETWEEN_LINES", 0)
     verify(str(out))
     lines = capsys.readouterr().out.splitlines()
-    pictures = [f"checking: {count} of 6 files of pictures" for count in range(1, 7)]
+    pictures = [f"checking: {count} of 6 files of images" for count in range(1, 7)]
     assert lines[:6] == pictures
     left = len(lines) - 6
     assert left > 0
@@ -840,12 +840,12 @@ def test_long_checks_say_how_far_they_are(out, monkeypatch, capsys):
 def test_pictures_are_told_as_they_are_drawn_again(out, capsys):
     assert workflow.verify(str(out), again=1) == 0
     lines = capsys.readouterr().out.splitlines()
-    begun = lines.index("drawing 1 picture of every arm again, in another process ...")
+    begun = lines.index("rendering 1 image of every arm again, in another process ...")
     assert [line.split(":")[0].split("/")[0].split()[1] for line in lines[begun + 1 : -1]] == [
         "baseline",
         "tgate",
     ]
-    assert lines[-1] == "2 pictures drawn again, 2 alike (bit for bit)"
+    assert lines[-1] == "2 images rendered again, 2 alike (bit for bit)"
 
 
 def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
@@ -866,5 +866,5 @@ def test_drawing_again_runs_no_code_but_plugins_that_the_user_names(
     assert workflow.verify(str(out), again=1, trusted=["ours"]) == 0
     assert sorted(file.name for file in places.iterdir()) == ["mine", "ours"]
     said = capsys.readouterr().err
-    assert "the plugin theirs, which is code and is not run. Fix: " in said
+    assert "the plugin theirs, which is code and is not imported. Fix: " in said
     assert "plugin ours" not in said

@@ -144,14 +144,17 @@ class World:
 def drawing(artist: Artist = Painter) -> Iterator[None]:
     """Within it, executors open the artist in place of any model."""
 
-    def opened(settings: Config, folder: Any, first: Any = None, *told: Any, **options: Any) -> Any:
+    def open_executor(
+        settings: Config, folder: Any, first: Any = None, *callbacks: Any, **options: Any
+    ) -> Any:
         from tgate_batch.execute.ray import RayExecutor
 
         executor = {"local": LocalExecutor, "ray": RayExecutor}[settings.workers.executor]
-        options |= dict(zip(("held", "killed"), told, strict=False))
+        names = ("on_workers_changed", "on_memory_kill")
+        options |= dict(zip(names, callbacks, strict=False))
         return executor(settings, folder, first, open_runner=artist, **options)
 
-    with mock.patch.object(workflow, "open_executor", opened):
+    with mock.patch.object(workflow, "open_executor", open_executor):
         yield
 
 

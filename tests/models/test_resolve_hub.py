@@ -47,7 +47,7 @@ def test_a_hub_id_is_checked_by_its_small_files_and_drawn_with_its_weights(hub, 
     tried = job(hub, tmp_path, captions, model, "--dry-run")
     assert tried.returncode == 0, tried.stderr
     assert "PNDMScheduler (the checkpoint's own)" in " ".join(tried.stdout.split())
-    assert "G MACs an image" in tried.stdout
+    assert "G MACs per image" in tried.stdout
     assert hub.asked
     assert not [name for name in hub.asked if name.endswith(".safetensors")]
     drawn = job(hub, tmp_path, captions, model)

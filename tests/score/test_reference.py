@@ -449,7 +449,7 @@ def test_truncated_images_are_passed_over_and_counted_on_demand(
     tmp_path, pictures, contents, truncated, capsys
 ):
     content = made(tmp_path, pictures, reference_skip_unreadable=True)
-    assert "6 pictures, 1 left out as broken or unreadable (first: part1/3.png: cannot be" in (
+    assert "6 images, 1 skipped as broken or unreadable (first: part1/3.png: cannot be" in (
         capsys.readouterr().out
     )
     assert about(content)["pictures"] == 6

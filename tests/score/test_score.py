@@ -23,6 +23,7 @@ from transformers import (
 from tgate_batch import config, workflow
 from tgate_batch.demo import scenes
 from tgate_batch.execute.local import LocalExecutor
+from tgate_batch.execute.scoring import measure_pending
 from tgate_batch.metrics.cmmd import cmmd
 from tgate_batch.output import layout, parquet, prompt_store
 from tgate_batch.output import run as runs
@@ -54,7 +55,7 @@ def finished(tmp_path_factory):
         for arm in run.config.arms:
             draw(run, arm, plan)
     with LocalExecutor(run.config, run.folder) as executor:
-        workflow.measure_pending(run, MeasurementPlan.of(run), executor)
+        measure_pending(run, MeasurementPlan.of(run), executor)
     return run
 
 

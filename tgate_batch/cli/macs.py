@@ -57,7 +57,7 @@ def count_rows(runs: list[Config], parts: bool) -> list[dict[str, Any]]:
     for row in _rows(runs, parts) if runs else (published_row(row, parts) for row in PUBLISHED):
         rows.append(row)
         progress.add()
-    progress.say()
+    progress.log()
     return rows
 
 

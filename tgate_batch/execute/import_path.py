@@ -1,4 +1,4 @@
-"""Where Python looks for modules while an output is read: never in the output itself."""
+"""Keeps folders that may be a stranger's, like an output, off Python's import path."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ import tgate_batch
 
 
 def without_folders(folders: Iterable[str], path: Iterable[str]) -> list[str]:
-    """An import path without these folders; that of this package stays, as the last one."""
+    """Returns an import path without these folders; this package's own folder moves to its end."""
     ours = os.path.realpath(Path(tgate_batch.__file__).parents[1])
     left_out = {os.path.realpath(folder) for folder in folders}
-    kept = [entry for entry in path if os.path.realpath(entry) not in left_out]
-    return [*kept, ours] if ours in left_out else kept
+    others = [entry for entry in path if os.path.realpath(entry) not in left_out]
+    return [*others, ours] if ours in left_out else others
 
 
 def leave_out(*folders: str) -> None:
-    """From here on this process imports nothing from these folders."""
+    """Removes these folders from this process's import path."""
     sys.path[:] = without_folders(folders, sys.path)

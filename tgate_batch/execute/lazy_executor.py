@@ -1,4 +1,4 @@
-"""An executor that opens another one when the first task arrives."""
+"""An executor that opens another one at the first use."""
 
 from collections.abc import Callable, Iterator
 
@@ -29,14 +29,15 @@ class LazyExecutor:
 
     @property
     def apart(self) -> bool:
-        return self._opened().apart
+        return self._opened.apart
 
     def fingerprint(self, model: Model) -> str | None:
-        return self._opened().fingerprint(model)
+        return self._opened.fingerprint(model)
 
     def run(self, pool: Pool) -> Iterator[Event]:
-        yield from self._opened().run(pool)
+        yield from self._opened.run(pool)
 
+    @property
     def _opened(self) -> Executor:
         if self._executor is None:
             self._executor = self._open().__enter__()

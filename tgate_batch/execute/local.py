@@ -1,13 +1,13 @@
-"""The executor that works in this process, without Ray: for debugging, notebooks and small runs."""
+"""The executor in this process, without Ray: for debugging, notebooks and small runs."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tgate_batch.config import Config, Model
-from tgate_batch.errors import DeviceLost, OutputLost, UserError
+from tgate_batch.errors import DeviceLost, OutputLost, UserError, message_of
 from tgate_batch.execute.executor import Event
-from tgate_batch.execute.pool import Pool, Send, SetAside, Stop
+from tgate_batch.execute.pool import Pool, ReplaceWorker, Send, Stop
 from tgate_batch.execute.task import Task, reason_of
 from tgate_batch.execute.worker import Worker
 from tgate_batch.storage import Folder, is_lasting, is_outage
@@ -21,7 +21,7 @@ class LocalExecutor:
 
     apart = False
     is_open = True
-    waits_for = ""  # all is done before it yields
+    waits_for = ""  # the worker is ready when it yields
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class LocalExecutor:
             for decision in decisions:
                 if isinstance(decision, Send):
                     yield from self._carry_out(pool, decision.task)
-                elif isinstance(decision, SetAside):
+                elif isinstance(decision, ReplaceWorker):
                     pool.joined(_NAME)  # there is no other worker
                 else:
                     yield decision
@@ -79,7 +79,7 @@ class LocalExecutor:
                 if pool.delivered(_NAME, task, result):
                     yield result
         except (UserError, DeviceLost) as error:
-            raise UserError(" ".join(str(error).split())) from None
+            raise UserError(message_of(error)) from None
         except OutputLost:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
-"""A small process that outlives its parent: it ends what Ray leaves behind of a killed driver.
+"""A small process that outlives its parent, and ends what Ray leaves behind of a killed driver.
 
-Run as a script with the parent's process id and those of children that are none of its business.
-The parent holds its standard input, and may write there, once, which processes it is about.
+Run as a script with the parent's process id and those of children to ignore. The parent keeps its
+standard input open, and may write one line with the ids of the processes to watch.
 """
 
 import os
@@ -13,35 +13,35 @@ from collections.abc import Collection, Iterable
 
 import psutil
 
-_LOOK_SECONDS = 5.0  # between looks at what these processes have started meanwhile
-_FIRST_LOOKS_SECONDS = 0.3  # the same, until the parent has said which they are
-_GRACE_SECONDS = 2.0  # in which most of Ray's processes see by themselves that they are alone
+_LOOK_SECONDS = 5.0  # between looks for new processes of the watched ones
+_FIRST_LOOKS_SECONDS = 0.3  # the same, until the parent has written which to watch
+_GRACE_SECONDS = 2.0  # in which most of Ray's processes end by themselves
 
 
 def start_reaper() -> "subprocess.Popen[bytes]":
-    """Starts a guardian of all that this process starts from now on."""
+    """Starts a reaper of all processes that this one starts from now on."""
     before = [child.pid for child in psutil.Process().children()]
-    # -P: ray.py beside it is not Ray
+    # -P: ray.py in this folder is not Ray
     command = [sys.executable, "-P", __file__, *map(str, [os.getpid(), *before])]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def watch_only(guardian: "subprocess.Popen[bytes]", pids: Iterable[int]) -> None:
-    """From now on the guardian is about these processes and what they start."""
-    assert guardian.stdin is not None  # raises OSError where the guardian is gone
-    guardian.stdin.write(" ".join(map(str, pids)).encode() + b"\n")
-    guardian.stdin.flush()
+def watch_only(reaper: "subprocess.Popen[bytes]", pids: Iterable[int]) -> None:
+    """Limits the reaper to these processes and what they start; raises OSError if it is gone."""
+    assert reaper.stdin is not None
+    reaper.stdin.write(" ".join(map(str, pids)).encode() + b"\n")
+    reaper.stdin.flush()
 
 
 def process_family(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """These processes and their descendants, as far as they are alive."""
-    found: set[psutil.Process] = set()
+    """Returns these processes and their descendants, as far as they are alive."""
+    family: set[psutil.Process] = set()
     for process in processes:
         try:
-            found |= {process, *process.children(recursive=True)}
+            family |= {process, *process.children(recursive=True)}
         except psutil.Error:
             continue
-    return found
+    return family
 
 
 def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
@@ -54,31 +54,31 @@ def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> 
             continue
 
 
-def main(parent: int, besides: Collection[int]) -> None:
-    """Waits for the parent's end, which closes standard input."""
+def main(parent: int, ignored: Collection[int]) -> None:
+    """Waits for the end of the parent, which closes standard input; then ends the processes."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # what ends a whole group ends the parent too
-    known: set[psutil.Process] = set()
-    said = ""
+        signal.signal(number, signal.SIG_IGN)  # a signal to the group ends the parent too
+    watched: set[psutil.Process] = set()
+    line = ""
     while True:
-        if not said:
-            known |= process_family(_children(parent, {*besides, os.getpid()}))
-        known = {process for process in known | process_family(known) if process.is_running()}
-        if select.select([sys.stdin], [], [], _LOOK_SECONDS if said else _FIRST_LOOKS_SECONDS)[0]:
-            if not (said := sys.stdin.readline()):
+        if not line:
+            watched |= process_family(_children(parent, {*ignored, os.getpid()}))
+        watched = {one for one in watched | process_family(watched) if one.is_running()}
+        if select.select([sys.stdin], [], [], _LOOK_SECONDS if line else _FIRST_LOOKS_SECONDS)[0]:
+            if not (line := sys.stdin.readline()):
                 break
-            known = process_family(
-                psutil.Process(int(p)) for p in said.split() if psutil.pid_exists(int(p))
+            watched = process_family(
+                psutil.Process(int(p)) for p in line.split() if psutil.pid_exists(int(p))
             )
-    end_processes(known | process_family(known), _GRACE_SECONDS)
+    end_processes(watched | process_family(watched), _GRACE_SECONDS)
 
 
-def _children(parent: int, besides: Collection[int]) -> list[psutil.Process]:
+def _children(parent: int, ignored: Collection[int]) -> list[psutil.Process]:
     try:
-        found = psutil.Process(parent).children()
+        children = psutil.Process(parent).children()
     except psutil.Error:
         return []
-    return [child for child in found if child.pid not in besides]
+    return [child for child in children if child.pid not in ignored]
 
 
 if __name__ == "__main__":

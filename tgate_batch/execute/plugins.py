@@ -1,7 +1,6 @@
-"""Families and metrics of one's own, from modules that a config names (``plugins``).
+"""Plugins: a user's families and metrics, from modules that a config names (``plugins``).
 
-A plugin is code: those that somebody else's output names are imported only where the user names
-them too.
+A plugin is code: those that a stranger's output names are imported only if the user names them too.
 """
 
 import importlib
@@ -23,15 +22,15 @@ def register(modules: Iterable[str]) -> None:
             module = importlib.import_module(name)
         except ImportError as error:
             raise UserError(
-                f"plugins: {name} cannot be imported ({one_line(error)}); give a module that "
-                "Python finds"
+                f"plugins: {name} cannot be imported ({one_line(error)}). Fix: give a module "
+                "that Python finds"
             ) from None
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"plugins: {name} cannot be imported ({_reason(error)}); mend the module"
+                f"plugins: {name} cannot be imported ({_reason(error)}). Fix: correct the module"
             ) from None
         if not hasattr(module, "FAMILY") and not hasattr(module, "METRIC"):
-            raise UserError(f"plugins: {name} has neither a FAMILY nor a METRIC")
+            raise UserError(f"plugins: {name} has neither a FAMILY nor a METRIC. Fix: define one")
         if hasattr(module, "FAMILY"):
             catalogue.register(name)
         if hasattr(module, "METRIC"):
@@ -39,9 +38,9 @@ def register(modules: Iterable[str]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What a module raised while it was imported, and where."""
-    said = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
-    if isinstance(error, SyntaxError):  # it says so itself
-        return said
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{said}, at {place.filename}:{place.lineno}"
+    """Returns what a module raised while it was imported, and where."""
+    reason = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
+    if isinstance(error, SyntaxError):  # its message has the position
+        return reason
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{reason}, at {frame.filename}:{frame.lineno}"

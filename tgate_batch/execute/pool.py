@@ -1,8 +1,8 @@
-"""Who does what next: a state machine. Events go in, decisions come out.
+"""The scheduler of tasks: a state machine that takes events and returns decisions.
 
-It knows no process and no Ray, is told the time, and serves rendering and measuring alike. An
-executor tells it what happened (a worker joined, said something, finished, failed, died, left) and
-does what it decides (send a task, give one up, set a worker aside, stop).
+It uses neither processes nor Ray, gets the time from its caller, and schedules every kind of task.
+An executor reports what happened (a worker joined, delivered, finished, failed, died, left) and
+carries out the decisions (send a task, give one up, replace a worker, stop).
 """
 
 import statistics
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from tgate_batch.config import Workers
 from tgate_batch.execute.task import LIVES, STORAGE_LIVES, Result, Task
 
-_USUAL_PACES = 20  # a worker that says nothing for so many times the usual pace hangs
-_REMEMBERED = 101  # gaps between two signs of life, of which the usual pace is the median
+_TYPICAL_GAPS = 20  # a worker that reports nothing for this many typical gaps hangs
+_GAPS_KEPT = 101  # gaps between two reports; the typical one is their median
 _LONGEST_PAUSE = 60.0  # seconds, after storage errors
 _LASTING_LIVES = 3  # pauses after which a full or read-only disk ends the run
 
 
 @dataclass(frozen=True)
 class Send:
-    """The worker is to get this task."""
+    """Send this task to the worker."""
 
     worker: str
     task: Task
@@ -29,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """The task failed too often; ``reason`` is that of the last time."""
+    """The task failed too often; ``reason`` is that of the last failure."""
 
     task: Task
     reason: str
@@ -39,8 +39,8 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """The worker hangs, or failed at everything lately: end it, and start another."""
+class ReplaceWorker:
+    """The worker hangs, or failed at every recent task: end it, and start another one."""
 
     worker: str
     reason: str
@@ -48,9 +48,9 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Stop:
-    """Worker after worker failed at everything: a further one would do no better.
+    """Several workers in a row failed at every task, so the run stops.
 
-    ``storage``: each time it was the storage.
+    ``storage``: the storage was the cause.
     """
 
     reason: str
@@ -62,30 +62,29 @@ class Stop:
         return f"workers fail at everything, the last time with {self.reason}"
 
 
-Decision = Send | GiveUp | SetAside | Stop
+Decision = Send | GiveUp | ReplaceWorker | Stop
 
 
 @dataclass
-class _Seat:
-    """What is known of a worker."""
+class _WorkerState:
+    """The state of a worker."""
 
-    heard: float  # when it last said something, or began to have something to say
+    last_report: float  # when it last reported, or got its first task
     tasks: deque[Task] = field(default_factory=deque)
     queue: deque[Task] = field(default_factory=deque)  # the rest of a group that it began
-    proven: bool = False  # it has finished something, so a failure may be the task's
+    proven: bool = False  # it has finished a task, so a failure may be the task's fault
     failures: int = 0  # in a row
     finished_elsewhere: int = 0  # the pool's count at the first of these failures
 
 
 class Pool:
-    """Tasks on their way through workers that may fail.
+    """Distributes tasks to workers that may fail.
 
-    A worker holds up to ``in_flight`` tasks while there are plenty, so that it never waits for the
-    driver. The tasks of a group go to one worker, unless others have nothing left to do.
-    Where a worker dies on several tasks, none is blamed: each runs alone from then on. A task that
-    failed goes to another worker while there is one, and is blamed only where its worker has done
-    another. Where the storage is away, all wait a while. A task is never blamed where its machine
-    ran out of memory.
+    A worker has up to ``in_flight`` tasks while there are plenty, so that it never waits for the
+    driver. The tasks of a group go to one worker, unless others are idle. If a worker dies on
+    several tasks, none is blamed: each runs alone from then on. A failed task goes to another
+    worker if there is one, and is blamed only if its worker has finished another task. After a
+    storage error, all workers pause. A task is never blamed if its machine ran out of memory.
     """
 
     def __init__(
@@ -95,98 +94,100 @@ class Pool:
         in_flight: int = 2,
         patience: float | None = None,
     ):
-        """``groups`` of tasks are taken one by one; ``count`` is how many tasks there are.
+        """``groups`` of tasks are read one by one; ``count``: the number of tasks in them.
 
-        ``in_flight`` and ``patience`` are the executor's to set. ``patience``: seconds for which a
-        worker may say nothing, however fast it usually is; None: for ever.
+        The executor sets ``in_flight`` and ``patience``: the seconds for which a worker may report
+        nothing, or longer if that is typical; None if there is no limit.
         """
         self.left = count
         self.deaths = 0
         self.memory_kills_in_a_row = 0  # of workers alone on their machine, since the last task
         self._source: Iterator[Sequence[Task]] = iter(groups)
         self._waiting: deque[Task] = deque()
-        self._seats: dict[str, _Seat] = {}
+        self._workers: dict[str, _WorkerState] = {}
         self.in_flight = in_flight
         self.patience = patience
         self._decided: list[Decision] = []
         self._now = 0.0
-        self._gaps: deque[float] = deque(maxlen=_REMEMBERED)
+        self._gaps: deque[float] = deque(maxlen=_GAPS_KEPT)
         self._unsent = count
         self._finished = 0
-        self._set_aside = 0  # since a task was last finished
+        self._replaced = 0  # since a task was last finished
         self._pause, self._paused_until = 0.0, 0.0
         self._pauses = 0  # since a task was last finished
         self._pauses_for = ""
 
     @property
     def waits_for(self) -> str:
-        """Why nobody gets a task just now; empty where the pool does not rest."""
+        """Why no worker gets a task now; empty if the pool does not pause."""
         return f"waiting: {self._pauses_for}" if self._now < self._paused_until else ""
 
     @property
     def is_done(self) -> bool:
-        """Whether every task is over, and everything decided was said."""
+        """True if every task is over and every decision was returned."""
         return self.left == 0 and not self._decided
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> "Pool":
-        """Of tasks that have nothing to do with one another."""
+        """Returns a pool of independent tasks."""
         return cls(([task] for task in tasks), len(tasks))
 
     def tasks_of(self, worker: str) -> tuple[Task, ...]:
-        """The tasks that a worker holds, oldest first."""
-        return tuple(self._seats[worker].tasks) if worker in self._seats else ()
+        """Returns the tasks that a worker has, oldest first."""
+        return tuple(self._workers[worker].tasks) if worker in self._workers else ()
 
     def tick(self, now: float) -> None:
-        """It is ``now``, in seconds of a clock that only goes forward."""
+        """Advances the pool's clock to ``now`` (monotonic seconds)."""
         self._now = now
         if self.patience is None:
             return
         limit = self.patience
         if self._gaps:
-            limit = max(limit, _USUAL_PACES * statistics.median(self._gaps))
-        for worker, seat in list(self._seats.items()):
-            if seat.tasks and now - seat.heard > limit:
-                self._hangs(worker, limit)
+            limit = max(limit, _TYPICAL_GAPS * statistics.median(self._gaps))
+        for worker, state in list(self._workers.items()):
+            if state.tasks and now - state.last_report > limit:
+                reason = f"the worker reported nothing for {limit:.0f} s"
+                self._died(worker, reason)
+                self._decided.append(ReplaceWorker(worker, reason))
 
     def decide(self) -> list[Decision]:
-        """What is to be done now. A task that is sent counts as held from here on."""
+        """Returns what to do now. A sent task counts as the worker's from now on."""
         decided, self._decided = self._decided, []
         if self._now < self._paused_until:
             return decided
         for size in range(self.in_flight):
-            if size and self._unsent <= 2 * len(self._seats):
-                break  # the last tasks wait for whoever is free first
-            for worker, seat in self._seats.items():
-                if len(seat.tasks) == size and (task := self._next(worker)) is not None:
-                    if not seat.tasks:
-                        seat.heard = self._now
-                    seat.tasks.append(task)
+            if size and self._unsent <= 2 * len(self._workers):
+                break  # the last tasks wait for the first idle worker
+            for worker, state in self._workers.items():
+                if len(state.tasks) == size and (task := self._next(worker)) is not None:
+                    if not state.tasks:
+                        state.last_report = self._now
+                    state.tasks.append(task)
                     self._unsent -= 1
                     decided.append(Send(worker, task))
         return decided
 
     def joined(self, worker: str) -> None:
-        """A worker is ready."""
-        self._seats[worker] = _Seat(self._now)
+        """Adds a worker that is ready."""
+        self._workers[worker] = _WorkerState(self._now)
 
     def left_by(self, worker: str) -> None:
-        """A worker went on purpose; what it held is tried again, and nothing is to blame."""
+        """Handles a worker that was closed; its tasks are retried, and none is blamed."""
         self._return(self._without_done(self._remove(worker)))
 
     def delivered(self, worker: str, task: Task, result: Result) -> bool:
-        """A worker said something of a task; returns whether it counts (a trial's does not)."""
-        self._hear(worker)
+        """Handles a result; returns True if it counts (a trial's does not)."""
+        self._note_report(worker)
         return task.delivered(result)
 
     def finished(self, worker: str, task: Task) -> None:
-        """A worker did what it was told."""
-        self._hear(worker)
-        seat = self._seats[worker]
-        seat.failures, seat.proven = 0, True
-        seat.tasks.remove(task)
+        """Handles the end of a worker's task."""
+        self._note_report(worker)
+        state = self._workers[worker]
+        state.failures, state.proven = 0, True
+        state.tasks.remove(task)
         self._finished += 1
-        self._set_aside, self._pauses, self._pause = 0, 0, 0.0
+        self._replaced, self._pauses, self._pause = 0, 0, 0.0
         self.memory_kills_in_a_row = 0
         if task.finished():
             self.left -= 1
@@ -196,36 +197,38 @@ class Pool:
     def failed(
         self, worker: str, task: Task, reason: str, storage: bool = False, lasting: bool = False
     ) -> None:
-        """A task raised an error that is none of its rows'.
+        """Handles an error that concerns a whole task.
 
-        ``storage``: one of the storage; ``lasting``: one that does not end by waiting.
+        ``storage``: a storage error; ``lasting``: one that does not end by waiting.
         """
-        seat = self._seats[worker]
-        seat.heard = self._now
-        seat.tasks.remove(task)
+        state = self._workers[worker]
+        state.last_report = self._now
+        state.tasks.remove(task)
         task.avoid.add(worker)
         if storage:
-            self._rest(reason, _LASTING_LIVES if lasting else STORAGE_LIVES)
-            again = task.storage_failed()
+            self._start_pause(reason, _LASTING_LIVES if lasting else STORAGE_LIVES)
+            retried = task.storage_failed()
         else:
-            again = task.failed() if seat.proven else True
-        self._again_or_not(task, again, reason)
-        if seat.failures == 0:
-            seat.finished_elsewhere = self._finished
-        seat.failures += 1
-        others_can = not storage or self._finished > seat.finished_elsewhere
-        if seat.failures >= LIVES and others_can:
+            retried = task.failed() if state.proven else True
+        self._retry_or_give_up(task, retried, reason)
+        if state.failures == 0:
+            state.finished_elsewhere = self._finished
+        state.failures += 1
+        others_can = not storage or self._finished > state.finished_elsewhere
+        if state.failures >= LIVES and others_can:
             self._return(self._without_done(self._remove(worker)))
-            self._decide_to_replace(worker, reason)
+            self._replaced += 1
+            stop = self._replaced >= LIVES
+            self._decided.append(Stop(reason) if stop else ReplaceWorker(worker, reason))
 
     def died(self, worker: str) -> None:
-        """A worker's process is gone."""
+        """Handles the death of a worker's process."""
         self._died(worker, "the worker's process died")
 
     def killed_for_memory(self, worker: str, crowded: bool) -> None:
-        """A worker was ended because its machine ran out of memory.
+        """Handles a worker that was killed because its machine ran out of memory.
 
-        ``crowded``: others were on that machine, so with one worker fewer it may do.
+        ``crowded``: other workers were on that machine, so one fewer may fit.
         """
         self.deaths += 1
         tasks = self._without_done(self._remove(worker))
@@ -237,31 +240,24 @@ class Pool:
 
     def _died(self, worker: str, reason: str) -> None:
         self.deaths += 1
-        seat = self._seats.pop(worker)
-        self._waiting.extendleft(reversed(seat.queue))
-        tasks = self._without_done(seat.tasks)
+        tasks = self._without_done(self._remove(worker))
         for task in tasks:
             task.alone = True
         if len(tasks) == 1:
             (task,) = tasks
-            self._again_or_not(task, task.worker_died(reason), reason)
+            self._retry_or_give_up(task, task.worker_died(reason), reason)
         else:
             self._return(tasks)
 
-    def _hangs(self, worker: str, limit: float) -> None:
-        reason = f"the worker said nothing for {limit:.0f} s"
-        self._died(worker, reason)
-        self._decided.append(SetAside(worker, reason))
+    def _note_report(self, worker: str) -> None:
+        state = self._workers[worker]
+        self._gaps.append(self._now - state.last_report)
+        state.last_report = self._now
 
-    def _hear(self, worker: str) -> None:
-        seat = self._seats[worker]
-        self._gaps.append(self._now - seat.heard)
-        seat.heard = self._now
+    def _start_pause(self, reason: str, lives: int) -> None:
+        """Pauses all workers, each time for twice as long; a storage is away.
 
-    def _rest(self, reason: str, lives: int) -> None:
-        """The storage is away: nobody gets a task for a while, each time for twice as long.
-
-        After ``lives`` of these pauses without a finished task the run stops.
+        After ``lives`` pauses without a finished task the run stops.
         """
         if self._now < self._paused_until:
             return
@@ -272,72 +268,65 @@ class Pool:
         if self._pauses >= lives:
             self._decided.append(Stop(reason, storage=True))
 
-    def _decide_to_replace(self, worker: str, reason: str) -> None:
-        self._set_aside += 1
-        if self._set_aside >= LIVES:
-            self._decided.append(Stop(reason))
-        else:
-            self._decided.append(SetAside(worker, reason))
-
-    def _again_or_not(self, task: Task, again: bool, reason: str) -> None:
-        if again:
+    def _retry_or_give_up(self, task: Task, retried: bool, reason: str) -> None:
+        if retried:
             self._return([task])
         else:
             self.left -= 1
             self._decided.append(GiveUp(task, reason))
 
     def _return(self, tasks: list[Task]) -> None:
-        """Puts tasks that were sent before all others that wait."""
+        """Queues tasks that were sent again, before all others."""
         self._waiting.extendleft(reversed(tasks))
         self._unsent += len(tasks)
 
     def _without_done(self, tasks: Iterable[Task]) -> list[Task]:
-        """Those that are not over: what a worker delivered before it went is kept."""
+        """Returns the tasks without a result; a lost worker's results are kept."""
         left = [task for task in tasks if not task.done]
         self.left -= sum(task.done for task in tasks)
         return left
 
     def _remove(self, worker: str) -> list[Task]:
-        """Forgets a worker; returns what it held."""
-        seat = self._seats.pop(worker, None)
-        if seat is None:
+        """Removes a worker; returns its tasks."""
+        state = self._workers.pop(worker, None)
+        if state is None:
             return []
-        self._waiting.extendleft(reversed(seat.queue))
-        return list(seat.tasks)
+        self._waiting.extendleft(reversed(state.queue))
+        return list(state.tasks)
 
     def _next(self, worker: str) -> Task | None:
-        """The next task for a worker, unless one under suspicion would have to share it."""
-        seat = self._seats[worker]
-        if any(task.alone for task in seat.tasks):
+        """Returns the next task for a worker; None if a suspected task must run alone."""
+        state = self._workers[worker]
+        if any(task.alone for task in state.tasks):
             return None
-        if seat.queue:
-            return seat.queue.popleft()
+        if state.queue:
+            return state.queue.popleft()
         if (task := self._waiting_for(worker)) is not None:
             return task
         if group := next(self._source, None):
-            seat.queue.extend(group[1:])
+            state.queue.extend(group[1:])
             return group[0]
-        return self._taken_over() or self._waiting_for(worker, again=True)
+        return self._steal() or self._waiting_for(worker, retry=True)
 
-    def _waiting_for(self, worker: str, again: bool = False) -> Task | None:
-        """The first task that waits and may be this worker's.
+    def _waiting_for(self, worker: str, retry: bool = False) -> Task | None:
+        """Returns the first queued task that the worker may get.
 
-        ``again``: also one that failed there before, if it did so on all others.
+        ``retry``: also one that failed there before, if it failed on all others.
         """
-        shared = bool(self._seats[worker].tasks)
+        shared = bool(self._workers[worker].tasks)
         for position, task in enumerate(self._waiting):
-            free = worker not in task.avoid or (again and not self._seats.keys() - task.avoid)
+            free = worker not in task.avoid or (retry and not self._workers.keys() - task.avoid)
             if free and not (task.alone and shared):
                 del self._waiting[position]
                 return task
         return None
 
-    def _taken_over(self) -> Task | None:
-        """A task that another worker has not come to; of whoever has most of them."""
-        richest = max(self._seats.values(), key=lambda seat: len(seat.queue))
-        return richest.queue.pop() if richest.queue else None
+    def _steal(self) -> Task | None:
+        """Takes a queued task from the worker with the longest queue."""
+        busiest = max(self._workers.values(), key=lambda state: len(state.queue))
+        return busiest.queue.pop() if busiest.queue else None
 
 
 def workers_wanted(limits: Workers, left: int) -> int:
-    """How many workers are useful for so many tasks, and allowed."""
+    """Returns how many workers are useful for the remaining tasks, and allowed."""
     return min(limits.max or left, left)

@@ -1,7 +1,7 @@
-"""The pre-flight: what can be refused is refused before the first image, all of it together.
+"""The checks before a run, so that all problems are reported together, before the first image.
 
-A check is a function of a config that raises UserError, with a line for each problem. It reads what
-it needs and writes nothing. What needs the output folder is checked by ``output.run.prepare``.
+A check is a function of a config that raises UserError, with an argument for each problem. It
+writes nothing. ``output.run.prepare`` checks what depends on the output folder.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,17 +24,12 @@ def _images(config: Config) -> None:
 
 
 def _score(config: Config) -> None:
-    """Extractors and weights: their names, and whether they are there."""
+    """Checks that extractors and weights are known, and exist."""
     registry.check(config.score)
 
 
-def _references(config: Config) -> None:
-    """Whether references are there, and can be compared with."""
-    check_references(config)
-
-
 def _weights(config: Config) -> None:
-    """Whether the weights of metrics and extractors are what they are taken for."""
+    """Checks that the weights of metrics and extractors are the expected ones."""
     registry.check_weights(config.score, config.baseline is not None)
 
 
@@ -54,20 +49,20 @@ def _schedulers(config: Config) -> None:
 
 
 def _compiler(config: Config) -> None:
-    """Of this machine; workers on others check their own before they render."""
+    """Checks this machine; workers on others check their own before they render."""
     if config.workers.executor == "local":
         engine.check_compiler(config.engine, device_of(config))
 
 
 def _room(config: Config) -> None:
-    """Of this machine; what a cluster offers is known once it is there, and checked then."""
+    """Checks this machine; a cluster's resources are checked once it is joined."""
     if config.workers.executor != "local" or config.workers.gpus_each == 0:
         return
     import torch
 
     if not torch.cuda.is_available():
         raise UserError(
-            f"workers.gpus_each: a worker asks {config.workers.gpus_each:g} GPU, and torch finds "
+            f"workers.gpus_each: a worker needs {config.workers.gpus_each:g} GPU, and torch finds "
             "none on this machine. Fix: set it to 0, which renders on the CPU"
         )
 
@@ -75,7 +70,7 @@ def _room(config: Config) -> None:
 CHECKS: tuple[Check, ...] = (
     _images,
     _score,
-    _references,
+    check_references,
     _weights,
     _thresholds,
     _schedulers,
@@ -87,7 +82,7 @@ CHECKS: tuple[Check, ...] = (
 def run_preflight(
     config: Config, replace_stale: bool = False, further: Iterable[Check] = ()
 ) -> Prepared:
-    """The run, ready to be rendered; raises UserError with all that stands against it."""
+    """Returns a run that can be rendered; raises UserError with every problem."""
     problems = Problems()
     for check in (*further, *CHECKS):
         with problems.collected():

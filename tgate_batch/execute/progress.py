@@ -1,4 +1,4 @@
-"""Says how far a run is: live lines in a terminal, a plain one every few seconds elsewhere."""
+"""Shows the progress of a run: live bars in a terminal, else a log line every few seconds."""
 
 import time
 from collections import deque
@@ -14,32 +14,32 @@ from tgate_batch import console
 from tgate_batch.records import ShardProgress, ShardResult
 
 _SECONDS_BETWEEN_LINES = 5.0
-_WINDOW = 60.0  # seconds over which a rate is taken
+_WINDOW = 60.0  # seconds over which a rate is averaged
 
 ArmKey = tuple[str, str]  # model, arm
 
 
 class Rate:
-    """Pictures a second over the last minute."""
+    """Images per second over the last minute."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._counts: deque[tuple[float, int]] = deque()
 
-    def add(self, pictures: int) -> None:
-        self._counts.append((time.monotonic(), pictures))
+    def add(self, images: int) -> None:
+        self._counts.append((time.monotonic(), images))
 
     def now(self) -> float:
-        """0 before the first picture."""
+        """Returns the rate; 0 before the first image."""
         now = time.monotonic()
         while self._counts and now - self._counts[0][0] > _WINDOW:
             self._counts.popleft()
         seconds = min(_WINDOW, now - self._since)
-        return sum(pictures for _, pictures in self._counts) / max(seconds, 1e-9)
+        return sum(images for _, images in self._counts) / max(seconds, 1e-9)
 
 
 class _Bars(Progress):
-    """A bar an arm, and below them a line that never loses its end."""
+    """A bar for each arm, and below them a line that is wrapped, not cut."""
 
     note = ""
 
@@ -49,20 +49,20 @@ class _Bars(Progress):
 
 
 class RunProgress:
-    """Counts pictures per (model, arm), as they are drawn. A context manager."""
+    """Counts rendered images per (model, arm) and shows them. A context manager."""
 
     def __init__(self, totals: Mapping[ArmKey, int], done: Mapping[ArmKey, int]):
-        """``totals`` pictures an arm, of which ``done`` stood finished before this run."""
+        """``totals``: the images of each arm; ``done``: how many were finished before this run."""
         self._totals = dict(totals)
         self._done = dict(done)
-        self._drawing: dict[tuple[str, str, int], int] = {}  # of shards whose file is not there yet
+        self._unwritten: dict[tuple[str, str, int], int] = {}  # of shards without a file yet
         self._errors = 0
         self._rate = Rate()
-        self._drawn = False
+        self._any_new = False
         self._last = time.monotonic()
         self._waits_for = ""
         self._bars: _Bars | None = None
-        self._stack = ExitStack()  # while bars are there, other lines go above them
+        self._stack = ExitStack()  # prints other lines above the bars
         self._rows: dict[ArmKey, TaskID] = {}
 
     def __enter__(self) -> "RunProgress":
@@ -78,66 +78,66 @@ class RunProgress:
             )
             above = (FileProxy(screen, stream) for stream in (console.out(), console.err()))
             self._stack.enter_context(console.to(*above))
-            self._whole = self._bars.add_task("all", total=sum(self._totals.values()))
+            self._all = self._bars.add_task("all", total=sum(self._totals.values()))
             for key, total in self._totals.items():
                 self._rows[key] = self._bars.add_task(" ".join(key), total=total)
             self._bars.start()
-            self._draw()
+            self._refresh()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None:
-            self._draw()
+            self._refresh()
             self._bars.stop()
             self._stack.close()
-        elif self._drawn:
+        elif self._any_new:
             self._print_line()
 
-    def drawn(self, beat: ShardProgress) -> None:
-        """Takes pictures of a shard into account whose file is still to come."""
-        place = (beat.model, beat.arm, beat.shard)
-        self._drawing[place] = self._drawing.get(place, 0) + beat.pictures
-        self._count(beat.pictures)
+    def add_progress(self, progress: ShardProgress) -> None:
+        """Counts images of a shard whose file is not written yet."""
+        shard = (progress.model, progress.arm, progress.shard)
+        self._unwritten[shard] = self._unwritten.get(shard, 0) + progress.pictures
+        self._count(progress.pictures)
 
-    def add(self, receipt: ShardResult) -> None:
-        """Takes one finished (model, arm, shard) into account."""
-        key, pictures = (receipt.model, receipt.arm), receipt.images + receipt.errors
-        before = self._drawing.pop((*key, receipt.shard), 0)
-        self._done[key] = self._done.get(key, 0) + pictures
-        self._errors += receipt.errors
-        self._count(max(0, pictures - before))
+    def add(self, result: ShardResult) -> None:
+        """Counts a finished (model, arm, shard)."""
+        key, images = (result.model, result.arm), result.images + result.errors
+        counted = self._unwritten.pop((*key, result.shard), 0)
+        self._done[key] = self._done.get(key, 0) + images
+        self._errors += result.errors
+        self._count(max(0, images - counted))
 
     def tick(self, waits_for: str = "") -> None:
-        """Called now and then, also when nothing has come in; ``waits_for``: what is to come."""
+        """Refreshes what is shown; called regularly. ``waits_for``: what the run waits for."""
         if waits_for != self._waits_for:
             self._waits_for = waits_for
-            if not waits_for and not self._drawn:
-                self._rate = Rate()  # what was waited for is no part of it
+            if not waits_for and not self._any_new:
+                self._rate = Rate()  # without the time of waiting
             if waits_for and self._bars is None:
                 console.info(f"{waits_for} ...", event="phase")
                 self._last = time.monotonic()
         if self._bars is not None:
-            self._draw()
-        elif self._drawn and time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._refresh()
+        elif self._any_new and time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self._print_line()
 
-    def _count(self, pictures: int) -> None:
-        self._rate.add(pictures)
-        self._drawn = True
+    def _count(self, images: int) -> None:
+        self._rate.add(images)
+        self._any_new = True
         self.tick()
 
-    def _of(self, key: ArmKey) -> int:
-        being_drawn = (n for (*arm, _), n in self._drawing.items() if tuple(arm) == key)
-        return min(self._totals[key], self._done.get(key, 0) + sum(being_drawn))
+    def _rendered(self, key: ArmKey) -> int:
+        unwritten = sum(n for (*arm, _), n in self._unwritten.items() if tuple(arm) == key)
+        return min(self._totals[key], self._done.get(key, 0) + unwritten)
 
-    def _draw(self) -> None:
+    def _refresh(self) -> None:
         assert self._bars is not None
-        counts = {key: self._of(key) for key in self._rows}
+        counts = {key: self._rendered(key) for key in self._rows}
         for key, row in self._rows.items():
             self._bars.update(row, completed=counts[key])
         done = sum(counts.values())
-        self._bars.note = self._note(done) if self._drawn else self._waits_for
-        self._bars.update(self._whole, completed=done)
+        self._bars.note = self._note(done) if self._any_new else self._waits_for
+        self._bars.update(self._all, completed=done)
 
     def _note(self, done: int) -> str:
         rate, errors = self._rate.now(), f", {self._errors:,} errors" if self._errors else ""
@@ -147,7 +147,7 @@ class RunProgress:
 
     def _print_line(self) -> None:
         self._last = time.monotonic()
-        counts = {key: self._of(key) for key in self._totals}
+        counts = {key: self._rendered(key) for key in self._totals}
         done, total = sum(counts.values()), sum(self._totals.values())
         arms = ", ".join(f"{arm} {n:,}/{self._totals[_, arm]:,}" for (_, arm), n in counts.items())
         console.info(
@@ -162,30 +162,30 @@ class RunProgress:
 
 
 class WorkCounter:
-    """Counts pieces of work that have no bar; a line every few seconds, and one at the end."""
+    """Counts pieces of work that have no bar; logs a line every few seconds."""
 
-    def __init__(self, what: str, of: str, total: int, done: int = 0):
-        """``of`` names the pieces; ``done`` of them stood finished before."""
-        self._what, self._of, self._total, self._done = what, of, total, done
-        self._last, self._said = time.monotonic(), -1
+    def __init__(self, what: str, pieces: str, total: int, done: int = 0):
+        """``pieces``: the name of the pieces; ``done`` of them were finished before."""
+        self._what, self._pieces, self._total, self._done = what, pieces, total, done
+        self._last, self._logged = time.monotonic(), -1
 
     def add(self, pieces: int = 1) -> None:
-        """Takes some more into account."""
+        """Counts finished pieces."""
         self._done += pieces
         self.tick()
 
     def tick(self) -> None:
-        """Called now and then, also when nothing has come in."""
+        """Logs a line if it is time; called regularly."""
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
-            self.say()
+            self.log()
 
-    def say(self) -> None:
-        """Says the line now, unless the last one said the same."""
-        if self._done == self._said:
+    def log(self) -> None:
+        """Logs a line now, unless nothing changed since the last one."""
+        if self._done == self._logged:
             return
-        self._last, self._said = time.monotonic(), self._done
+        self._last, self._logged = time.monotonic(), self._done
         console.info(
-            f"{self._what}: {self._done:,} of {self._total:,} {self._of}",
+            f"{self._what}: {self._done:,} of {self._total:,} {self._pieces}",
             event="progress",
             what=self._what,
             done=self._done,
@@ -194,7 +194,7 @@ class WorkCounter:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that they have."""
+    """Returns a duration in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""Makes references on an executor's workers: for a job of its own, and where scoring needs one."""
+"""Makes references on an executor's workers, as a command or when scoring needs one."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -26,146 +26,145 @@ from tgate_batch.storage import Folder, without_credentials
 
 
 def targets(config: Config, spec: str, to: str | None = None) -> list[ReferenceBuild]:
-    """The files that a config wants of the pictures in ``spec``, one an extractor; writes nothing.
+    """Returns the reference files to make from the images in ``spec``, one for each extractor.
 
-    ``to`` stands for ``score.reference``. Raises UserError for a place that cannot be written or is
-    no ``.npz``, for several extractors with one file, and as ``image_sources.open_source`` does.
+    ``to`` replaces ``score.reference``. Writes nothing. Raises UserError if the file cannot be
+    written or is no ``.npz``, if several extractors share one file, and as
+    ``image_sources.open_source`` does.
     """
-    score, where = config.score, to or config.score.reference
-    if where is None:
-        raise UserError("score.reference is missing: set it, or give --to FILE.npz")
-    if not is_file(where):
+    score, path = config.score, to or config.score.reference
+    if path is None:
+        raise UserError("score.reference is missing. Fix: set it, or give --to FILE.npz")
+    if not is_file(path):
         raise UserError(
-            f"a reference is written as an .npz file, and {without_credentials(where)} is none; "
-            "give --to FILE.npz"
+            f"a reference must be an .npz file, and {without_credentials(path)} is not. Fix: give "
+            "--to FILE.npz"
         )
-    if len(score.extractor) > 1 and "{extractor}" not in where:
+    if len(score.extractor) > 1 and "{extractor}" not in path:
         raise UserError(
-            f"{without_credentials(where)} would be the file of {len(score.extractor)} extractors; "
-            "put {extractor} into its name"
+            f"{without_credentials(path)} would be the file of {len(score.extractor)} extractors. "
+            "Fix: put {extractor} into its name"
         )
     for name in score.extractor:
         check_extractor(name, weights_of(score, name))
-    places = {name: Folder.of_file(with_extractor_name(where, name)) for name in score.extractor}
-    for folder, file in places.values():
+    files = {name: Folder.of_file(with_extractor_name(path, name)) for name in score.extractor}
+    for folder, file in files.values():
         folder.check_writable()
         if folder.local and Path(folder.path(file)).is_dir():
-            raise UserError(f"reference {folder.path(file)} cannot be written: it is a folder")
+            raise UserError(
+                f"reference {folder.path(file)} cannot be written: it is a folder. Fix: give the "
+                "name of a file"
+            )
     source = image_sources.open_source(spec)
-    return [
-        ReferenceBuild(
-            source,
-            *place,
-            name,
-            weights,
-            load_extractor(name, weights),
-            score.reference_skip_unreadable,
-        )
-        for name, place in places.items()
-        for weights in [weights_of(score, name)]
-    ]
+    builds = []
+    for name, (folder, file) in files.items():
+        weights = weights_of(score, name)
+        extractor = load_extractor(name, weights)
+        skip = score.reference_skip_unreadable
+        builds.append(ReferenceBuild(source, folder, file, name, weights, extractor, skip))
+    return builds
 
 
 def make_references(
-    makings: Sequence[ReferenceBuild],
+    builds: Sequence[ReferenceBuild],
     open_executor: Callable[[Folder], AbstractContextManager[Executor]],
 ) -> None:
-    """Makes the files, from the parts that stand; opens an executor if some are missing.
+    """Makes the files from their parts; opens an executor if some parts are missing.
 
-    Raises UserError as workers do, and where another process makes the same file.
+    Raises UserError as workers do, and if another process makes the same file.
     """
-    with ExitStack() as claims:
-        for making in makings:
-            parts = making.folder.within(layout.parts(making.file))
-            making.folder.fence = claims.enter_context(output_lock(parts))
-        orders = [making.missing() for making in makings]
+    with ExitStack() as locks:
+        for build in builds:
+            parts = build.folder.within(layout.parts(build.file))
+            build.folder.fence = locks.enter_context(output_lock(parts))
+        orders = [build.missing() for build in builds]
         if any(orders):
-            with open_executor(makings[0].folder) as executor:
-                for making, missing in zip(makings, orders, strict=True):
-                    _extract(making, missing, executor)
-        for making in makings:
-            about = making.finish()
-            _say_made(making, about)
-    for making in makings:
-        making.folder.fence = None
-        making.clear()
+            with open_executor(builds[0].folder) as executor:
+                for build, missing in zip(builds, orders, strict=True):
+                    _extract(build, missing, executor)
+        for build in builds:
+            _log_finished(build, build.finish())
+    for build in builds:
+        build.folder.fence = None
+        build.clear()
 
 
 def prepare_reference(
     run: Run, name: str, extractor: Extractor, executor: Executor | None = None
 ) -> Reference | None:
-    """What a run's pictures are compared with under an extractor, ``name`` in the config.
+    """Returns the reference that a run's images are compared with under an extractor.
 
-    An ``.npz`` is read. Of pictures, or of drawings, the run makes a file of its own, and reads it
-    again while pictures and extractor stay. Without an executor it is made in this process. None
-    where there is no reference, or a caption that cannot be drawn. Raises UserError.
+    ``name``: the extractor's name in the config. An ``.npz`` is read. From images, or drawings, the
+    run makes its own file, which is reused while images and extractor are the same. Without an
+    executor it is made in this process. None if there is no reference, or a caption that cannot be
+    drawn. Raises UserError.
     """
-    where = reference_of(run.config.score, name)
-    if where is None:
+    path = reference_of(run.config.score, name)
+    if path is None:
         return None
-    if where != "drawn" and is_file(where):
-        return load_reference(where, extractor)
+    if path != "drawn" and is_file(path):
+        return load_reference(path, extractor)
     source = (
         image_sources.demo_images(run.folder, run.shards)
-        if where == "drawn"
-        else image_sources.open_source(where)
+        if path == "drawn"
+        else image_sources.open_source(path)
     )
     if source is None:
         return None
     file, weights = layout.reference(extractor.name), weights_of(run.config.score, name)
     skip = run.config.score.reference_skip_unreadable
-    making = ReferenceBuild(source, run.folder, file, name, weights, extractor, skip)
-    held = _held(making)
-    if held is None:
-        _extract(making, making.missing(), executor or LocalExecutor(run.config, run.folder))
-        about = making.finish(making.identity)
-        making.clear()
+    build = ReferenceBuild(source, run.folder, file, name, weights, extractor, skip)
+    reference = _read(build)
+    if reference is None:
+        _extract(build, build.missing(), executor or LocalExecutor(run.config, run.folder))
+        about = build.finish(build.identity)
+        build.clear()
         if about["broken"]:
-            _say_made(making, about)
-        held = _held(making)
-        assert held is not None  # it was just made
-    return replace(held, name=source.name, sha256=held.about["sha256"])
+            _log_finished(build, about)
+        reference = _read(build)
+        assert reference is not None  # it was just made
+    return replace(reference, name=source.name, sha256=reference.about["sha256"])
 
 
-def _say_made(making: ReferenceBuild, about: dict[str, Any]) -> None:
-    """How many images a reference has, how many were left out, and the first of these."""
-    left_out = ""
+def _log_finished(build: ReferenceBuild, about: dict[str, Any]) -> None:
+    """Logs how many images a reference has, how many were skipped, and the first of those."""
+    skipped = ""
     if about["broken"]:
         first = one_line(about["broken_named"][0])
-        left_out = f", {about['broken']:,} left out as broken or unreadable (first: {first})"
+        skipped = f", {about['broken']:,} skipped as broken or unreadable (first: {first})"
     console.info(
-        f"{making.folder.path(making.file)}: {making.extractor.name} features of "
-        f"{about['pictures']:,} pictures{left_out}"
+        f"{build.folder.path(build.file)}: {build.extractor.name} features of "
+        f"{about['pictures']:,} images{skipped}"
     )
 
 
-def _held(making: ReferenceBuild) -> Reference | None:
-    """The file that stands, if it was made of the same."""
-    content = making.folder.get(making.file)
+def _read(build: ReferenceBuild) -> Reference | None:
+    """Reads the stored file; None if there is none or it was made from something else."""
+    content = build.folder.get(build.file)
     if content is None:
         return None
     try:
-        held = parse_reference(
-            content, making.source.name, making.extractor, making.folder.within(making.file).uri
+        reference = parse_reference(
+            content, build.source.name, build.extractor, build.folder.within(build.file).uri
         )
     except UserError:
         return None
-    return held if held.about.get("identity") == making.identity else None
+    return reference if reference.about.get("identity") == build.identity else None
 
 
-def _extract(making: ReferenceBuild, missing: list[ReferenceOrder], executor: Executor) -> None:
-    tasks = [ReferenceTask(order) for order in missing]
-    total = len(making.source)
+def _extract(build: ReferenceBuild, missing: list[ReferenceOrder], executor: Executor) -> None:
+    """Extracts the missing parts; raises UserError if one of them fails."""
+    total = len(build.source)
     done = total - sum(len(order.part) for order in missing)
-    progress = WorkCounter("reference", "pictures", total, done)
-    for event in executor.run(Pool.of(tasks)):
+    progress = WorkCounter("reference", "images", total, done)
+    for event in executor.run(Pool.of([ReferenceTask(order) for order in missing])):
         if isinstance(event, GiveUp | Stop):
             raise UserError(
-                f"{event}; finished parts are kept. Fix: remove the cause and run the same command "
-                "again"
+                f"{event}; finished parts are kept. Fix: remove the cause and rerun the same "
+                "command to continue"
             )
         if isinstance(event, PartExtracted):
             progress.add(event.images)
         else:
             progress.tick()
-    progress.say()
+    progress.log()

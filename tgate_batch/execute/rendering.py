@@ -1,4 +1,4 @@
-"""Renders what is pending on an executor's workers, says how far it is, and stops a broken run."""
+"""Renders what is pending on an executor's workers, and stops a run that fails too often."""
 
 import time
 from collections import Counter
@@ -11,27 +11,28 @@ from tgate_batch.execute.executor import Executor
 from tgate_batch.execute.macs_counter import MacsCounter
 from tgate_batch.execute.pool import GiveUp, Pool, Stop
 from tgate_batch.execute.progress import RunProgress
-from tgate_batch.execute.task import RenderTask, Task
+from tgate_batch.execute.task import RenderTask
 from tgate_batch.output import layout
 from tgate_batch.output.error_rows import allowed
 from tgate_batch.output.run import Pending, Prepared, Run, damaged_files, note_damaged
 from tgate_batch.records import ShardProgress, ShardResult
 
-_UNEVEN = (
-    "equal rows of a batch come out unequal on some worker, so a picture's last bits depend on its "
-    "place; on a CPU, workers.cpus_each: 1 mends it"
+_NOT_INVARIANT = (
+    "equal rows of a batch give unequal images on some worker, so an image's last bits depend on "
+    "its position. Fix: on a CPU, set workers.cpus_each to 1"
 )
-_IDS_SAID = 3  # of prompts that were cut
-_SECONDS_TO_SEE = 10.0  # in which a file that another machine wrote comes into view
+_IDS_NAMED = 3  # of truncated prompts
+_VISIBLE_WITHIN = 10.0  # seconds after which a file of another machine must be visible
 
 OnlyErrors = Mapping[tuple[str, int], frozenset[str]]  # (model, shard) -> arms
+MacsOf = Callable[..., Mapping[str, int] | None]  # of (model, arm, batch key)
 
 
 class RenderOutcome(NamedTuple):
-    """The devices that drew, and what went wrong beside single pictures: a line each.
+    """The devices that rendered, and the problems that concern more than one image, a line each.
 
-    ``stopped`` says why the run ended before its end. ``invariant``: whether not a bit of a picture
-    depends on its place, on any of the devices; None: not known.
+    ``stopped``: why the run ended early. ``invariant``: True if an image's bits never depend on its
+    position in the batch, on any device; None if that is not known.
     """
 
     devices: str
@@ -40,30 +41,23 @@ class RenderOutcome(NamedTuple):
     invariant: bool | None = None
 
 
-def _by_workers(*_: Any) -> Mapping[str, int] | None:
-    """Each worker counts for itself: it has torch loaded, which costs the driver seconds."""
-    return None
+def _by_workers(*_: Any) -> None:
+    """Lets each worker count MACs, because torch is loaded there already."""
 
 
-def tasks(
-    run: Run,
-    pending: Pending,
-    again: OnlyErrors | None = None,
-    macs: Callable[..., Mapping[str, int] | None] = _by_workers,
+def render_pool(
+    run: Run, pending: Pending, retries: OnlyErrors | None = None, macs: MacsOf = _by_workers
 ) -> Pool:
-    """A pool of all that is pending, for an executor to run; ``again``: its error rows alone.
+    """Returns a pool of all that is pending; of ``retries``, only error rows are rendered.
 
-    ``macs``: of (model, arm, kind of rows); None: workers count for themselves.
+    ``macs``: returns the MACs of an image, or None if workers count them.
     """
     count = sum(len(arms) for shards in pending.values() for arms in shards.values())
-    return Pool(_groups(run, pending, again or {}, macs), count)
+    return Pool(_groups(run, pending, retries or {}, macs), count)
 
 
 def _groups(
-    run: Run,
-    pending: Pending,
-    again: OnlyErrors,
-    macs: Callable[..., Mapping[str, int] | None],
+    run: Run, pending: Pending, retries: OnlyErrors, macs: MacsOf
 ) -> Iterator[list[RenderTask]]:
     for model in run.config.models:
         for shard in run.shards:
@@ -76,7 +70,7 @@ def _groups(
                         arm,
                         run.pictures(model.name, arm, shard)[1],
                         quarantined,
-                        arm in again.get((model.name, shard.index), ()),
+                        arm in retries.get((model.name, shard.index), ()),
                         partial(macs, model, arm, shard.batch_key),
                         run.promised_checkpoint(model.name, arm),
                     )
@@ -85,127 +79,121 @@ def _groups(
 
 
 def render_pending(
-    run: Prepared, pending: Pending, executor: Executor, again: OnlyErrors | None = None
+    run: Prepared, pending: Pending, executor: Executor, retries: OnlyErrors | None = None
 ) -> RenderOutcome:
-    """Renders what is pending, until it is done or too much of it fails (``max_errors``).
+    """Renders what is pending, until it is done or too many images fail (``max_errors``).
 
-    Raises UserError where a worker's files do not arrive in the output.
+    Raises UserError if a worker's files do not appear in the output.
     """
-    left = damaged_files(run.folder)
+    damaged = damaged_files(run.folder)
     devices: set[str] = set()
     hosts: set[str] = set()
     problems: dict[str, None] = {}
     failures = _Failures(run, pending)
-    cut: dict[tuple[str, str], dict[str, None]] = {}  # by model and kind, as they are reported
+    truncated: dict[tuple[str, str], dict[str, None]] = {}  # by model and field of Cut
     stopped: str | None = None
     invariant: set[bool | None] = set()
-    with MacsCounter(run) as counts, RunProgress(*_counts(run, pending)) as progress:
-        macs = _by_workers
-        if executor.apart and run.config.workers.gpus_each > 0:  # no GPU is to wait for a count
-            counts.ahead(pending)  # while the first worker loads
-            macs = counts.of
-        pool = tasks(run, pending, again, macs)
-        for said in executor.run(pool):
-            if isinstance(said, ShardResult):
-                if said.host not in hosts:
-                    _check_arrived(run, said)
-                    hosts.add(said.host)
-                progress.add(said)
-                devices.add(said.device)
-                invariant.add(said.invariant)
-                left.pop(_file_of(said), None)
-                failures.add(said.errors, said.first_error)
-                for kind, ids in said.cut._asdict().items():
-                    cut.setdefault((said.model, kind), {}).update(dict.fromkeys(ids))
-            elif isinstance(said, GiveUp):
-                problems[str(said)] = None
-                failures.add(_pictures(run, said.task), said.reason)
-            elif isinstance(said, Stop):
-                stopped = str(said)
-            elif isinstance(said, ShardProgress):
-                progress.drawn(said)
+    with MacsCounter(run) as counter, RunProgress(*_image_counts(run, pending)) as progress:
+        macs: MacsOf = _by_workers
+        if executor.apart and run.config.workers.gpus_each > 0:  # a GPU must not wait for a count
+            counter.start(pending)  # while the first worker loads
+            macs = counter.of
+        pool = render_pool(run, pending, retries, macs)
+        for event in executor.run(pool):
+            if isinstance(event, ShardResult):
+                if event.host not in hosts:
+                    _check_visible(run, event)
+                    hosts.add(event.host)
+                progress.add(event)
+                devices.add(event.device)
+                invariant.add(event.invariant)
+                damaged.pop(_file_of(event), None)
+                failures.add(event.errors, event.first_error)
+                for field, ids in event.cut._asdict().items():
+                    truncated.setdefault((event.model, field), {}).update(dict.fromkeys(ids))
+            elif isinstance(event, GiveUp):
+                problems[str(event)] = None
+                prompts = event.task.shard.prompts if isinstance(event.task, RenderTask) else 0
+                failures.add(prompts * run.config.sampling.images_per_prompt, event.reason)
+            elif isinstance(event, Stop):
+                stopped = str(event)
+            elif isinstance(event, ShardProgress):
+                progress.add_progress(event)
             else:
                 progress.tick(pool.waits_for or executor.waits_for)
             stopped = stopped or failures.too_many()
             if stopped:
                 break
-    problems |= dict.fromkeys(_of_cut(*key, ids) for key, ids in cut.items() if ids)
+    problems |= {_truncation(*key, ids): None for key, ids in truncated.items() if ids}
     if False in invariant:
-        problems[_UNEVEN] = None
-    note_damaged(run.folder, left)
+        problems[_NOT_INVARIANT] = None
+    note_damaged(run.folder, damaged)
     known = None if invariant <= {None} else invariant == {True}
     return RenderOutcome(", ".join(sorted(devices)), tuple(problems), stopped, known)
 
 
-def _of_cut(model: str, kind: str, ids: Collection[str]) -> str:
-    first = ", ".join(sorted(ids)[:_IDS_SAID])
-    more = ", ..." if len(ids) > _IDS_SAID else ""
-    what = "prompt" if kind == "prompts" else "negative prompt"
+def _truncation(model: str, field: str, ids: Collection[str]) -> str:
+    first = ", ".join(sorted(ids)[:_IDS_NAMED]) + (", ..." if len(ids) > _IDS_NAMED else "")
+    what = "prompt" if field == "prompts" else "negative prompt"
     are = f"{what} is" if len(ids) == 1 else f"{what}s are"
-    of = "" if kind == "prompts" else "of "
-    return f"{model}: {len(ids):,} {are} longer than it reads, and cut there: {of}{first}{more}"
+    of = "" if field == "prompts" else "of "
+    return f"{model}: {len(ids):,} {are} too long for the text encoder and truncated: {of}{first}"
 
 
 class _Failures:
-    """Counts the pictures that have none."""
+    """Counts the images that failed."""
 
     def __init__(self, run: Run, pending: Pending):
-        shards = {shard.index: shard.prompts for shard in run.shards}
-        prompts = sum(
-            shards[index] * len(arms) for held in pending.values() for index, arms in held.items()
-        )
-        self._pictures = prompts * run.config.sampling.images_per_prompt
-        self._limit = allowed(run.config.max_errors, self._pictures)
+        sizes = {shard.index: shard.prompts for shard in run.shards}
+        shards = (item for by_shard in pending.values() for item in by_shard.items())
+        prompts = sum(sizes[index] * len(arms) for index, arms in shards)
+        self._images = prompts * run.config.sampling.images_per_prompt
+        self._limit = allowed(run.config.max_errors, self._images)
         self._errors = 0
         self._reasons: Counter[str] = Counter()
 
-    def add(self, errors: int, why: str | None) -> None:
-        if errors and why:
+    def add(self, errors: int, reason: str | None) -> None:
+        if errors and reason:
             self._errors += errors
-            self._reasons[why] += 1
+            self._reasons[reason] += 1
 
     def too_many(self) -> str | None:
-        """Why the run is to stop; None where it is not."""
+        """Returns why the run must stop; None if it need not."""
         if self._errors <= self._limit:
             return None
-        (why, _), *_ = self._reasons.most_common(1)
+        ((reason, _),) = self._reasons.most_common(1)
         return (
-            f"{self._errors} of {self._pictures} pictures failed, more than max_errors allows "
-            f"({self._limit:g}); most often: {why}; max_errors: 0.5 would allow half of them"
+            f"{self._errors} of {self._images} images failed, more than max_errors allows "
+            f"({self._limit:g}); max_errors: 0.5 would allow half of them; most often: {reason}"
         )
 
 
-def _counts(
+def _image_counts(
     run: Run, pending: Pending
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
-    """By model and arm: its pictures, and those that are there."""
-    each = run.config.sampling.images_per_prompt
+    """Returns, by model and arm, the number of images, and how many of them are finished."""
+    per_prompt = run.config.sampling.images_per_prompt
     totals = {(model.name, arm): run.images_per_arm for model, arm, _ in run.pairs()}
     done = dict(totals)
     for shard in run.shards:
         for model, missing in pending.items():
             for arm in missing.get(shard.index, ()):
-                done[model, arm] -= shard.prompts * each
+                done[model, arm] -= shard.prompts * per_prompt
     return totals, done
 
 
-def _pictures(run: Run, task: Task) -> int:
-    prompts = task.shard.prompts if isinstance(task, RenderTask) else 0
-    return prompts * run.config.sampling.images_per_prompt
-
-
-def _check_arrived(run: Run, receipt: ShardResult) -> None:
-    """Raises UserError where a file that a worker wrote is not in the output."""
-    until = time.monotonic() + _SECONDS_TO_SEE
-    while not run.folder.exists(_file_of(receipt)):
+def _check_visible(run: Run, result: ShardResult) -> None:
+    """Raises UserError if a file that a worker wrote is not in the output."""
+    until = time.monotonic() + _VISIBLE_WITHIN
+    while not run.folder.exists(_file_of(result)):
         if time.monotonic() > until:
             raise UserError(
-                f"output {run.folder}: {receipt.host} wrote {_file_of(receipt)}, and it is not "
-                "there from here: that machine has a folder of its own under this name; give an "
-                "output that all nodes share, or a URI (s3://, gs://)"
+                f"output {run.folder}: {result.host} wrote {_file_of(result)}, but this machine "
+                "does not see it: the folder is not shared. Fix: give an output that all nodes "
+                "share, or a URI (s3://, gs://)"
             )
         time.sleep(0.5)
 
 
-def _file_of(receipt: ShardResult) -> str:
-    return layout.shard_file(layout.images(receipt.model, receipt.arm), receipt.shard)
+def _file_of(result: ShardResult) -> str:
+    return layout.shard_file(layout.images(result.model, result.arm), result.shard)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tgate_batch.config import Model
-from tgate_batch.errors import StorageError, UserError
+from tgate_batch.errors import StorageError, UserError, message_of
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.records import ShardProgress, ShardResult
 from tgate_batch.score.aggregate import SumOrder
@@ -26,10 +26,10 @@ MEMORY_LIVES = 10  # times that Ray may end a worker that is alone on its machin
 
 def reason_of(error: BaseException) -> str:
     """Returns why a task failed, in one line: the message, with its class unless a user's error."""
-    text = " ".join(str(error).split())[:500]
-    return (
-        text if isinstance(error, UserError | StorageError) else f"{type(error).__name__}: {text}"
-    )
+    text = message_of(error, 500)
+    if isinstance(error, UserError | StorageError) or text == type(error).__name__:
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One process of a run: loads a model, renders and measures shards, writes their files. No Ray."""
+"""A worker: loads a model, renders and measures shards, and writes their files. No Ray."""
 
 import gc
 import json
@@ -45,23 +45,23 @@ from tgate_batch.score.reference_file import ReferenceOrder, write_part
 from tgate_batch.storage import Folder
 
 
-class _Beats:
-    """Says a beat for the pictures of some seconds."""
+class _Progress:
+    """Reports the images rendered since the last report, every few seconds."""
 
     SECONDS = 5.0
 
     def __init__(self, order: RenderOrder) -> None:
-        self._of = (order.model.name, order.arm, order.shard.index)
-        self._said, self._drawn = time.monotonic(), 0
+        self._shard = (order.model.name, order.arm, order.shard.index)
+        self._last, self._images = time.monotonic(), 0
 
-    def after_one_more(self) -> ShardProgress | None:
-        """Counts a picture; returns the beat that is due, if one is."""
-        self._drawn += 1
-        if time.monotonic() - self._said < self.SECONDS:
+    def add_image(self) -> ShardProgress | None:
+        """Counts an image; returns a report if one is due."""
+        self._images += 1
+        if time.monotonic() - self._last < self.SECONDS:
             return None
-        beat = ShardProgress(*self._of, self._drawn)
-        self._said, self._drawn = time.monotonic(), 0
-        return beat
+        report = ShardProgress(*self._shard, self._images)
+        self._last, self._images = time.monotonic(), 0
+        return report
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Worker:
         folder: Folder,
         open_runner: Callable[[Model, Config], Any] | None = None,
     ):
-        """``open_runner`` loads a model; None: what the catalogue says."""
+        """``open_runner`` loads a model; None for the pipeline of the catalogue."""
         plugins.register(config.plugins)
         self._config = config
         self._folder = folder
@@ -101,27 +101,27 @@ class Worker:
         self._device = threading.Lock()
         self._device_name, self._energy = history.CPU, Energy(None)
         self._invariant: bool | None = None
-        self._renderer: _Loaded | None = None
+        self._loaded: _Loaded | None = None
         self._metrics: registry.LoadedMetrics | None = None
         self._references: dict[tuple[str, str], ReferenceFigures] = {}
         self._baselines: dict[str, ArmSums] = {}  # by model
         self._extractor: tuple[str, Extractor] | None = None  # of a reference, by its name
-        self._known: dict[tuple[str, str, BatchKey], dict[str, str]] = {}
+        self._abouts: dict[tuple[str, str, BatchKey], dict[str, str]] = {}
 
     def load(self, model: Model | None) -> int:
         """Loads the model, if one is given. Returns the process id.
 
-        Raises UserError where the model cannot be loaded.
+        Raises UserError if the model cannot be loaded.
         """
         if model is not None:
             with self._device:
-                self._ready(model)
+                self._load(model)
         return os.getpid()
 
     def fingerprint(self, model: Model) -> str | None:
         """Loads the model, and returns the fingerprint of its files."""
         with self._device:
-            return self._ready(model).fingerprint
+            return self._load(model).fingerprint
 
     def execute(self, order: Order) -> Iterator[Result]:
         """Carries out an order; yields its results. Raises as the order's method does."""
@@ -142,10 +142,8 @@ class Worker:
     def render(self, order: RenderOrder) -> Iterator[ShardProgress | ShardResult]:
         """Renders a shard; yields its progress, and its result once the file is written.
 
-        A trial yields no result.
-
-        Raises DeviceLost where only a fresh process can go on, and UserError if this machine's
-        checkpoint is not the order's.
+        A trial yields no result. Raises DeviceLost if only a new process can continue, and
+        UserError if this machine's checkpoint is not the order's.
         """
         shard = prompt_store.load_shard(self._folder, order.shard)
         quarantined = {
@@ -154,22 +152,22 @@ class Worker:
         }
         if order.only is not None:
             shard = Shard(shard.index, tuple(shard.prompts[p] for p in order.only))
-        kept = self._kept(order) if order.errors_alone else []
-        only = {key for key, record in kept if record.status != "ok"} if kept else None
+        stored = self._read_records(order) if order.errors_alone else []
+        only = {key for key, record in stored if record.status != "ok"} if stored else None
         rows = []
         with self._device:
-            renderer = self._ready(order.model, order.checkpoint).renderer
+            renderer = self._load(order.model, order.checkpoint).renderer
             arm = self._config.arms[order.arm]
-            beats = _Beats(order)
+            progress = _Progress(order)
             for row in renderer.render(shard, order.arm, arm, quarantined, only):
                 rows.append(row)
-                if (beat := beats.after_one_more()) and order.only is None:
-                    yield beat
-            about = self._about(order)  # may count MACs: not while a batch is timed
-        drawn = {(record.prompt_id, record.image_number): record for record in (r() for r in rows)}
+                if (report := progress.add_image()) and order.only is None:
+                    yield report
+            about = self._about(order)  # may count MACs, so not while a batch is timed
+        rendered = {(one.prompt_id, one.image_number): one for one in (row() for row in rows)}
         if order.only is not None:
             return
-        records = [drawn.get(key, record) for key, record in kept] or _in_order(drawn, shard)
+        records = [rendered.get(key, record) for key, record in stored] or _sort(rendered, shard)
         self._write(order, records, about)
         good = [record for record in records if record.status == "ok"]
         yield ShardResult(
@@ -186,8 +184,8 @@ class Worker:
             invariant=self._invariant,
         )
 
-    def _kept(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:
-        """The rows of the file that is there, by key; none where it is gone or damaged."""
+    def _read_records(self, order: RenderOrder) -> list[tuple[tuple[str, int], ImageRecord]]:
+        """Returns the rows of the stored file, by key; none if it is missing or damaged."""
         name = layout.shard_file(layout.images(order.model.name, order.arm), order.shard.index)
         try:
             table = parquet.read_table(self._folder, name, identity=order.identity)
@@ -197,8 +195,8 @@ class Worker:
         records = [ImageRecord.of(row) for row in rows]
         model, arm = order.model.name, order.arm
         for row, one in zip(rows, records, strict=True):
-            whose = (model, arm, one.prompt_id, one.image_number)
-            if "digest" in row and row["digest"] != row_digest(*whose, one.image, one.video):
+            key = (model, arm, one.prompt_id, one.image_number)
+            if "digest" in row and row["digest"] != row_digest(*key, one.image, one.video):
                 return []
         return [((record.prompt_id, record.image_number), record) for record in records]
 
@@ -206,7 +204,7 @@ class Worker:
         """Measures one shard of all arms."""
         with self._device:
             if self._metrics is None:
-                self._renderer = None  # makes room for the extractor
+                self._loaded = None  # frees memory for the extractor
                 limit_threads(self._config)
                 self._metrics = registry.load_metrics(
                     self._config.score,
@@ -219,7 +217,7 @@ class Worker:
     def sum_chunk(self, order: SumOrder) -> Iterator[ChunkSummed]:
         """Sums a chunk of measurements."""
         with self._device:
-            self._renderer = None  # makes room for the sums
+            self._loaded = None  # frees memory for the sums
             damaged = sum_chunk(self._folder, order)
         yield ChunkSummed(tuple(damaged))
 
@@ -229,7 +227,7 @@ class Worker:
         Raises UserError if a reference cannot be read.
         """
         with self._device:
-            self._renderer = None
+            self._loaded = None
             references = {facts.name: self._reference(facts, order) for facts in order.extractors}
             known = {name: figures for name, figures in references.items() if figures is not None}
             conclusion = conclude(self._folder, order, known, self._baselines)
@@ -263,14 +261,14 @@ class Worker:
 
     def _loaded_extractor(self, order: ReferenceOrder) -> Extractor:
         if self._extractor is None or self._extractor[0] != order.extractor:
-            self._renderer = None  # makes room
+            self._loaded = None  # frees memory
             limit_threads(self._config)
             device = _available(device_of(self._config))
             loaded = load_extractor(order.extractor, order.weights, device)
             if loaded.sha256 != order.sha256:
-                place = order.weights or "its own place"
+                file = order.weights or "its default path"
                 name = f"extractor {order.extractor}"
-                raise UserError(unlike_promised(name, place, loaded.sha256, order.sha256))
+                raise UserError(unlike_promised(name, file, loaded.sha256, order.sha256))
             self._extractor = (order.extractor, loaded)
         return self._extractor[1]
 
@@ -291,45 +289,45 @@ class Worker:
         self._folder.write(layout.worker(self._name), json.dumps(seal.with_seal(summary)))
 
     def _about(self, order: RenderOrder) -> dict[str, str]:
-        """What every file of a (model, arm) and kind of rows says of itself."""
+        """Returns the footer that all files of a (model, arm, batch key) share."""
         key = order.model.name, order.arm, order.shard.batch_key
-        if key not in self._known:
-            macs = self._counted(order) if order.macs is None else order.macs
-            self._known[key] = {
+        if key not in self._abouts:
+            macs = self._count_macs(order) if order.macs is None else order.macs
+            self._abouts[key] = {
                 "settings": self._config.arms[order.arm].model_dump_json(),
                 "made_by": json.dumps(
                     history.environment(self._device_name) | {"invariant": self._invariant}
                 ),
                 **{name: json.dumps(value) for name, value in macs.items()},
             }
-        return self._known[key]
+        return self._abouts[key]
 
-    def _counted(self, order: RenderOrder) -> Mapping[str, int]:
-        """The MACs that the driver could not count: it has none of the model's files."""
+    def _count_macs(self, order: RenderOrder) -> Mapping[str, int]:
+        """Counts the MACs that the driver could not count, because it has no files of the model."""
         from tgate_batch.models.macs.arm import macs_of_arm
 
         resolved = resolve_sampling(order.model, self._config.sampling)
         sampling = effective_sampling(resolved, row=order.shard.batch_key)
-        with self._times.timed("load"), _without_collection():
+        with self._times.timed("load"), _without_garbage_collection():
             return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
 
-    def _ready(self, model: Model, promised: str | None = None) -> "_Loaded":
-        """The model, loaded if it is not.
+    def _load(self, model: Model, promised: str | None = None) -> _Loaded:
+        """Returns the model, which it loads if necessary.
 
         Raises UserError if its files have another fingerprint than ``promised``, or changed while
         they were read.
         """
-        if self._renderer is None or self._renderer.model != model:
-            self._renderer = None  # frees the model before it
-            with self._times.timed("load"), _without_collection():
+        if self._loaded is None or self._loaded.model != model:
+            self._loaded = None  # frees the model before it
+            with self._times.timed("load"), _without_garbage_collection():
                 before = self._fingerprint(model)
                 _check_promised(model, before, before and promised)
-                renderer = self._opened(model)
+                renderer = self._open(model)
                 after = self._fingerprint(model)
             _check_promised(model, after, before)
-            self._renderer = _Loaded(model, renderer, after)
-        _check_promised(model, self._renderer.fingerprint, promised)
-        return self._renderer
+            self._loaded = _Loaded(model, renderer, after)
+        _check_promised(model, self._loaded.fingerprint, promised)
+        return self._loaded
 
     def _fingerprint(self, model: Model) -> str | None:
         from tgate_batch.models.checkpoint import resolved_dtype
@@ -337,7 +335,7 @@ class Worker:
 
         return fingerprint(model, resolved_dtype(model, device_of(self._config)))
 
-    def _opened(self, model: Model) -> Any:
+    def _open(self, model: Model) -> Any:
         import torch
 
         from tgate_batch.models.pipeline_runner import open_runner
@@ -353,21 +351,21 @@ class Worker:
 
 
 def _is_invariant(runner: Any) -> bool | None:
-    """The runner's word on padded batches; None where none is padded, or it cannot be tried."""
+    """True if a padded batch is invariant; None if none is padded or the test fails."""
     try:
         return runner.is_invariant() if runner.sampling.padding else None
-    except Exception:  # the first batch meets it again, and says so in its rows
+    except Exception:  # the first batch raises it again, and its rows report it
         return None
 
 
-def _in_order(drawn: Mapping[tuple[str, int], ImageRecord], shard: Shard) -> list[ImageRecord]:
-    """The rows as their prompts stand in the shard."""
-    places = {prompt.id: place for place, prompt in enumerate(shard.prompts)}
-    return [drawn[key] for key in sorted(drawn, key=lambda key: (places[key[0]], key[1]))]
+def _sort(records: Mapping[tuple[str, int], ImageRecord], shard: Shard) -> list[ImageRecord]:
+    """Returns the rows in the order of the shard's prompts."""
+    positions = {prompt.id: position for position, prompt in enumerate(shard.prompts)}
+    return [records[key] for key in sorted(records, key=lambda key: (positions[key[0]], key[1]))]
 
 
 def limit_threads(config: Config) -> None:
-    """Gives torch the threads of a worker: on a CPU their number decides the last bits."""
+    """Sets the threads of torch; on a CPU their number decides the last bits of an image."""
     import torch
 
     if not config.workers.gpus_each:
@@ -375,15 +373,15 @@ def limit_threads(config: Config) -> None:
 
 
 def _available(device: str) -> str:
-    """The device, or the CPU where a process has no GPU."""
+    """Returns the device, or the CPU if this process has no GPU."""
     import torch
 
     return device if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    """What importing and loading make stays: looking for garbage in it is a fifth of the time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Saves a fifth of the time of imports and loading, which leave nothing to collect."""
     gc.disable()
     try:
         yield

@@ -78,8 +78,8 @@ class PipelineRunner:
     def encode(self, prompts: list[Prompt], arm: Arm = _PLAIN) -> list[Condition]:
         """One condition a prompt, its guidance scale in it; kept in main memory until its batch.
 
-        ``arm``: the one whose images they are for; conditions of arms that ``encoded_as`` the same
-        are equal.
+        ``arm``: the one whose images they are for; arms with the same ``encoding_key`` have equal
+        conditions.
         """
         scale = self.family.guidance
         samplings = [effective_sampling(self.sampling, arm, prompt.overrides) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Whether an output folder is what it should be, file by file; and the repair of what is not."""
+"""Verifies an output folder file by file, and removes what is damaged."""
 
 from tgate_batch.execute.verify.checker import verify
 from tgate_batch.execute.verify.repair import repair_output, restore_prompts

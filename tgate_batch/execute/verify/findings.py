@@ -1,35 +1,35 @@
-"""What a check of an output finds: how many of each were checked, and each fault."""
+"""The findings of a check of an output: counts of what was checked, and the faults."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tgate_batch.errors import StorageError
+from tgate_batch.errors import StorageError, message_of
 from tgate_batch.output.layout import Settings
 
 _SHOWN = 20
-_NAMED = 3  # of a file's reasons
-UNREAD = "cannot be read"  # how such a reason begins
+_NAMED = 3  # reasons of a file
+UNREAD = "cannot be read"  # the first words of the reason of an unreadable file
 
-DAMAGED = "damaged"  # can be made again
-STRAY = "stray"  # ours by its name, and of nothing in this run
+DAMAGED = "damaged"  # a later run can make it again
+STRAY = "stray"  # named like a file of a run, but not of this one
 MISSING = "missing"
-FOREIGN = "foreign"  # of no name that is ours; it may be a person's
-LOST = "lost"  # prompts, which are written again from their source
-KEPT = "kept"  # cannot be made again; its reason says what to do
+FOREIGN = "foreign"  # not named like a file of a run; it may be a user's
+LOST = "lost"  # prompts, which can be restored from their source
+KEPT = "kept"  # cannot be made again; its reason tells what to do
 
 NAMES, ENTRIES, PROMPTS = "names in the folder", "ledger entries", "files of prompts"
-PICTURES, ROWS, DECODED = "files of pictures", "rows", "pictures decoded"
+IMAGES, ROWS, DECODED = "files of images", "rows", "images decoded"
 MEASURED, SUMS, JSONS = "files of measurements", "sums and statistics", "scores, report and notes"
-_ORDER = (NAMES, ENTRIES, PROMPTS, PICTURES, ROWS, DECODED, MEASURED, SUMS, JSONS)
+_ORDER = (NAMES, ENTRIES, PROMPTS, IMAGES, ROWS, DECODED, MEASURED, SUMS, JSONS)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is not as it should be.
+    """One fault of an output.
 
-    ``what``: a row of the table. ``entry``: a ledger's entry that is wrong, and what it should be
-    (None: not known).
+    ``what``: a row of the table. ``entry``: a wrong entry of the ledger, and its right settings
+    (None if they are not known).
     """
 
     what: str
@@ -44,23 +44,20 @@ class Fault:
 
 @dataclass
 class Findings:
-    """What was checked, how many of each, and what is not as it should be."""
+    """What was checked, how many of each, and the faults."""
 
     checked: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     without_digests: int = 0  # files of images of an earlier version
 
     def add(self, what: str, name: str, reasons: list[str], kind: str = DAMAGED) -> None:
-        """One more was checked; reasons make it a fault."""
+        """Counts a checked file; reasons make it a fault."""
         self.checked[what] += 1
         if reasons:
             self.faults.append(Fault(what, kind, name, join_reasons(reasons)))
 
     def sort(self) -> None:
-        """Puts the faults in the order of the table, and of their names; but prompts first.
-
-        Without them nothing else can be judged.
-        """
+        """Sorts the faults by table row and name; prompts first, as the others depend on them."""
         self.faults.sort(
             key=lambda fault: (fault.what != PROMPTS, _ORDER.index(fault.what), fault.name)
         )
@@ -71,7 +68,7 @@ class Findings:
         self.without_digests += other.without_digests
 
     def lines(self) -> Iterator[str]:
-        """The table, the first faults, and a verdict."""
+        """Yields the table, the first faults, and a verdict."""
         by_row = Counter(fault.what for fault in self.faults)
         width = max(map(len, _ORDER))
         yield f"{'checked':<{width}}  {'how many':>10}  {'faults':>7}"
@@ -82,46 +79,43 @@ class Findings:
             yield f"and {len(self.faults) - _SHOWN:,} more"
         if self.without_digests:
             yield (
-                f"{self.without_digests:,} files of images have no digests: a version before 0.2.0 "
-                "wrote them, and images exchanged between their rows are not found"
+                f"{self.without_digests:,} files of images are older than 0.2.0, without digests: "
+                "images exchanged between their rows are not detected"
             )
         yield self._verdict()
 
     def _verdict(self) -> str:
         if not self.faults:
-            return "sound: every file is what the ledger and the prompts demand"
+            return "ok: every file matches the ledger and the prompts"
         kinds = Counter(fault.kind for fault in self.faults)
-        told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in kinds)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
         advice = []
         if kinds[LOST]:
-            advice.append("--repair writes prompts again from the file that they were read from")
+            advice.append("--repair restores prompts from the file that they were read from")
         if kinds[MISSING]:
             advice.append("tgate-batch render makes what is missing")
         if kinds[DAMAGED] or kinds[STRAY]:
-            advice.append("--repair removes what is damaged or stray, and tgate-batch render then")
-            advice[-1] += " makes it again"
-        return "; ".join([f"not sound: {told}", *advice])
+            advice.append(
+                "--repair removes what is damaged or stray, then tgate-batch render makes it again"
+            )
+        return "; ".join([f"not ok: {counts}", *advice])
 
 
 def join_reasons(reasons: list[str]) -> str:
-    """Reasons in one line, the first of them named."""
+    """Joins reasons into one line; only the first ones are named."""
     more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
     return "; ".join(reasons[:_NAMED]) + more
 
 
-def describe_error(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def guarded(check: Callable[[], list[str]]) -> list[str]:
-    """A check's reasons; what reading damaged bytes raises is one too.
+    """Returns a check's reasons; an exception from damaged bytes is one too.
 
-    Decoders of Parquet, zip and JSON raise errors without a common parent. Raises StorageError
-    where an object store is in trouble: it would be so with every other file.
+    Decoders of Parquet, zip and JSON raise errors without a common base class. Raises StorageError
+    if an object store fails, because that concerns every other file too.
     """
     try:
         return check()
     except Exception as error:
         if isinstance(error, StorageError) and error.store:
             raise
-        return [f"{UNREAD}: {describe_error(error)}"]
+        return [f"{UNREAD}: {message_of(error, 300)}"]

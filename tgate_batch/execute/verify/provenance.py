@@ -1,4 +1,4 @@
-"""What an output says of itself: its config, and whether the ledger agrees with the files."""
+"""Checks an output's config and ledger, and that the ledger agrees with the files."""
 
 import itertools
 import json
@@ -19,43 +19,45 @@ from tgate_batch.output.run import Run
 from tgate_batch.score.registry import features_of
 from tgate_batch.storage import Folder
 
-_LOOKED_AT = 3  # files of an arm whose footers say whether the ledger's entry is theirs
-_AGAIN = (
-    "restore it from a copy, or let --repair remove it: tgate-batch render with the run's config "
-    "then enters again what the files prove to be made of"
+_FOOTERS_READ = 3  # of an arm, to check its entry in the ledger
+_RESTORE_LEDGER = (
+    "restore it from a copy, or let --repair remove it, then run tgate-batch render with the run's "
+    "config, which makes it again from the files"
 )
-_MOST_MEASUREMENTS = 12  # of an arm: more have too many subsets to try
+_MOST_MEASUREMENTS = 12  # of an arm; more have too many subsets to try
 
 Pair = tuple[str, str]  # model, arm
 
 
 @dataclass
 class Entries:
-    """What each folder's files are to be made of.
+    """The settings that each folder's files must have.
 
-    ``pictures`` has the settings of every arm, the others those of their folders. ``wrong``: an
-    entry that is not right -> why, and what it should be (None: nobody knows). ``scored``: the
-    measurements that an arm's sums are made of, as folders.
+    ``images``: by arm; ``folders``: by folder of measurements or sums. ``wrong``: a wrong entry ->
+    why, and its right settings (None if not known). ``scored``: the folders of the measurements
+    in an arm's sums. ``config``: how the config differs from what was rendered.
     """
 
-    pictures: dict[Pair, Settings] = field(default_factory=dict)
+    images: dict[Pair, Settings] = field(default_factory=dict)
     folders: dict[str, Settings] = field(default_factory=dict)
     wrong: dict[str, tuple[str, Settings | None]] = field(default_factory=dict)
     scored: dict[Pair, list[str]] = field(default_factory=dict)
-    config: list[str] = field(default_factory=list)  # where the config is not what was drawn
+    config: list[str] = field(default_factory=list)
 
 
-def open_output(output: str, found: Findings) -> Run | None:
-    """The run, with the shards whose plans can be read; what cannot be is a fault.
+def open_output(output: str, findings: Findings) -> Run | None:
+    """Loads the run, with the shards whose plans can be read; the rest is added to ``findings``.
 
-    Raises UserError where the folder has no run, or one of another format.
+    Raises UserError if the folder has no run, or one of another format.
     """
     folder = Folder(output)
     if not folder.exists(layout.RUN) and not folder.exists(layout.LEDGER):
-        raise UserError(f"output {folder} has no run; give the output folder of tgate-batch render")
+        raise UserError(
+            f"output {folder} has no run. Fix: give the output folder of tgate-batch render"
+        )
     for name, shape, advice in (
-        (layout.RUN, shapes.RunFile, "tgate-batch render --config writes it again"),
-        (layout.LEDGER, shapes.LedgerFile, _AGAIN),
+        (layout.RUN, shapes.RunFile, "run tgate-batch render --config, which writes it again"),
+        (layout.LEDGER, shapes.LedgerFile, _RESTORE_LEDGER),
     ):
         content: list[Any] = []
         reasons = guarded(partial(_read, folder, name, content))
@@ -63,20 +65,20 @@ def open_output(output: str, found: Findings) -> Run | None:
             check_format(folder, content[0])
         if reasons := reasons or shapes.faults(content[0], shape):
             kind = DAMAGED if folder.exists(name) else MISSING
-            why = f"{reasons[0]}, and nothing else can be judged without it; {advice}"
-            found.add(JSONS, name, [why], kind)
+            why = f"{reasons[0]}, and nothing else can be checked without it. Fix: {advice}"
+            findings.add(JSONS, name, [why], kind)
             return None
     try:
         config = runs.stored_config(folder, output)
     except UserError as error:
-        found.add(JSONS, layout.RUN, [str(error)])
+        findings.add(JSONS, layout.RUN, [str(error)])
         return None
     shards: list[ShardPlan] = []
     for name in folder.names(layout.PROMPTS, ".parquet"):
         try:
             with parquet.open_table(folder, name) as file:
                 shards += prompt_store.plans(file)
-        except Exception:  # told where the part is checked
+        except Exception:  # Parts reports it
             continue
     shards.sort(key=lambda shard: shard.index)
     return Run(config, folder, shards, Provenance(folder), models=runs.stored_models(folder))
@@ -90,48 +92,48 @@ def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
 
 
 def check_provenance(run: Run, present: Collection[str]) -> Entries:
-    """Reads the ledger beside the config and the footers of some files."""
-    found = Entries()
+    """Compares the ledger with the config and with the footers of some files."""
+    entries = Entries()
     arms = {(model.name, name): arm for model, name, arm in run.pairs()}
     folders = {name: layout.role_of_folder(name) for name in run.ledger.names()}
-    drawn = {
+    rendered = {
         (str(p.model), str(p.arm)) for p in folders.values() if p is not None and p.kind == "images"
     }
-    for pair in dict.fromkeys([*arms, *sorted(drawn)]):
-        _judge_pictures(run, pair, arms.get(pair), present, found)
+    for pair in dict.fromkeys([*arms, *sorted(rendered)]):
+        _check_images_entry(run, pair, arms.get(pair), present, entries)
     for name, role in folders.items():
         if role is None or role.kind == "images" or name not in run.ledger:
             continue
-        found.folders[name] = run.ledger[name]
-        beside = (str(role.model), str(role.arm)) in arms  # what left compares with nothing now
-        if why := _why_not(found, run.ledger[name], role, beside):
-            found.wrong[name] = (why, None)
+        entries.folders[name] = run.ledger[name]
+        paired = (str(role.model), str(role.arm)) in arms  # a former arm has no baseline now
+        if why := _why_wrong(entries, run.ledger[name], role, paired):
+            entries.wrong[name] = (why, None)
     for pair in arms:
-        _judge_sums(run, pair, found)
-    return found
+        _check_sums_entry(run, pair, entries)
+    return entries
 
 
-def _judge_pictures(
-    run: Run, pair: Pair, arm: Arm | None, present: Collection[str], found: Entries
+def _check_images_entry(
+    run: Run, pair: Pair, arm: Arm | None, present: Collection[str], entries: Entries
 ) -> None:
     folder = layout.images(*pair)
     given = _entry(run, folder)
     wanted = [] if arm is None else list(_by_config(run, pair, arm, given))
-    seen = _footers(run, folder, present)
+    footers = _footers(run, folder, present)
     if given is not None:
-        found.pictures[pair] = given
-        if not wanted or (wanted[0] == given and (not seen or _is_of(given, seen))):
+        entries.images[pair] = given
+        if not wanted or (wanted[0] == given and (not footers or _matches(given, footers))):
             return
-    right = next((settings for settings in wanted if _is_of(settings, seen)), None)
+    right = next((settings for settings in wanted if _matches(settings, footers)), None)
     if right is not None:
         why = "it is missing" if given is None else _differences(given, right)
-        found.pictures[pair] = right
-        found.wrong[folder] = (why, right)
+        entries.images[pair] = right
+        entries.wrong[folder] = (why, right)
     elif given is not None and wanted[0] != given:
-        if _is_of(given, seen):
-            found.config.append(f"arm {pair[1]} of {pair[0]}: {_differences(wanted[0], given)}")
+        if _matches(given, footers):
+            entries.config.append(f"arm {pair[1]} of {pair[0]}: {_differences(wanted[0], given)}")
         else:
-            found.wrong[folder] = (_differences(given, wanted[0]), None)
+            entries.wrong[folder] = (_differences(given, wanted[0]), None)
 
 
 def _entry(run: Run, folder: str) -> Settings | None:
@@ -142,7 +144,7 @@ def _entry(run: Run, folder: str) -> Settings | None:
 
 
 def _by_config(run: Run, pair: Pair, arm: Arm, given: Settings | None) -> Iterator[Settings]:
-    """What the arm is to be made of, under its own checkpoint first, then its siblings'."""
+    """Yields the settings that the config gives an arm: with its checkpoint, then its siblings'."""
     siblings = [run.ledger[name] for name in run.ledger.names() if name in run.ledger]
     known = [given or {}, *(one for one in siblings if one.get("model") == pair[0])]
     tried: dict[str, None] = {}
@@ -159,31 +161,31 @@ def _by_config(run: Run, pair: Pair, arm: Arm, given: Settings | None) -> Iterat
 
 
 def _footers(run: Run, folder: str, present: Collection[str]) -> list[tuple[str, str]]:
-    """The shard's digest and the identity of some files of a folder."""
-    seen: list[tuple[str, str]] = []
+    """Returns the shard's digest and the identity of some files of a folder."""
+    footers: list[tuple[str, str]] = []
     for shard in run.shards:
         name = layout.shard_file(folder, shard.index)
-        if len(seen) == _LOOKED_AT:
+        if len(footers) == _FOOTERS_READ:
             break
         if name not in present:
             continue
         try:
             with parquet.open_table(run.folder, name) as file:
                 identity = (file.metadata.metadata or {}).get(IDENTITY_KEY, b"")
-        except Exception:  # a damaged file, which its own check tells
+        except Exception:  # a damaged file, which its settings check reports
             continue
-        seen.append((shard.digest, identity.decode(errors="replace")))
-    return seen
+        footers.append((shard.digest, identity.decode(errors="replace")))
+    return footers
 
 
-def _is_of(settings: Settings, seen: list[tuple[str, str]]) -> bool:
-    return any(layout.file_identity(settings, digest) == said for digest, said in seen)
+def _matches(settings: Settings, footers: list[tuple[str, str]]) -> bool:
+    return any(layout.file_identity(settings, digest) == identity for digest, identity in footers)
 
 
 def _differences(there: Mapping[str, Any], right: Mapping[str, Any]) -> str:
     keys = [key for key in dict.fromkeys((*there, *right)) if there.get(key) != right.get(key)]
-    said = (f"{key} is {_short(there.get(key))}, not {_short(right.get(key))}" for key in keys)
-    return ", ".join(said)
+    pairs = (f"{key} is {_short(there.get(key))}, not {_short(right.get(key))}" for key in keys)
+    return ", ".join(pairs)
 
 
 def _short(value: Any) -> str:
@@ -191,27 +193,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:12]}..."
 
 
-def _why_not(found: Entries, entry: Settings, role: layout.FileRole, beside: bool) -> str | None:
-    """Why an entry of measurements does not belong to the arm's pictures, if it does not.
+def _why_wrong(
+    entries: Entries, entry: Settings, role: layout.FileRole, paired: bool
+) -> str | None:
+    """Returns why an entry of measurements does not belong to the arm's images; None if it does.
 
-    ``beside``: whether the baseline is to be the one that is there.
+    ``paired``: the baseline must be one of the present ones.
     """
-    pictures = found.pictures.get((str(role.model), str(role.arm)))
-    if pictures is None or role.kind not in ("features", "measured"):
-        return None  # an arm that left the config, and whose pictures were cleared
+    images = entries.images.get((str(role.model), str(role.arm)))
+    if images is None or role.kind not in ("features", "measured"):
+        return None  # an arm that is no longer in the config, and whose images were cleared
     if role.kind == "features":
-        like = layout.of_features(pictures, "", 1, "")
+        like = layout.of_features(images, "", 1, "")
         name = layout.spelled(str(entry.get("extractor"))) == role.of
-        return None if name and _fits(entry, like) else "it is not of the arm's pictures"
+        return None if name and _fits(entry, like) else "it is not of the arm's images"
     if role.of == layout.ROWS:
-        like = layout.of_rows(pictures)
-        return None if _fits(entry, like) else "it is not of the arm's pictures"
-    like = layout.of_measurement(pictures, 1, None, None)
-    baselines = [layout.identity(own) for (m, _), own in found.pictures.items() if m == role.model]
+        like = layout.of_rows(images)
+        return None if _fits(entry, like) else "it is not of the arm's images"
+    like = layout.of_measurement(images, 1, None, None)
+    baselines = [
+        layout.identity(settings) for (m, _), settings in entries.images.items() if m == role.model
+    ]
     if not _fits(entry, like):
-        return "it is not of the arm's pictures"
-    if beside and entry["baseline"] not in (None, *baselines):
-        return "its baseline is of pictures that are not there"
+        return "it is not of the arm's images"
+    if paired and entry["baseline"] not in (None, *baselines):
+        return "its baseline is of images that do not exist"
     return None
 
 
@@ -219,34 +225,37 @@ def _fits(entry: Settings, like: Settings) -> bool:
     return entry.keys() == like.keys() and entry["pictures"] == like["pictures"]
 
 
-def _judge_sums(run: Run, pair: Pair, found: Entries) -> None:
+def _check_sums_entry(run: Run, pair: Pair, entries: Entries) -> None:
     folder = layout.sums_of(*pair)
-    if folder not in found.folders:
+    if folder not in entries.folders:
         return
-    entry, pictures = found.folders[folder], found.pictures.get(pair, {})
-    if entry.get("images_per_prompt") != pictures.get("sampling.images_per_prompt"):
-        found.wrong[folder] = ("its images_per_prompt is not that of the pictures", None)
+    entry, images = entries.folders[folder], entries.images.get(pair, {})
+    if entry.get("images_per_prompt") != images.get("sampling.images_per_prompt"):
+        entries.wrong[folder] = ("its images_per_prompt is not that of the images", None)
         return
-    subsets = list(_subsets(_measurements(found, pair)))
-    made = next((own for own in subsets if layout.identity(own) == entry.get("measured")), None)
-    if made is None:
-        found.wrong[folder] = ("it is not of the arm's measurements", None)
+    subsets = list(_subsets(_measurements(entries, pair)))
+    subset = next(
+        (settings for settings in subsets if layout.identity(settings) == entry.get("measured")),
+        None,
+    )
+    if subset is None:
+        entries.wrong[folder] = ("it is not of the arm's measurements", None)
         return
-    found.scored[pair] = [_folder_of(name, pair, found) for name in made]
+    entries.scored[pair] = [_folder_of(name, pair, entries) for name in subset]
     if entry.get("baseline") is None or any(
-        layout.identity(own) == entry["baseline"]
-        for model, arm in found.pictures
+        layout.identity(settings) == entry["baseline"]
+        for model, arm in entries.images
         if model == pair[0]
-        for own in _subsets(_measurements(found, (model, arm)))
+        for settings in _subsets(_measurements(entries, (model, arm)))
     ):
         return
-    found.wrong[folder] = ("it is not of the baseline's measurements", None)
+    entries.wrong[folder] = ("it is not of the baseline's measurements", None)
 
 
-def _measurements(found: Entries, pair: Pair) -> dict[str, Settings]:
-    """An arm's measurements by their names, as sums know them."""
+def _measurements(entries: Entries, pair: Pair) -> dict[str, Settings]:
+    """Returns an arm's measurements by the names that sums use."""
     named = {}
-    for folder, settings in found.folders.items():
+    for folder, settings in entries.folders.items():
         role = layout.role_of_folder(folder)
         if role is not None and (role.model, role.arm) == pair and role.of is not None:
             extractor = features_of(str(settings.get("extractor")))
@@ -254,15 +263,15 @@ def _measurements(found: Entries, pair: Pair) -> dict[str, Settings]:
     return named
 
 
-def _folder_of(name: str, pair: Pair, found: Entries) -> str:
+def _folder_of(name: str, pair: Pair, entries: Entries) -> str:
     measured = layout.measured(name, *pair)
-    if measured in found.folders:
+    if measured in entries.folders:
         return measured
     return layout.features(name.removeprefix(features_of("")), *pair)
 
 
 def _subsets(named: Mapping[str, Settings]) -> Iterator[dict[str, Settings]]:
-    """Some of the measurements, the largest sets first; an old metric's entry may still stand."""
+    """Yields subsets of the measurements, the largest first; old metrics may still have entries."""
     least = 0 if len(named) <= _MOST_MEASUREMENTS else len(named) - 1
     for size in range(len(named), least, -1):
         for chosen in itertools.combinations(named.items(), size):

@@ -1,6 +1,6 @@
-"""Whether sums, statistics, scores and the report are what they should be, and workers' notes.
+"""Checks of sums, statistics, scores, the report, and the notes of workers.
 
-Each check returns reasons, as those of Parquet files do. Nothing in an archive is unpickled.
+Each check returns reasons; none means that the file is intact. Nothing in an archive is unpickled.
 """
 
 import json
@@ -19,27 +19,27 @@ from tgate_batch.score.partial_sums import ArmSums
 from tgate_batch.storage import Folder
 from tgate_batch.storage.archives import Archive
 
-_ADDED_TO = "withheld"  # of an arm's scores: a report has more reasons in it
+_EXTENDED = "withheld"  # the report has more entries in it than the scores
 _END_OF_SEALED = b"<!-- sha256"
-BROKEN = "it is not what its digest was made of"
+BROKEN = "its content does not match its digest"
 
 
 def archive(content: bytes) -> dict[str, np.ndarray]:
-    """Every array of an ``.npz``; reading one compares its checksum."""
+    """Reads every array of an ``.npz``, and compares its checksum."""
     return dict(Archive(content))
 
 
 def readable(folder: Folder, name: str) -> list[str]:
-    """Checks that a file of any kind can be read, whatever it says."""
+    """Checks that a file of any kind can be read, whatever its content."""
     if name.endswith(".parquet"):
         return check_pages(folder, name)
-    kinds: dict[str, Callable[[bytes], Any]] = {
+    readers: dict[str, Callable[[bytes], Any]] = {
         ".npz": archive,
         ".json": read_object,
         ".md": bytes.decode,
         ".html": bytes.decode,
     }
-    read = kinds.get(PurePosixPath(name).suffix, len)
+    read = readers.get(PurePosixPath(name).suffix, len)
 
     def check() -> list[str]:
         read(folder.read(name))
@@ -49,23 +49,23 @@ def readable(folder: Folder, name: str) -> list[str]:
 
 
 def read_object(content: bytes) -> Any:
-    """A JSON file's content. Raises ValueError where it is not what its seal was made of."""
-    found = json.loads(content)
-    if seal.is_broken(found):
+    """Returns a JSON file's content; raises ValueError if it does not match its seal."""
+    parsed = json.loads(content)
+    if seal.is_broken(parsed):
         raise ValueError(BROKEN)
-    return found
+    return parsed
 
 
 def statistics(folder: Folder, name: str) -> list[str]:
-    """Checks ``mu`` and ``sigma``, and what a reference's file has beside them."""
+    """Checks ``mu`` and ``sigma``, and the other arrays of a reference."""
 
     def check() -> list[str]:
         arrays = archive(folder.read(name))
-        if lacking := [key for key in ("mu", "sigma", "count") if key not in arrays]:
-            return [f"it has no {' and no '.join(lacking)}"]
+        if missing := [key for key in ("mu", "sigma", "count") if key not in arrays]:
+            return [f"it has no {' and no '.join(missing)}"]
         mu, sigma = arrays["mu"], arrays["sigma"]
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-            return ["its mu and sigma do not fit together"]
+            return ["its mu and sigma differ in size"]
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             return ["it has values that are not finite"]
         if "about" in arrays:
@@ -82,7 +82,7 @@ def summary(folder: Folder, name: str, identity: str) -> list[str]:
         content = folder.read(name)
         archive(content)
         if ArmSums.load(content, identity) is None:
-            return ["it was added up of other measurements than its name says"]
+            return ["it sums other measurements than its name says"]
         return []
 
     return guarded(check)
@@ -90,7 +90,7 @@ def summary(folder: Folder, name: str, identity: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ExpectedCounts:
-    """How many rows of an arm are pictures, and how many failed."""
+    """The number of images of an arm, and of rows that failed."""
 
     images: int
     errors: int
@@ -99,13 +99,13 @@ class ExpectedCounts:
         if (images, errors) == (self.images, self.errors):
             return []
         return [
-            f"it counts {images} images and {errors} errors; the rows are {self.images} and "
+            f"it counts {images} images and {errors} errors, but the rows are {self.images} and "
             f"{self.errors}"
         ]
 
 
 def conclusion(folder: Folder, name: str, counts: ExpectedCounts | None) -> list[str]:
-    """Checks what all sums of an arm came down to; ``counts`` None: not known."""
+    """Checks an arm's conclusion; ``counts`` is None if they are not known."""
 
     def check() -> list[str]:
         role, arrays = layout.role_of(name), archive(folder.read(name))
@@ -122,7 +122,7 @@ def conclusion(folder: Folder, name: str, counts: ExpectedCounts | None) -> list
 
 
 def scores(folder: Folder, name: str, counts: ExpectedCounts | None) -> list[str]:
-    """Checks an arm's scores; ``counts`` None: not known."""
+    """Checks an arm's scores; ``counts`` is None if they are not known."""
 
     def check() -> list[str]:
         role, content = layout.role_of(name), shapes.parse_json(folder.read(name))
@@ -132,18 +132,17 @@ def scores(folder: Folder, name: str, counts: ExpectedCounts | None) -> list[str
             return reasons + broken
         if (content["model"], content["arm"]) != (role.model, role.arm):
             return [f"it is of {content['model']} {content['arm']}", *broken]
-        found = content["images"], content["errors"]
-        return broken if counts is None else counts.differ(*found) + broken
+        images, errors = content["images"], content["errors"]
+        return broken if counts is None else counts.differ(images, errors) + broken
 
     return guarded(check)
 
 
 def worker(folder: Folder, name: str) -> list[str]:
-    """Checks where a worker's time went."""
+    """Checks a worker's summary."""
 
     def check() -> list[str]:
-        content = read_object(folder.read(name))
-        return shapes.faults(content, shapes.WorkerFile)
+        return shapes.faults(read_object(folder.read(name)), shapes.WorkerFile)
 
     return guarded(check)
 
@@ -154,13 +153,13 @@ def history(folder: Folder, name: str) -> list[str]:
     def check() -> list[str]:
         lines = folder.read(name).splitlines()
         torn = [number for number, line in enumerate(lines, 1) if not is_entry(line)]
-        return [f"line {number} is no entry" for number in torn]
+        return [f"line {number} is not an entry" for number in torn]
 
     return guarded(check)
 
 
 def is_entry(line: bytes) -> bool:
-    """Whether a line of the history is an entry, as it was written."""
+    """True if a line of the history is an intact entry."""
     try:
         return isinstance(read_object(line), dict)
     except ValueError:
@@ -168,19 +167,19 @@ def is_entry(line: bytes) -> bool:
 
 
 def card(folder: Folder, name: str) -> list[str]:
-    """Checks the dataset card, unless it is a person's."""
+    """Checks the dataset card, unless a user has edited it."""
 
     def check() -> list[str]:
         content = folder.read(name)
         if not is_ours(content) or _END_OF_SEALED not in content or seal.is_sealed_text(content):
             return []
-        return [f"{BROKEN}; take out the line that says whose it is, and it stays as it is"]
+        return [f"{BROKEN}. Fix: to keep your changes, delete the line with the mark"]
 
     return guarded(check)
 
 
 def report(folder: Folder) -> dict[str, list[str]]:
-    """Checks the report's files, and that its figures are those of the scores: name -> reasons."""
+    """Checks the report's files, and its figures against the scores; returns name -> reasons."""
     sealed: list[bool] = []
 
     def figures() -> list[str]:
@@ -192,10 +191,10 @@ def report(folder: Folder) -> dict[str, list[str]]:
             if not folder.exists(name) or scores(folder, name, None):
                 continue
             for key, value in json.loads(folder.read(name)).items():
-                if key in (_ADDED_TO, seal.KEY):
+                if key in (_EXTENDED, seal.KEY):
                     continue
                 if json.dumps(arm.get(key)) != json.dumps(value):
-                    reasons.append(f"its {key} is not that of {name}")
+                    reasons.append(f"its {key} differs from {name}")
         return reasons
 
     def text(name: str, end: str) -> list[str]:
