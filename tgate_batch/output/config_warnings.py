@@ -45,7 +45,7 @@ def _of_arm(arm: Arm, sampling: ResolvedSampling, documented: float) -> Iterator
     if sampling.guidance_scale <= 1 < documented:
         if plan is not None:
             yield f"{_NONE.format(sampling.guidance_scale)}, so the gate saves attention alone"
-        elif arm.guidance is not None:
+        elif arm.interval is not None:
             yield f"{_NONE.format(sampling.guidance_scale)}, so its interval changes nothing"
 
 

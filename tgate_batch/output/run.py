@@ -312,7 +312,7 @@ def note_damaged(folder: Folder, found: Mapping[str, str]) -> None:
 
 
 def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
-    follows = arm.plan or arm.guidance
+    follows = arm.combined_plan
     if follows is None:
         return
     try:

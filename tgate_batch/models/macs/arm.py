@@ -43,7 +43,7 @@ from tgate_batch.gate import (
     DeepCache,
     GateNotReached,
     GatePlan,
-    GuidanceInterval,
+    Plan,
     is_guided,
 )
 from tgate_batch.gate.pipeline import tracked
@@ -98,16 +98,14 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
-    return _macs(
-        model, resolve_model(model), arm.plan or arm.guidance, arm.cache, sampling.under(arm)
-    )
+    return _macs(model, resolve_model(model), arm.combined_plan, arm.cache, sampling.under(arm))
 
 
 def macs_of(
     name: str,
     path: str | None = None,
     *,
-    plan: GatePlan | GuidanceInterval | None = None,
+    plan: Plan | None = None,
     deepcache: DeepCache | None = None,
     steps: int,
     guidance_scale: float,
@@ -135,7 +133,7 @@ def macs_of(
 def _macs(
     model: Model,
     found: ResolvedModel,
-    plan: GatePlan | GuidanceInterval | None,
+    plan: Plan | None,
     deepcache: DeepCache | None,
     sampling: ResolvedSampling,
 ) -> Macs:
@@ -171,7 +169,7 @@ def find_architecture(name: str, path: str | None = None) -> Architecture:
 def count(
     family: Family,
     architecture: Architecture,
-    plan: GatePlan | GuidanceInterval | None,
+    plan: Plan | None,
     deepcache: DeepCache | None,
     steps: int,
     guidance_scale: float,
@@ -189,7 +187,8 @@ def count(
     scheduler = build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     plan = None if plan is None else plan.at(steps)
-    gate_step = plan.gate_step if isinstance(plan, GatePlan) else steps
+    gate = None if plan is None else plan.part(GatePlan)
+    gate_step = steps if gate is None else gate.gate_step
     phases, params = [Count(), Count()], [0, 0]
     parts = [(architecture.denoiser, deepcache)]
     if architecture.controlnet is not None:
@@ -261,7 +260,7 @@ class _Denoiser:
 
     def counts(
         self,
-        plan: GatePlan | GuidanceInterval | None,
+        plan: Plan | None,
         deepcache: DeepCache | None,
         scheduler: Any,
         guided: bool,
@@ -340,12 +339,12 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
     """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
         return (batch,), (batch,)
-    body = gate.bodies[0]
-    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in body.layers)
-    actions = (body.now.cross, body.now.self_)
+    hook = gate.hooks[0]
+    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in hook.layers)
+    actions = (hook.now.cross, hook.now.self_)
     reuses = tuple(action is Action.REUSE for action in actions)
     work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
-    state: tuple = (batch, *actions, body.now.mean, body.now.number, kept)
+    state: tuple = (batch, *actions, hook.now.mean, hook.now.number, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
@@ -358,14 +357,14 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
 def _caches(gate: Any) -> tuple[list, dict]:
     if gate is None:
         return [], {}
-    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.bodies[0].layers]
+    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.hooks[0].layers]
     return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
 
 
 def _restore(gate: Any, seen: _Seen) -> None:
     if gate is None:
         return
-    for layer, (kept, is_cross) in zip(gate.bodies[0].layers, seen.layers, strict=True):
+    for layer, (kept, is_cross) in zip(gate.hooks[0].layers, seen.layers, strict=True):
         layer.caches, layer.is_cross = dict(kept), is_cross
     if gate.deepcache is not None:
         gate.deepcache.cached_output.update(seen.deepcache)
