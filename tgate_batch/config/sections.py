@@ -315,7 +315,7 @@ class Arm(Section):
     """Guidance by steps (docs/plans.md). `from` and `until`: as guidance_from and guidance_until.
     `then: reuse`: from `until` on, the last difference of the two branches stays in force, and
     `every: 3` refreshes it every 3 steps. `weights`: guidance scales instead of guidance_scale, one
-    per step or by the step they begin at ({0: 7.5, 0.6: 3.0}); 1 runs only the caption's branch."""
+    per step or by the step they begin at ({"0": 7.5, "0.6": 3.0}); 1 runs only the caption's branch."""
     forecast: ForecastKeys | None = None
     """Steps whose output is forecast instead of computed (docs/plans.md): a list of `steps`; or
     from `first` to `last` (default: the last but one), where every `every`-th step is computed
@@ -387,7 +387,7 @@ class Arm(Section):
     @property
     def combined_plan(self) -> Plan | None:
         """Everything that the arm plans by steps, in one table."""
-        forecast = None if self.forecast is None else dict(self.forecast)
+        forecast: Any = None if self.forecast is None else dict(self.forecast)
         attention = self.gate_step is None and (self.sp_interval, self.warm_up) != (1, 0)
         return combined(
             self.plan,
