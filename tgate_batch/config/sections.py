@@ -315,7 +315,8 @@ class Arm(Section):
     """Guidance by steps (docs/plans.md). `from` and `until`: as guidance_from and guidance_until.
     `then: reuse`: from `until` on, the last difference of the two branches stays in force, and
     `every: 3` refreshes it every 3 steps. `weights`: guidance scales instead of guidance_scale, one
-    per step or by the step they begin at ({"0": 7.5, "0.6": 3.0}); 1 runs only the caption's branch."""
+    per step or by the step they begin at ({"0": 7.5, "0.6": 3.0}); 1 runs the caption's branch
+    alone."""
     forecast: ForecastKeys | None = None
     """Steps whose output is forecast instead of computed (docs/plans.md): a list of `steps`; or
     from `first` to `last` (default: the last but one), where every `every`-th step is computed

@@ -70,7 +70,6 @@ def tracked(
         return
     denoiser = denoiser_of(pipe)
     plan = documented_plan(pipe, denoiser) if plan == "documented" else plan
-    _refuse(pipe, denoiser)
     parts = () if plan is None else plan.parts
     gate, layers = (
         any(isinstance(part, kinds) for part in parts)
@@ -90,6 +89,7 @@ def tracked(
         traits = denoiser_traits(denoiser, attention=layers)
     elif plan is not None:  # whatever its branches are, they are forecast
         traits = find_denoiser(denoiser, attention=False) or DenoiserTraits(branch_a_call=True)
+    _refuse(pipe, denoiser)
     hooks = [DenoiserHook(denoiser, traits)]
     if plan is not None:
         nets = _controls(pipe, denoiser)
