@@ -16,7 +16,7 @@ console
 storage.credentials storage.outages storage.remote storage.folder storage.images storage.archives
 storage
 records
-gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
+gate.table gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
 gate.step_tracker
 gate.deepcache gate.pipeline gate.memory gate.loaders gate
 config.sections config.sampling config.bundled config.validation config.loading config.docs config

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import threading
 import weakref
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from PIL import Image
 
 from tgate_batch.gate import (
     DeepCache,
+    Forecast,
     GatePlan,
+    GuidanceInterval,
     cache_bytes,
     denoiser_of,
     disable_tgate,
@@ -482,3 +486,187 @@ def test_two_threads_in_one_pipeline_are_refused_by_name_and_the_next_call_is_ri
         thread.join()
         assert torch.equal(found[1].images, right)
         assert torch.equal(pipe(**call).images, right)
+
+
+# Pipelines that share parts, and other hooks.
+PICTURE = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 60).convert("RGB")
+
+
+@pytest.mark.parametrize("before", [None, 10, 30])
+def test_a_sibling_on_the_scheduler_is_gated_at_its_own_steps(tiny_models, arguments, before):
+    """``from_pipe`` shares denoiser and scheduler; what the enabled pipeline counted is not its."""
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    sibling = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    sibling.set_progress_bar_config(disable=True)
+    call = arguments(pipe, steps=10) | {"image": PICTURE, "strength": 0.5}
+    del call["latents"]
+    seeded = lambda: call | {"generator": torch.Generator().manual_seed(0)}  # noqa: E731
+    own = draw(sibling, seeded(), GatePlan(0.4))
+    summary = enable_tgate(pipe, GatePlan(0.4))
+    if before is not None:
+        pipe(**arguments(pipe, steps=before))
+    assert torch.equal(sibling(**seeded())[0], own)
+    assert summary.rows == [2, 2, 1, 1, 1]
+    disable_tgate(pipe)
+
+
+def test_a_loop_written_by_hand_after_a_pipeline_call_is_read(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
+    call = arguments(pipe, steps=5)
+    text = torch.cat([call["negative_prompt_embeds"], call["prompt_embeds"]])
+    with gated(pipe, GatePlan(0.5)) as summary:
+        pipe(**call)
+        pipe.scheduler.set_timesteps(8)
+        latents = call["latents"]
+        with torch.no_grad():
+            for t in pipe.scheduler.timesteps:
+                negative, positive = pipe.unet(latents.repeat(2, 1, 1, 1), t, text)[0].chunk(2)
+                noise = negative + 7.5 * (positive - negative)
+                latents = pipe.scheduler.step(noise, t, latents).prev_sample
+    assert summary.rows == [2, 2, 2, 2, 1, 1, 1, 1]
+
+
+def test_a_sibling_with_its_own_scheduler_is_refused(tiny_models):
+    pipe = tiny_models("wan21")
+    parts = pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
+    other = type(pipe)(**parts)
+    other.set_progress_bar_config(disable=True)
+    size = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 3}
+    with (
+        gated(pipe, PLAN),
+        pytest.raises(ValueError, match=r"calls WanTransformer3DModel again before a step"),
+    ):
+        other("a cat", **size, output_type="latent")
+
+
+def test_a_late_interval_in_guess_mode_keeps_images_apart(tiny_models, arguments):
+    from test_controlnet import control_of
+
+    stock = tiny_models("sd15", scheduler="ddim")
+    pipe = diffusers.AutoPipelineForText2Image.from_pipe(stock, controlnet=control_of(stock.unet))
+    pipe.set_progress_bar_config(disable=True)
+    first, second, third = (torch.rand(1, 3, 64, 64) for _ in range(3))
+
+    def drawn(*hints, batch=2):
+        size = {"height": 64, "width": 64, "image": torch.cat(hints), "guess_mode": True}
+        return draw(pipe, arguments(stock, batch, **size), GuidanceInterval(1, 4))
+
+    assert torch.equal(drawn(first, second)[0], drawn(first, third)[0])
+    assert drawn(first, batch=1).isfinite().all()
+
+
+def test_attention_called_in_chunks_is_refused(tiny_models):
+    """As diffusers' FreeNoise does it to save memory."""
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    layer = pipe.unet.mid_block.attentions[0]
+    own = layer.forward
+
+    def in_chunks(states, encoder_hidden_states=None, **kwargs):
+        pairs = zip(states.chunk(2), encoder_hidden_states.chunk(2), strict=True)
+        return (torch.cat([own(one, text, **kwargs)[0] for one, text in pairs]),)
+
+    layer.forward = in_chunks
+    call = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "latent"}
+    pipe("a cat", **call)
+    with pytest.raises(ValueError, match="called several times in one call of the denoiser"):
+        draw(pipe, {"prompt": "a cat", **call})
+
+
+def test_guidance_drops_the_captions_of_every_frame(tiny_models):
+    """AnimateDiff repeats a caption's rows for each frame."""
+    stock = tiny_models("sd15", scheduler="ddim")
+    names = ("vae", "text_encoder", "tokenizer", "scheduler")
+    unet = diffusers.UNetMotionModel.from_unet2d(
+        copy.deepcopy(stock.unet),
+        diffusers.MotionAdapter(
+            block_out_channels=(32, 64),
+            motion_norm_num_groups=8,
+            motion_num_attention_heads=4,
+            use_motion_mid_block=False,
+        ),
+    )
+    pipe = diffusers.AnimateDiffPipeline(
+        **{name: stock.components[name] for name in names}, unet=unet.eval(), motion_adapter=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_frames": 2, "height": 64, "width": 64, "num_inference_steps": 4}
+    with gated(pipe, GuidanceInterval(0, 2)) as summary:
+        pipe("a cat", **call, output_type="latent")
+    assert summary.rows == [2, 2, 1, 1]
+
+
+def test_another_deepcache_helper_is_refused_by_name(tiny_models):
+    from DeepCache import DeepCacheSDHelper
+
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    helper.enable()
+    with pytest.raises(ValueError, match=r"DeepCache helper is already enabled"), gated(pipe, PLAN):
+        pass
+
+
+def test_a_denoiser_replaced_inside_the_block_is_refused(tiny_models, arguments):
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    call, own = arguments(pipe), pipe.unet
+    with gated(pipe, PLAN):
+        expected = pipe(**call)[0]
+        pipe.unet = copy.deepcopy(own)
+        with pytest.raises(ValueError, match="was replaced inside the block"):
+            pipe(**call)
+        pipe.unet = own
+        assert torch.equal(pipe(**call)[0], expected)
+
+
+def test_a_gated_pipeline_is_pickled_only_outside_the_block(tiny_models):
+    pipe = tiny_models("sd15", fresh=True, scheduler="ddim")
+    for plan in (PLAN, Forecast((2,))):
+        with gated(pipe, plan), pytest.raises(ValueError, match="cannot be pickled"):
+            pickle.dumps(pipe.unet)
+    assert pickle.dumps(pipe.unet)
+
+
+def test_masks_of_adapters_are_no_rows_of_images():
+    from tgate_batch.gate.denoiser_hook import _half
+
+    given = {"ip_adapter_masks": torch.zeros(2, 1, 4, 4), "scale": torch.zeros(2)}
+    assert {name: len(value) for name, value in _half(given, 2, 1).items()} == {
+        "ip_adapter_masks": 2,
+        "scale": 1,
+    }
+
+
+def test_a_plan_without_attention_runs_on_joint_attention():
+    """SD3: guidance by steps and forecasts need no separate cross-attention."""
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    names = [f"{side}{kind}" for side in ("", "negative_") for kind in ("", "pooled_")]
+    call = {
+        f"{name}prompt_embeds": torch.randn(1, 16) if "pooled" in name else torch.randn(1, 5, 16)
+        for name in names
+    } | {"latents": torch.randn(1, 4, 8, 8), "num_inference_steps": 5, "output_type": "latent"}
+    call |= {"height": 64, "width": 64}
+    plain = pipe(**call)[0]
+    with gated(pipe, GuidanceInterval(0, 2)) as summary:
+        ended = pipe(**call)[0]
+    assert summary.rows == [2, 2, 1, 1, 1]
+    same = {f"negative_{name}": call[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    alone = pipe(**call | same)[0]
+    with gated(pipe, GuidanceInterval(2), guided=True):
+        late = pipe(**call | same)[0]
+    assert (late - alone).abs().max() < 1e-4
+    assert not torch.equal(ended, plain)
+    with gated(pipe, Forecast((3,))) as summary:
+        assert not torch.equal(pipe(**call)[0], plain)
+    assert summary.rows == [2, 2, 2, 2]
+    assert torch.equal(pipe(**call)[0], plain)

@@ -10,7 +10,16 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_batch.errors import UserError
-from tgate_batch.gate import DeepCache, GatePlan, denoiser_of, gated
+from tgate_batch.gate import (
+    DeepCache,
+    Forecast,
+    GatePlan,
+    GuidanceInterval,
+    SelfAttentionInterval,
+    combined,
+    denoiser_of,
+    gated,
+)
 from tgate_batch.models import catalogue
 from tgate_batch.models.architecture import Architecture, ComponentSpec
 from tgate_batch.models.catalogue import save_tiny
@@ -136,6 +145,73 @@ def _small_steps(plan, guidance_scale=1.0):
     first, second = (count(SMALL, plan, DeepCache(3, 0), n, guidance_scale) for n in (2, 3))
     whole = first.fidelity_improving.macs
     return whole, second.fidelity_improving.macs - whole
+
+
+def test_a_forecast_counts_nothing_and_a_reused_difference_one_branch():
+    one, self_ = count(SMALL, None, None, 1, 1.0).per_image, self_attention(False)
+    rows = {
+        Forecast((2, 4)): 10 - 2 * 2,
+        GuidanceInterval(0, 2): 2 * 2 + 3,
+        GuidanceInterval(0, 2, "reuse"): 2 * 2 + 3,
+        GuidanceInterval(0, 2, "reuse", every=2): 3 * 2 + 2,
+        GuidanceInterval(weights=(4.0, 1.0), scale=4.0): 2 + 4,
+        combined(GuidanceInterval(0, 2), Forecast((3,))): 2 * 2 + 2,
+    }
+    for plan, branches in rows.items():
+        assert count(SMALL, plan, None, 5, 7.5).per_image == branches * one, plan
+    plan = combined(GuidanceInterval(0, 2, "reuse"), SelfAttentionInterval(4))
+    reused = 2 + 2 * 1  # branches: both at step 1, one at steps 2 and 3
+    assert count(SMALL, plan, None, 5, 7.5).per_image == 7 * one - reused * self_
+
+
+NEW = [
+    Forecast((2, 4)),
+    combined(GatePlan(4, 2, 2, 1), Forecast((2, 3))),
+    combined(GuidanceInterval(0, 2, "reuse", every=2), SelfAttentionInterval(3)),
+    combined(GuidanceInterval(weights=(5.0, 3.0), scale=5.0), Forecast((2, 3), order=2)),
+]
+
+
+@pytest.mark.parametrize("plan", NEW, ids=str)
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_every_new_kind_counts_what_the_calls_really_multiply(plan, scheduler):
+    """Against ``torch.utils.flop_counter`` over the denoiser's own calls in a pipeline call."""
+    import diffusers
+    import torch
+
+    pipe = catalogue.tiny("sd15")
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    own, flops = pipe.unet.forward, []
+
+    def counted(*args, **kwargs):
+        with FlopCounterMode(display=False) as counter:
+            output = own(*args, **kwargs)
+        flops.append(counter.get_total_flops() // 2)
+        return output
+
+    text = torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
+    pipe.unet.forward = counted
+    with gated(pipe, plan, guided=True):
+        pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=text,
+            num_inference_steps=6,
+            guidance_scale=5.0,
+            height=64,
+            width=64,
+            output_type="latent",
+        )
+    del pipe.unet.forward
+    architecture = Architecture(
+        denoiser=ComponentSpec("diffusers", "UNet2DConditionModel", dict(pipe.unet.config)),
+        encoders={},
+        vae=ComponentSpec("diffusers", "AutoencoderKL", dict(pipe.vae.config)),
+        scheduler=ComponentSpec("diffusers", scheduler, {}),
+        tokens=77,
+    )
+    found = macs.count(FAMILY, architecture, plan, None, 6, 5.0, 64, 64)
+    assert found.per_image_with_attention == sum(flops)
 
 
 def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():

@@ -105,7 +105,8 @@ def _rows(runs: list[Config], parts: bool) -> Iterator[dict[str, Any]]:
             if (
                 model.path is None
                 and model.unet is None
-                and arm.guidance is None
+                and arm.interval is None
+                and arm.forecast is None
                 and (sampling.height, sampling.width) == documented
             ):
                 published = published_for(

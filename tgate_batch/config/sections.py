@@ -3,6 +3,8 @@
 The text below a field is its description in docs/config.md, in the schema and in editors.
 """
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -14,8 +16,17 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import TypedDict
 
-from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
+from tgate_batch.gate.plan import (
+    DeepCache,
+    Forecast,
+    GatePlan,
+    GuidanceInterval,
+    Plan,
+    SelfAttentionInterval,
+    combined,
+)
 
 # A name becomes a folder (`arm=<name>`): no separators, no leading dot, no escapes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -199,6 +210,32 @@ def scheduler_of(given: str | dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+GuidanceKeys = TypedDict(
+    "GuidanceKeys",
+    {
+        "from": int,
+        "until": int | float,
+        "then": Literal["none", "reuse"],
+        "every": int,
+        "weights": list[float] | dict[int | float, float],
+    },
+    total=False,
+)
+GuidanceKeys.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+
+
+class ForecastKeys(TypedDict, total=False):
+    """Which steps are forecast, and how."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    steps: list[int]
+    first: int | float
+    every: int
+    last: int | float
+    order: int
+
+
 class Arm(Section):
     """One condition to compare; an arm without settings is a baseline."""
 
@@ -224,6 +261,17 @@ class Arm(Section):
     """The step from which guidance is off again: a step number, or a fraction of the steps.
     Attention is not cached, so this measures what T-GATE saves by dropping guidance alone. Default:
     guidance runs to the end."""
+    guidance: GuidanceKeys | None = None
+    """Guidance by steps (docs/plans.md). `from` and `until`: as guidance_from and guidance_until.
+    `then: reuse`: from `until` on, the last difference of the two branches stays in force, and
+    `every: 3` refreshes it every 3 steps. `weights`: guidance scales instead of guidance_scale, one
+    per step or by the step they begin at ({"0": 7.5, "0.6": 3.0}); 1 runs the caption's branch
+    alone."""
+    forecast: ForecastKeys | None = None
+    """Steps whose output is forecast instead of computed (docs/plans.md): a list of `steps`; or
+    from `first` to `last` (default: the last but one), where every `every`-th step is computed
+    (default 2). `order` 0 repeats the last output, 1 (default) continues its change, 2 also the
+    change of that."""
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -237,20 +285,24 @@ class Arm(Section):
 
     @model_validator(mode="after")
     def _valid(self) -> "Arm":
-        if self.gate_step is None and (self.sp_interval, self.fi_interval, self.warm_up) != (
-            1,
-            1,
-            0,
-        ):
+        alone = self.guidance is not None or self.forecast is not None
+        reuses = (self.sp_interval, self.warm_up) != (1, 0)
+        if self.gate_step is None and ((reuses and not alone) or self.fi_interval != 1):
             raise ValueError(
-                "sp_interval, fi_interval and warm_up need a gate_step. Fix: set gate_step"
+                "sp_interval, fi_interval and warm_up need a gate_step (sp_interval and warm_up "
+                "also go with guidance or forecast). Fix: set gate_step"
             )
-        self.plan, self.guidance, self.cache  # noqa: B018  building them validates their values
-        if self.gate_step is not None and self.guidance is not None:
+        if self.guidance is not None and (self.guidance_from, self.guidance_until) != (0, None):
             raise ValueError(
-                "gate_step already ends guidance. Fix: remove guidance_from and guidance_until, or "
-                "set them in a separate arm"
+                "guidance_from and guidance_until are keys of guidance too. Fix: write "
+                "guidance: {from: ..., until: ...}"
             )
+        if self.gate_step is not None and self.interval is not None:
+            raise ValueError(
+                "gate_step already ends guidance. Fix: remove guidance_from, guidance_until and "
+                "guidance, or set them in a separate arm"
+            )
+        self.combined_plan, self.cache  # noqa: B018  building them validates their values
         return self
 
     @property
@@ -260,17 +312,40 @@ class Arm(Section):
         return GatePlan(self.gate_step, self.sp_interval, self.fi_interval, self.warm_up)
 
     @property
-    def guidance(self) -> GuidanceInterval | None:
-        if self.guidance_from == 0 and self.guidance_until is None:
+    def interval(self) -> GuidanceInterval | None:
+        """The plan of guidance, if the arm has one."""
+        given: dict[str, Any] = dict(self.guidance or {})
+        names = {"first": "guidance.from", "end": "guidance.until"}
+        if self.guidance is None:
+            given = {"from": self.guidance_from, "until": self.guidance_until}
+            names = {"first": "guidance_from", "end": "guidance_until"}
+            if (self.guidance_from, self.guidance_until) == (0, None):
+                return None
+        if given == {}:
+            raise ValueError("guidance has no key. Fix: give from, until or weights")
+        first, end = given.pop("from", 0), given.pop("until", None)
+        scale = self.guidance_scale
+        return _renamed(names, lambda: GuidanceInterval(first, end, **given, scale=scale))
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The guidance scale that the arm's weights replace: the largest of them."""
+        weights = (self.guidance or {}).get("weights")
+        if not weights:
             return None
-        try:
-            return GuidanceInterval(self.guidance_from, self.guidance_until)
-        except ValueError as error:
-            names = {"first=": "guidance_from=", "end=": "guidance_until="}
-            told = str(error)
-            for name, key in names.items():
-                told = told.replace(name, key) if told.startswith(name) else told
-            raise ValueError(told) from None
+        return max(weights.values() if isinstance(weights, dict) else weights)
+
+    @property
+    def combined_plan(self) -> Plan | None:
+        """Everything that the arm plans by steps, in one table."""
+        forecast: Any = None if self.forecast is None else dict(self.forecast)
+        attention = self.gate_step is None and (self.sp_interval, self.warm_up) != (1, 0)
+        return combined(
+            self.plan,
+            self.interval,
+            SelfAttentionInterval(self.sp_interval, self.warm_up) if attention else None,
+            None if forecast is None else _renamed({}, lambda: Forecast(**forecast)),
+        )
 
     @property
     def cache(self) -> DeepCache | None:
@@ -290,8 +365,25 @@ class Arm(Section):
         cache = None if self.cache is None else asdict(self.cache)
         first = {"gate_step", "sp_interval", "fi_interval", "warm_up"}
         flat = self.model_dump(include=first)
-        flat |= self.model_dump(exclude={"deepcache", *first}, exclude_defaults=True)
+        nested = {"guidance", "forecast"}
+        flat |= self.model_dump(exclude={"deepcache", *first, *nested}, exclude_defaults=True)
+        for name in sorted(nested):
+            for key, value in sorted((getattr(self, name) or {}).items()):
+                plain = isinstance(value, int | float | str)
+                flat[f"{name}.{key}"] = value if plain else json.dumps(value)
         return flat | {f"deepcache.{key}": cache and cache[key] for key in ("interval", "branch")}
+
+
+def _renamed(names: dict[str, str], make: Callable[[], Any]) -> Any:
+    """Returns ``make()``; an error that begins with a name of ``names`` gets its key instead."""
+    try:
+        return make()
+    except ValueError as error:
+        message = str(error)
+        for name, key in names.items():
+            if message.startswith(f"{name}="):
+                message = key + message.removeprefix(name)
+        raise ValueError(message) from None
 
 
 class Workers(Section):

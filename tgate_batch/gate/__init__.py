@@ -1,12 +1,14 @@
-"""T-GATE as a small library: torch and diffusers, no pipeline code copied.
+"""T-GATE and its rivals as a small library: torch and diffusers, no pipeline code copied.
 
     with gated(pipe, GatePlan(gate_step=10, sp_interval=5, warm_up=2)):
         pipe("an astronaut riding a horse", num_inference_steps=25)
 
-``plan`` defines what an attention layer does at a step; ``layers`` does it; ``body`` removes a
-guidance branch from a denoiser; ``call`` tracks the pipeline call; ``pipeline`` installs and
-removes the hooks. ``families`` lists the supported models, ``memory`` computes cache sizes, and
-``loaders`` has the reference's API. torch and diffusers are imported on first use.
+A plan is a table of one row per step (``table``). ``plan`` has the kinds of plans, which make such
+tables; ``layers`` executes the columns of attention, ``denoiser_hook`` those of guidance branches
+and forecasts; ``step_tracker`` and ``scheduler_hooks`` read from a pipeline call which row is next;
+``pipeline`` installs and removes the hooks. ``supported_denoisers`` lists the supported models,
+``memory`` computes what is stored, and ``loaders`` has the reference's API. torch and diffusers are
+imported on first use.
 
 Source: "Faster Diffusion via Temporal Attention Decomposition", arXiv 2404.02747, and its
 reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0).
@@ -14,7 +16,17 @@ reference implementation, HaozheLiu-ST/T-GATE (the PyPI package ``tgate`` 1.0.0)
 
 from importlib import import_module
 
-from tgate_batch.gate.plan import Action, DeepCache, GatePlan, GuidanceInterval, StepActions
+from tgate_batch.gate.plan import (
+    Combination,
+    DeepCache,
+    Forecast,
+    GatePlan,
+    GuidanceInterval,
+    Plan,
+    SelfAttentionInterval,
+    combined,
+)
+from tgate_batch.gate.table import Action, StepActions, text_of
 
 _LAZY = {
     "GateNotReached": "step_tracker",
@@ -29,18 +41,24 @@ _LAZY = {
 
 __all__ = [
     "Action",
+    "Combination",
     "DeepCache",
+    "Forecast",
     "GateNotReached",
     "GatePlan",
     "GuidanceInterval",
+    "Plan",
+    "SelfAttentionInterval",
     "StepActions",
     "Summary",
     "cache_bytes",
+    "combined",
     "denoiser_of",
     "disable_tgate",
     "enable_tgate",
     "gated",
     "is_guided",
+    "text_of",
 ]
 
 

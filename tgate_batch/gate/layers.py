@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 
-from tgate_batch.gate.plan import Action
+from tgate_batch.gate.table import Action
+
+_IN_CHUNKS = (
+    "an attention layer is called several times in one call of the denoiser, so no output can be "
+    "stored. Fix: run the pipeline without splitting its inference (for example, without "
+    "enable_free_noise_split_inference) or without the gate"
+)
 
 
 class CurrentActions:
     """The actions of one module's attention layers at the current step; the layers only read it.
 
     ``mean``: a store keeps the mean of the two branches. ``number``: the module's call within
-    this evaluation, from 0; each call has separate stored outputs.
+    this evaluation, from 0; each call has separate stored outputs. ``skips``: DeepCache may skip
+    layers, so that an earlier output may still be stored when a layer stores.
     """
 
     def __init__(self) -> None:
         self.cross = self.self_ = Action.COMPUTE
-        self.mean = False
+        self.mean = self.skips = False
         self.number = 0
 
     def __deepcopy__(self, memo: dict) -> "CurrentActions":
@@ -104,6 +111,8 @@ class GatedAttention(PatchedForward):
         else:
             output = own(hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         if action is Action.STORE:
+            if self.current.number in self.caches and not self.current.skips:
+                raise ValueError(_IN_CHUNKS)
             self.caches[self.current.number] = mean(output) if self.current.mean else output
         return output
 

@@ -1,4 +1,4 @@
-"""Computes how many bytes of attention output a plan stores, before anything runs."""
+"""Computes how many bytes of output a plan stores, before anything runs."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from tgate_batch.gate.layers import blocks
-from tgate_batch.gate.plan import Action, GatePlan
+from tgate_batch.gate.plan import GatePlan, Plan, SelfAttentionInterval
 from tgate_batch.gate.supported_denoisers import find_denoiser
+from tgate_batch.gate.table import Action
 
 
 def cache_bytes(
     denoiser: Any,
-    plan: GatePlan,
+    plan: Plan,
     steps: int,
     height: int,
     width: int,
@@ -22,22 +23,31 @@ def cache_bytes(
     frames: int = 1,
     dtype: torch.dtype | None = None,
 ) -> int:
-    """Returns the peak bytes of stored attention output in one pipeline call of ``images`` images.
+    """Returns the peak bytes of stored output in one pipeline call of ``images`` images.
 
     ``height``, ``width`` and ``frames`` are the latents'; ``dtype`` is the compute type, the
-    denoiser's if None. Weights may be on the meta device. Not included: DeepCache's features, and
-    the output that a ControlNet stores (call this function again with it as ``denoiser``).
+    denoiser's if None. Weights may be on the meta device. Counted for one denoiser call a step. Not
+    included: DeepCache's features, and the output that a ControlNet stores (call this function
+    again with it as ``denoiser``).
     """
     values = {"cross": 0, "self_": 0}  # of one picture and branch
-    for block, tokens in _tokens(denoiser, frames, height, width):
-        for layer in (block.attn1, block.attn2):
-            name = "cross" if layer.is_cross_attention else "self_"
-            values[name] += tokens * layer.to_out[0].out_features
-    kind = find_denoiser(denoiser)
+    if plan.part(GatePlan) is not None or plan.part(SelfAttentionInterval) is not None:
+        for block, tokens in _tokens(denoiser, frames, height, width):
+            for layer in (block.attn1, block.attn2):
+                name = "cross" if layer.is_cross_attention else "self_"
+                values[name] += tokens * layer.to_out[0].out_features
+    output = getattr(denoiser.config, "out_channels", 0) * frames * height * width
+    kind = find_denoiser(denoiser, attention=False)
     by_branch = kind is not None and kind.branch_a_call
     branches = 2 if guided else 1
     held, peak = {"cross": 0, "self_": 0}, 0
-    for step, actions in enumerate(plan.schedule(steps)):
+    table, outputs, difference = plan.schedule(steps), set[int](), 0
+    for step, actions in enumerate(table):
+        if actions.output is Action.STORE:
+            outputs.add(step)
+            outputs &= {source for later in table[step + 1 :] for source, _ in later.sources}
+        if actions.is_forecast:
+            continue
         waits = step == 0 or by_branch  # with its mean for the step
         whole = actions.guided and (waits or not actions.mean)
         for name in held:
@@ -46,7 +56,11 @@ def cache_bytes(
                 held[name] = values[name] * (branches if whole else 1)
             elif action is Action.COMPUTE:
                 held[name] = 0
-        peak = max(peak, sum(held.values()))
+            elif not actions.guided:  # of the branch that runs
+                held[name] = min(held[name], values[name])
+        apart = output * (len(outputs) * branches + difference)
+        peak = max(peak, sum(held.values()) + apart)
+        difference = difference or int(guided and actions.difference is Action.STORE)
         if actions.mean:
             held = {name: min(size, values[name]) for name, size in held.items()}
     used: Any = dtype or denoiser.dtype

@@ -1,4 +1,4 @@
-"""Gates a pipeline inside a ``with`` block, or until it is disabled."""
+"""Lets a pipeline follow a plan inside a ``with`` block, or until it is disabled."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,11 +9,22 @@ from weakref import WeakSet, ref
 import torch
 
 from tgate_batch.gate.denoiser_hook import DenoiserHook
-from tgate_batch.gate.plan import DeepCache, GatePlan, GuidanceInterval
+from tgate_batch.gate.plan import (
+    DeepCache,
+    GatePlan,
+    GuidanceInterval,
+    Plan,
+    SelfAttentionInterval,
+)
 from tgate_batch.gate.step_tracker import StepTracker, Summary
-from tgate_batch.gate.supported_denoisers import DenoiserTraits, denoiser_traits, documented_plan
+from tgate_batch.gate.supported_denoisers import (
+    DenoiserTraits,
+    denoiser_traits,
+    documented_plan,
+    find_denoiser,
+)
 
-Plan = GatePlan | GuidanceInterval | Literal["documented"] | None
+Choice = Plan | Literal["documented"] | None
 
 _gated: WeakSet[Any] = WeakSet()  # modules of open blocks
 _ENABLED = "_tgate_enabled"  # the attribute in which a pipeline keeps its own `_Enabled`
@@ -22,21 +33,21 @@ _ENABLED = "_tgate_enabled"  # the attribute in which a pipeline keeps its own `
 @contextmanager
 def gated(
     pipe: Any,
-    plan: Plan = "documented",
+    plan: Choice = "documented",
     guided: bool | None = None,
     deepcache: DeepCache | None = None,
 ) -> Iterator[Summary]:
     """Every call of the diffusers pipeline ``pipe`` inside the block follows ``plan``.
 
-    By default that is the plan of T-GATE's documents for its class. Whether guidance runs is read
-    from the calls; ``guided`` asserts it, and a ``GuidanceInterval`` that begins late needs to be
-    told. With ``deepcache`` the DeepCache helper runs around the gate; with no plan and none of it,
-    nothing changes. ControlNets follow the same plan. What the calls did is in the summary, call
-    after call. The pipeline leaves the block as it came, also by an exception, and no stored tensor
-    outlives a pipeline call's loop.
+    By default that is the plan of T-GATE's documents for its class; ``combined`` makes one plan of
+    several. Whether guidance runs is read from the calls; ``guided`` asserts it, and a
+    ``GuidanceInterval`` that begins late needs to be told. With ``deepcache`` the DeepCache helper
+    runs around the plan; with no plan and none of it, nothing changes. ControlNets follow the same
+    plan. What the calls did is in the summary, call after call. The pipeline leaves the block as it
+    came, also by an exception, and no stored tensor outlives a pipeline call's loop.
 
-    Scales of adapters and LoRAs that change after the gate do not act through stored
-    cross-attention.
+    Captions (``prompt_embeds``) and scales of adapters and LoRAs that change after the gate do not
+    act through stored cross-attention.
 
     A compiled denoiser has one graph for every kind of step, three to eight a plan and batch size,
     and uses them again in later blocks. Torch stops at eight in all, and runs the rest uncompiled:
@@ -51,7 +62,7 @@ def gated(
 
 @contextmanager
 def tracked(
-    pipe: Any, plan: Plan, guided: bool | None = None, deepcache: DeepCache | None = None
+    pipe: Any, plan: Choice, guided: bool | None = None, deepcache: DeepCache | None = None
 ) -> Iterator[StepTracker | None]:
     """``gated``, but yields the ``StepTracker``; None if there is nothing to change."""
     if plan is None and deepcache is None:
@@ -59,22 +70,36 @@ def tracked(
         return
     denoiser = denoiser_of(pipe)
     plan = documented_plan(pipe, denoiser) if plan == "documented" else plan
-    traits = denoiser_traits(denoiser) if plan is not None else DenoiserTraits()
+    parts = () if plan is None else plan.parts
+    gate, layers = (
+        any(isinstance(part, kinds) for part in parts)
+        for kinds in (GatePlan, GatePlan | SelfAttentionInterval)
+    )
+    interval = None if plan is None else plan.part(GuidanceInterval)
+    if interval is not None and interval.weights:
+        _check_scale(pipe, interval)
+        guided = True if guided is None else guided
+    if interval is not None and interval.begins_late and guided is None:
+        raise ValueError(
+            f"guidance that begins at step {interval.first} cannot be detected at the first step. "
+            "Fix: give guided=True, or guided=False for calls without guidance"
+        )
+    traits = DenoiserTraits()
+    if layers or interval is not None:
+        traits = denoiser_traits(denoiser, attention=layers)
+    elif plan is not None:  # whatever its branches are, they are forecast
+        traits = find_denoiser(denoiser, attention=False) or DenoiserTraits(branch_a_call=True)
     _refuse(pipe, denoiser)
     hooks = [DenoiserHook(denoiser, traits)]
     if plan is not None:
-        hooks += [DenoiserHook(net, denoiser_traits(net)) for net in _controls(pipe, denoiser)]
+        nets = _controls(pipe, denoiser)
+        hooks += [DenoiserHook(net, denoiser_traits(net), leads=False) for net in nets]
     if any(hook.module in _gated for hook in hooks):
         raise ValueError(
             "a ControlNet of this pipeline is already gated in another one. Fix: exit that block "
             "first"
         )
-    if isinstance(plan, GuidanceInterval):
-        if plan.first > 0 and guided is None:
-            raise ValueError(
-                f"guidance that begins at step {plan.first} cannot be detected at the first step. "
-                "Fix: give guided=True, or guided=False for calls without guidance"
-            )
+    if not gate:  # the caption's branch is the one that runs alone
         for hook in hooks:
             hook.traits = replace(hook.traits, kept_branch=1)
     with ExitStack() as stack:
@@ -83,9 +108,7 @@ def tracked(
             stack.callback(_gated.discard, hook.module)
         call = StepTracker(pipe, plan, hooks, guided)
         for hook in hooks:
-            hook.follow(
-                call.on_denoiser_call, call.on_denoiser_return, isinstance(plan, GatePlan), stack
-            )
+            hook.follow(call.on_denoiser_call, call.on_denoiser_return, layers, stack)
         if deepcache is not None:
             from tgate_batch.gate.deepcache import enabled
 
@@ -106,7 +129,7 @@ class _Enabled(ExitStack):
         return self
 
 
-def enable_tgate(pipe: Any, plan: Plan = "documented", **options: Any) -> Summary:
+def enable_tgate(pipe: Any, plan: Choice = "documented", **options: Any) -> Summary:
     """``gated`` without a block: until ``disable_tgate``. Takes and raises what ``gated`` does."""
     enabled = _Enabled(pipe)
     summary = enabled.enter_context(gated(pipe, plan, **options))
@@ -168,3 +191,24 @@ def _refuse(pipe: Any, denoiser: Any) -> None:
         )
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{name} has no scheduler, from which the gate reads its steps")
+    forwards = (vars(module).get("forward") for module in denoiser.modules())
+    if any(getattr(forward, "__module__", "").startswith("DeepCache") for forward in forwards):
+        raise ValueError(
+            f"a DeepCache helper is already enabled on this {name}. Fix: call its disable(), and "
+            "give gated(..., deepcache=DeepCache(...)) instead"
+        )
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise ValueError(
+            f"a cache of diffusers ({type(denoiser._cache_config).__name__}) is enabled on this "
+            f"{name}, and it counts the same calls. Fix: call disable_cache() on its denoiser first"
+        )
+
+
+def _check_scale(pipe: Any, interval: GuidanceInterval) -> None:
+    """Raises ValueError for guidance weights that this pipeline would not turn into scales."""
+    config = denoiser_of(pipe).config
+    if getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False):
+        raise ValueError(
+            f"{type(pipe).__name__} takes its guidance scale as an input of a distilled denoiser, "
+            "so weights of two branches do not act. Fix: leave weights out"
+        )

@@ -7,6 +7,8 @@ from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import torch
+
 
 class _StepHook:
     """Wraps a scheduler's ``step`` so that several pipelines can subscribe to it."""
@@ -129,3 +131,13 @@ def steps_of_calls(scheduler: Any) -> list[int]:
         return [max(call - 1, 0) for call in range(calls)]
     order = getattr(scheduler, "order", 1)
     return [call // order for call in range(calls)]
+
+
+def begin_of(scheduler: Any, timestep: Any) -> int:
+    """The index of the timestep at which a loop begins; 0 if ``timestep`` is none of them."""
+    if getattr(scheduler, "begin_index", None) is not None:
+        return scheduler.begin_index
+    if timestep is None:
+        return 0
+    first = float(timestep.flatten()[0] if isinstance(timestep, torch.Tensor) else timestep)
+    return next((i for i, t in enumerate(scheduler.timesteps.tolist()) if t == first), 0)

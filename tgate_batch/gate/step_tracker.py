@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgate_batch.gate.denoiser_hook import DenoiserHook
-from tgate_batch.gate.plan import Action, GatePlan, GuidanceInterval, StepActions
-from tgate_batch.gate.scheduler_hooks import steps_of_calls, watch_loop, watch_scheduler
-
-_PLAIN = StepActions(Action.COMPUTE, Action.COMPUTE, guided=True, mean=False)
+from tgate_batch.gate.plan import Plan, SelfAttentionInterval
+from tgate_batch.gate.scheduler_hooks import begin_of, steps_of_calls, watch_loop, watch_scheduler
+from tgate_batch.gate.table import Action, StepActions
 
 
 class GateNotReached(UserWarning):
@@ -32,7 +31,7 @@ class Summary:
 
     ``steps`` begun; ``rows`` that the denoiser ran on, call by call; attention layers that by the
     plan were ``computed`` (of these, ``stored`` were kept too) and ``reused``, all calls together,
-    a ControlNet's too; ``peak_bytes`` of stored output.
+    a ControlNet's too; ``peak_bytes`` of stored output. A forecast runs on no rows.
     """
 
     steps: int = 0
@@ -53,7 +52,7 @@ class StepTracker:
     def __init__(
         self,
         pipe: Any,
-        plan: GatePlan | GuidanceInterval | None,
+        plan: Plan | None,
         hooks: list[DenoiserHook],
         guided: bool | None,
     ) -> None:
@@ -72,9 +71,8 @@ class StepTracker:
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of attention output that are stored now."""
-        layers = (layer for hook in self.hooks for layer in hook.layers)
-        return sum(cache.nbytes for layer in layers for cache in layer.caches.values())
+        """Bytes of output that are stored now."""
+        return sum(hook.stored_bytes for hook in self.hooks)
 
     def watch(self, stack: ExitStack) -> None:
         """Subscribes to the pipeline's steps and to the end of its loop, until ``stack`` closes."""
@@ -95,6 +93,7 @@ class StepTracker:
             raise ValueError(self._two_threads())
         if self._evaluation > 0 or self._in_step:
             return False
+        self._check_module()
         self._thread = me
         self._bar_steps = steps
         return True
@@ -109,8 +108,8 @@ class StepTracker:
         for hook in self.hooks:
             hook.reset()
 
-    def on_denoiser_call(self, hook: DenoiserHook, rows: int) -> None:
-        """Handles a call of ``body`` with ``rows`` rows; raises ValueError for an unclear step."""
+    def on_denoiser_call(self, hook: DenoiserHook, rows: int, timestep: Any = None) -> None:
+        """Handles a call with ``rows`` rows; raises ValueError if its step is unclear."""
         if self._is_crossed:
             raise ValueError(self._two_threads())
         scheduler = self._pipe.scheduler
@@ -125,8 +124,8 @@ class StepTracker:
                     "timesteps in the middle of its loop, so its steps cannot be counted. Fix: use "
                     "a separate scheduler in callbacks and a separate pipeline in each thread"
                 )
-            self._begin(scheduler)
-        if hook is self._denoiser and hook.calls and not hook.traits.branch_a_call:
+            self._begin(scheduler, timestep)
+        if hook is self._denoiser and hook.calls >= hook.traits.calls:
             raise ValueError(
                 f"{type(self._pipe).__name__} calls {type(hook.module).__name__} again before a "
                 f"step of its {type(scheduler).__name__}, so its steps and branches cannot be read."
@@ -135,10 +134,15 @@ class StepTracker:
             )
         if not self._in_step:
             self._next_evaluation(scheduler)
-        before, pictures = hook.branches, self._pictures
-        if self._evaluation == 0 and not self._table[0].guided:  # it cannot wait for the scheduler
-            pictures = rows // 2 if self._told else rows
-        hook.begin_call(rows, pictures, self._step)
+        before, pictures, row = hook.branches, self._pictures, self._table[self._step]
+        # What changes the first output cannot wait for the scheduler. A ControlNet can: it runs for
+        # one branch or two, whatever the denoiser does.
+        if self._evaluation == 0 and hook.leads and (not row.guided or row.strength != 1):
+            pictures = rows // 2 if self._told and rows % 2 == 0 else rows
+            hook.branches = 2 if self._told else hook.branches
+        needed = {step for later in self._table[self._step + 1 :] for step, _ in later.sources}
+        place = self._evaluation - self._steps.index(self._step)
+        hook.begin_call(rows, pictures, self._step, place, needed)
         if hook.rows_run == 0:
             return
         if self.deepcache is None:
@@ -154,6 +158,7 @@ class StepTracker:
     def on_scheduler_step(self, pictures: int) -> None:
         """Handles a scheduler step of ``pictures`` rows; raises ValueError if they changed."""
         if not self._in_step:  # another pipeline's step, or a callback's
+            self._check_module()
             return
         if self._pictures not in (None, pictures):
             raise ValueError(
@@ -168,9 +173,24 @@ class StepTracker:
         self._pictures = pictures
         self._in_step = False
         self._evaluation += 1
-        if self._bar_steps is None and self._evaluation == self._counted:
+        if self._evaluation == self._counted:
+            if self._bar_steps is None:
+                for hook in self.hooks:
+                    hook.reset()
+        elif self._table[self._steps[self._evaluation]].is_forecast:
             for hook in self.hooks:
-                hook.reset()
+                hook.forecast_next()
+
+    def _check_module(self) -> None:
+        """Raises ValueError if the pipeline has another denoiser now."""
+        module = self._denoiser.module
+        parts = [getattr(self._pipe, name, None) for name in ("unet", "transformer")]
+        if not any(module in (part, getattr(part, "_orig_mod", None)) for part in parts):
+            raise ValueError(
+                f"the {type(module).__name__} of {type(self._pipe).__name__} was replaced inside "
+                "the block, so the plan would not act. Fix: leave the block (disable_tgate) before "
+                "replacing it"
+            )
 
     def _two_threads(self) -> str:
         name = type(self._pipe).__name__
@@ -179,31 +199,41 @@ class StepTracker:
             f"Fix: use one {name} per thread, or a lock around each call"
         )
 
-    @property
-    def _counted(self) -> int:
-        """The number of denoiser evaluations in this pipeline call."""
-        counted = getattr(self._pipe, "_num_timesteps", None) or len(self._steps)
-        return min(counted, len(self._steps))
+    def _count(self, scheduler: Any, timestep: Any) -> int:
+        """Returns the number of denoiser evaluations in this pipeline call.
 
-    def _begin(self, scheduler: Any) -> None:
+        Without a progress bar of this pipeline's loop, the call is a sibling's or a loop written by
+        hand, and what this pipeline counted last time is not its number.
+        """
+        counted = getattr(self._pipe, "_num_timesteps", None)
+        if self._bar_steps is None and hasattr(self._pipe, "progress_bar"):
+            counted = len(self._steps) - begin_of(scheduler, timestep)
+        return min(counted or len(self._steps), len(self._steps))
+
+    def _begin(self, scheduler: Any, timestep: Any) -> None:
         for hook in self.hooks:
             hook.reset()
         self.summary.clear()
         self._timesteps = scheduler.timesteps
         self._steps = steps_of_calls(scheduler)
-        self._evaluation = 0
+        self._counted = self._count(scheduler, timestep)
+        self._evaluation = self._computed = 0
         self._step = -1
         self._in_step = False
         self._pictures = None
         # A loop that ends early has a bar of timesteps, of which a step may be two.
         steps = self._steps[self._counted - 1] + 1
         steps = min(self._bar_steps or steps, steps)
-        self._table: tuple[StepActions, ...] = (_PLAIN,) * len(self._steps)
+        self._table: tuple[StepActions, ...] = (StepActions(),) * len(self._steps)
+        self._last = StepActions()  # of the steps that were computed
         if self._plan is None:
             return
         plan = self._plan.at(steps)
         self._table = plan.schedule(self._steps[-1] + 1, skips=self.deepcache is not None)
-        if all(actions.guided for actions in self._table[:steps]):
+        acts = any(
+            not row.guided or row.is_forecast or row.strength != 1 for row in self._table[:steps]
+        )
+        if not acts and plan.part(SelfAttentionInterval) is None:
             warnings.warn(
                 f"{plan} is never reached: {type(self._pipe).__name__} runs {steps} steps, all "
                 "with guidance. Fix: choose an earlier step, or a fraction of the steps (0.4)",
@@ -223,17 +253,15 @@ class StepTracker:
         self._step = step
         self._in_step = True
         self.summary.steps += self._is_new
-        actions = self._table[step]
-        frees = self._is_new and actions.self_ is not Action.REUSE and self.deepcache is None
         for hook in self.hooks:
-            hook.apply_actions(actions, frees)
+            hook.apply_actions(self._table[step], self._is_new, self.deepcache is not None)
 
     def _tell_deepcache(self, guidance_ends: bool) -> None:
-        now, before = self._table[self._step], self._table[self._step - 1]
+        now, before = self._table[self._step], self._last
         changes = self._is_new and (now.mean or now.guided != before.guided)
-        self.deepcache.at_call(
-            self._evaluation, full=self._evaluation == 0 or guidance_ends or changes
-        )
+        self.deepcache.at_call(self._computed, full=not self._computed or guidance_ends or changes)
+        self._computed += 1
+        self._last = now
 
     def _check_guidance(self) -> None:
         """Raises ValueError if the first step's branches contradict ``guided`` or the pipeline."""

@@ -207,7 +207,7 @@ class PipelineRunner:
                 warnings.catch_warnings(action="ignore", category=GateNotReached),
                 gated(
                     drawing,
-                    arm.plan or arm.guidance,
+                    arm.combined_plan,
                     guided=self._is_guided(self.sampling),
                     deepcache=arm.cache,
                 ),

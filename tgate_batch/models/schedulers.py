@@ -116,7 +116,7 @@ def refusals(
     refused: dict[str, list[str]] = {}
     for name, arm in arms.items():
         how = effective_sampling(sampling, arm)
-        gated = (arm.plan or arm.guidance or arm.cache) is not None
+        gated = (arm.combined_plan or arm.cache) is not None
         if (fault := _refusal(found, how, gated)) is not None:
             refused.setdefault(fault, []).append(name)
     for fault, names in refused.items():

@@ -14,7 +14,7 @@ from tgate_batch.records import AS_OTHERS, BatchKey
 
 def check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> None:
     """Raises UserError if an arm's plan or guidance interval does not fit the steps."""
-    schedule = arm.plan or arm.guidance
+    schedule = arm.combined_plan
     if schedule is None:
         return
     try:

@@ -38,6 +38,6 @@ def _of_arm(arm: Arm, sampling: ResolvedSampling, documented: float) -> Iterator
             "deepcache with interval 1 computes every step in full, so it changes nothing. Fix: "
             "give an interval of 2 or more"
         )
-    if sampling.guidance_scale <= 1 < documented and (plan or arm.guidance):
+    if sampling.guidance_scale <= 1 < documented and (plan or arm.interval):
         effect = "the gate saves attention only" if plan else "its interval changes nothing"
         yield f"guidance_scale {sampling.guidance_scale:g} turns guidance off, so {effect}"

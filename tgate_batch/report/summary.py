@@ -96,7 +96,7 @@ def _add_older_keys(config: dict[str, Any]) -> None:
 def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
     scores = _scores(run, model, name)
     plan = None if arm.plan is None else asdict(arm.plan)
-    guidance = None if arm.guidance is None else asdict(arm.guidance)
+    guidance = None if arm.interval is None else _guidance(arm)
     rate, workers = scores["images_per_second_per_worker"], run.config.workers
     devices = Devices.of(run.config.cost, workers.gpus_each, workers.cpus_each)
     dollars = usd_per_1000_images(rate, devices)
@@ -109,12 +109,21 @@ def _arm(run: Run, model: str, name: str, arm: Any) -> dict[str, Any]:
         "plan": plan,
         "deepcache": arm.deepcache,
         "guidance": guidance,
+        "forecast": arm.forecast,
         "steps": arm.steps,
         "scheduler": arm.scheduler,
         **scores,
         "usd_per_1000_images": dollars,
         "withheld": withheld,
     }
+
+
+def _guidance(arm: Any) -> dict[str, Any]:
+    """The interval of guidance, and what else its plan sets."""
+    interval = asdict(arm.interval)
+    more = {name: interval[name] for name in ("every", "weights", "scale") if interval[name]}
+    then = {"then": interval["then"]} if interval["then"] != "none" else {}
+    return {"first": interval["first"], "end": interval["end"]} | then | more
 
 
 def _scores(run: Run, model: str, name: str) -> dict[str, Any]:

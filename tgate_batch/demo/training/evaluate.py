@@ -75,7 +75,7 @@ def render(
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         noise = [torch.Generator().manual_seed(start + number) for number in range(len(part))]
-        with gated(pipe, arm.plan or arm.guidance, guided=guidance > 1):
+        with gated(pipe, arm.combined_plan, guided=guidance > 1):
             images += pipe(
                 part,
                 num_inference_steps=arm.steps or STEPS,

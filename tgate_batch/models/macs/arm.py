@@ -50,7 +50,7 @@ from tgate_batch.gate import (
     DeepCache,
     GateNotReached,
     GatePlan,
-    GuidanceInterval,
+    Plan,
     is_guided,
 )
 from tgate_batch.gate.pipeline import tracked
@@ -105,20 +105,15 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
-    return _macs(
-        model,
-        resolve_model(model),
-        arm.plan or arm.guidance,
-        arm.cache,
-        effective_sampling(sampling, arm),
-    )
+    how = effective_sampling(sampling, arm)
+    return _macs(model, resolve_model(model), arm.combined_plan, arm.cache, how)
 
 
 def macs_of(
     name: str,
     path: str | None = None,
     *,
-    plan: GatePlan | GuidanceInterval | None = None,
+    plan: Plan | None = None,
     deepcache: DeepCache | None = None,
     steps: int,
     guidance_scale: float,
@@ -146,7 +141,7 @@ def macs_of(
 def _macs(
     model: Model,
     found: ResolvedModel,
-    plan: GatePlan | GuidanceInterval | None,
+    plan: Plan | None,
     deepcache: DeepCache | None,
     sampling: ResolvedSampling,
 ) -> Macs:
@@ -182,7 +177,7 @@ def find_architecture(name: str, path: str | None = None) -> Architecture:
 def count(
     family: Family,
     architecture: Architecture,
-    plan: GatePlan | GuidanceInterval | None,
+    plan: Plan | None,
     deepcache: DeepCache | None,
     steps: int,
     guidance_scale: float,
@@ -200,7 +195,8 @@ def count(
     scheduler = build(architecture.scheduler)
     scheduler.set_timesteps(steps)
     plan = None if plan is None else plan.at(steps)
-    gate_step = plan.gate_step if isinstance(plan, GatePlan) else steps
+    gate = None if plan is None else plan.part(GatePlan)
+    gate_step = steps if gate is None else gate.gate_step
     phases, params = [Count(), Count()], [0, 0]
     parts = [(architecture.denoiser, deepcache)]
     if architecture.controlnet is not None:
@@ -272,7 +268,7 @@ class _Denoiser:
 
     def counts(
         self,
-        plan: GatePlan | GuidanceInterval | None,
+        plan: Plan | None,
         deepcache: DeepCache | None,
         scheduler: Any,
         guided: bool,
