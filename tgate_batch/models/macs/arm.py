@@ -340,12 +340,12 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
     """What decides the work of the coming step, and with it what the step leaves behind."""
     if gate is None:
         return (batch,), (batch,)
-    body = gate.bodies[0]
-    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in body.layers)
-    actions = (body.now.cross, body.now.self_)
+    hook = gate.hooks[0]
+    kept = tuple(tuple(cache.shape for cache in layer.caches.values()) for layer in hook.layers)
+    actions = (hook.now.cross, hook.now.self_)
     reuses = tuple(action is Action.REUSE for action in actions)
     work: tuple = (batch, reuses, kept) if any(reuses) else (batch,)
-    state: tuple = (batch, *actions, body.now.mean, body.now.number, kept)
+    state: tuple = (batch, *actions, hook.now.mean, hook.now.number, kept)
     if deepcache is not None:
         helper = gate.deepcache
         start = helper.cur_timestep if helper.start_timestep is None else helper.start_timestep
@@ -358,14 +358,14 @@ def _state(batch: int, gate: Any, deepcache: DeepCache | None) -> tuple[tuple, t
 def _caches(gate: Any) -> tuple[list, dict]:
     if gate is None:
         return [], {}
-    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.bodies[0].layers]
+    layers = [(dict(layer.caches), layer.is_cross) for layer in gate.hooks[0].layers]
     return layers, {} if gate.deepcache is None else dict(gate.deepcache.cached_output)
 
 
 def _restore(gate: Any, seen: _Seen) -> None:
     if gate is None:
         return
-    for layer, (kept, is_cross) in zip(gate.bodies[0].layers, seen.layers, strict=True):
+    for layer, (kept, is_cross) in zip(gate.hooks[0].layers, seen.layers, strict=True):
         layer.caches, layer.is_cross = dict(kept), is_cross
     if gate.deepcache is not None:
         gate.deepcache.cached_output.update(seen.deepcache)
