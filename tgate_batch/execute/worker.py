@@ -287,13 +287,20 @@ class Worker:
 
     def _counted(self, order: RenderOrder) -> Mapping[str, int]:
         """The MACs that the driver could not count: it has none of the model's files."""
-        from tgate_batch.models.macs.arm import macs_of_arm
+        from tgate_batch.models.macs.arm import generic_macs, macs_of_arm
+        from tgate_batch.models.macs.hollow import MacsUnknown, count_loaded
 
+        arm = self._config.arms[order.arm]
         sampling = resolve_sampling(order.model, self._config.sampling).of_kind(
             order.shard.batch_key
         )
         with self._times.timed("load"), _without_collection():
-            return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
+            try:
+                return macs_of_arm(order.model, arm, sampling).columns()
+            except MacsUnknown:
+                assert self._renderer is not None
+                loaded = self._renderer.renderer.runner
+                return generic_macs(*count_loaded(loaded, arm, sampling)).columns()
 
     def _ready(self, model: Model, promised: str | None = None) -> "_Loaded":
         """The model, loaded if it is not.

@@ -59,6 +59,7 @@ from tgate_batch.models.architecture import (
 )
 from tgate_batch.models.family import Family, empty
 from tgate_batch.models.macs.call import Count, count_call
+from tgate_batch.models.macs.hollow import count_arm
 from tgate_batch.models.resolve import ResolvedModel, architecture_of, resolve_model
 
 
@@ -98,9 +99,19 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
+    found = resolve_model(model)
+    if found.family.is_generic:
+        folder = found.folder
+        counted = count_arm(found.row, found.family, folder, arm, sampling.under(arm))
+        return generic_macs(*counted)
     return _macs(
         model, resolve_model(model), arm.plan or arm.guidance, arm.cache, sampling.under(arm)
     )
+
+
+def generic_macs(counted: Count, params: int) -> Macs:
+    """The MACs of a pipeline without a gate: all steps are before it."""
+    return Macs(counted, Count(), params, params)
 
 
 def macs_of(
