@@ -29,7 +29,7 @@ metrics.throughput metrics.cost metrics
 demo demo.scenes demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
-models.generic.classes models.generic.family
+models.generic.tiny models.generic.rows models.generic.classes models.generic.family
 models.catalogue models.hub models.single_file models.resolve models.schedulers
 models.loras models.description models.files models.checkpoint models.fingerprint models.engine
 models.guidance models.pipeline_runner

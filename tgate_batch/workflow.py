@@ -61,6 +61,7 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     """Checks the run, and prints models, arms, shards, images, MACs and an estimated cost."""
     run = prepare(config, replace_stale)
     from tgate_batch.models.macs.arm import macs_of_arm  # seconds, that bad input need not wait for
+    from tgate_batch.models.macs.hollow import MacsUnknown
 
     finished = runs.finished(run)
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)
@@ -76,10 +77,17 @@ def dry_run(config: Config, replace_stale: bool = False) -> int:
     for model, name, arm in run.pairs():
         done = len(finished[model.name, name])
         sampling = run.sampling(model.name)
-        of_kinds = {
-            kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
-            for kind in run.batch_keys
-        }
+        try:
+            of_kinds = {
+                kind: macs_of_arm(model, arm, sampling.of_kind(kind)).per_image_with_attention
+                for kind in run.batch_keys
+            }
+        except MacsUnknown as error:
+            console.info(
+                f"  {model.name} {name}: {run.images_per_arm:,} images, {done:,} of "
+                f"{len(run.shards):,} shards done; not in the estimate: {error}"
+            )
+            continue
         each = (
             sum(of_kinds[kind] * prompts for kind, prompts in run.batch_keys.items()) / run.prompts
         )

@@ -341,10 +341,11 @@ def open_runner(model: Model, config: Config) -> PipelineRunner:
     sampling = resolve_sampling(model, config.sampling, found)
     pipeline = load_pipeline(model, sampling, device)
     engine.prepare(pipeline, config.engine)
-    return _runner_class(found.family)(pipeline, found.family, sampling, config.engine)
+    return runner_class(found.family)(pipeline, found.family, sampling, config.engine)
 
 
-def _runner_class(family: Family) -> type[PipelineRunner]:
+def runner_class(family: Family) -> type[PipelineRunner]:
+    """Returns the class that runs pipelines of a family."""
     if family.runner is None:
         return PipelineRunner
     module, _, name = family.runner.partition(":")

@@ -15,6 +15,7 @@ from tgate_batch.models import catalogue, checkpoint, schedulers
 from tgate_batch.models.description import ModelDescription, describe_model, read_descriptions
 from tgate_batch.models.family import Family
 from tgate_batch.models.fingerprint import fingerprint
+from tgate_batch.models.generic.classes import interval_refusal
 from tgate_batch.models.resolve import mixes_guidance, resolve_model
 from tgate_batch.models.schedulers import check_file, supports_image_to_image
 from tgate_batch.output import card, layout, parquet, prompt_store, seal, shapes
@@ -120,6 +121,7 @@ def prepare(
             for name, arm in config.arms.items():
                 with problems.collected():
                     _check_arm(model.name, name, arm, sampling)
+                    _check_generic(model, name, arm)
                     if arm.scheduler is not None:
                         where = f"arms.{name}.scheduler with {model.name}"
                         check_file(resolve_model(model), arm.scheduler, where)
@@ -319,6 +321,25 @@ def _check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> N
         follows.check(sampling.under(arm).steps_run)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
+
+
+def _check_generic(model: Model, name: str, arm: Arm) -> None:
+    """Raises UserError for an arm that a pipeline without a family file cannot follow."""
+    found = resolve_model(model)
+    if not found.family.is_generic:
+        return
+    what, kind = f"arms.{name} with {model.name}", found.row.pipeline
+    if arm.plan is not None or arm.cache is not None:
+        raise UserError(
+            f"{what}: it is not known whether the attention of a {kind} can be reused. Fix: set "
+            "guidance_until or steps in place of gate_step and deepcache"
+        )
+    reason = interval_refusal(kind) if arm.guidance is not None else None
+    if reason is not None:
+        raise UserError(
+            f"{what}: guidance of a {kind} cannot be dropped: {reason}. Fix: leave guidance_from "
+            "and guidance_until out"
+        )
 
 
 def _check_kinds(

@@ -88,7 +88,10 @@ class CallReader:
             "output_type": "pt",
             "return_dict": False,
             **dict.fromkeys(_OFF, False),
+            **self.facts.call,
         }
+        if self.facts.other_steps is not None and sampling.steps != self.facts.other_steps[0]:
+            given |= self.facts.other_steps[1]
         if self.scale is not None:
             given[self.scale] = sampling.guidance_scale
         guided = self.is_guided(sampling)

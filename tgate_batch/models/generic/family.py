@@ -8,6 +8,7 @@ from tgate_batch.errors import UserError
 from tgate_batch.models.architecture import ComponentSpec
 from tgate_batch.models.family import Entry, Family
 from tgate_batch.models.generic import classes
+from tgate_batch.models.generic.rows import ENTRIES
 
 _STEPS, _SIDE = 28, 1024  # where neither the catalogue nor the class's call has a default
 _SCALES = ("true_cfg_scale", "guidance_scale", "prior_guidance_scale")
@@ -22,7 +23,7 @@ def _no_tokens(row: Entry, encoders: Mapping[str, ComponentSpec]) -> int:
 
 
 FAMILY = Family(
-    entries=(),
+    entries=ENTRIES,
     denoiser="transformer",
     inputs=_uncounted,
     tokens=_no_tokens,

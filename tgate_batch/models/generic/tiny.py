@@ -30,6 +30,8 @@ def build(class_name: str) -> Any:
     """The tiny pipeline of a class, float32 on the CPU; raises UserError if there is none."""
     import diffusers
 
+    from tgate_batch.gate.branches import denoisers
+
     if class_name not in PIPELINES:
         raise UserError(f"there is no tiny {class_name}. Fix: add it to {__name__}.PIPELINES")
     kind = getattr(diffusers, class_name)
@@ -40,7 +42,20 @@ def build(class_name: str) -> Any:
         if taken.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL):
             continue
         parts[name] = _flow() if name == "scheduler" else None
-    return kind(**parts)
+    made = kind(**parts)
+    for network in denoisers(made).values():
+        _fill_zeros(network)
+    return made
+
+
+def _fill_zeros(network: Any) -> None:
+    """Gives weights that begin at zero random values, so that every input matters."""
+    import torch
+
+    with torch.no_grad():
+        for weights in network.parameters():
+            if weights.ndim > 1 and not weights.any():
+                weights.normal_(std=0.1)
 
 
 def _part(name: str, **config: Any) -> Part:
@@ -75,11 +90,13 @@ def _vae(**changes: Any) -> Part:
     return lambda: tiny.vae(**changes)
 
 
-def _clip(name: str = "CLIPTextModel") -> Part:
+def _clip(name: str = "CLIPTextModel", **changes: Any) -> Part:
     def make() -> Any:
         import transformers
 
-        return getattr(transformers, name)(tiny.clip_config())
+        config = tiny.clip_config()
+        config.update(changes)
+        return getattr(transformers, name)(config)
 
     return make
 
@@ -245,15 +262,6 @@ def _kandinsky5(channels: int) -> Part:
     )
 
 
-def _t5gemma() -> Any:
-    import transformers
-
-    sizes = {**_GEMMA_SIZES, "layer_types": ["full_attention"] * 2, "max_position_embeddings": 512}
-    module = transformers.T5GemmaModuleConfig(**sizes)
-    config = transformers.T5GemmaConfig(encoder=module, is_encoder_decoder=False, **sizes)
-    return transformers.T5GemmaEncoder(config.encoder)
-
-
 def _unclip_normalizer() -> Any:
     from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 
@@ -361,14 +369,13 @@ _UNET = {
     "attention_head_dim": 4,
 }
 _SD_UNET = {**_UNET, "cross_attention_dim": _W}
-_SD_LIKE = {
+_SD_PARTS = {
     "unet": _part("UNet2DConditionModel", **_SD_UNET),
     "vae": _vae(),
     **_CLIP_PAIR,
     "scheduler": _part("DDIMScheduler", **tiny.SD_BETAS),
-    "safety_checker": lambda: None,
-    "feature_extractor": lambda: None,
 }
+_SD_LIKE = {**_SD_PARTS, "safety_checker": lambda: None, "feature_extractor": lambda: None}
 _SDXL_UNET = _part(
     "UNet2DConditionModel",
     **{**_UNET, "cross_attention_dim": 2 * _W},
@@ -442,7 +449,7 @@ _PIXART = _part(
     norm_type="ada_norm_single",
 )
 
-PIPELINES: Mapping[str, Mapping[str, Part]] = {
+PIPELINES: dict[str, Mapping[str, Part]] = {
     "FluxPipeline": {
         "transformer": _part(
             "FluxTransformer2DModel",
@@ -682,7 +689,7 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
         ),
         "vae": _vae(),
         "text_encoder": _text("GemmaForCausalLM", "GemmaConfig", **_GEMMA_SIZES),
-        "tokenizer": tiny.gemma_tokenizer,
+        "tokenizer": tiny.t5_tokenizer,  # it ends every text with a mark, also an empty one
     },
     "Flux2KleinPipeline": _KLEIN,
     "Flux2KleinKVPipeline": _KLEIN,
@@ -763,9 +770,9 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
             llama_layers=(0, 1),
         ),
         "vae": _vae(shift_factor=0.1),
-        "text_encoder": _clip("CLIPTextModelWithProjection"),
+        "text_encoder": _clip("CLIPTextModelWithProjection", max_position_embeddings=128),
         "tokenizer": tiny.clip_tokenizer,
-        "text_encoder_2": _clip("CLIPTextModelWithProjection"),
+        "text_encoder_2": _clip("CLIPTextModelWithProjection", max_position_embeddings=128),
         "tokenizer_2": tiny.clip_tokenizer,
         "text_encoder_3": _t5(),
         "tokenizer_3": tiny.t5_tokenizer,
@@ -779,19 +786,19 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
             time_embedding_dim=4,
             groups=2,
             attention_head_dim=4,
-            layers_per_block=1,
-            block_out_channels=(16, 32),
+            layers_per_block=3,
+            block_out_channels=(32, 64),
             cross_attention_dim=4,
             encoder_hid_dim=_W,
         ),
         "movq": _part(
             "VQModel",
-            block_out_channels=[8, 8, 8, 8],
+            block_out_channels=[32, 32, 32, 32],
             down_block_types=["DownEncoderBlock2D"] * 4,
             up_block_types=["UpDecoderBlock2D"] * 4,
             latent_channels=4,
             layers_per_block=1,
-            norm_num_groups=4,
+            norm_num_groups=32,
             num_vq_embeddings=12,
             vq_embed_dim=4,
             norm_type="spatial",
@@ -815,39 +822,6 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
         "text_encoder_2": _clip(),
         "tokenizer_2": tiny.clip_tokenizer,
     },
-    "PRXPipeline": {
-        "transformer": _part(
-            "PRXTransformer2DModel",
-            patch_size=1,
-            in_channels=4,
-            context_in_dim=_W,
-            hidden_size=8,
-            mlp_ratio=2.0,
-            num_heads=2,
-            depth=1,
-            axes_dim=[2, 2],
-        ),
-        "vae": _vae(shift_factor=0.0),
-        "text_encoder": _t5gemma,
-        "tokenizer": tiny.gemma_tokenizer,
-    },
-    "PRXPixelPipeline": {
-        "transformer": _part(
-            "PRXTransformer2DModel",
-            patch_size=8,
-            in_channels=3,
-            context_in_dim=_W,
-            hidden_size=8,
-            mlp_ratio=2.0,
-            num_heads=2,
-            depth=1,
-            axes_dim=[2, 2],
-            bottleneck_size=8,
-            resolution_embeds=True,
-        ),
-        "text_encoder": _decoder("Qwen3Model", "Qwen3Config", head_dim=8),
-        "tokenizer": _qwen_tokenizer,
-    },
     "SanaSprintPipeline": {
         "transformer": _part(
             "SanaTransformer2DModel",
@@ -867,7 +841,14 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
     "SanaVideoPipeline": {
         "transformer": _part(
             "SanaVideoTransformer3DModel",
-            **{**_SANA, "patch_size": (1, 2, 2), "attention_head_dim": 12, "sample_size": 8},
+            **{
+                **_SANA,
+                "patch_size": (1, 2, 2),
+                "attention_head_dim": 12,
+                "cross_attention_head_dim": 12,
+                "cross_attention_dim": 24,
+                "sample_size": 8,
+            },
             qk_norm="rms_norm_across_heads",
             rope_max_seq_len=64,
         ),
@@ -890,14 +871,14 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
     "StableDiffusionPAGPipeline": _SD_LIKE,
     "StableDiffusionSAGPipeline": _SD_LIKE,
     "StableDiffusionPanoramaPipeline": _SD_LIKE,
-    "StableDiffusionParadigmsPipeline": _SD_LIKE,
-    "StableDiffusionLDM3DPipeline": {**_SD_LIKE, "vae": _vae(out_channels=6)},
+    "StableDiffusionParadigmsPipeline": {
+        **_SD_LIKE,
+        "scheduler": _part("DDIMParallelScheduler", **tiny.SD_BETAS),
+    },
     "SemanticStableDiffusionPipeline": _SD_LIKE,
-    "TextToVideoZeroPipeline": _SD_LIKE,
-    "TextToVideoZeroSDXLPipeline": _SDXL_LIKE,
     "StableDiffusionXLPAGPipeline": _SDXL_LIKE,
-    "AnimateDiffPipeline": {**_SD_LIKE, "motion_adapter": _ADAPTER},
-    "AnimateDiffPAGPipeline": {**_SD_LIKE, "motion_adapter": _ADAPTER},
+    "AnimateDiffPipeline": {**_SD_PARTS, "motion_adapter": _ADAPTER},
+    "AnimateDiffPAGPipeline": {**_SD_PARTS, "motion_adapter": _ADAPTER},
     "AnimateDiffSDXLPipeline": {
         **_SDXL_LIKE,
         "motion_adapter": _part(
@@ -939,15 +920,12 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
         "scheduler": _part("DDIMScheduler"),
         "vae": _vae(),
     },
-    "StableDiffusion3PAGPipeline": {},
     "PixArtSigmaPAGPipeline": {
         "transformer": _PIXART,
         "vae": _vae(),
         **_T5,
         "scheduler": _part("DDIMScheduler"),
     },
-    "HunyuanDiTPAGPipeline": {},
-    "KolorsPAGPipeline": {},
     "IFPipeline": {
         **_T5,
         "unet": _part(
@@ -1080,21 +1058,6 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
         ),
         **_T5,
     },
-    "SkyReelsV2Pipeline": {
-        "transformer": _part("SkyReelsV2Transformer3DModel", **_WAN),
-        "vae": _WAN_VAE,
-        "text_encoder": _t5("UMT5EncoderModel"),
-        "tokenizer": tiny.t5_tokenizer,
-        "scheduler": _part("UniPCMultistepScheduler", flow_shift=8.0, use_flow_sigmas=True),
-    },
-    "WanVACEPipeline": {
-        "transformer": _part(
-            "WanVACETransformer3DModel", **_WAN, vace_layers=[0, 1], vace_in_channels=72
-        ),
-        "vae": _WAN_VAE,
-        "text_encoder": _t5("UMT5EncoderModel"),
-        "tokenizer": tiny.t5_tokenizer,
-    },
     "AnyFlowPipeline": {
         "transformer": _part(
             "AnyFlowTransformer3DModel", **_WAN, gate_value=0.25, deltatime_type="r"
@@ -1121,3 +1084,7 @@ PIPELINES: Mapping[str, Mapping[str, Part]] = {
         "scheduler": lambda: _flow(invert_sigmas=True, num_train_timesteps=1),
     },
 }
+
+for _name in ("StableDiffusion3", "HunyuanDiT"):  # the same networks with a third branch
+    PIPELINES[f"{_name}PAGPipeline"] = PIPELINES[f"{_name}Pipeline"]
+PIPELINES["LTXConditionPipeline"] = PIPELINES["LTXPipeline"]
