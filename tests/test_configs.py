@@ -52,7 +52,7 @@ def test_config_is_valid_and_its_plans_fit_its_steps(file):
 )
 def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
     from tgate_batch.models.checkpoint import load_pipeline
-    from tgate_batch.models.pipeline_runner import PipelineRunner
+    from tgate_batch.models.pipeline_runner import runner_class
     from tgate_batch.render.renderer import Renderer
 
     run = config.load(file)
@@ -61,7 +61,7 @@ def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
     small = {"height": 64, "width": 64, "batch_size": 2}
     sampling = catalogue.resolve(name, run.sampling.model_copy(update=small))
     family = catalogue.family_of(name)
-    runner = PipelineRunner(load_pipeline(tiny, sampling, "cpu"), family, sampling)
+    runner = runner_class(family)(load_pipeline(tiny, sampling, "cpu"), family, sampling)
     engine = Renderer(runner, Images(), worker="test")
     shard = Shard(0, tuple(Prompt(f"p{i}", f"number {i}", picture()) for i in range(2)))
     found = {

@@ -18,7 +18,7 @@ storage
 records
 gate.table gate.plan gate.supported_denoisers gate.layers gate.denoiser_hook gate.scheduler_hooks
 gate.step_tracker
-gate.deepcache gate.pipeline gate.memory gate.loaders gate
+gate.deepcache gate.pipeline gate.branches gate.memory gate.loaders gate
 config.sections config.sampling config.bundled config.validation config.loading config.docs config
 metrics.weights metrics.part_files metrics.base metrics.broken_images metrics.features
 metrics.dinov2
@@ -29,9 +29,12 @@ metrics.throughput metrics.cost metrics
 demo demo.scenes demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
+models.generic.tiny models.generic.rows models.generic.classes models.generic.family
 models.catalogue models.hub models.single_file models.resolve models.schedulers
 models.loras models.description models.files models.checkpoint models.fingerprint models.engine
-models.guidance models.pipeline_runner models.macs.call models.macs.arm models.macs.published
+models.guidance models.pipeline_runner
+models.generic.calls models.generic.encoding models.generic.runner models.generic
+models.macs.call models.macs.hollow models.macs.arm models.macs.published
 models.macs models
 prompts.source prompts.json_stream prompts.json_sets prompts.webui prompts.formats prompts.globbing
 prompts.row_images prompts.settings prompts.columns prompts.reader prompts.batching prompts

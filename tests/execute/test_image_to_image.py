@@ -100,6 +100,8 @@ def test_every_family_that_says_so_has_its_pipeline_in_diffusers_and_no_other():
     )
 
     for name, row in catalogue.CATALOGUE.items():
+        if catalogue.family_of(name).is_generic:  # it begins with noise in every class
+            continue
         kind = row.pipeline.rpartition(".")[2]
         found = _get_task_class(AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, kind, False)
         takes_encoded = name != "kolors"

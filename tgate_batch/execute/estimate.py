@@ -12,22 +12,29 @@ _MACS_PER_SECOND = {"GPU": 100e12, "CPU": 0.03e12}
 def log_estimate(run: Prepared) -> None:
     """Logs the images, MACs and finished shards of each arm, and the estimated cost."""
     from tgate_batch.models.macs.arm import macs_of_arm  # slow to import
+    from tgate_batch.models.macs.hollow import MacsUnknown
 
     done = finished(run)
     total = 0.0
     for model, name, arm in run.pairs():
         sampling = run.sampling(model.name)
-        macs_of_prompts = sum(
-            macs_of_arm(model, arm, effective_sampling(sampling, row=key)).per_image_with_attention
-            * prompts
-            for key, prompts in run.batch_keys.items()
-        )
-        macs_per_image = macs_of_prompts / run.prompts
-        total += macs_per_image * run.images_per_arm
+        try:
+            macs_of_prompts = sum(
+                macs_of_arm(
+                    model, arm, effective_sampling(sampling, row=key)
+                ).per_image_with_attention
+                * prompts
+                for key, prompts in run.batch_keys.items()
+            )
+        except MacsUnknown as error:
+            macs = f"not in the estimate: {error}"
+        else:
+            macs_per_image = macs_of_prompts / run.prompts
+            total += macs_per_image * run.images_per_arm
+            macs = f"{macs_per_image / 1e9:,.1f} G MACs per image"
         console.info(
-            f"  {model.name} {name}: {run.images_per_arm:,} images, "
-            f"{macs_per_image / 1e9:,.1f} G MACs per image, {len(done[model.name, name]):,} of "
-            f"{len(run.shards):,} shards finished"
+            f"  {model.name} {name}: {run.images_per_arm:,} images, {macs}, "
+            f"{len(done[model.name, name]):,} of {len(run.shards):,} shards finished"
         )
     config = run.config
     devices = Devices.of(config.cost, config.workers.gpus_each, config.workers.cpus_each)

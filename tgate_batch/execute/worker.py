@@ -303,13 +303,20 @@ class Worker:
         return self._abouts[key]
 
     def _count_macs(self, order: RenderOrder) -> Mapping[str, int]:
-        """Counts the MACs that the driver could not count, because it has no files of the model."""
-        from tgate_batch.models.macs.arm import macs_of_arm
+        """Counts the MACs that the driver could not count."""
+        from tgate_batch.models.macs.arm import generic_macs, macs_of_arm
+        from tgate_batch.models.macs.hollow import MacsUnknown, count_loaded
 
+        arm = self._config.arms[order.arm]
         resolved = resolve_sampling(order.model, self._config.sampling)
         sampling = effective_sampling(resolved, row=order.shard.batch_key)
         with self._times.timed("load"), _without_garbage_collection():
-            return macs_of_arm(order.model, self._config.arms[order.arm], sampling).columns()
+            try:
+                return macs_of_arm(order.model, arm, sampling).columns()
+            except MacsUnknown:
+                assert self._loaded is not None
+                loaded = self._loaded.renderer.runner
+                return generic_macs(*count_loaded(loaded, arm, sampling)).columns()
 
     def _load(self, model: Model, promised: str | None = None) -> _Loaded:
         """Returns the model, which it loads if necessary.

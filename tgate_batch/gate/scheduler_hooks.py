@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import wraps
+from inspect import signature
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -16,6 +17,7 @@ class _StepHook:
     def __init__(self, scheduler: Any) -> None:
         self.listeners: list[tuple[Any, Callable[[int], None]]] = []
         self.before = before = vars(scheduler).get("step")
+        names = signature(type(scheduler).step)  # the sample is not the third argument everywhere
 
         @wraps(type(scheduler).step)  # pipelines look for `generator` in its signature
         def step(asked: Any, *args: Any, **kwargs: Any) -> Any:
@@ -23,7 +25,8 @@ class _StepHook:
                 return type(asked).step(asked, *args, **kwargs)
             for pipe, stepped in self.listeners:  # which keeps this object with its scheduler
                 if pipe.scheduler is scheduler:
-                    stepped(len(args[2] if len(args) > 2 else kwargs["sample"]))
+                    given = names.bind(asked, *args, **kwargs).arguments
+                    stepped(len(given["sample"]))
             own = MethodType(type(asked).step, asked) if before is None else before
             return own(*args, **kwargs)
 

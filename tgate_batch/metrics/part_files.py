@@ -19,7 +19,7 @@ from tgate_batch.errors import UserError, one_line
 from tgate_batch.metrics.weights import pickled_only
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})")  # of weights in several files
-_SETTINGS = (".json", ".txt", ".model")
+_SETTINGS = (".json", ".txt", ".model", ".jinja")
 LINKS = "tgate-batch-links-"  # prefix of the name of a folder of links
 _ADAPTER = "adapter_config.json"  # transformers would load the model that it names
 

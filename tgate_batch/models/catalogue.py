@@ -17,6 +17,7 @@ MODULES = (
     "tgate_batch.models.sana",
     "tgate_batch.models.svd",
     "tgate_batch.models.wan",
+    "tgate_batch.models.generic.family",
 )
 CATALOGUE: dict[str, Entry] = {}
 _FAMILIES: dict[str, Family] = {}

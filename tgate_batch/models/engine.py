@@ -26,9 +26,11 @@ def prepare(pipeline: Any, engine: Engine) -> None:
     """Applies ``engine`` to the pipeline in place; raises UserError for what it cannot do."""
     import torch
 
+    if not (engine.channels_last or engine.fused_qkv or engine.compile):
+        return
     denoiser = denoiser_of(pipeline)
     if engine.channels_last:
-        for part in filter(None, (denoiser, pipeline.vae)):
+        for part in filter(None, (denoiser, getattr(pipeline, "vae", None))):
             for module in part.modules():
                 if isinstance(module, torch.nn.Conv2d):  # video has convolutions over time too
                     module.to(memory_format=torch.channels_last)

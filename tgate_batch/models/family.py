@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ComponentConfig = Mapping[str, Any]  # of a denoiser, an encoder or a VAE
 Condition = dict[str, Any]  # one prompt's arguments of the pipeline's call
+SHAPE = "shape"  # of a condition: rows of a batch have equal ones
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class Family:
       it is built without text encoder and VAE.
     - ``loras``, ``single_files``: whether diffusers loads LoRAs into its pipelines, and a pipeline
       from one file.
+    - ``runner``: ``module:Class`` of a ``PipelineRunner`` of the family's own; None: that class.
     """
 
     entries: tuple[Entry, ...]
@@ -166,3 +168,9 @@ class Family:
     mixes_guidance: bool = False
     from_pictures: bool = False
     multiple: int = 8
+    runner: str | None = None
+
+    @property
+    def is_generic(self) -> bool:
+        """True if the family describes no class, so that everything is read from the pipeline."""
+        return self.runner is not None

@@ -57,7 +57,7 @@ def check(model: Model, family: Family) -> None:
     key = f"models: {model.name}: loras"
     if not family.loras:
         raise UserError(
-            f"{key}: pipelines of this family load no LoRA in diffusers. Fix: remove them, or "
+            f"{key}: pipelines of this family load no LoRA here. Fix: remove them, or "
             "merge them into the checkpoint"
         )
     if find_spec("peft") is None:

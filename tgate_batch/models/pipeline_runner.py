@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -43,6 +44,7 @@ class Pixels:
     values: np.ndarray  # uint8 [n, height, width, 3]; videos [n, frames, height, width, 3]
     finite: np.ndarray  # bool [n]: whether the model made numbers everywhere
     frames_per_second: int = 7  # of videos
+    inner_decode_seconds: float = 0.0  # of decoding that `denoise` did
 
 
 @dataclass
@@ -341,7 +343,15 @@ def open_runner(model: Model, config: Config) -> PipelineRunner:
     sampling = resolve_sampling(model, config.sampling, found)
     pipeline = load_pipeline(model, sampling, device)
     engine.prepare(pipeline, config.engine)
-    return PipelineRunner(pipeline, found.family, sampling, config.engine)
+    return runner_class(found.family)(pipeline, found.family, sampling, config.engine)
+
+
+def runner_class(family: Family) -> type[PipelineRunner]:
+    """Returns the class that runs pipelines of a family."""
+    if family.runner is None:
+        return PipelineRunner
+    module, _, name = family.runner.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _batch(values: list[Any], device: torch.device) -> Any:

@@ -23,6 +23,7 @@ from tgate_batch.models.architecture import (
     read_json,
 )
 from tgate_batch.models.family import Entry, Family
+from tgate_batch.models.generic import family as generic
 
 INDEX = "model_index.json"
 _LCM_STEPS, _LCM_GUIDANCE = 4, 8.0  # of distilled models, as their cards have them
@@ -144,11 +145,13 @@ def architecture_of(found: ResolvedModel, model: Model) -> Architecture:
 def mixes_guidance(model: Model) -> bool:
     """Whether rows of differing guidance may share a batch, as far as is known without weights."""
     found = resolve_model(model)
+    if not found.family.mixes_guidance:
+        return False
     try:
         config = architecture_of(found, model).denoiser.config
     except UserError:  # not here yet, and not in the catalogue
         config = {}
-    return found.family.mixes_guidance and config.get("time_cond_proj_dim") is None
+    return config.get("time_cond_proj_dim") is None
 
 
 def refusal(path: str) -> str:
@@ -283,12 +286,12 @@ def _by_class(model: Model, folder: Path, file: Path | None) -> ResolvedModel:
     rows = [row for row in catalogue.CATALOGUE.values() if _plain(row.pipeline) == kind]
     rows = [row for row in rows if row.name != "demo"]
     if not rows:
-        served = dict.fromkeys(_plain(row.pipeline) for row in catalogue.CATALOGUE.values())
-        raise UserError(
-            f"{_key(model)}: {folder} is a {kind or 'pipeline without a class'}, which is not "
-            f"supported. Supported classes: {', '.join(served)}"
-        )
+        row, family = generic.row_of(kind, model.name, model.path or str(folder))
+        return ResolvedModel(row, family, row.pipeline, folder, file)
     family = catalogue.family_of(rows[0].name)
+    if family.is_generic:
+        row = _placed(rows[0], model)
+        return ResolvedModel(row, family, rows[0].name, folder, file)
     denoiser = _config_of(model, folder, family.denoiser)
     vae = _config_of(model, folder, "vae")
     conditioned = denoiser.get("time_cond_proj_dim") is not None

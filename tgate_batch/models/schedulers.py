@@ -144,7 +144,7 @@ def _refusal(found: ResolvedModel, how: ResolvedSampling, gated: bool) -> str | 
         for asked in _asked(found):
             if not hasattr(scheduler, asked):
                 return f"{found.row.pipeline} asks its scheduler for {asked}, and {name} has none"
-        if own is not None:
+        if own is not None and not found.family.is_generic:
             _step(scheduler, how.steps, gated)
     except Exception as error:  # each class has its own way
         said = one_line(f"{type(error).__name__}: {error}")
@@ -167,7 +167,8 @@ def _step(scheduler: Any, steps: int, gated: bool) -> None:
     """Takes one step of zeros; raises as the scheduler does, and where a gate cannot follow it."""
     import torch
 
-    scheduler.set_timesteps(steps)
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(steps, **shift)
     if gated:
         steps_of_calls(scheduler)
     first, sample = scheduler.timesteps[0], torch.zeros(1, 4, 8, 8)

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-from tgate_batch.config import Arm, Config, ResolvedSampling, effective_sampling
+from tgate_batch.config import Arm, Config, Model, ResolvedSampling, effective_sampling
 from tgate_batch.errors import UserError
+from tgate_batch.gate.plan import GuidanceInterval
 from tgate_batch.models.description import ModelDescription
 from tgate_batch.models.family import Family
+from tgate_batch.models.generic.classes import interval_refusal
 from tgate_batch.models.resolve import resolve_model
 from tgate_batch.models.schedulers import supports_image_to_image
 from tgate_batch.output.prompt_store import ShardPlan
@@ -21,6 +23,31 @@ def check_arm(model: str, name: str, arm: Arm, sampling: ResolvedSampling) -> No
         schedule.check(effective_sampling(sampling, arm).steps_run)
     except ValueError as error:
         raise UserError(f"arms.{name} with {model}: {error}") from None
+
+
+def check_generic_arm(model: Model, name: str, arm: Arm) -> None:
+    """Raises UserError for an arm that a pipeline without a family file cannot follow."""
+    resolved = resolve_model(model)
+    if not resolved.family.is_generic or arm.combined_plan is arm.cache is None:
+        return
+    what, kind = f"arms.{name} with {model.name}", resolved.row.pipeline
+    if arm.cache is not None or not _only_ends_guidance(arm):
+        raise UserError(
+            f"{what}: of all plans, a {kind} can only follow an interval of guidance. Fix: give "
+            "guidance_from, guidance_until or steps, and no other key"
+        )
+    reason = interval_refusal(kind)
+    if reason is not None:
+        raise UserError(
+            f"{what}: guidance of a {kind} cannot be dropped: {reason}. Fix: remove guidance_from "
+            "and guidance_until"
+        )
+
+
+def _only_ends_guidance(arm: Arm) -> bool:
+    interval = arm.interval
+    plain = interval is None or interval == GuidanceInterval(interval.first, interval.end)
+    return plain and arm.combined_plan == interval
 
 
 def check_rows(

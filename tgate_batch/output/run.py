@@ -15,7 +15,7 @@ from tgate_batch.models.description import ModelDescription, describe_model, rea
 from tgate_batch.models.fingerprint import fingerprint
 from tgate_batch.models.resolve import mixes_guidance, resolve_model
 from tgate_batch.output import card, layout, prompt_plan, prompt_store, seal, shapes, stale
-from tgate_batch.output.compatibility import check_arm, check_rows
+from tgate_batch.output.compatibility import check_arm, check_generic_arm, check_rows
 from tgate_batch.output.prompt_plan import PromptPlan, StalePrompts
 from tgate_batch.output.prompt_store import ShardPlan
 from tgate_batch.output.provenance import Provenance, check_format
@@ -126,6 +126,7 @@ def prepare(
             for name, arm in config.arms.items():
                 with problems.collected():
                     check_arm(model.name, name, arm, sampling)
+                    check_generic_arm(model, name, arm)
                     if arm.scheduler is not None:
                         where = f"arms.{name}.scheduler with {model.name}"
                         schedulers.check_file(resolve_model(model), arm.scheduler, where)

@@ -17,7 +17,7 @@ import torch
 
 from tgate_batch.config import Arm, Images, ResolvedSampling, effective_sampling
 from tgate_batch.errors import DeviceLost
-from tgate_batch.models.family import Condition
+from tgate_batch.models.family import SHAPE, Condition
 from tgate_batch.models.pipeline_runner import PipelineRunner, pad_batch
 from tgate_batch.records import Cut, Failure, ImageRecord, Prompt, Shard, image_seed
 from tgate_batch.render import codec
@@ -80,12 +80,14 @@ class Renderer:
         times: StageTimer | None = None,
         encoders: int = 2,
     ):
-        self._runner = runner
+        self.runner = runner
         self._images = images
         self._worker = worker
         self._times = times or StageTimer()
         self._threads = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
-        self._ladder = BatchSizeController(runner.sampling.batch_size, runner.pipeline.vae)
+        self._ladder = BatchSizeController(
+            runner.sampling.batch_size, getattr(runner.pipeline, "vae", None)
+        )
         self._text = BatchSizeController(runner.sampling.batch_size, None)  # of text encoders
         self._encoded: dict[str, list[_Image]] = {}  # shard digest -> its pictures
         self._cut: tuple[str, Cut] = ("", Cut())  # of the last shard, by its digest
@@ -114,7 +116,7 @@ class Renderer:
         ]
         for alike in self._alike(pictures):
             ready = [picture for picture in alike if picture.failure is None]
-            with self._runner.applying(arm, alike[0].sampling):
+            with self.runner.applying(arm, alike[0].sampling):
                 rows = self._settle(ready, name, shard, largest=len(ready))
                 for picture in alike:
                     if picture.failure is None:
@@ -126,7 +128,9 @@ class Renderer:
         """Those that may share batches together; a shard's usually all may."""
         found: dict[tuple, list[_Image]] = {}
         for picture in pictures:
-            found.setdefault(self._runner.batch_settings(picture.sampling), []).append(picture)
+            shape = (picture.condition or {}).get(SHAPE)
+            settings = self.runner.batch_settings(picture.sampling), shape
+            found.setdefault(settings, []).append(picture)
         return list(found.values())
 
     def render_rows(
@@ -147,20 +151,20 @@ class Renderer:
         batch = [known[key] for key in keys]
         failed = [p.failed(p.failure) for p in batch if p.failure is not None]
         ready = [picture for picture in batch if picture.failure is None]
-        with self._runner.applying(arm, batch[0].sampling):
+        with self.runner.applying(arm, batch[0].sampling):
             rows = [row() for row in list(self._settle(ready, "again", shard, len(batch)))]
         return {(row.prompt_id, row.image_number): row for row in [*failed, *rows]}
 
     def cut(self, shard: Shard) -> Cut:
         """Ids of the shard's prompts of which the model does not read the whole text."""
         if self._cut[0] != shard.digest:  # the arms of a shard come one after the other
-            found = self._runner.cut(shard.prompts), self._runner.truncated_negatives(shard.prompts)
+            found = self.runner.cut(shard.prompts), self.runner.truncated_negatives(shard.prompts)
             self._cut = (shard.digest, Cut(*(tuple(prompt.id for prompt in one) for one in found)))
         return self._cut[1]
 
     def _pictures(self, shard: Shard, arm: Arm, quarantined: Mapping[str, Failure]) -> list[_Image]:
         """The shard's pictures with their encoded prompts, which arms share that encode alike."""
-        key = f"{shard.digest}{sorted(quarantined)}{self._runner.encoding_key(arm)}"
+        key = f"{shard.digest}{sorted(quarantined)}{self.runner.encoding_key(arm)}"
         if key not in self._encoded:
             while len(self._encoded) > 1:  # two shards may be in flight
                 self._encoded.pop(next(iter(self._encoded)))
@@ -171,7 +175,7 @@ class Renderer:
     def _encode(
         self, shard: Shard, arm: Arm, quarantined: Mapping[str, Failure]
     ) -> Iterator[_Image]:
-        sampling = self._runner.sampling
+        sampling = self.runner.sampling
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
             conditions = self._conditions(prompts, arm, quarantined)
@@ -210,7 +214,7 @@ class Renderer:
 
     def _encoded_together(self, prompts: list[Prompt], arm: Arm) -> list[Condition]:
         rows = pad_batch(prompts, self._rows(prompts, self._text))
-        return self._runner.encode(rows, arm)[: len(prompts)]
+        return self.runner.encode(rows, arm)[: len(prompts)]
 
     def _settle(
         self, pictures: list[_Image], arm: str, shard: Shard, largest: int
@@ -247,24 +251,25 @@ class Renderer:
 
     def _rows(self, batch: Sequence[Any], ladder: BatchSizeController) -> int:
         """How many rows the device computes at once for these."""
-        return ladder.size if self._runner.sampling.padding else min(len(batch), ladder.size) or 1
+        return ladder.size if self.runner.sampling.padding else min(len(batch), ladder.size) or 1
 
     def _batch(
         self, batch: list[_Image], arm: str, shard: Shard
     ) -> list[Callable[[], ImageRecord]]:
-        drawn_with = self._runner.sampling
+        drawn_with = self.runner.sampling
         begins = drawn_with.strength is not None
         shape = (arm, drawn_with.height, drawn_with.width, begins)
         start = time.perf_counter()
         rows = pad_batch(batch, self._rows(batch, self._ladder))
-        latents = self._runner.denoise(
+        latents = self.runner.denoise(
             [picture.condition or {} for picture in rows], [picture.seed for picture in rows]
         )
         if latents.is_cuda:
             torch.cuda.synchronize()
         denoised = time.perf_counter()
-        pixels = self._runner.decode(latents)
+        pixels = self.runner.decode(latents)
         end = time.perf_counter()
+        denoised -= pixels.inner_decode_seconds
         measured = {
             "batch": f"{shard.name}-{batch[0].prompt.id}-{batch[0].number}",
             "batch_size": len(batch),

@@ -66,6 +66,7 @@ from tgate_batch.models.architecture import (
 )
 from tgate_batch.models.family import Family, empty
 from tgate_batch.models.macs.call import Count, count_call
+from tgate_batch.models.macs.hollow import count_arm
 from tgate_batch.models.resolve import ResolvedModel, architecture_of, resolve_model
 
 
@@ -105,8 +106,15 @@ class Macs:
 
 def macs_of_arm(model: Model, arm: Arm, sampling: ResolvedSampling) -> Macs:
     """MACs of one image of a run's arm; raises UserError as ``macs_of`` does."""
-    how = effective_sampling(sampling, arm)
-    return _macs(model, resolve_model(model), arm.combined_plan, arm.cache, how)
+    resolved, how = resolve_model(model), effective_sampling(sampling, arm)
+    if resolved.family.is_generic:
+        return generic_macs(*count_arm(resolved.row, resolved.family, resolved.folder, arm, how))
+    return _macs(model, resolved, arm.combined_plan, arm.cache, how)
+
+
+def generic_macs(counted: Count, params: int) -> Macs:
+    """The MACs of a pipeline without a gate: all steps are before it."""
+    return Macs(counted, Count(), params, params)
 
 
 def macs_of(

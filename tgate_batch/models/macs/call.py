@@ -40,11 +40,12 @@ def count_call(
     Arguments and weights may be on the meta device.
     """
     outputs = []
+    device = next((each.device for each in module.parameters()), torch.device("meta"))
     body = _Body(module, lambda: outputs.append(forward(*args, **kwargs)))
     with torch.no_grad(), _restored_functions(), FlopCounterMode(display=False) as everything:
         _, linear_and_conv, _ = calflops.calculate_flops(
             body,
-            kwargs={"_": torch.empty(1, device="meta")},
+            kwargs={"_": torch.empty(1, device=device)},
             print_results=False,
             output_as_string=False,
         )

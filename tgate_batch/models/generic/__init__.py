@@ -1,0 +1,1 @@
+"""Text-to-image pipelines of diffusers without a family file: read from the pipeline itself."""
