@@ -26,6 +26,8 @@ metrics.cmmd metrics.frechet metrics.sampling metrics.jackknife metrics.moments 
 metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
+plan_search.normal plan_search.evidence plan_search.looks plan_search.chain plan_search.belief
+plan_search.search plan_search.candidates plan_search
 demo demo.scenes demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
