@@ -1,9 +1,10 @@
 """The whole way of a run, in order: prepare, render, score, report; and what is said meanwhile."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -141,6 +142,80 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
+
+
+def find_plan(
+    config: Config,
+    limits: Mapping[str, float],
+    budget: int | None = None,
+    only_plan: bool = False,
+) -> int:
+    """Finds and confirms the cheapest plan within ``limits``, figure -> largest loss.
+
+    ``budget``: the most images to render. ``only_plan``: says what the search would do, and writes
+    nothing. Returns ``OUTSIDE`` if no plan was confirmed, ``MISSING`` if the search cannot go on.
+    """
+    from tgate_batch.execute.plan_finder import PlanFinder, SearchStopped
+    from tgate_batch.execute.plan_setup import set_up
+    from tgate_batch.report import frontier
+    from tgate_batch.score.plan_losses import MissingMeasurement, PlanLosses
+
+    _check_place_of_job("output", config.output, "--output")
+    setup = set_up(config, limits, budget)
+    run = prepare(setup.config)
+    problem = setup.problem_of(run)
+    _say_model(run)
+    _say(setup.lines(problem))
+    if only_plan:
+        return DONE
+    with (
+        _working(run) as entry,
+        LazyExecutor(partial(_open_for, run, setup.model, entry)) as executor,
+    ):
+        runs.begin_run(run)
+        for model in _unknown(run):
+            _say(runs.settle_model(run, model, executor.fingerprint(model), False))
+        measurements = MeasurementPlan.of(run).of_figures([one.metric for one in setup.figures])
+        if measurements.problems:
+            raise UserError(*measurements.problems)
+
+        def deliver(stage: Prepared, pending: Pending) -> None:
+            if pending[setup.model.name]:
+                rendered = render_pending(stage, pending, executor)
+                entry.update(device=rendered.devices, invariant=rendered.invariant)
+                if rendered.stopped is not None or rendered.problems:
+                    raise SearchStopped(rendered.stopped or "; ".join(rendered.problems))
+            if problems := measure_pending(stage, measurements, executor):
+                raise SearchStopped("; ".join(problems))
+
+        losses = PlanLosses(
+            run, setup.model.name, setup.baseline, list(setup.figures), measurements
+        )
+        finder = PlanFinder(run, problem, tuple(setup.plans), losses, deliver)
+        try:
+            outcome = finder.find()
+        except (SearchStopped, MissingMeasurement) as error:
+            console.error(
+                f"{error}; finished images are kept. Fix the cause and run the same command again"
+            )
+            entry["exit_code"] = MISSING
+            return MISSING
+        searched = setup.searched(outcome, run.prompts, finder.earlier)
+        recommended = setup.recommended(config, searched.recommended)
+        time_saved = finder.time_saved(outcome)
+        answer = frontier.sentence(searched, time_saved)
+        frontier.write(run.folder, searched, answer, recommended)
+        runs.write_description(replace(run, config=recommended))
+        card.write(run.folder)
+        console.info(answer, event="recommended", plan=searched.recommended)
+        where = run.folder.within(layout.RECOMMENDED)
+        console.info(f"frontier: {run.folder.within(layout.FRONTIER)}; config: {where}")
+        entry["exit_code"] = DONE if searched.recommended else OUTSIDE
+    return entry["exit_code"]
+
+
+def _open_for(run: Run, model: Model, entry: history.Invocation) -> Executor:
+    return open_executor(run.config, run.folder, model, entry.set_workers, entry.count_memory_kill)
 
 
 def score(config: Config) -> int:
@@ -338,11 +413,7 @@ def _say_run(run: Run) -> None:
         event="run",
         images=images,
     )
-    for model in run.config.models:
-        if (one := run.models.get(model.name)) is not None:
-            console.info(f"{model.name}: {one.summary_line()}", event="model", model=model.name)
-            for line in one.partial_loras:
-                console.warning(f"models: {model.name}: {line}; the others are left out")
+    _say_model(run)
     used = prompts.describe_columns(run.config.prompts, run.config.score.by)
     if used.files > 1:
         console.info(f"prompts: {used.files:,} files, the first {used.first}")
@@ -360,6 +431,14 @@ def _say_run(run: Run) -> None:
         )
     for remark in config_warnings(run.config):
         console.warning(remark)
+
+
+def _say_model(run: Run) -> None:
+    for model in run.config.models:
+        if (one := run.models.get(model.name)) is not None:
+            console.info(f"{model.name}: {one.summary_line()}", event="model", model=model.name)
+            for line in one.partial_loras:
+                console.warning(f"models: {model.name}: {line}; the others are left out")
 
 
 def _check_words(config: Config) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
     "verify": "check every file, row and image of an output folder; repair it",
     "export": "write images as files, with metadata.jsonl",
     "reference": "compute the statistics of a reference set of images",
+    "find-plan": "find the cheapest plan that keeps a limit, confirm it",
     "plan-size": "compute how many prompts show a difference, from a pilot run",
     "macs": "count MACs from architectures alone",
     "image": "render one image with T-GATE",
@@ -31,7 +32,7 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
 }
 
 # Commands of a run: in the terminal stand their own lines alone, and no library's.
-_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference"})
+_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference", "find-plan"})
 
 EXIT_CODES = """exit codes:
   0    done

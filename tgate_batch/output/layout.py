@@ -13,6 +13,8 @@ No other module spells a name of the output, and no other decides what an identi
     scores/<model>/<arm>.json
     scores/reference/<extractor>.npz                      what the pictures are compared with
     report/index.html  report.json  report.md
+    find_plan/frontier.json  recommended.yaml             the result of a search for a plan
+    find_plan/searches.json                               the searches and the plans they confirm
 
 While a driver works there, the folder also holds ``claim.json`` and ``claim-<token>.json``.
 A reference's file is made in parts: ``<file>.parts/<extractor>/part-00000.parquet``, gone at the
@@ -48,6 +50,9 @@ SUMS = "scores/sums"
 REPORT_JSON = "report/report.json"
 REPORT_MARKDOWN = "report/report.md"
 REPORT_PAGE = "report/index.html"
+FRONTIER = "find_plan/frontier.json"
+RECOMMENDED = "find_plan/recommended.yaml"
+SEARCHES = "find_plan/searches.json"
 IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # as a dataset card names them
 
 ROWS = "rows"  # the measurement that holds each row's status and times

@@ -122,7 +122,7 @@ def plan_shards(
         return PromptPlan(held, len(held), known)
     first_part = held[-1].part + 1 if held else 0
     found: dict[int, ShardPlan] = {}
-    pictures = overrides = False
+    pictures, overrides = False, spec.shuffle is not None  # rows then do not follow one another
     left = count(spec) - sum(shard.prompts for shard in held)
     prompts = telling(unique(read_prompts(spec, by, given), globbing.name_paths(spec)))
     planned = [(shard.batch_key, shard.prompts) for shard in held]
@@ -164,6 +164,8 @@ def _settings(spec: Prompts, by: str | None) -> layout.Settings:
     without = {"path", "shard_size", "image_roots"}
     if spec.repeated_ids == "refuse":  # as older ledgers have it
         without.add("repeated_ids")
+    if spec.shuffle is None:
+        without.add("shuffle")
     for key, value in spec.model_dump(exclude=without).items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": part for name, part in value.items()}

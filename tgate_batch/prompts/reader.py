@@ -1,12 +1,16 @@
 """Reads a prompt set and cuts it into shards.
 
-Everything streams: a prompt set is never held in memory, only its ids (to refuse duplicates).
+Everything streams: a prompt set is never held in memory, only its ids (to refuse duplicates). A
+shuffled set is the exception.
 """
 
+import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
 from typing import Any, NamedTuple, NoReturn
 
 from tgate_batch.config import Prompts
@@ -32,11 +36,27 @@ def read_prompts(
     itself. Raises UserError for a file that is missing, empty, of another encoding or without such
     a column, for columns that may or may not be settings, and for a row whose text, id or setting
     is missing or cannot be one. Duplicate ids are left to :func:`unique`.
+
+    With ``spec.shuffle`` they come in the order of a hash of their ids, and those of the first
+    ``limit`` hashes are held in memory.
     """
+    if spec.shuffle is not None:
+        every = read_prompts(spec.model_copy(update={"shuffle": None, "limit": None}), by, given)
+        return iter(_smallest(every, spec.limit, partial(_hash, spec.shuffle)))
     if spec.repeated_ids == "number":  # from the set's begin, so that no offset changes an id
         whole = spec.model_copy(update={"offset": 0, "limit": _stop(spec)})
         return itertools.islice(_numbered(_read(whole, by, given)), spec.offset, None)
     return _read(spec, by, given)
+
+
+def _smallest(
+    prompts: Iterable[Prompt], limit: int | None, key: Callable[[Prompt], bytes]
+) -> list[Prompt]:
+    return sorted(prompts, key=key) if limit is None else heapq.nsmallest(limit, prompts, key)
+
+
+def _hash(seed: int, prompt: Prompt) -> bytes:
+    return blake2b(f"{seed} {prompt.id}".encode()).digest()
 
 
 def _read(spec: Prompts, by: str | None, given: Collection[str]) -> Iterator[Prompt]:

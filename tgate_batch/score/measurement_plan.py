@@ -48,6 +48,13 @@ class MeasurementPlan:
                 missing[metric.name] = str(error)
         return cls(extractors, tuple(metrics), tuple(dict.fromkeys(missing.values())), missing)
 
+    def of_figures(self, figures: Sequence[PictureMetric]) -> "MeasurementPlan":
+        """Returns the plan with these metrics alone, and with the problems of theirs."""
+        names = {metric.name for metric in figures}
+        missing = {name: why for name, why in self.missing.items() if name in names}
+        metrics = tuple(pair for pair in self.metrics if pair[0].name in names)
+        return MeasurementPlan({}, metrics, tuple(dict.fromkeys(missing.values())), missing)
+
     @property
     def weights(self) -> dict[str, str | None]:
         """Measurement -> the sha256 of its weights."""
