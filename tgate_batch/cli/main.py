@@ -38,7 +38,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    verify found damage
   2    the input cannot be used; one line says why
-  3    a threshold is violated or undecided
+  3    a threshold is violated or undecided; find-plan confirmed no plan
   4    images are missing, too many failed, or the cluster or storage was lost
   130  stopped by Ctrl-C        143  stopped by SIGTERM"""
 
