@@ -1,10 +1,11 @@
 """``tgate-batch find-plan`` with the embedded model: the whole command, killed and repeated."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import exit_code_of
@@ -41,6 +42,10 @@ def images(output) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
+def prompts_of(file) -> list[str]:
+    return pq.read_table(file, columns=["prompt_id"])["prompt_id"].to_pylist()
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """A finished search: its folder."""
@@ -58,16 +63,10 @@ def test_the_recommended_plan_is_confirmed_and_saves_most_of_those(searched):
     assert content["upper_bounds"]["prompt_accuracy"] <= 0.9
     assert content["prompts_searched"] + content["prompts_confirming"] <= 45
     written = sum(plan["images"] for plan in content["plans"])
-    rendered = sum(len(pq_rows(file)) for file in images(searched))
-    baseline = sum(len(pq_rows(file)) for file in images(searched) if "/baseline/" in file)
+    rendered = sum(len(prompts_of(file)) for file in images(searched))
+    baseline = sum(len(prompts_of(file)) for file in images(searched) if "/baseline/" in file)
     assert content["images"] == rendered
     assert written == rendered - baseline
-
-
-def pq_rows(file):
-    import pyarrow.parquet as pq
-
-    return pq.read_table(file, columns=["prompt_id"])["prompt_id"]
 
 
 def test_the_recommended_config_continues_the_same_output(searched):
@@ -95,23 +94,20 @@ def test_a_search_that_was_killed_goes_on_and_gives_the_same_bytes(searched, tmp
 
     def killed(*arguments):
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == 2:  # the first stage of the confirmation
             raise KeyboardInterrupt
         return render(*arguments)
 
     monkeypatch.setattr(workflow, "render_pending", killed)
-    for _ in range(3):  # each attempt renders one stage more
-        calls.clear()
-        with pytest.raises(KeyboardInterrupt):
-            workflow.find_plan(settings(tmp_path / "out"), LIMIT)
-    monkeypatch.setattr(workflow, "render_pending", render)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.find_plan(settings(tmp_path / "out"), LIMIT)
+    assert not (tmp_path / "out" / layout.FRONTIER).exists()
     assert workflow.find_plan(settings(tmp_path / "out"), LIMIT) == workflow.DONE
+    assert len(calls) == 3  # the second attempt renders that stage alone
     assert frontier(tmp_path / "out") == frontier(searched)
 
 
 def test_a_second_search_on_the_same_prompts_spends_the_promise(searched, tmp_path, capsys):
-    import shutil
-
     other = tmp_path / "out"
     shutil.copytree(searched, other)
     assert workflow.find_plan(settings(other), {"prompt_accuracy": 0.8}) in (0, 3)
@@ -126,8 +122,6 @@ def test_nothing_in_the_output_is_foreign_or_damaged(searched):
 
 
 def test_without_a_plan_within_the_limit_the_baseline_is_recommended(searched, tmp_path):
-    import shutil
-
     other = tmp_path / "out"
     shutil.copytree(searched, other)
     assert workflow.find_plan(settings(other), {"prompt_accuracy": 0.0}) == workflow.OUTSIDE
@@ -153,9 +147,7 @@ def test_what_cannot_be_searched_is_refused(changes, limits, message, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["prompt_accuracy", "prompt_accuracy -1", "0.02 x", "a b c"])
-def test_a_limit_is_a_figure_and_a_number(text, tmp_path, capsys):
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump({"output": str(tmp_path / "out")}))
+def test_a_limit_is_a_figure_and_a_number(text, capsys):
     code = exit_code_of(lambda: command(["find-plan", "--config", "demo", "--lose-at-most", text]))
     assert code == 2
     assert "is not a figure and a number" in capsys.readouterr().err

@@ -163,9 +163,9 @@ def find_plan(
     _check_place_of_job("output", config.output, "--output")
     setup = set_up(config, limits, budget)
     run = prepare(setup.config)
-    problem = setup.problem_of(run)
+    search = setup.problem_of(run)
     _say_model(run)
-    _say(setup.lines(problem))
+    _say(setup.lines(search))
     if only_plan:
         return DONE
     with (
@@ -183,15 +183,17 @@ def find_plan(
             if pending[setup.model.name]:
                 rendered = render_pending(stage, pending, executor)
                 entry.update(device=rendered.devices, invariant=rendered.invariant)
-                if rendered.stopped is not None or rendered.problems:
-                    raise SearchStopped(rendered.stopped or "; ".join(rendered.problems))
+                for problem in rendered.problems:
+                    console.warning(problem)
+                if rendered.stopped is not None:
+                    raise SearchStopped(rendered.stopped)
             if problems := measure_pending(stage, measurements, executor):
                 raise SearchStopped("; ".join(problems))
 
         losses = PlanLosses(
             run, setup.model.name, setup.baseline, list(setup.figures), measurements
         )
-        finder = PlanFinder(run, problem, tuple(setup.plans), losses, deliver)
+        finder = PlanFinder(run, search, tuple(setup.plans), losses, deliver)
         try:
             outcome = finder.find()
         except (SearchStopped, MissingMeasurement) as error:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tgate_batch.plan_search.evidence import Limit
+from tgate_batch.plan_search.expectation import most_images, prompts_for, smallest_provable
 from tgate_batch.plan_search.search import Problem, State, find_plan
 
 LIMIT = Limit("prompt_accuracy", 0.05, yes_no=True)
@@ -155,3 +156,31 @@ def test_a_score_is_not_judged_on_fewer_than_50_prompts():
 def test_without_plans_there_is_nothing_to_search():
     nothing = Problem(np.empty(0), np.empty((0, 2)), np.zeros(2), (LIMIT,), [10])
     assert find_plan(nothing, Prompts()).recommended is None
+
+
+@pytest.mark.parametrize("harmful", [(), (6, 7), range(8), range(0, 8, 2)])
+@pytest.mark.parametrize("prompts", [60, 400, 800])
+def test_a_search_needs_no_more_images_than_its_largest_number(harmful, prompts):
+    outcome = find_plan(problem(prompts), Prompts(prompts, harmful))
+    assert outcome.images <= most_images(problem(prompts))
+
+
+def test_one_plan_needs_at_most_all_images():
+    one = Problem(SAVINGS[:1], FEATURES[:1], np.zeros(2), (LIMIT,), [25, 50, 100])
+    assert most_images(one) == 200  # of the plan and of the baseline
+
+
+def test_what_prompts_can_prove_falls_with_their_number():
+    few, many = (smallest_provable(problem(n), yes_no=True) for n in (100, 1000))
+    assert few[0] > many[0]
+    assert few[1] > many[1]
+    left = 1000 - 150
+    assert many[1] == pytest.approx(1.75 * np.sqrt(0.08 / left))
+    assert many[0] == pytest.approx(3.05 / left, rel=0.02)  # the rule of three
+
+
+def test_the_number_of_prompts_that_a_limit_needs_proves_it():
+    prompts = prompts_for(LIMIT)
+    assert smallest_provable(problem(prompts, block=1), yes_no=True)[1] == pytest.approx(
+        0.05, rel=0.05
+    )

@@ -19,7 +19,12 @@ from tgate_batch.plan_search.candidates import (
     name_of,
     thin,
 )
-from tgate_batch.plan_search.expectation import expected, most_images, smallest_provable
+from tgate_batch.plan_search.expectation import (
+    expected,
+    most_images,
+    prompts_for,
+    smallest_provable,
+)
 from tgate_batch.plan_search.search import FIRST, Outcome, Problem
 from tgate_batch.prompts.reader import count, shard_sizes
 from tgate_batch.report.frontier import Searched
@@ -132,15 +137,13 @@ def _provable(figure: LossFigure, problem: Problem) -> str:
     none, some = smallest_provable(problem, limit.yes_no)
     if not np.isfinite(some):
         return f"{limit.figure}: {problem.prompts} prompts are too few to confirm a plan"
-    if limit.yes_no:
-        return (
-            f"{limit.figure}: the smallest loss that these prompts can prove of a harmless plan is "
-            f"{none:.2g} if it changes no image, {some:.2g} if 8% of the images change"
-        )
-    return (
-        f"{limit.figure}: the smallest loss that these prompts can prove of a harmless plan is "
-        f"{some:.2g} standard deviations of a prompt's loss, which the search measures"
-    )
+    told = f"{limit.figure}: the smallest loss that these prompts can prove of a harmless plan is "
+    if not limit.yes_no:
+        return f"{told}{some:.2g} standard deviations of a prompt's loss, which the search measures"
+    told += f"{none:.2g} if it changes no image, {some:.2g} if 8% of the images change"
+    if limit.at_most < some and (needed := prompts_for(limit)) is not None:
+        told += f"; {limit.at_most:g} then needs about {needed:,} prompts"
+    return told
 
 
 def set_up(config: Config, limits: Mapping[str, float], budget: int | None = None) -> PlanSetup:
@@ -169,7 +172,9 @@ def set_up(config: Config, limits: Mapping[str, float], budget: int | None = Non
             "find-plan: no plan saves MACs with this model and these settings. Fix: give other "
             "find_plan.plans or find_plan.families"
         )
-    arms = {config.baseline or _BASELINE: Arm(), **plans}
+    names = (config.baseline, _BASELINE, "no-plan")
+    baseline = next(name for name in names if name is not None and name not in plans)
+    arms = {baseline: Arm(), **plans}
     setup = PlanSetup(
         config.model_copy(
             update={
@@ -182,7 +187,7 @@ def set_up(config: Config, limits: Mapping[str, float], budget: int | None = Non
         ),
         model,
         pipeline.sampling,
-        next(iter(arms)),
+        baseline,
         plans,
         [pipeline.macs(arm) for arm in arms.values()],
         figures,

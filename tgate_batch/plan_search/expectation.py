@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
 from tgate_batch.plan_search.chain import LONGEST
+from tgate_batch.plan_search.evidence import Limit
 from tgate_batch.plan_search.search import (
     FIRST,
     SEARCHED,
@@ -74,7 +76,7 @@ def most_images(problem: Problem) -> int:
     images = problem.prompts + LONGEST * problem.prompts  # the baseline, and the chain
     while done < until:
         end = min(problem.end_from(done + max(FIRST, done)), until)
-        images += kept * (end - done)
+        images += kept * (end - done) + LONGEST * done  # a plan that was dropped may return
         kept, done = max(kept // 2, LONGEST + 1), end
     return min(images, (len(problem.savings) + 1) * problem.prompts)
 
@@ -92,3 +94,13 @@ def smallest_provable(problem: Problem, yes_no: bool) -> tuple[float, float]:
     noisy = float(_NEEDED * spread / np.sqrt(left))
     none = _NEEDED**2 / (left + _NEEDED**2)
     return (min(none, noisy) if yes_no else noisy), noisy
+
+
+def prompts_for(limit: Limit) -> int | None:
+    """Returns how many prompts confirm a harmless plan at a yes/no limit; None if no number does.
+
+    The plan changes as many answers as ``smallest_provable`` has it.
+    """
+    if not limit.yes_no or limit.at_most <= 0:
+        return None
+    return ceil((_NEEDED / limit.at_most) ** 2 * _CHANGED / (1 - SEARCHED))
