@@ -242,6 +242,32 @@ def _tail(records: Records) -> str:
     )
 
 
+def _plan_search(records: Records) -> str:
+    """Simulated plan searches, a row for each population."""
+    record = records["plan_search"]
+    head = [
+        "population", "promise kept", "recommends a plan", "saving", "oracle", "images of all",
+        "estimate's error", "kept by the mean", "saving by the mean",
+    ]  # fmt: skip
+    body = [
+        [
+            name,
+            f"{cell['kept']:.1%}",
+            f"{cell['recommends']:.0%}",
+            f"{cell['saving']:.1%}",
+            f"{cell['oracle_saving']:.1%}",
+            f"{cell['images_of_exhaustive']:.1%}",
+            "–" if cell["estimate_error"] is None else f"{cell['estimate_error']:+.4f}",
+            f"{cell['kept_by_mean']:.1%}",
+            f"{cell['saving_by_mean']:.1%}",
+        ]
+        for name, cell in record["results"]["cells"].items()
+    ]
+    table = result_table.markdown([head, *body])
+    runs = record["results"]["runs"]
+    return f"{table}\n\n{runs} searches in each row, `{_command(record)}`."
+
+
 def _gpu(records: Records) -> str:
     """Full-size models on a GPU, as far as they were measured."""
     record = records.get("gpu")
@@ -255,5 +281,6 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "costs": _costs,
     "gpu": _gpu,
     "coverage": _coverage,
+    "plan-search": _plan_search,
     "tail": _tail,
 }

@@ -26,6 +26,8 @@ metrics.cmmd metrics.frechet metrics.sampling metrics.jackknife metrics.moments 
 metrics.precision_recall
 metrics.pairs metrics.psnr metrics.ssim metrics.lpips metrics.clip
 metrics.throughput metrics.cost metrics
+plan_search.normal plan_search.evidence plan_search.looks plan_search.chain plan_search.belief
+plan_search.search plan_search.expectation plan_search.candidates plan_search
 demo demo.scenes demo.accuracy
 models.architecture models.family models.tiny models.sd models.sdxl models.kolors
 models.pixart models.sana models.svd models.wan
@@ -49,22 +51,23 @@ score.reference_file score.measure
 score.partial_sums
 score.plot_data
 score.row_sums score.aggregate score.extractor_facts score.conclusion score.figures
-score.measurement_plan score.scoring score
+score.measurement_plan score.scoring score.plan_losses score
 report.columns report.thresholds report.verdict report.plan_size report.result_table report.summary
-report.sections report.gallery report.plots.svg report.plots.base report.plots.time
+report.frontier report.sections report.gallery report.plots.svg report.plots.base report.plots.time
 report.plots.quality
 report.plots report.page report.terminal report
 execute.import_path execute.plugins execute.task execute.pool execute.executor
 execute.lazy_executor execute.worker
 execute.local execute.orphan_reaper execute.cluster execute.ray
 execute.progress execute.reference execute.macs_counter execute.rendering execute.scoring
-execute.rerender execute.estimate execute.run_summary
+execute.rerender execute.estimate execute.run_summary execute.plan_setup execute.plan_finder
 execute.verify.findings execute.verify.tables execute.verify.results execute.verify.provenance
 execute.verify.prompts execute.verify.checker execute.verify.repair execute.verify
 execute.preflight execute
 workflow
 cli.job cli.config_options cli.render cli.score cli.report cli.status cli.verify cli.export
-cli.reference cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli __main__
+cli.reference cli.find_plan cli.plan_size cli.macs cli.image cli.init cli.bench cli.main cli
+__main__
 demo.training.muon demo.training.networks demo.training.evaluate demo.training.train
 demo.training
 """

@@ -1,9 +1,10 @@
 """Runs the commands: prepare, render, score, report, and those on a finished output."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +19,7 @@ from tgate_batch.execute.progress import WorkCounter
 from tgate_batch.execute.reference import make_references, targets
 from tgate_batch.execute.rendering import RenderOutcome, render_pending
 from tgate_batch.execute.rerender import log_rerendered
-from tgate_batch.execute.run_summary import log_run
+from tgate_batch.execute.run_summary import log_models, log_run
 from tgate_batch.execute.scoring import conclude, measure_pending
 from tgate_batch.execute.verify import repair_output, restore_prompts
 from tgate_batch.execute.verify import verify as verify_output
@@ -109,6 +110,82 @@ def render(config: Config, replace_stale: bool = False, retry_errors: bool = Fal
         card.write(run.folder)
         entry["exit_code"] = _finish(run, problems, damaged)
     return entry["exit_code"]
+
+
+def find_plan(
+    config: Config,
+    limits: Mapping[str, float],
+    budget: int | None = None,
+    only_plan: bool = False,
+) -> int:
+    """Finds and confirms the cheapest plan within ``limits``, figure -> largest loss.
+
+    ``budget``: the most images to render. ``only_plan``: says what the search would do, and writes
+    nothing. Returns ``OUTSIDE`` if no plan was confirmed, ``MISSING`` if the search cannot go on.
+    """
+    from tgate_batch.execute.plan_finder import PlanFinder, SearchStopped
+    from tgate_batch.execute.plan_setup import set_up
+    from tgate_batch.report import frontier
+    from tgate_batch.score.plan_losses import MissingMeasurement, PlanLosses
+
+    _check_is_absolute_in_job("output", config.output, "--output")
+    setup = set_up(config, limits, budget)
+    run = prepare(setup.config)
+    search = setup.problem_of(run)
+    log_models(run)
+    _log(setup.lines(search))
+    if only_plan:
+        return DONE
+    with (
+        _recorded(run) as entry,
+        LazyExecutor(partial(_open_for, run, setup.model, entry)) as executor,
+    ):
+        runs.begin_run(run)
+        for model in _without_checkpoint(run):
+            _log(runs.settle_model(run, model, executor.fingerprint(model), False))
+        measurements = MeasurementPlan.of(run).of_figures([one.metric for one in setup.figures])
+        if measurements.problems:
+            raise UserError(*measurements.problems)
+
+        def deliver(stage: Prepared, pending: Pending) -> None:
+            if pending[setup.model.name]:
+                rendered = render_pending(stage, pending, executor)
+                entry.update(device=rendered.devices, invariant=rendered.invariant)
+                for problem in rendered.problems:
+                    console.warning(problem)
+                if rendered.stopped is not None:
+                    raise SearchStopped(rendered.stopped)
+            if problems := measure_pending(stage, measurements, executor):
+                raise SearchStopped("; ".join(problems))
+
+        losses = PlanLosses(
+            run, setup.model.name, setup.baseline, list(setup.figures), measurements
+        )
+        finder = PlanFinder(run, search, tuple(setup.plans), losses, deliver)
+        try:
+            outcome = finder.find()
+        except (SearchStopped, MissingMeasurement) as error:
+            console.error(
+                f"{error}; finished images are kept. Fix the cause and run the same command again"
+            )
+            entry["exit_code"] = MISSING
+            return MISSING
+        searched = setup.searched(outcome, run.prompts, finder.earlier)
+        recommended = setup.recommended(config, searched.recommended)
+        time_saved = finder.time_saved(outcome)
+        answer = frontier.sentence(searched, time_saved)
+        frontier.write(run.folder, searched, answer, recommended)
+        runs.write_description(replace(run, config=recommended))
+        card.write(run.folder)
+        console.info(answer, event="recommended", plan=searched.recommended)
+        where = run.folder.within(layout.RECOMMENDED)
+        console.info(f"frontier: {run.folder.within(layout.FRONTIER)}; config: {where}")
+        entry["exit_code"] = DONE if searched.recommended else OUTSIDE
+    return entry["exit_code"]
+
+
+def _open_for(run: Run, model: Model, entry: history.Invocation) -> Executor:
+    return open_executor(run.config, run.folder, model, entry.set_workers, entry.count_memory_kill)
 
 
 def score(config: Config) -> int:

@@ -112,6 +112,7 @@ NO_PICTURE = {
     "prompts.keep": "the same",
     "prompts.limit": "more prompts join as further shards",
     "prompts.offset": "the prompts themselves decide",
+    "prompts.shuffle": "the prompts themselves decide",
     "prompts.shard_size": "how prompts are grouped changes none of them",
     "workers.executor": "who renders",
     "workers.min": "who renders",
@@ -128,6 +129,11 @@ NO_PICTURE = {
     "output": "where it goes",
     "plugins": "where code comes from",
     "thresholds.undecided": "what is judged",
+    "find_plan.limits": "what is searched: the plans are arms, and arms are in the identity",
+    "find_plan.plans": "the same",
+    "find_plan.families": "the same",
+    "find_plan.prompts": "how many prompts are used",
+    "find_plan.confidence": "what is judged",
 }
 BASE = {
     "models": [{"name": "demo", "dtype": "float32"}],
@@ -156,6 +162,10 @@ OTHER = {  # another value of every field that does not say one by its type
     "max_errors": 3,
     "thresholds.undecided": "pass",
     "score.weights": {"clip": "a"},
+    "find_plan.limits": {"prompt_accuracy": 0.02},
+    "find_plan.plans": [{"gate_step": 5}],
+    "find_plan.families": ["gate"],
+    "find_plan.confidence": 0.9,
     "output": "elsewhere",
 }
 LISTS = {"models", "arms"}

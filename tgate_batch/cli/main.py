@@ -23,6 +23,7 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
     "verify": "check every file, row and image of an output folder; repair it",
     "export": "write images as files, with metadata.jsonl",
     "reference": "compute the statistics of a reference set of images",
+    "find-plan": "find the cheapest plan that keeps a limit, confirm it",
     "plan-size": "compute how many prompts show a difference, from a pilot run",
     "macs": "count MACs from architectures alone",
     "image": "render one image with T-GATE",
@@ -31,13 +32,13 @@ COMMANDS = {  # name -> its line in the list; its module has the name, with _ fo
 }
 
 # Commands of a run: the terminal shows only our lines, not those of libraries.
-_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference"})
+_ALONE = frozenset({"render", "score", "report", "verify", "export", "reference", "find-plan"})
 
 EXIT_CODES = """exit codes:
   0    done
   1    verify found damage
   2    the input cannot be used; one line says why
-  3    a threshold is violated or undecided
+  3    a threshold is violated or undecided; find-plan confirmed no plan
   4    images are missing, too many failed, or the cluster or storage was lost
   130  stopped by Ctrl-C        143  stopped by SIGTERM"""
 

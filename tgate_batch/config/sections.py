@@ -157,6 +157,9 @@ class Prompts(Section):
     output."""
     offset: int = Field(0, ge=0)
     """The number of prompts to skip at the beginning."""
+    shuffle: int | None = None
+    """Order the prompts by a hash of this number and their ids, so that each first part of them is
+    a random sample of the set; `limit` then takes a sample. Default: the set's order."""
     shard_size: int = Field(64, ge=1, le=100_000)
     """The maximum number of prompts in a shard: one output file, and the most that is lost if a
     worker dies."""
@@ -544,6 +547,24 @@ class Thresholds(Section):
         return self.__pydantic_extra__ or {}
 
 
+class FindPlan(Section):
+    """What `tgate-batch find-plan` searches for: the cheapest plan within every limit."""
+
+    limits: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """How much a plan may lose, by figure, in the figure's units: `{prompt_accuracy: 0.02}` allows
+    2 points. `--lose-at-most` adds one."""
+    plans: tuple[Arm, ...] = ()
+    """The plans to search, each with the keys of an arm. Default: the plans of `families`, and the
+    config's own arms."""
+    families: tuple[str, ...] = ()
+    """The kinds of plans to search: `steps`, `gate`, `guidance`, `deepcache`. Default: all that the
+    pipeline supports."""
+    prompts: int | None = Field(None, ge=1)
+    """How many prompts to use, sampled from the set. Default: `prompts.limit`, or all."""
+    confidence: float = Field(0.95, ge=0.5, le=0.999)
+    """The probability that the recommended plan keeps every limit."""
+
+
 class Cost(Section):
     """Device prices; a worker costs its GPUs (``workers.gpus_each``), or else its CPUs."""
 
@@ -569,6 +590,7 @@ class Config(Section):
     cost: Cost = Cost()
     thresholds: Thresholds = Thresholds()
     """Bounds by figure of report.json. The exit code is 3 if an arm violates one."""
+    find_plan: FindPlan = FindPlan()
     max_errors: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = 0.01
     """How many images may fail: a number, or a fraction of all images (then at least one). With
     more failures the run stops with exit code 4. null: any number."""

@@ -14,6 +14,7 @@ from tgate_batch import console
 from tgate_batch.records import ShardProgress, ShardResult
 
 _SECONDS_BETWEEN_LINES = 5.0
+_MOST_ARMS = 8  # with a bar, or a count in a line
 _WINDOW = 60.0  # seconds over which a rate is averaged
 
 ArmKey = tuple[str, str]  # model, arm
@@ -79,7 +80,7 @@ class RunProgress:
             above = (FileProxy(screen, stream) for stream in (console.out(), console.err()))
             self._stack.enter_context(console.to(*above))
             self._all = self._bars.add_task("all", total=sum(self._totals.values()))
-            for key, total in self._totals.items():
+            for key, total in self._shown().items():
                 self._rows[key] = self._bars.add_task(" ".join(key), total=total)
             self._bars.start()
             self._refresh()
@@ -132,7 +133,7 @@ class RunProgress:
 
     def _refresh(self) -> None:
         assert self._bars is not None
-        counts = {key: self._rendered(key) for key in self._rows}
+        counts = {key: self._rendered(key) for key in self._totals}
         for key, row in self._rows.items():
             self._bars.update(row, completed=counts[key])
         done = sum(counts.values())
@@ -145,13 +146,18 @@ class RunProgress:
         left = duration((sum(self._totals.values()) - done) / rate) + " left" if rate else idle
         return f"{rate:.2f} images/s, {left}{errors}"
 
+    def _shown(self) -> Mapping[ArmKey, int]:
+        """Returns the arms that are shown by name; none if there are many."""
+        return self._totals if len(self._totals) <= _MOST_ARMS else {}
+
     def _print_line(self) -> None:
         self._last = time.monotonic()
         counts = {key: self._rendered(key) for key in self._totals}
         done, total = sum(counts.values()), sum(self._totals.values())
-        arms = ", ".join(f"{arm} {n:,}/{self._totals[_, arm]:,}" for (_, arm), n in counts.items())
+        arms = [f"{key[1]} {counts[key]:,}/{most:,}" for key, most in self._shown().items()]
+        detail = ", ".join(arms) or f"{len(counts)} arms"
         console.info(
-            f"{done:,}/{total:,} images, {self._note(done)} ({arms})",
+            f"{done:,}/{total:,} images, {self._note(done)} ({detail})",
             event="progress",
             done=done,
             total=total,

@@ -17,10 +17,7 @@ def log_run(run: Prepared) -> None:
         event="run",
         images=images,
     )
-    for name, model in run.models.items():
-        console.info(f"{name}: {model.summary_line()}", event="model", model=name)
-        for line in model.partial_loras:
-            console.warning(f"models: {name}: {line}; the others are left out")
+    log_models(run)
     columns = prompts.describe_columns(run.config.prompts, run.config.score.by)
     if columns.files > 1:
         console.info(f"prompts: {columns.files:,} files, the first {columns.first}")
@@ -40,6 +37,14 @@ def log_run(run: Prepared) -> None:
         console.warning(warning)
     for line in run.failed:
         console.info(line)
+
+
+def log_models(run: Prepared) -> None:
+    """Logs how each model is sampled, and which layers of LoRAs do not fit."""
+    for name, model in run.models.items():
+        console.info(f"{name}: {model.summary_line()}", event="model", model=name)
+        for line in model.partial_loras:
+            console.warning(f"models: {name}: {line}; the others are left out")
 
 
 def _count(items: Sized, noun: str) -> str:

@@ -13,6 +13,8 @@ No other module spells a name of the output or decides what is part of an identi
     scores/<model>/<arm>.json
     scores/reference/<extractor>.npz                      the reference's statistics
     report/index.html  report.json  report.md
+    find_plan/frontier.json  recommended.yaml             the result of a search for a plan
+    find_plan/searches.json                               the searches and the plans they confirm
 
 While a driver works there, the folder also has ``claim.json`` and ``claim-<token>.json``. A
 reference file is built from ``<file>.parts/<extractor>/part-00000.parquet``, which are then
@@ -48,6 +50,9 @@ SUMS = "scores/sums"
 REPORT_JSON = "report/report.json"
 REPORT_MARKDOWN = "report/report.md"
 REPORT_PAGE = "report/index.html"
+FRONTIER = "find_plan/frontier.json"
+RECOMMENDED = "find_plan/recommended.yaml"
+SEARCHES = "find_plan/searches.json"
 IMAGE_FILES = f"{IMAGES}/*/*/*.parquet"  # the pattern in the dataset card
 
 ROWS = "rows"  # the measurement with each row's status and times

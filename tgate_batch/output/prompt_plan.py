@@ -80,7 +80,7 @@ def plan_shards(
         return PromptPlan(stored, len(stored), unchanged)
     first_part = stored[-1].part + 1 if stored else 0
     shards: dict[int, ShardPlan] = {}
-    images = overrides = False
+    images, overrides = False, spec.shuffle is not None  # shuffled rows are not consecutive
     left = count(spec) - sum(shard.prompts for shard in stored)
     prompts = warn_of_syntax(unique(read_prompts(spec, by, given), globbing.name_paths(spec)))
     planned = [(shard.batch_key, shard.prompts) for shard in stored]
@@ -114,6 +114,8 @@ def _settings(spec: Prompts, by: str | None) -> layout.Settings:
     without = {"path", "shard_size", "image_roots"}
     if spec.repeated_ids == "refuse":  # older ledgers have no such entry
         without.add("repeated_ids")
+    if spec.shuffle is None:
+        without.add("shuffle")
     for key, value in spec.model_dump(exclude=without).items():
         if isinstance(value, dict):
             settings |= {f"{key}.{name}": part for name, part in value.items()}

@@ -191,7 +191,7 @@ def begin_run(run: Prepared) -> None:
         run.ledger.finish_clearing()
         if run.stale:
             run.ledger.clear(*run.stale)
-        run.folder.write(layout.RUN, json.dumps(seal.with_seal(describe(run)), indent=2))
+        write_description(run)
         card.write(run.folder)
         prompt_plan.store_prompts(run.folder, run.config.prompts, run.plan, run.config.score.by)
         run.ledger.record(layout.PROMPTS, run.plan.source)
@@ -230,11 +230,23 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "format": layout.FORMAT,
         "version": __version__,
-        "config": _without_credentials(run.config.model_dump(mode="json")),
+        "config": shareable_config(run.config),
         "models": {name: one.as_dict() for name, one in run.models.items()},
         "prompts": run.prompts,
         "shards": len(run.shards),
     }
+
+
+def write_description(run: Run) -> None:
+    """Writes ``run.json``."""
+    run.folder.write(layout.RUN, json.dumps(seal.with_seal(describe(run)), indent=2))
+
+
+def shareable_config(config: Config, exclude_defaults: bool = False) -> dict[str, Any]:
+    """Returns the config as plain data, without credentials."""
+    plain = config.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    without: dict[str, Any] = _without_credentials(plain)
+    return without
 
 
 def _without_credentials(value: Any) -> Any:

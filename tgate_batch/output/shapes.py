@@ -133,6 +133,18 @@ class HistoryLine(Shape):
     cpus_each: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
+class _Search(Shape):
+    id: str
+    limits: dict[str, Number]
+    chain: list[str]
+
+
+class SearchesFile(Shape):
+    """``find_plan/searches.json``: the searches whose plans were confirmed here, in order."""
+
+    searches: list[_Search]
+
+
 class WorkerFile(Shape):
     """``workers/<name>.json``: a worker's time per stage."""
 

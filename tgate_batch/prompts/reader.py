@@ -1,12 +1,16 @@
 """Reads a prompt set and cuts it into shards.
 
-A prompt set is streamed: only its ids are in memory, to refuse duplicates.
+A prompt set is streamed: only its ids are in memory, to refuse duplicates. A shuffled set is the
+exception.
 """
 
+import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from typing import Any, NamedTuple, NoReturn
 
 from tgate_batch.config import Prompts
@@ -33,14 +37,30 @@ def read_prompts(
     columns that may or may not be settings, and for a row whose text, id or setting is missing or
     invalid. :func:`unique` checks for duplicate ids.
 
+    With ``spec.shuffle`` they come in the order of a hash of their ids; the prompts of the first
+    ``limit`` hashes are then in memory.
+
     Example::
 
         [prompt.text for prompt in read_prompts(Prompts(path="demo", limit=3))]
     """
+    if spec.shuffle is not None:
+        every = read_prompts(spec.model_copy(update={"shuffle": None, "limit": None}), by, given)
+        return iter(_smallest(every, spec.limit, partial(_hash, spec.shuffle)))
     if spec.repeated_ids == "number":  # from the beginning, so that the offset changes no id
         whole = spec.model_copy(update={"offset": 0, "limit": _stop(spec)})
         return itertools.islice(_numbered(_read(whole, by, given)), spec.offset, None)
     return _read(spec, by, given)
+
+
+def _smallest(
+    prompts: Iterable[Prompt], limit: int | None, key: Callable[[Prompt], bytes]
+) -> list[Prompt]:
+    return sorted(prompts, key=key) if limit is None else heapq.nsmallest(limit, prompts, key)
+
+
+def _hash(seed: int, prompt: Prompt) -> bytes:
+    return blake2b(f"{seed} {prompt.id}".encode()).digest()
 
 
 def _read(spec: Prompts, by: str | None, given: Collection[str]) -> Iterator[Prompt]:

@@ -50,6 +50,13 @@ class MeasurementPlan:
                 missing[metric.name] = str(error)
         return cls(extractors, tuple(metrics), tuple(dict.fromkeys(missing.values())), missing)
 
+    def of_figures(self, figures: Sequence[ImageMetric]) -> "MeasurementPlan":
+        """Returns the plan with these metrics alone, and with the problems of theirs."""
+        names = {metric.name for metric in figures}
+        missing = {name: why for name, why in self.missing.items() if name in names}
+        metrics = tuple(pair for pair in self.metrics if pair[0].name in names)
+        return MeasurementPlan({}, metrics, tuple(dict.fromkeys(missing.values())), missing)
+
     @property
     def facts(self) -> tuple[ExtractorFacts, ...]:
         return tuple(map(ExtractorFacts.of, self.extractors.values()))

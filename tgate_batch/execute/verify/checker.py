@@ -256,8 +256,20 @@ class _Check:
             self._json(layout.HISTORY, results.history(self._folder, layout.HISTORY))
         for name in (layout.RUN, layout.LEDGER):
             self._json(name, results.readable(self._folder, name))
+        self._plan_search()
         if layout.DAMAGED in self._present:
             self._check_damaged_list()
+
+    def _plan_search(self) -> None:
+        """The files of a plan search. The list of searches cannot be made again."""
+        for name in (layout.FRONTIER, layout.RECOMMENDED):
+            if name in self._present:
+                self._json(name, results.readable(self._folder, name))
+        if layout.SEARCHES in self._present:
+            self._left.discard(layout.SEARCHES)
+            reasons = results.readable(self._folder, layout.SEARCHES)
+            advice = "restore it from a copy, or search in a new output"
+            self._findings.add(JSONS, layout.SEARCHES, [*reasons, advice] if reasons else [], KEPT)
 
     def _json(self, name: str, reasons: list[str]) -> None:
         self._left.discard(name)
