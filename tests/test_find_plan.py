@@ -121,6 +121,19 @@ def test_nothing_in_the_output_is_foreign_or_damaged(searched):
     assert {fault.kind for fault in found.faults} <= {"missing"}
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [(layout.FRONTIER, "damaged"), (layout.SEARCHES, "kept")]
+)
+def test_a_changed_file_of_a_search_is_found(searched, tmp_path, name, kind):
+    """The list of searches cannot be made again, so a repair leaves it alone."""
+    other = tmp_path / "out"
+    shutil.copytree(searched, other)
+    file = other / name
+    file.write_text(file.read_text().replace("guidance-1", "guidance-2"))
+    found, _ = verify(str(other))
+    assert [fault.kind for fault in found.faults if fault.name == name] == [kind]
+
+
 def test_without_a_plan_within_the_limit_the_baseline_is_recommended(searched, tmp_path):
     other = tmp_path / "out"
     shutil.copytree(searched, other)

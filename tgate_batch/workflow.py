@@ -131,6 +131,8 @@ def find_plan(
     _check_is_absolute_in_job("output", config.output, "--output")
     setup = set_up(config, limits, budget)
     run = prepare(setup.config)
+    for model in _unknown(run):
+        checkpoint.check_hub(model)
     search = setup.problem_of(run)
     log_models(run)
     _log(setup.lines(search))
@@ -146,22 +148,10 @@ def find_plan(
         measurements = MeasurementPlan.of(run).of_figures([one.metric for one in setup.figures])
         if measurements.problems:
             raise UserError(*measurements.problems)
-
-        def deliver(stage: Prepared, pending: Pending) -> None:
-            if pending[setup.model.name]:
-                rendered = render_pending(stage, pending, executor)
-                entry.update(device=rendered.devices, invariant=rendered.invariant)
-                for problem in rendered.problems:
-                    console.warning(problem)
-                if rendered.stopped is not None:
-                    raise SearchStopped(rendered.stopped)
-            if problems := measure_pending(stage, measurements, executor):
-                raise SearchStopped("; ".join(problems))
-
-        losses = PlanLosses(
-            run, setup.model.name, setup.baseline, list(setup.figures), measurements
-        )
-        finder = PlanFinder(run, search, tuple(setup.plans), losses, deliver)
+        figures, names = list(setup.figures), tuple(setup.plans)
+        losses = PlanLosses(run, setup.model.name, setup.baseline, figures, measurements)
+        deliver = partial(_deliver, measurements, executor, entry)
+        finder = PlanFinder(run, search, names, losses, deliver)
         try:
             outcome = finder.find()
         except (SearchStopped, MissingMeasurement) as error:
@@ -172,8 +162,7 @@ def find_plan(
             return MISSING
         searched = setup.searched(outcome, run.prompts, finder.earlier)
         recommended = setup.recommended(config, searched.recommended)
-        time_saved = finder.time_saved(outcome)
-        answer = frontier.sentence(searched, time_saved)
+        answer = frontier.sentence(searched, finder.time_saved(outcome))
         frontier.write(run.folder, searched, answer, recommended)
         runs.write_description(replace(run, config=recommended))
         card.write(run.folder)
@@ -182,6 +171,27 @@ def find_plan(
         console.info(f"frontier: {run.folder.within(layout.FRONTIER)}; config: {where}")
         entry["exit_code"] = DONE if searched.recommended else OUTSIDE
     return entry["exit_code"]
+
+
+def _deliver(
+    measurements: MeasurementPlan,
+    executor: Executor,
+    entry: history.Invocation,
+    stage: Prepared,
+    pending: Pending,
+) -> None:
+    """Renders what is pending of a stage of a plan search, and measures its images."""
+    from tgate_batch.execute.plan_finder import SearchStopped
+
+    if any(pending.values()):
+        rendered = render_pending(stage, pending, executor)
+        entry.update(device=rendered.devices, invariant=rendered.invariant)
+        for problem in rendered.problems:
+            console.warning(problem)
+        if rendered.stopped is not None:
+            raise SearchStopped(rendered.stopped)
+    if problems := measure_pending(stage, measurements, executor):
+        raise SearchStopped("; ".join(problems))
 
 
 def _open_for(run: Run, model: Model, entry: history.Invocation) -> Executor:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 # What an output's names look like; the words of an identity's footer too.
 SPELLED = re.compile(
     r"(^|/)(run|made_of|claim|damaged|history|report)\.jsonl?\b|shard-\{|part-\{"
-    r"|^(images(?!/s\b)|features|measured|scores|workers|prompts|report)/|tgate_batch\.identity"
+    r"|^(images(?!/s\b)|features|measured|scores|workers|prompts|report|find_plan)/"
+    r"|tgate_batch\.identity"
 )
 
 

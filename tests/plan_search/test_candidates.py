@@ -52,7 +52,7 @@ def test_a_gate_and_ended_guidance_are_not_combined():
             "deepcache-3",
             "DeepCache every 3 steps",
         ),
-        (Arm(gate_step=0.4), "gate-0.4", "gate at step 0.4"),
+        (Arm(gate_step=0.4), "gate-0.4", "gate at 0.4 of the steps"),
     ],
 )
 def test_an_arm_has_a_name_and_words(arm, name, words):

@@ -207,8 +207,14 @@ def name_of(arm: Arm) -> str:
 
 def describe(arm: Arm) -> str:
     """Returns what the arm does, e.g. ``15 steps, guidance until step 8``."""
-    phrases = [_PHRASES.get(key, key + " {}").format(value) for key, value in _set(arm).items()]
-    return ", ".join(phrases)
+    return ", ".join(_phrase(key, value) for key, value in _set(arm).items())
+
+
+def _phrase(key: str, value: Any) -> str:
+    words = _PHRASES.get(key, key + " {}")
+    if isinstance(value, float) and value < 1:  # a part of the steps
+        words = words.replace("step {}", "{} of the steps")
+    return words.format(value)
 
 
 def _set(arm: Arm) -> Mapping[str, Any]:
