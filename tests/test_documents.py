@@ -46,6 +46,7 @@ NOT_RUN = {  # a snippet's name, * for anything -> why
     "docker *": "no Docker here; tests/docker/ holds its files against their schemas",
     "kubectl *": "no Kubernetes here; tests/docker/ holds its files against their schemas",
     "python -m tgate_batch.demo.training.train *": "an hour of training",
+    "tgate-batch render --config plans_demo *": "many images; tests/render/ draws each kind",
     "mine: a StableDiffusionXLPipeline, *": "a run with a checkpoint of one's own, as "
     "tests/models/test_resolve_job.py draws with one",
     "<output>/README.md *": "names, not code; tests/output/test_layout.py has them",
@@ -71,6 +72,7 @@ MADE = {"jobs/NAME.py", "docker/out/demo/report/index.html"}  # files that need 
 PRINTS = {  # a page -> what its Python code prints
     "README.md": r"",
     "docs/gate.md": r"\[(2, ){10}(1, ){14}1\]\n",
+    "docs/plans.md": r"([\w-]+ +[#~2ds1.]{25}\n){4}",
     "docs/reproduce.md": r"at most [01] of 255 levels apart\nat most 0 of 255 levels apart\n",
     "tgate_batch/demo/README.md": r"",
 }

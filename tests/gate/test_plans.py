@@ -4,6 +4,7 @@ import random
 
 import oracle
 import pytest
+import torch
 from cases import KIN, TEXT, Call, Cases
 from plans_oracle import Loop, Setting
 
@@ -13,9 +14,11 @@ from tgate_batch.gate import (
     GuidanceInterval,
     Plan,
     SelfAttentionInterval,
+    cache_bytes,
     combined,
     gated,
 )
+from tgate_batch.gate.pipeline import tracked
 
 CLOSE = 1e-7  # of the largest latent
 pytestmark = pytest.mark.filterwarnings(
@@ -102,3 +105,90 @@ def test_random_plans_of_the_newer_families(cases, name, count):
     for _ in range(count):
         call = cases.random(chance, [name])
         check(call, random_setting(chance, call.case.steps, is_guided(call)))
+
+
+PLANS = [
+    GuidanceInterval(0, 2, "reuse", every=2),
+    GuidanceInterval(weights=(7.5, 3.0), scale=7.5),
+    combined(GuidanceInterval(0, 3), SelfAttentionInterval(2)),
+    combined(GatePlan(3, 2), Forecast((2, 4))),
+    Forecast((2, 3, 5), order=2),
+]
+
+
+@pytest.mark.parametrize("name", ["sdxl", "wan21"])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_after_the_block_the_pipeline_is_plain_and_a_second_call_equals_the_first(
+    cases, name, plan
+):
+    call = cases.call(name, batch=2)
+    plain = call.run()
+    with tracked(call.pipe, plan) as tracker:
+        first = call.run()
+        assert tracker.cached_bytes == 0
+        assert torch.equal(call.run(), first)
+    assert not torch.equal(first, plain)
+    assert torch.equal(call.run(), plain)
+
+
+@pytest.mark.parametrize("name", ["sd15", "wan21"])
+def test_a_table_that_computes_everything_changes_no_bit(cases, name):
+    call = cases.call(name, batch=2)
+    plain = call.run()
+    for plan in (
+        Forecast(first=50),
+        GuidanceInterval(0, 50, "reuse", every=3),
+        GuidanceInterval(weights=(7.5,), scale=7.5),
+        SelfAttentionInterval(1),
+    ):
+        with gated(call.pipe, plan):
+            assert torch.equal(call.run(), plain), plan
+
+
+def test_an_interrupt_before_a_forecast_leaves_the_next_call_right(cases):
+    call = cases.call("sd15", scheduler="DDIMScheduler")
+    with gated(call.pipe, Forecast((1, 3))):
+        expected = call.run()
+        for last in range(6):
+
+            def interrupt(pipe, step, timestep, tensors, last=last):
+                pipe._interrupt = step == last
+                return tensors
+
+            call.run(callback_on_step_end=interrupt)
+            assert torch.equal(call.run(), expected)
+
+
+def test_guidance_ended_by_a_callback_before_a_forecast(cases):
+    """With equal captions the two branches are one: ending guidance changes nothing."""
+    call = cases.call("sd15", scheduler="EulerDiscreteScheduler")
+
+    def end(pipe, step, timestep, tensors):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[1]
+        return tensors
+
+    same = {"negative_prompt_embeds": call.case.text[1]["prompt_embeds"]}
+    with gated(call.pipe, Forecast((2, 4))):
+        whole = call.run(**same)
+        ended = call.run(
+            **same,
+            callback_on_step_end=end,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        )
+    assert float((ended - whole).abs().max() / whole.abs().max()) < CLOSE
+
+
+def test_memory_of_new_kinds_is_predicted_exactly(tiny_models, arguments):
+    pipe = tiny_models("sd15", scheduler="ddim")
+    for plan in PLANS:
+        with gated(pipe, plan) as summary:
+            pipe(**arguments(pipe, 2, guidance_scale=7.5))
+        assert summary.peak_bytes == cache_bytes(pipe.unet, plan, 6, 8, 8, 2), plan
+
+
+def test_weights_refuse_what_they_cannot_scale(tiny_models):
+    plan = GuidanceInterval(weights=(7.5, 3.0), scale=7.5)
+    with pytest.raises(ValueError, match="as an input of a distilled"):
+        gated(tiny_models("lcm_sdxl"), plan).__enter__()

@@ -158,6 +158,8 @@ OTHER = {  # another value of every field that does not say one by its type
     "images.format": "png",
     "workers.executor": "local",
     "arms.deepcache": {"interval": 2, "branch": 0},
+    "arms.guidance": {"until": 3},
+    "arms.forecast": {"steps": [3]},
     "plugins": ["a.module"],
     "workers.hang_after": 60,
     "max_errors": 3,

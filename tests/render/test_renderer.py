@@ -22,6 +22,9 @@ RIVALS = {
     "another scheduler": Arm(scheduler="EulerDiscreteScheduler"),
     "guidance ends": Arm(guidance_until=0.5),
     "guidance begins late": Arm(guidance_from=1, guidance_until=3),
+    "guidance is reused": Arm(guidance={"until": 2, "then": "reuse"}),
+    "guidance has weights": Arm(guidance={"weights": [6.0, 3.0]}),
+    "a step is forecast": Arm(forecast={"steps": [2]}),
 }
 
 

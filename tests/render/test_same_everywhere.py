@@ -26,6 +26,11 @@ ARMS = {
     "lcm": Arm(scheduler="LCMScheduler"),
     "a tree of noise": Arm(scheduler="DPMSolverSDEScheduler"),
     "guidance interval": Arm(guidance_from=1, guidance_until=3),
+    "guidance refreshed": Arm(guidance={"until": 1, "then": "reuse", "every": 2}, sp_interval=2),
+    "guidance weights": Arm(guidance={"weights": [6.0, 3.0, 1.0]}),
+    "forecast": Arm(forecast={"steps": [2]}),
+    "gate and forecast": Arm(gate_step=2, forecast={"steps": [3], "order": 0}),
+    "deepcache and forecast": Arm(deepcache={"interval": 2}, forecast={"first": 2, "last": 2}),
 }
 WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new", "far", "near"]
 
