@@ -172,7 +172,7 @@ def _footers(run: Run, folder: str, present: Collection[str]) -> list[tuple[str,
         try:
             with parquet.open_table(run.folder, name) as file:
                 identity = (file.metadata.metadata or {}).get(IDENTITY_KEY, b"")
-        except Exception:  # a damaged file, which its settings check reports
+        except Exception:  # a damaged file, which its own check reports
             continue
         footers.append((shard.digest, identity.decode(errors="replace")))
     return footers
