@@ -650,7 +650,7 @@ def test_files_without_digests_are_told_and_are_no_fault(out):
     pq.write_table(old, file, write_page_checksum=True)
     lines = lines_of(out)
     assert lines[-1].startswith("ok: ")
-    assert lines[-2].startswith("1 files of images have no digests: a version before 0.2.0")
+    assert lines[-2].startswith("1 files of images are older than 0.2.0, without digests: ")
 
 
 def test_an_image_that_differs_from_the_one_drawn_again_is_called_so(out, capsys):

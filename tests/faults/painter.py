@@ -1,7 +1,7 @@
-"""Pipelines that draw in place of a run's own, and do mischief as they are told.
+"""Pipelines that replace a run's own, and fail as the tests request.
 
-What it is told stands in a file, so that workers in other processes hear it too. A mischief with a
-number of times counts them by files beside that one.
+The request is a file, so that workers in other processes read it too. Faults that happen a number
+of times are counted by files in the same folder.
 """
 
 import json
@@ -28,13 +28,13 @@ ALWAYS = 10**9
 
 @dataclass(frozen=True)
 class Mischief:
-    """What goes wrong in the workers. Texts are parts of prompts."""
+    """The faults of the workers. Texts are parts of prompts."""
 
     seconds: float = 0.0  # a batch
     raises: str = ""
-    raises_each: int = 0  # at pictures whose seed divides by it
+    raises_each: int = 0  # for images whose seed is a multiple of it
     nan: str = ""
-    memory: int = 0  # pictures that fit; 0: all
+    memory: int = 0  # images that fit into memory; 0: all
     memory_times: int = ALWAYS
     dies: str = ""
     dies_times: int = ALWAYS
@@ -44,8 +44,8 @@ class Mischief:
     starts_not: int = 0  # times
     bad: int = 0  # workers that fail at everything
 
-    def tell(self) -> None:
-        """From here on, all workers do this."""
+    def request(self) -> None:
+        """Requests this of all workers from now on."""
         file = Path(os.environ[VARIABLE])
         for flag in file.parent.glob(f"{file.name}-*"):
             flag.unlink()
@@ -54,12 +54,12 @@ class Mischief:
         fresh.replace(file)
 
     @classmethod
-    def heard(cls) -> "Mischief":
-        """What the workers were told last."""
+    def read(cls) -> "Mischief":
+        """Reads the last request."""
         return cls(**json.loads(Path(os.environ[VARIABLE]).read_text()))
 
     def is_due(self, name: str, times: int) -> bool:
-        """Whether something that happens so many times, in all processes together, happens now."""
+        """True if a fault that happens ``times`` times over all processes is due now."""
         if times == ALWAYS:
             return True
         for number in range(times):
@@ -72,14 +72,14 @@ class Mischief:
 
 
 class Painter(StandIn):
-    """One colour a picture, which its seed alone decides."""
+    """Images of one colour each, which depends only on the seed."""
 
     def __init__(self, model: Model, config: Config) -> None:
         super().__init__(model, config)
-        heard = Mischief.heard()
-        if heard.is_due("starts-not", heard.starts_not):
+        mischief = Mischief.read()
+        if mischief.is_due("starts-not", mischief.starts_not):
             raise RuntimeError("this worker does not start")
-        self._bad = heard.is_due("bad", heard.bad)
+        self._bad = mischief.is_due("bad", mischief.bad)
 
     def applying(self, arm: Arm, sampling: Any = None) -> AbstractContextManager:  # comes first
         if self._bad:
@@ -114,8 +114,8 @@ class OwnModel(PipelineRunner):
 
 
 def misbehave(texts: list[str], seeds: list[int]) -> list[bool]:
-    """Does to a batch what was told; returns which of its pictures are of NaN."""
-    mischief = Mischief.heard()
+    """Applies the requested faults to a batch; returns which of its images become NaN."""
+    mischief = Mischief.read()
     time.sleep(mischief.seconds)
 
     def says(part: str) -> bool:
@@ -140,7 +140,7 @@ def misbehave(texts: list[str], seeds: list[int]) -> list[bool]:
 
 def _load(weights: str | None, device: str) -> Any:
     def measure(images: list, prompts: list, baselines: Any = None) -> np.ndarray:
-        if Mischief.heard().is_due("dies_measuring", Mischief.heard().dies_measuring):
+        if Mischief.read().is_due("dies_measuring", Mischief.read().dies_measuring):
             os._exit(1)
         return np.array([np.asarray(image).mean() for image in images])
 

@@ -212,7 +212,7 @@ def disturbed(
 
     The first run has to end with one of ``codes``, and without a traceback.
     """
-    Mischief(seconds=0.1).tell()
+    Mischief(seconds=0.1).request()
     settings = world.config(**{"workers": ON_RAY, **changes})
     driver = Driver(world, settings, cluster)
     try:
@@ -236,7 +236,7 @@ def suspended_and_taken_over(
 
     The first one wakes while the other one works, or after it. It writes no more, and says so.
     """
-    Mischief(seconds=0.1).tell()
+    Mischief(seconds=0.1).request()
     settings = first_world.config(**changes)
     theirs = second_world.config(**{"output": settings.output, **changes})
     beat = {"TGATE_BATCH_BEAT": "0.2"}

@@ -1,7 +1,7 @@
 """``make faults``: every kind of fault, many times at random moments, and a table of the outcome.
 
-Each round disturbs a run, lets it go on, and compares what it made with an undisturbed run, row by
-row and picture by picture. ``python tests/faults/suite.py [--only TEXT] [--share 0.1] [--seed N]``
+Each round disturbs a run, continues it, and compares its output with an undisturbed run's, row by
+row and image by image. ``python tests/faults/suite.py [--only TEXT] [--share 0.1] [--seed N]``
 """
 
 import argparse
@@ -38,7 +38,7 @@ Round = Callable[[random.Random], None]
 
 
 class Places:
-    """What rounds take place in; most is made when the first round asks for it."""
+    """The surroundings of the rounds; most are made when the first round needs them."""
 
     def __init__(self, place: Path, stack: contextlib.ExitStack):
         self._place, self._stack = place, stack
@@ -60,23 +60,23 @@ class Places:
 
     @cached_property
     def workers(self) -> World:
-        """With workers of their own for runs in this process."""
+        """Starts workers in other processes for the runs in this process."""
         workers.join(self.cluster)
         self._stack.callback(ray.stop)
         return self.world
 
 
 def rounds(places: Places) -> Iterator[tuple[str, Round, int]]:
-    """(kind, round, how often)."""
-    for where, held in (
+    """Yields (kind, round, number of times)."""
+    for world, kinds in (
         (lambda: places.world, injected.ROUNDS),
         (lambda: places.world, damage.ROUNDS),
         (lambda: places.of_a_model, model.ROUNDS),
         (lambda: places.on_a_store, store.ROUNDS),
         (lambda: places.workers, workers.ROUNDS),
     ):
-        for kind, (one, times) in held.items():
-            yield kind, lambda rng, one=one, where=where: one(where(), rng), times
+        for kind, (one, times) in kinds.items():
+            yield kind, lambda rng, one=one, world=world: one(world(), rng), times
     for kind, (act, codes, times) in processes.ON_A_SHARED_CLUSTER.items():
 
         def shared(rng: random.Random, act=act, codes=codes) -> None:
@@ -130,13 +130,13 @@ def run(place: Path, only: Collection[str], share: float = 1.0, seed: int = 0) -
 
 
 def _cpu_seconds() -> float:
-    """What this process and its children that have ended used."""
+    """Returns the CPU time of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 
 @contextlib.contextmanager
 def in_time() -> Iterator[None]:
-    """A round that hangs fails."""
+    """Fails a round that hangs."""
 
     def hangs(number: int, frame: object) -> None:
         raise AssertionError(f"it hangs: nothing after {LONGEST_ROUND} s")
@@ -150,22 +150,25 @@ def in_time() -> Iterator[None]:
 
 
 def quietly(call: Callable, *rest):
-    """The call's own output is shown only where it fails."""
-    said = io.StringIO()
+    """Shows the output of a call only if it fails."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             return call(*rest)
     except Exception:
-        print(said.getvalue()[-2000:])
+        print(output.getvalue()[-2000:])
         raise
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", action="append", metavar="TEXT", help="kinds whose name has it (repeatable)"
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="only kinds with this text in their name",
     )
-    parser.add_argument("--share", type=float, default=1.0, help="of the rounds of each kind")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the rounds to run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

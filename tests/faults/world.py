@@ -1,4 +1,4 @@
-"""A small run, what it makes undisturbed, and whether another output holds just that."""
+"""A small run, its undisturbed output, and a check that another output equals it."""
 
 import io
 import os
@@ -36,7 +36,7 @@ Artist = Callable[[Model, Config], Any]
 
 
 class Row(NamedTuple):
-    """What there is of one picture."""
+    """The status and content of one image."""
 
     status: str
     picture: bytes | None
@@ -50,9 +50,9 @@ Rows = dict[tuple[str, str, int], Row]  # by arm, prompt, number
 
 
 class World:
-    """A place for the rounds: 25 prompts, two pictures each, under two arms; 100 pictures.
+    """A folder for the rounds: 25 prompts, two images each, under two arms; 100 images.
 
-    ``artist`` opens what draws; ``levels`` of 255 lie between equal pictures.
+    ``artist`` opens the pipeline; equal images may differ by ``levels`` of 255.
     """
 
     def __init__(self, place: Path, artist: Artist = Painter, levels: int = 0, **changes: Any):
@@ -62,7 +62,7 @@ class World:
         plugins.register(["painter"])
         self._outputs = 0
         os.environ.setdefault(painter.VARIABLE, str(place / "mischief.json"))
-        Mischief().tell()
+        Mischief().request()
         self.prompts = place / "prompts.csv"
         self.write_prompts()
         self.undisturbed: Rows = {}
@@ -94,35 +94,35 @@ class World:
         return config.parse(data)
 
     def output(self, name: str) -> str:
-        """Where an output of this name is."""
+        """Returns the path of an output of this name."""
         return str(self.place / name)
 
     def render(self, settings: Config, mischief: Mischief | None = None, **options: Any) -> int:
-        """A run in this process; the exit code. Raises as ``workflow.render``."""
-        (mischief or Mischief()).tell()
+        """Runs in this process; returns the exit code. Raises as ``workflow.render``."""
+        (mischief or Mischief()).request()
         with drawing(self._artist):
             return self.judged(settings, workflow.render(settings, **options))
 
     def resume(self, settings: Config, **options: Any) -> None:
-        """The same run again, undisturbed: it does what is missing, and then holds everything."""
+        """Reruns it undisturbed: it renders what is missing, and then the output is complete."""
         here = settings.model_copy(update={"workers": Workers(executor="local")})
         assert self.render(here, **options) == workflow.DONE
         self.check(settings)
 
     def judged(self, settings: Config, code: int) -> int:
-        """The exit code of a run, which is not 0 where anything is missing."""
+        """Returns the exit code of a run; asserts that it is not 0 if anything is missing."""
         if code == workflow.DONE and self.undisturbed:
             assert rows(settings).keys() == self.undisturbed.keys(), "exit code 0, and rows missing"
         return code
 
     def check(self, settings: Config, failed: Collection[str] = ()) -> None:
-        """Every row is there once and equals the undisturbed run's; these prompts' are errors.
+        """Asserts that every row exists once and equals the undisturbed run's, or is an error.
 
-        Everything else in the output is as it should be, too.
+        ``failed``: the prompts with errors. The whole output must be verified without a fault.
         """
-        found = rows(settings)
-        assert found.keys() == self.undisturbed.keys(), "rows are missing"
-        for key, row in found.items():
+        stored = rows(settings)
+        assert stored.keys() == self.undisturbed.keys(), "rows are missing"
+        for key, row in stored.items():
             if key[1] in failed:
                 assert row.status == "error", f"{key} is {row.status}"
             else:
@@ -142,7 +142,7 @@ class World:
 
 @contextmanager
 def drawing(artist: Artist = Painter) -> Iterator[None]:
-    """Within it, executors open the artist in place of any model."""
+    """Within the block, executors open the artist instead of any model."""
 
     def open_executor(
         settings: Config, folder: Any, first: Any = None, *callbacks: Any, **options: Any
@@ -159,17 +159,17 @@ def drawing(artist: Artist = Painter) -> Iterator[None]:
 
 
 def rows(settings: Config) -> Rows:
-    """What an output holds; no row twice."""
-    found: Rows = {}
+    """Returns the rows of an output; asserts that none occurs twice."""
+    stored: Rows = {}
     folder = Folder(settings.output)
     for arm in settings.arms:
         for name in folder.names(layout.images("demo", arm), ".parquet"):
             for row in parquet.read_table(folder, name).to_pylist():
                 key = (arm, row["prompt_id"], row["image_number"])
-                assert key not in found, f"{key} is there twice"
+                assert key not in stored, f"{key} is there twice"
                 picture = row["image"] and row["image"]["bytes"]
-                found[key] = Row(row["status"], picture, row["error_kind"])
-    return found
+                stored[key] = Row(row["status"], picture, row["error_kind"])
+    return stored
 
 
 def some(rng: random.Random) -> str:
@@ -177,7 +177,7 @@ def some(rng: random.Random) -> str:
 
 
 def refused_or_done(world: World, run: Config, mischief: Mischief | None = None) -> str:
-    """The one line with which a run is refused, or its exit code."""
+    """Returns the one line of a run that is refused, else its exit code."""
     try:
         code = world.render(run, mischief)
     except (UserError, StorageError) as error:

@@ -147,7 +147,7 @@ class Pool:
         for worker, state in list(self._workers.items()):
             if state.tasks and now - state.last_report > limit:
                 reason = f"the worker reported nothing for {limit:.0f} s"
-                self._died(worker, reason)
+                self.died(worker, reason)
                 self._decided.append(ReplaceWorker(worker, reason))
 
     def decide(self) -> list[Decision]:
@@ -221,9 +221,17 @@ class Pool:
             stop = self._replaced >= LIVES
             self._decided.append(Stop(reason) if stop else ReplaceWorker(worker, reason))
 
-    def died(self, worker: str) -> None:
+    def died(self, worker: str, reason: str = "the worker's process died") -> None:
         """Handles the death of a worker's process."""
-        self._died(worker, "the worker's process died")
+        self.deaths += 1
+        tasks = self._without_done(self._remove(worker))
+        for task in tasks:
+            task.alone = True
+        if len(tasks) == 1:
+            (task,) = tasks
+            self._retry_or_give_up(task, task.worker_died(reason), reason)
+        else:
+            self._return(tasks)
 
     def killed_for_memory(self, worker: str, crowded: bool) -> None:
         """Handles a worker that was killed because its machine ran out of memory.
@@ -237,17 +245,6 @@ class Pool:
         self._return(tasks)
         if not crowded:
             self.memory_kills_in_a_row += 1
-
-    def _died(self, worker: str, reason: str) -> None:
-        self.deaths += 1
-        tasks = self._without_done(self._remove(worker))
-        for task in tasks:
-            task.alone = True
-        if len(tasks) == 1:
-            (task,) = tasks
-            self._retry_or_give_up(task, task.worker_died(reason), reason)
-        else:
-            self._return(tasks)
 
     def _note_report(self, worker: str) -> None:
         state = self._workers[worker]

@@ -19,20 +19,6 @@ from tgate_batch.score.reference_check import check_references
 Check = Callable[[Config], None]
 
 
-def _images(config: Config) -> None:
-    codec.check(config.images)
-
-
-def _score(config: Config) -> None:
-    """Checks that extractors and weights are known, and exist."""
-    registry.check(config.score)
-
-
-def _weights(config: Config) -> None:
-    """Checks that the weights of metrics and extractors are the expected ones."""
-    registry.check_weights(config.score, config.baseline is not None)
-
-
 def _thresholds(config: Config) -> None:
     thresholds.check(config.thresholds.figures)
     thresholds.check_measured(config)
@@ -68,10 +54,10 @@ def _room(config: Config) -> None:
 
 
 CHECKS: tuple[Check, ...] = (
-    _images,
-    _score,
+    lambda config: codec.check(config.images),
+    lambda config: registry.check(config.score),
     check_references,
-    _weights,
+    lambda config: registry.check_weights(config.score, config.baseline is not None),
     _thresholds,
     _schedulers,
     _compiler,

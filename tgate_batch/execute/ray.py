@@ -174,7 +174,9 @@ class RayExecutor:
             pool.tick(time.monotonic())
             for decision in pool.decide():
                 if isinstance(decision, Send):
-                    self._send(decision.worker, decision.task)
+                    actor = self._actors[decision.worker]
+                    execute = actor.handle.execute.options(num_returns="streaming")
+                    actor.streams[execute.remote(decision.task.order())] = decision.task
                 elif isinstance(decision, ReplaceWorker):
                     self._close(decision.worker)
                 else:
@@ -243,11 +245,6 @@ class RayExecutor:
         for name in idle[: max(0, len(self._actors) - max(wanted, self._limits.min))]:
             pool.left_by(name)
             self._close(name)
-
-    def _send(self, worker: str, task: Task) -> None:
-        actor = self._actors[worker]
-        stream = actor.handle.execute.options(num_returns="streaming").remote(task.order())
-        actor.streams[stream] = task
 
     def _collect(self, pool: Pool) -> Iterator[Event]:
         """Waits briefly for results and reports them to the pool; yields those that count."""

@@ -3,10 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec
 
 from tgate_batch.errors import StorageError, message_of
 from tgate_batch.output.layout import Settings
 
+P = ParamSpec("P")
 _SHOWN = 20
 _NAMED = 3  # reasons of a file
 UNREAD = "cannot be read"  # the first words of the reason of an unreadable file
@@ -107,15 +110,20 @@ def join_reasons(reasons: list[str]) -> str:
     return "; ".join(reasons[:_NAMED]) + more
 
 
-def guarded(check: Callable[[], list[str]]) -> list[str]:
-    """Returns a check's reasons; an exception from damaged bytes is one too.
+def guarded(check: Callable[P, list[str]]) -> Callable[P, list[str]]:
+    """Decorates a check that returns reasons; an exception from damaged bytes is one too.
 
     Decoders of Parquet, zip and JSON raise errors without a common base class. Raises StorageError
     if an object store fails, because that concerns every other file too.
     """
-    try:
-        return check()
-    except Exception as error:
-        if isinstance(error, StorageError) and error.store:
-            raise
-        return [f"{UNREAD}: {message_of(error, 300)}"]
+
+    @wraps(check)
+    def guarded_check(*args: P.args, **kwargs: P.kwargs) -> list[str]:
+        try:
+            return check(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, StorageError) and error.store:
+                raise
+            return [f"{UNREAD}: {message_of(error, 300)}"]
+
+    return guarded_check

@@ -1,7 +1,6 @@
 """Checks that an output's frozen prompts are those that its shards were planned with."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -79,7 +78,7 @@ class Parts:
             for plan in plans:
                 shards: list[Shard] = []
                 if not wrong_layout:
-                    why = guarded(partial(_read_shard, file, plan, shards, seal))
+                    why = _read_shard(file, plan, shards, seal)
                     reasons += [f"shard {plan.index} {reason}" for reason in why]
                     if not why:
                         self._count(shards[0])
@@ -110,6 +109,7 @@ def _check_layout(file: pq.ParquetFile, name: str, plans: list[ShardPlan]) -> li
     return []
 
 
+@guarded
 def _read_shard(
     file: pq.ParquetFile, plan: ShardPlan, into: list[Shard], seal: TableSeal
 ) -> list[str]:

@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from tgate_batch.config import Arm
@@ -60,7 +59,7 @@ def open_output(output: str, findings: Findings) -> Run | None:
         (layout.LEDGER, shapes.LedgerFile, _RESTORE_LEDGER),
     ):
         content: list[Any] = []
-        reasons = guarded(partial(_read, folder, name, content))
+        reasons = _read(folder, name, content)
         if not reasons and isinstance(content[0], dict):
             check_format(folder, content[0])
         if reasons := reasons or shapes.faults(content[0], shape):
@@ -84,6 +83,7 @@ def open_output(output: str, findings: Findings) -> Run | None:
     return Run(config, folder, shards, Provenance(folder), models=runs.stored_models(folder))
 
 
+@guarded
 def _read(folder: Folder, name: str, into: list[Any]) -> list[str]:
     into.append(content := shapes.parse_json(folder.read(name)))
     if seal.is_broken(content) and content.get("format") not in layout.READABLE:
@@ -117,7 +117,8 @@ def _check_images_entry(
     run: Run, pair: Pair, arm: Arm | None, present: Collection[str], entries: Entries
 ) -> None:
     folder = layout.images(*pair)
-    given = _entry(run, folder)
+    entered = folder in run.ledger
+    given = run.ledger[folder] if entered else None
     wanted = [] if arm is None else list(_by_config(run, pair, arm, given))
     footers = _footers(run, folder, present)
     if given is not None:
@@ -134,13 +135,6 @@ def _check_images_entry(
             entries.config.append(f"arm {pair[1]} of {pair[0]}: {_differences(wanted[0], given)}")
         else:
             entries.wrong[folder] = (_differences(given, wanted[0]), None)
-
-
-def _entry(run: Run, folder: str) -> Settings | None:
-    try:
-        return run.ledger[folder]
-    except KeyError:
-        return None
 
 
 def _by_config(run: Run, pair: Pair, arm: Arm, given: Settings | None) -> Iterator[Settings]:
@@ -172,7 +166,7 @@ def _footers(run: Run, folder: str, present: Collection[str]) -> list[tuple[str,
         try:
             with parquet.open_table(run.folder, name) as file:
                 identity = (file.metadata.metadata or {}).get(IDENTITY_KEY, b"")
-        except Exception:  # a damaged file, which its settings check reports
+        except Exception:  # a damaged file, which its own check reports
             continue
         footers.append((shard.digest, identity.decode(errors="replace")))
     return footers

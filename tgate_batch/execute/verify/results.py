@@ -29,6 +29,7 @@ def archive(content: bytes) -> dict[str, np.ndarray]:
     return dict(Archive(content))
 
 
+@guarded
 def readable(folder: Folder, name: str) -> list[str]:
     """Checks that a file of any kind can be read, whatever its content."""
     if name.endswith(".parquet"):
@@ -40,12 +41,8 @@ def readable(folder: Folder, name: str) -> list[str]:
         ".html": bytes.decode,
     }
     read = readers.get(PurePosixPath(name).suffix, len)
-
-    def check() -> list[str]:
-        read(folder.read(name))
-        return []
-
-    return guarded(check)
+    read(folder.read(name))
+    return []
 
 
 def read_object(content: bytes) -> Any:
@@ -56,36 +53,30 @@ def read_object(content: bytes) -> Any:
     return parsed
 
 
+@guarded
 def statistics(folder: Folder, name: str) -> list[str]:
     """Checks ``mu`` and ``sigma``, and the other arrays of a reference."""
-
-    def check() -> list[str]:
-        arrays = archive(folder.read(name))
-        if missing := [key for key in ("mu", "sigma", "count") if key not in arrays]:
-            return [f"it has no {' and no '.join(missing)}"]
-        mu, sigma = arrays["mu"], arrays["sigma"]
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-            return ["its mu and sigma differ in size"]
-        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-            return ["it has values that are not finite"]
-        if "about" in arrays:
-            json.loads(str(arrays["about"]))
-        return []
-
-    return guarded(check)
+    arrays = archive(folder.read(name))
+    if missing := [key for key in ("mu", "sigma", "count") if key not in arrays]:
+        return [f"it has no {' and no '.join(missing)}"]
+    mu, sigma = arrays["mu"], arrays["sigma"]
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        return ["its mu and sigma differ in size"]
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        return ["it has values that are not finite"]
+    if "about" in arrays:
+        json.loads(str(arrays["about"]))
+    return []
 
 
+@guarded
 def summary(folder: Folder, name: str, identity: str) -> list[str]:
     """Checks the sums of a chunk."""
-
-    def check() -> list[str]:
-        content = folder.read(name)
-        archive(content)
-        if ArmSums.load(content, identity) is None:
-            return ["it sums other measurements than its name says"]
-        return []
-
-    return guarded(check)
+    content = folder.read(name)
+    archive(content)
+    if ArmSums.load(content, identity) is None:
+        return ["it sums other measurements than its name says"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -104,58 +95,46 @@ class ExpectedCounts:
         ]
 
 
+@guarded
 def conclusion(folder: Folder, name: str, counts: ExpectedCounts | None) -> list[str]:
     """Checks an arm's conclusion; ``counts`` is None if they are not known."""
-
-    def check() -> list[str]:
-        role, arrays = layout.role_of(name), archive(folder.read(name))
-        assert role is not None
-        about = json.loads(str(arrays["about"]))
-        if about["key"] != [role.model, role.arm]:
-            return [f"it is of {' '.join(about['key'])}"]
-        sums = {tuple(key): arrays[f"sum-{n}"] for n, key in enumerate(about["sums"])}
-        if counts is None:
-            return []
-        return counts.differ(int(sums["images",]), int(sums["errors",]))
-
-    return guarded(check)
+    role, arrays = layout.role_of(name), archive(folder.read(name))
+    assert role is not None
+    about = json.loads(str(arrays["about"]))
+    if about["key"] != [role.model, role.arm]:
+        return [f"it is of {' '.join(about['key'])}"]
+    sums = {tuple(key): arrays[f"sum-{n}"] for n, key in enumerate(about["sums"])}
+    if counts is None:
+        return []
+    return counts.differ(int(sums["images",]), int(sums["errors",]))
 
 
+@guarded
 def scores(folder: Folder, name: str, counts: ExpectedCounts | None) -> list[str]:
     """Checks an arm's scores; ``counts`` is None if they are not known."""
-
-    def check() -> list[str]:
-        role, content = layout.role_of(name), shapes.parse_json(folder.read(name))
-        assert role is not None
-        broken = [BROKEN] if seal.is_broken(content) else []
-        if reasons := shapes.faults(content, shapes.ScoresFile):
-            return reasons + broken
-        if (content["model"], content["arm"]) != (role.model, role.arm):
-            return [f"it is of {content['model']} {content['arm']}", *broken]
-        images, errors = content["images"], content["errors"]
-        return broken if counts is None else counts.differ(images, errors) + broken
-
-    return guarded(check)
+    role, content = layout.role_of(name), shapes.parse_json(folder.read(name))
+    assert role is not None
+    broken = [BROKEN] if seal.is_broken(content) else []
+    if reasons := shapes.faults(content, shapes.ScoresFile):
+        return reasons + broken
+    if (content["model"], content["arm"]) != (role.model, role.arm):
+        return [f"it is of {content['model']} {content['arm']}", *broken]
+    images, errors = content["images"], content["errors"]
+    return broken if counts is None else counts.differ(images, errors) + broken
 
 
+@guarded
 def worker(folder: Folder, name: str) -> list[str]:
     """Checks a worker's summary."""
-
-    def check() -> list[str]:
-        return shapes.faults(read_object(folder.read(name)), shapes.WorkerFile)
-
-    return guarded(check)
+    return shapes.faults(read_object(folder.read(name)), shapes.WorkerFile)
 
 
+@guarded
 def history(folder: Folder, name: str) -> list[str]:
     """Checks that each line is an entry."""
-
-    def check() -> list[str]:
-        lines = folder.read(name).splitlines()
-        torn = [number for number, line in enumerate(lines, 1) if not is_entry(line)]
-        return [f"line {number} is not an entry" for number in torn]
-
-    return guarded(check)
+    lines = folder.read(name).splitlines()
+    torn = [number for number, line in enumerate(lines, 1) if not is_entry(line)]
+    return [f"line {number} is not an entry" for number in torn]
 
 
 def is_entry(line: bytes) -> bool:
@@ -166,16 +145,13 @@ def is_entry(line: bytes) -> bool:
         return False
 
 
+@guarded
 def card(folder: Folder, name: str) -> list[str]:
     """Checks the dataset card, unless a user has edited it."""
-
-    def check() -> list[str]:
-        content = folder.read(name)
-        if not is_ours(content) or _END_OF_SEALED not in content or seal.is_sealed_text(content):
-            return []
-        return [f"{BROKEN}. Fix: to keep your changes, delete the line with the mark"]
-
-    return guarded(check)
+    content = folder.read(name)
+    if not is_ours(content) or _END_OF_SEALED not in content or seal.is_sealed_text(content):
+        return []
+    return [f"{BROKEN}. Fix: to keep your changes, delete the line with the mark"]
 
 
 def report(folder: Folder) -> dict[str, list[str]]:
@@ -209,4 +185,4 @@ def report(folder: Folder) -> dict[str, list[str]]:
         layout.REPORT_MARKDOWN: lambda: text(layout.REPORT_MARKDOWN, ""),
         layout.REPORT_PAGE: lambda: text(layout.REPORT_PAGE, "</html>"),
     }
-    return {name: guarded(check) for name, check in checks.items() if folder.exists(name)}
+    return {name: guarded(check)() for name, check in checks.items() if folder.exists(name)}

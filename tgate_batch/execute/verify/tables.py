@@ -80,6 +80,7 @@ def check_images(folder: Folder, name: str, expected: Expected) -> ImageTable:
     result = ImageTable([])
     rows: list[ExpectedRow] = []
 
+    @guarded
     def check() -> list[str]:
         reasons: list[str] = []
         for table in _groups(folder, name, expected.identity, _check_image_schema, reasons):
@@ -93,7 +94,7 @@ def check_images(folder: Folder, name: str, expected: Expected) -> ImageTable:
             return reasons  # about the footer
         return _check_keys([row.key for row in rows], expected.keys()) + reasons
 
-    result.reasons = guarded(check)
+    result.reasons = check()
     result.rows = None if result.reasons else rows
     return result
 
@@ -115,6 +116,7 @@ def check_measurement(
     broken_here: set[ImageKey] = set()
     by_rows = role.kind == "measured" and role.of == layout.ROWS
 
+    @guarded
     def check() -> list[str]:
         reasons: list[str] = []
         measured: list[ExpectedRow] = []
@@ -135,7 +137,7 @@ def check_measurement(
             return reasons
         return reasons + _compare_rows(role, measured, rows, broken)
 
-    return guarded(check), broken_here
+    return check(), broken_here
 
 
 def _compare_rows(
@@ -155,15 +157,12 @@ def _compare_rows(
     return _check_keys([row.key for row in measured], wanted)
 
 
+@guarded
 def check_pages(folder: Folder, name: str) -> list[str]:
     """Checks every page's checksum of a Parquet file, and its seal."""
-
-    def check() -> list[str]:
-        for _ in _groups(folder, name):
-            pass
-        return []
-
-    return guarded(check)
+    for _ in _groups(folder, name):
+        pass
+    return []
 
 
 def _groups(
