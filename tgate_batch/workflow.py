@@ -131,7 +131,7 @@ def find_plan(
     _check_is_absolute_in_job("output", config.output, "--output")
     setup = set_up(config, limits, budget)
     run = prepare(setup.config)
-    for model in _unknown(run):
+    for model in _without_checkpoint(run):
         checkpoint.check_hub(model)
     search = setup.problem_of(run)
     log_models(run)
