@@ -42,7 +42,6 @@ ONE_BRANCH = {  # distilled: the scale is an input of the denoiser, or there is 
     "Flux2KleinKVPipeline",
     "HunyuanVideoPipeline",
     "LatentConsistencyModelPipeline",
-    "SanaSprintPipeline",
 }
 # Motion layers compute some rows of a batch in another order than others.
 ROUNDED = {"AnimateDiffPipeline", "AnimateDiffPAGPipeline", "AnimateDiffSDXLPipeline"}
