@@ -132,7 +132,7 @@ def _refusal(found: ResolvedModel, how: ResolvedSampling, gated: bool) -> str | 
     own = own_scheduler(found)
     name = how.scheduler
     if name == OWN_SCHEDULER:
-        if own is None:
+        if own is None or found.family.is_generic:  # it is the pipeline's own
             return None
         name = own[0]
     try:

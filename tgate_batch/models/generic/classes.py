@@ -43,7 +43,7 @@ NOT_TRIED = (
     *("LTX2Pipeline", "LongCatImagePipeline", "MotifVideoPipeline", "NucleusMoEImagePipeline"),
     *("QwenImage21Pipeline", "StableCascadeCombinedPipeline", "TextToVideoSDPipeline"),
     *("UnCLIPPipeline", "VQDiffusionPipeline", "VersatileDiffusionTextToImagePipeline"),
-    "WuerstchenCombinedPipeline",
+    *("WuerstchenCombinedPipeline", "SanaSprintPipeline"),
 )
 
 _TWO_LOOPS = "its two models have a loop each, and the steps of an arm are those of one loop"

@@ -273,13 +273,4 @@ ENTRIES = (
         3.5,
         2048,
     ),
-    # Example and call of pipeline_sana_sprint.py: 2 steps, 4.5 (an input of the denoiser).
-    _row(
-        "sana_sprint",
-        "SanaSprintPipeline",
-        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
-        2,
-        4.5,
-        distilled=True,
-    ),
 )

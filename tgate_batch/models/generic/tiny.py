@@ -822,17 +822,6 @@ PIPELINES: dict[str, Mapping[str, Part]] = {
         "text_encoder_2": _clip(),
         "tokenizer_2": tiny.clip_tokenizer,
     },
-    "SanaSprintPipeline": {
-        "transformer": _part(
-            "SanaTransformer2DModel",
-            **_SANA,
-            qk_norm="rms_norm_across_heads",
-            guidance_embeds=True,
-        ),
-        "vae": _SANA_VAE,
-        **_GEMMA2,
-        "scheduler": _part("SCMScheduler"),
-    },
     "SanaPAGPipeline": {
         "transformer": _part("SanaTransformer2DModel", **_SANA),
         "vae": _SANA_VAE,
