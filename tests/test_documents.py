@@ -46,7 +46,7 @@ NOT_RUN = {  # a snippet's name, * for anything -> why
     "docker *": "no Docker here; tests/docker/ holds its files against their schemas",
     "kubectl *": "no Kubernetes here; tests/docker/ holds its files against their schemas",
     "python -m tgate_batch.demo.training.train *": "an hour of training",
-    "tgate-batch render --config plans_demo *": "many images; tests/render/ draws each kind",
+    "tgate-batch render --config plans_demo *": "many images; tests/render/ renders each kind",
     "mine: a StableDiffusionXLPipeline, *": "a run with a checkpoint of one's own, as "
     "tests/models/test_resolve_job.py draws with one",
     "<output>/README.md *": "names, not code; tests/output/test_layout.py has them",

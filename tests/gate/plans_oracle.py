@@ -1,4 +1,4 @@
-"""The plans drawn by hand: a denoising loop without hooks and without ``tgate_batch.gate``.
+"""The plans rendered by hand: a denoising loop without hooks and without ``tgate_batch.gate``.
 
 It keeps the outputs of the two branches apart, and what it does at a step follows from the numbers
 of a ``Setting`` alone, in the words of docs/plans.md.
@@ -34,7 +34,7 @@ class Setting:
 
 
 class Loop:
-    """One pipeline call under a setting; ``draw`` returns its final latents."""
+    """One pipeline call under a setting; ``render`` returns its final latents."""
 
     def __init__(self, pipe: Any, case: Case, setting: Setting) -> None:
         self.pipe, self.case, self.setting = pipe, case, setting
@@ -48,7 +48,7 @@ class Loop:
         self.last_full = -1
 
     @torch.no_grad()
-    def draw(self) -> torch.Tensor:
+    def render(self) -> torch.Tensor:
         pipe, case = self.pipe, self.case
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(case.steps)
@@ -125,14 +125,14 @@ class Loop:
         branches = [0, 1] if mode == "both" and self.guided else [1]
         if self.guided and own.gate and mode == "one":
             branches = [0]
-        found = self.run(scheduler, latents, t, branches, ends)
+        outputs = self.run(scheduler, latents, t, branches, ends)
         if len(branches) == 2:
-            pair = found[0], found[1]
-            self.difference = found[1] - found[0]
+            pair = outputs[0], outputs[1]
+            self.difference = outputs[1] - outputs[0]
         elif mode == "difference" and self.guided:
-            pair = found[0] - self.difference, found[0]
+            pair = outputs[0] - self.difference, outputs[0]
         else:
-            pair = found[0], found[0]
+            pair = outputs[0], outputs[0]
         past.append((step, pair))
         self.before = len(branches)
         return pair
@@ -182,13 +182,13 @@ class Loop:
             if type(pipe).__name__ != "SanaPipeline":
                 x = scheduler.scale_model_input(x, t)
             return list(oracle._predict(pipe, case, x, t, branches, residuals).chunk(len(branches)))
-        found = []
+        outputs = []
         for self.today.branch in branches:
-            found.append(oracle._predict(pipe, case, latents, t, [self.today.branch], {}))
+            outputs.append(oracle._predict(pipe, case, latents, t, [self.today.branch], {}))
         if self.means and self.guided:
             for layer in self.layers:
                 layer.average()
-        return found
+        return outputs
 
 
 def extrapolated(points: list[tuple[int, torch.Tensor]], at: int) -> torch.Tensor:

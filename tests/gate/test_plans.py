@@ -1,4 +1,4 @@
-"""Every kind of plan draws what the loop by hand draws, in float64."""
+"""Every kind of plan renders what the loop by hand renders, in float64."""
 
 import random
 
@@ -57,10 +57,10 @@ def is_guided(call: Call) -> bool:
 
 def check(call: Call, setting: Setting) -> None:
     with gated(call.pipe, plan_of(setting, call.case.guidance), guided=is_guided(call)):
-        found = call.run()
-    expected = Loop(call.pipe, call.case, setting).draw()
-    assert found.isfinite().all()
-    apart = float((found - expected).abs().max() / expected.abs().max())
+        latents = call.run()
+    expected = Loop(call.pipe, call.case, setting).render()
+    assert latents.isfinite().all()
+    apart = float((latents - expected).abs().max() / expected.abs().max())
     assert apart < CLOSE, (setting, call.words)
 
 
@@ -91,7 +91,7 @@ def few_or_many(few: int, many: int):
 
 
 @few_or_many(24, 500)
-def test_random_plans_draw_what_the_loop_by_hand_draws(cases, count):
+def test_random_plans_render_what_the_loop_by_hand_renders(cases, count):
     chance = random.Random(count)
     for _ in range(count):
         call = cases.random(chance, TEXT)

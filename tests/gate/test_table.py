@@ -132,10 +132,10 @@ def test_values_that_cannot_work_are_named(kind, wrong, message):
         kind(**wrong)
 
 
-def test_the_pictures_of_the_page_are_the_tables():
-    """Each block of text on the page is the table of the arm that stands above it."""
+def test_the_diagrams_of_the_page_are_the_tables():
+    """Each block of text on the page is the table of the arm above it."""
     pairs = re.findall(r"^`arm: (\{.*\})`\n+```text\n([^`]*)```", PAGE.read_text(), re.M)
     assert len(pairs) >= 8
-    for arm, drawn in pairs:
+    for arm, diagram in pairs:
         plan = Arm.model_validate(yaml.safe_load(arm)).combined_plan
-        assert text_of(plan.schedule(25)) == drawn.rstrip(), arm
+        assert text_of(plan.schedule(25)) == diagram.rstrip(), arm

@@ -210,8 +210,8 @@ def test_every_new_kind_counts_what_the_calls_really_multiply(plan, scheduler):
         scheduler=ComponentSpec("diffusers", scheduler, {}),
         tokens=77,
     )
-    found = macs.count(FAMILY, architecture, plan, None, 6, 5.0, 64, 64)
-    assert found.per_image_with_attention == sum(flops)
+    macs_counted = macs.count(FAMILY, architecture, plan, None, 6, 5.0, 64, 64)
+    assert macs_counted.per_image_with_attention == sum(flops)
 
 
 def test_a_second_order_scheduler_calls_the_denoiser_twice_a_step():

@@ -155,7 +155,7 @@ def attach(
     They follow ``current``. Raises ValueError if there is no such block, and for a patched block,
     because its layers' input may be reordered at each step.
     """
-    found: list[GatedAttention] = []
+    gated_layers: list[GatedAttention] = []
     for block in blocks(module):
         layers = {}
         for name in ("attn1", "attn2"):
@@ -164,14 +164,14 @@ def attach(
             stack.callback(layers[name].restore)
         for norm, name in _norms(block):
             stack.callback(SkippableNorm(getattr(block, norm), layers[name]).restore)
-        found += layers.values()
-    if not found:
+        gated_layers += layers.values()
+    if not gated_layers:
         raise ValueError(
             f"this {type(module).__name__} has no separate cross-attention (its attention layers "
             "process caption and image together), so nothing can be gated. Fix: run this pipeline "
             "without the gate"
         )
-    return found
+    return gated_layers
 
 
 def blocks(module: torch.nn.Module) -> Iterator[Any]:

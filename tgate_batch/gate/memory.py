@@ -40,7 +40,7 @@ def cache_bytes(
     kind = find_denoiser(denoiser, attention=False)
     by_branch = kind is not None and kind.branch_a_call
     branches = 2 if guided else 1
-    held, peak = {"cross": 0, "self_": 0}, 0
+    stored, peak = {"cross": 0, "self_": 0}, 0
     table, outputs, difference = plan.schedule(steps), set[int](), 0
     for step, actions in enumerate(table):
         if actions.output is Action.STORE:
@@ -50,19 +50,19 @@ def cache_bytes(
             continue
         waits = step == 0 or by_branch  # with its mean for the step
         whole = actions.guided and (waits or not actions.mean)
-        for name in held:
+        for name in stored:
             action = getattr(actions, name)
             if action is Action.STORE:
-                held[name] = values[name] * (branches if whole else 1)
+                stored[name] = values[name] * (branches if whole else 1)
             elif action is Action.COMPUTE:
-                held[name] = 0
+                stored[name] = 0
             elif not actions.guided:  # of the branch that runs
-                held[name] = min(held[name], values[name])
+                stored[name] = min(stored[name], values[name])
         apart = output * (len(outputs) * branches + difference)
-        peak = max(peak, sum(held.values()) + apart)
+        peak = max(peak, sum(stored.values()) + apart)
         difference = difference or int(guided and actions.difference is Action.STORE)
         if actions.mean:
-            held = {name: min(size, values[name]) for name, size in held.items()}
+            stored = {name: min(size, values[name]) for name, size in stored.items()}
     used: Any = dtype or denoiser.dtype
     return peak * images * used.itemsize
 
