@@ -162,7 +162,14 @@ def find_plan(
 
     _check_place_of_job("output", config.output, "--output")
     setup = set_up(config, limits, budget)
-    run = prepare(setup.config)
+    try:
+        run = prepare(setup.config)
+    except prompt_store.StalePrompts:
+        raise UserError(
+            f"output {without_credentials(config.output)} holds images of other prompts, or of the "
+            "same prompts in another order, and a search needs a random order. Fix: give another "
+            "--output"
+        ) from None
     for model in _unknown(run):
         checkpoint.check_hub(model)
     search = setup.problem_of(run)
