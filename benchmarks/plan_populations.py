@@ -20,10 +20,15 @@ FAMILIES = ("steps", "gate", "guidance", "deepcache")
 _CROSS, _SELF = 0.08, 0.12  # of a step's MACs, in the embedded model
 _SHALLOW = 0.18  # of a step's MACs: what DeepCache computes at every step
 _RIGHT = 0.93  # of the baseline's images fulfil a yes/no figure
-# Losses by the part of the steps with guidance, and by the number of steps.
-_GUIDED = ((0, 0.04, 0.12, 0.2, 0.32, 0.4, 0.48, 0.6, 0.8, 1),
-           (0.36, 0.36, 0.277, 0.134, 0.03, 0.007, -0.005, -0.007, -0.009, 0))  # fmt: skip
-_FEW_STEPS = ((4, 5, 6, 8, 10, 12, 15, 18, 25), (0.6, 0.4, 0.25, 0.14, 0.06, 0.035, 0.018, 0.009, 0))  # fmt: skip # noqa: E501
+# Losses by the part of the steps with guidance, and by the number of steps: places, losses.
+_GUIDED = (
+    (0, 0.04, 0.12, 0.2, 0.32, 0.4, 0.48, 0.6, 0.8, 1),
+    (0.36, 0.36, 0.277, 0.134, 0.03, 0.007, -0.005, -0.007, -0.009, 0),
+)
+_FEW_STEPS = (
+    (4, 5, 6, 8, 10, 12, 15, 18, 25),
+    (0.6, 0.4, 0.25, 0.14, 0.06, 0.035, 0.018, 0.009, 0),
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ def _savings(arms: Sequence[Arm]) -> np.ndarray:
 
 
 def _work(arm: Arm) -> float:
-    guided, _, cross, own, steps, deep = features_of(arm, STEPS)
+    guided, _, cross, own, steps = features_of(arm, STEPS)[:5]
+    deep = 1 if arm.cache is None else 1 / arm.cache.interval
     attention = _CROSS * (1 - 2 * cross) + _SELF * (1 - 2 * own)
     return float(steps * ((1 + guided) / 2) * (1 - attention) * (deep + _SHALLOW * (1 - deep)))
 

@@ -57,7 +57,8 @@ SMALLER = {  # a command -> what is added to it, so that it takes seconds
 SLOW = {  # more than a few seconds: run by `make test-all`
     "tgate-batch render --config demo",
     "tgate-batch render --config run.yaml --dry-run",
-    'tgate-batch find-plan --config demo --lose-at-most "prompt_accuracy 0.02" --dry-run',
+    'tgate-batch find-plan --config demo --output out/plan --lose-at-most "prompt_accuracy 0.02" '
+    "--dry-run",
     "tgate-batch verify out/demo --again 1",
     "import datasets, duckdb, pandas, polars, ray.data",
 }

@@ -10,6 +10,7 @@ import pytest
 from tgate_batch import config, workflow
 from tgate_batch.cli.job import exit_code_of
 from tgate_batch.cli.main import run as command
+from tgate_batch.errors import UserError
 from tgate_batch.execute.verify import verify
 from tgate_batch.output import layout
 from tgate_batch.output import run as runs
@@ -164,6 +165,12 @@ def test_a_limit_is_a_figure_and_a_number(text, capsys):
     code = exit_code_of(lambda: command(["find-plan", "--config", "demo", "--lose-at-most", text]))
     assert code == 2
     assert "is not a figure and a number" in capsys.readouterr().err
+
+
+def test_an_output_with_prompts_in_another_order_is_refused(searched):
+    other = settings(searched, prompts={"path": "demo", "limit": 45, "shuffle": 7})
+    with pytest.raises(UserError, match="a search needs a random order. Fix: give another"):
+        workflow.find_plan(other, LIMIT)
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_costs(tmp_path, capsys):

@@ -12,9 +12,9 @@ The map, in the order the data takes:
 
 What they build on stands before them: ``errors``, ``records`` (the nouns) and ``storage`` (a file
 appears whole or not at all); ``gate`` (the method, usable on its own); ``config`` (a run as data);
-``metrics`` (one file a figure); ``demo`` (the embedded model); ``models`` (one file a family).
-``benchmarks/``, next to this package, measures all of it. ``tests/test_layering.py`` lists every
-module in order: each imports only what stands above it.
+``metrics`` (one file a figure); ``plan_search`` (which plan to use); ``demo`` (the embedded model);
+``models`` (one file a family). ``benchmarks/``, next to this package, measures all of it.
+``tests/test_layering.py`` lists every module in order: each imports only what stands above it.
 
 This module imports nothing, so that ``tgate_batch.gate`` stays light.
 """

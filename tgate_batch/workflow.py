@@ -24,7 +24,7 @@ from tgate_batch.execute.scoring import conclude, measure_pending
 from tgate_batch.execute.verify import repair_output, restore_prompts
 from tgate_batch.execute.verify import verify as verify_output
 from tgate_batch.models import checkpoint
-from tgate_batch.output import card, history, layout
+from tgate_batch.output import card, history, layout, prompt_plan
 from tgate_batch.output import run as runs
 from tgate_batch.output.error_rows import (
     ShardsWithErrors,
@@ -130,7 +130,14 @@ def find_plan(
 
     _check_is_absolute_in_job("output", config.output, "--output")
     setup = set_up(config, limits, budget)
-    run = prepare(setup.config)
+    try:
+        run = prepare(setup.config)
+    except prompt_plan.StalePrompts:
+        raise UserError(
+            f"output {without_credentials(config.output)} holds images of other prompts, or of the "
+            "same prompts in another order, and a search needs a random order. Fix: give another "
+            "--output"
+        ) from None
     for model in _without_checkpoint(run):
         checkpoint.check_hub(model)
     search = setup.problem_of(run)

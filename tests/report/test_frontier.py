@@ -69,6 +69,13 @@ def test_without_a_plan_the_baseline_is_recommended_and_the_nearest_plan_is_name
     assert "nearest: guidance-12, estimate 0.004" in told
 
 
+def test_the_prompts_that_may_confirm_the_nearest_plan_are_told():
+    """Its error on 1,000 prompts is 0.007143, so 0.016 are 2.24 errors; 2.93 are needed."""
+    needed = 1000 * (2.93 * 0.007143 / 0.016) ** 2 / 0.85
+    assert needed == pytest.approx(2013, abs=1)
+    assert "about 2,013 prompts may confirm it" in sentence(searched(None))
+
+
 def test_a_spent_promise_is_said():
     assert "confirmed 1 other search before" in sentence(searched(earlier=1))
 

@@ -5,7 +5,7 @@ renders a small part of all images. Run the same command again to continue a sea
 stopped. The exit code is 3 if no plan was confirmed.
 
 Examples:
-  tgate-batch find-plan --config demo --lose-at-most "prompt_accuracy 0.02"
+  tgate-batch find-plan --config demo --output out/plan --lose-at-most "prompt_accuracy 0.02"
   tgate-batch find-plan --config run.yaml --lose-at-most "clip_score 0.2" --dry-run
 """
 

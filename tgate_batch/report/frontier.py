@@ -13,7 +13,7 @@ from tgate_batch.config import Arm, Config
 from tgate_batch.output import layout, seal
 from tgate_batch.output.run import shareable_config
 from tgate_batch.plan_search.candidates import describe
-from tgate_batch.plan_search.search import Outcome
+from tgate_batch.plan_search.search import SEARCHED, Outcome
 from tgate_batch.score.plan_losses import LossFigure
 from tgate_batch.storage import Folder
 
@@ -180,13 +180,15 @@ def _nothing(searched: Searched) -> str:
     outcome = searched.outcome
     if not outcome.chain:
         return told
-    plan, figure = outcome.chain[0], searched.figures[0]
-    value, low, high = outcome.plans[plan].losses[0]
-    name = list(searched.plans)[plan]
+    place, figure = outcome.chain[0], searched.figures[0]
+    plan = outcome.plans[place]
+    value, low, high = plan.losses[0]
+    name = list(searched.plans)[place]
     told += f" (nearest: {name}, estimate {value:.3g} [{low:.3g}, {high:.3g}]"
     room = figure.limit.at_most - value
     if room <= 0:
         return told + ")"
-    spread = (high - low) / (2 * 1.96) * sqrt(max(outcome.plans[plan].searched, 1))
-    more = max(ceil((_POWER * spread / room) ** 2), 60)
-    return told + f"; about {more:,} prompts may confirm it)"
+    spread = (high - low) / (2 * 1.96) * sqrt(plan.searched + plan.confirming)
+    needed = ceil((_POWER * spread / room) ** 2 / (1 - SEARCHED))
+    more = f"; about {needed:,} prompts may confirm it" if needed > searched.prompts else ""
+    return f"{told}{more})"
