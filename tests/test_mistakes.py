@@ -187,7 +187,7 @@ MISTAKES = {
     ),
     "a price without a price": (
         {"thresholds": {"usd_per_1000_images": {"max": 1}}, "cost": {}},
-        ["usd_per_1000_images", "GPU; give cost.usd_per_cpu_hour"],
+        ["usd_per_1000_images", "GPU. Fix: set cost.usd_per_cpu_hour"],
     ),
     # the rest
     "a plugin that is not there": ({"plugins": ["no_such_module"]}, ["no_such_module"]),
