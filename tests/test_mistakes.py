@@ -51,8 +51,12 @@ MISTAKES = {
         ["config of sdxl.safetensors", "stabilityai/stable-diffusion-xl-base-1.0", "OFFLINE"],
     ),
     "a pipeline that is not served": (
+        {"models.0": {"name": "mine", "path": "inpaint"}},
+        ["mine", "StableDiffusionInpaintPipeline"],
+    ),
+    "a gate of a pipeline that only follows intervals of guidance": (
         {"models.0": {"name": "mine", "path": "flux"}},
-        ["mine", "FluxPipeline", "StableDiffusionXLPipeline"],
+        ["arms.tgate with mine", "FluxPipeline", "guidance_until"],
     ),
     "a folder of another class": (
         {"models.0": {"name": "sdxl", "path": "flux"}},
@@ -227,6 +231,9 @@ def test_it_is_one_line_that_names_the_key_and_what_to_do(mistake, tmp_path, mon
     Path("captions.csv").write_text("id,caption\n1,a cat\n2,a dog\n")
     Path("flux").mkdir()
     Path("flux", "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    Path("inpaint").mkdir()
+    inpaint = '{"_class_name": "StableDiffusionInpaintPipeline"}'
+    Path("inpaint", "model_index.json").write_text(inpaint)
     unet = ["model.diffusion_model.out.2.weight"]
     write_header("empty.safetensors", [])
     write_header("unet.safetensors", unet)

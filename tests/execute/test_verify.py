@@ -232,7 +232,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a row doubled": (rows(lambda t: pa.concat_tables([t, t.slice(1)])), shard(), "occurs 2 times"),
     "rows in another order": (rows(swap_rows), shard(), "not in the order of the prompts"),
     "a row of no prompt": (rows(set_cell("prompt_id", "new")), shard(), "row new/0"),
-    "another picture number": (rows(set_cell("image_number", 7)), shard(), "/7 is of no prompt"),
+    "another picture number": (
+        rows(set_cell("image_number", 7)),
+        shard(),
+        "/7 belongs to no prompt",
+    ),
     "another seed": (rows(set_cell("seed", 1)), shard(), "another seed"),
     "another prompt": (rows(set_cell("prompt", "a cat")), shard(), "another prompt"),
     "another arm in a row": (rows(set_cell("arm", "x")), shard(), "has model sd15 and arm x"),
