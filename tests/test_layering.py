@@ -202,3 +202,31 @@ def test_gate_loads_neither_ray_nor_pyarrow():
         "sys.exit(any(name in sys.modules for name in ('ray', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+VAGUE = {"found", "said", "held", "told"}  # say what a value is instead
+
+
+def vague_names(source: str) -> set[str]:
+    """Those of VAGUE that a module uses as the name of a value, a function or a class."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return names & VAGUE
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_names_say_what_they_are(module):
+    assert vague_names(MODULES[module].read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "planted", ["found = 1", "def f(said): pass", "def told(): pass", "for held in (): pass"]
+)
+def test_planted_vague_name_is_found(planted):
+    assert len(vague_names(planted)) == 1

@@ -163,8 +163,8 @@ class PlanFinder:
             )
 
     def _searches(self) -> list[dict[str, Any]]:
-        held = shapes.read(self.run.folder, layout.SEARCHES, shapes.SearchesFile)
-        return [] if held is None else list(held["searches"])
+        content = shapes.read(self.run.folder, layout.SEARCHES, shapes.SearchesFile)
+        return [] if content is None else list(content["searches"])
 
     def _fix(self, chain: tuple[int, ...]) -> None:
         """Writes the chain down before its confirmation; it never changes."""

@@ -146,13 +146,13 @@ def _provable(figure: LossFigure, problem: Problem) -> str:
     none, some = smallest_provable(problem, limit.yes_no)
     if not np.isfinite(some):
         return f"{limit.figure}: {problem.prompts} prompts are too few to confirm a plan"
-    told = f"{limit.figure}: the smallest loss that these prompts can prove of a harmless plan is "
+    line = f"{limit.figure}: the smallest loss that these prompts can prove of a harmless plan is "
     if not limit.yes_no:
-        return f"{told}{some:.2g} standard deviations of a prompt's loss, which the search measures"
-    told += f"{none:.2g} if it changes no image, {some:.2g} if 8% of the images change"
+        return f"{line}{some:.2g} standard deviations of a prompt's loss, which the search measures"
+    line += f"{none:.2g} if it changes no image, {some:.2g} if 8% of the images change"
     if limit.at_most < some and (needed := prompts_for(limit)) is not None:
-        told += f"; {limit.at_most:g} then needs about {needed:,} prompts"
-    return told
+        line += f"; {limit.at_most:g} then needs about {needed:,} prompts"
+    return line
 
 
 def set_up(config: Config, limits: Mapping[str, float], budget: int | None = None) -> PlanSetup:
@@ -241,8 +241,8 @@ class _Pipeline:
 
     def refusals(self, name: str, arm: Arm) -> list[str]:
         """Returns why the pipeline refuses an arm; nothing if it does not."""
-        found = resolve_model(self._model)
-        problems = list(schedulers.refusals(self._model, found, self.sampling, {name: arm}))
+        resolved = resolve_model(self._model)
+        problems = list(schedulers.refusals(self._model, resolved, self.sampling, {name: arm}))
         try:
             if arm.combined_plan is not None:
                 arm.combined_plan.check(effective_sampling(self.sampling, arm).steps_run)

@@ -39,55 +39,55 @@ def check(model: Model, sampling: Sampling) -> ResolvedSampling:
     Raises UserError if the checkpoint is missing or unsupported (``locate_checkpoint``), or if the
     scheduler, a LoRA or a replaced component cannot be used.
     """
-    found = resolve_model(model)
-    locate_checkpoint(model, found)
+    resolved = resolve_model(model)
+    locate_checkpoint(model, resolved)
     key = f"models: {model.name}"
-    place = model.path if model.path is not None else found.row.checkpoint
+    place = model.path if model.path is not None else resolved.row.checkpoint
     if model.revision is not None and (model.path is None or hub.is_local(place)):
         raise UserError(f"{key}: revision {model.revision!r} is of a hub id, and path is none")
-    if found.file is not None and not found.family.single_files:
+    if resolved.file is not None and not resolved.family.single_files:
         raise UserError(
-            f"{key}: diffusers loads no {found.row.pipeline} from a single file; give its folder"
+            f"{key}: diffusers loads no {resolved.row.pipeline} from a single file; give its folder"
         )
-    if model.variant is not None and found.file is not None:
+    if model.variant is not None and resolved.file is not None:
         raise UserError(
             f"{key}: variant {model.variant!r} is of a folder or hub id, and {place} is a single "
             "file; leave it out"
         )
-    if model.config is not None and found.file is None:
+    if model.config is not None and resolved.file is None:
         raise UserError(f"{key}: config is of a single file, and {place} is none; leave it out")
     schedulers.check_name(model.scheduler, f"{key}: scheduler")
-    _check_parts(model, found)
-    _check_channels(model, found)
-    loras.check(model, found.family)
-    how = resolve_sampling(model, sampling, found)
-    schedulers.check_arguments(model, found, how)
+    _check_parts(model, resolved)
+    _check_channels(model, resolved)
+    loras.check(model, resolved.family)
+    how = resolve_sampling(model, sampling, resolved)
+    schedulers.check_arguments(model, resolved, how)
     return how
 
 
-def locate_checkpoint(model: Model, found: ResolvedModel | None = None) -> str:
+def locate_checkpoint(model: Model, resolved: ResolvedModel | None = None) -> str:
     """Where the model is loaded from: a folder, a single file or a hub id.
 
     Raises UserError for a folder that is not there, that names code of its own, and whose weights
     are pickles.
     """
-    found = found or resolve_model(model)
-    path = str(found.file or found.row.checkpoint)
-    is_folder = found.file is None and hub.is_local(path)
+    resolved = resolved or resolve_model(model)
+    path = str(resolved.file or resolved.row.checkpoint)
+    is_folder = resolved.file is None and hub.is_local(path)
     if is_folder and not (Path(path).expanduser() / INDEX).is_file():
         raise UserError(f"models: {model.name}: {refusal(path)}")
-    if found.folder is not None and (refused := _unsafe(found.folder, model, found)):
+    if resolved.folder is not None and (refused := _unsafe(resolved.folder, model, resolved)):
         raise UserError(f"models: {model.name}: {refused}")
     return str(Path(path).expanduser()) if is_folder else path
 
 
-def _check_parts(model: Model, found: ResolvedModel) -> None:
+def _check_parts(model: Model, resolved: ResolvedModel) -> None:
     """Raises UserError for a replaced U-Net or VAE that cannot take the checkpoint's place."""
     key = f"models: {model.name}"
-    if model.unet is not None and found.family.denoiser != "unet":
+    if model.unet is not None and resolved.family.denoiser != "unet":
         raise UserError(
-            f"{key}: unet: a {found.row.pipeline} has a {found.family.denoiser} and no U-Net; "
-            "leave it out"
+            f"{key}: unet: a {resolved.row.pipeline} has a {resolved.family.denoiser} and no "
+            "U-Net. Fix: remove unet"
         )
     for part in ("unet", "vae"):
         if getattr(model, part) is None:
@@ -96,8 +96,8 @@ def _check_parts(model: Model, found: ResolvedModel) -> None:
         if refused := pickled_only(folder):
             raise UserError(f"{key}: {part}: {refused}")
         own = None
-        if found.folder is not None and (found.folder / INDEX).is_file():
-            own = (read_json(found.folder / INDEX).get(part) or [None, None])[1]
+        if resolved.folder is not None and (resolved.folder / INDEX).is_file():
+            own = (read_json(resolved.folder / INDEX).get(part) or [None, None])[1]
         if part == "unet" and own not in (None, kind):
             raise UserError(
                 f"{key}: {part}: {getattr(model, part)} is a {kind}, and the checkpoint has a "
@@ -110,20 +110,24 @@ def _check_parts(model: Model, found: ResolvedModel) -> None:
             )
 
 
-def _check_channels(model: Model, found: ResolvedModel) -> None:
+def _check_channels(model: Model, resolved: ResolvedModel) -> None:
     """Raises UserError for a U-Net that needs more than noise, as that of an inpainting model."""
-    if found.family.denoiser != "unet" or found.family.draws != "picture" or found.folder is None:
+    if (
+        resolved.family.denoiser != "unet"
+        or resolved.family.draws != "picture"
+        or resolved.folder is None
+    ):
         return
-    place, channels = found.file or found.folder, None
-    vae = part_folder(model, "vae") if model.vae is not None else found.folder / "vae"
+    place, channels = resolved.file or resolved.folder, None
+    vae = part_folder(model, "vae") if model.vae is not None else resolved.folder / "vae"
     latents = read_json(vae / "config.json").get("latent_channels", _LATENT_CHANNELS)
     if model.unet is not None:
         place = part_folder(model, "unet")
         channels = read_json(place / "config.json").get("in_channels")
-    elif found.file is not None:
-        channels = single_file.unet_channels(single_file.header_of(found.file))
-    elif found.row.unet is None and (found.folder / "unet" / "config.json").is_file():
-        channels = read_json(found.folder / "unet" / "config.json").get("in_channels")
+    elif resolved.file is not None:
+        channels = single_file.unet_channels(single_file.header_of(resolved.file))
+    elif resolved.row.unet is None and (resolved.folder / "unet" / "config.json").is_file():
+        channels = read_json(resolved.folder / "unet" / "config.json").get("in_channels")
     if channels not in (None, latents):
         kind = _OTHER_KINDS.get(channels - latents, "another kind of model")
         raise UserError(
@@ -132,14 +136,14 @@ def _check_channels(model: Model, found: ResolvedModel) -> None:
         )
 
 
-def _unsafe(folder: Path, model: Model, found: ResolvedModel) -> str | None:
+def _unsafe(folder: Path, model: Model, resolved: ResolvedModel) -> str | None:
     """Returns why a local checkpoint is refused; None if it has no code and no pickles."""
     if not (folder / INDEX).is_file():
         return None
     index = read_json(folder / INDEX)
     if not isinstance(index.get("_class_name", ""), str):
         return f"{folder} names a pipeline of its own code, which is never run; {_PLAIN}"
-    given = {*found.row.options} | ({"unet"} if found.row.unet else set())
+    given = {*resolved.row.options} | ({"unet"} if resolved.row.unet else set())
     given |= {"vae"} if model.vae else set()
     for name, kind in index.items():
         if not isinstance(kind, list) or not all(kind) or name in given:
@@ -179,13 +183,13 @@ def load_pipeline(
     """
     import torch
 
-    found = resolve_model(model)
-    where = locate_checkpoint(model, found)
+    resolved = resolve_model(model)
+    where = locate_checkpoint(model, resolved)
     dtype = dtype or resolved_dtype(model, device)
     chosen = getattr(torch, dtype)
     try:
-        read = list_model_files(model, dtype) or _fetched(model, found, dtype)
-        pipeline = _read(read, found, chosen).to(device)
+        read = list_model_files(model, dtype) or _fetched(model, resolved, dtype)
+        pipeline = _read(read, resolved, chosen).to(device)
     except UserError:
         raise
     except Exception as error:  # diffusers raises nearly anything for a damaged folder
@@ -201,15 +205,15 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     if model.loras:
-        loras.add(pipeline, found.family.denoiser, model)
+        loras.add(pipeline, resolved.family.denoiser, model)
     return pipeline
 
 
-def _read(read: ModelFiles, found: ResolvedModel, dtype: Any) -> Any:
+def _read(read: ModelFiles, resolved: ResolvedModel, dtype: Any) -> Any:
     """The pipeline from the listed files, which are all that the loaders are given."""
     import torch
 
-    row = found.row
+    row = resolved.row
     options = dict(row.options)
     for part, its in read.replaced.items():
         wanted = torch.float32 if part in row.float32 else dtype
@@ -238,20 +242,20 @@ def _part(read: PartFiles, dtype: Any) -> Any:
         return network.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
 
 
-def _fetched(model: Model, found: ResolvedModel, dtype: str) -> ModelFiles:
+def _fetched(model: Model, resolved: ResolvedModel, dtype: str) -> ModelFiles:
     """The files of a model that is at the hub, fetched."""
-    places = replacement_folders(model, found)
+    places = replacement_folders(model, resolved)
     for part, place in places.items():
         if not hub.is_local(place):
             hub.fetched(place, None, f"models: {model.name}: {part}", hub.NETWORK)
     loras.fetch(model)
-    if found.file is None and not hub.is_local(found.row.checkpoint):
-        pipeline_class(found.row).download(
-            found.row.checkpoint,
+    if resolved.file is None and not hub.is_local(resolved.row.checkpoint):
+        pipeline_class(resolved.row).download(
+            resolved.row.checkpoint,
             revision=model.revision,
             variant=variant_of(model, dtype),
             use_safetensors=True,
-            **found.row.options,
+            **resolved.row.options,
             **dict.fromkeys(places),
         )
     read = list_model_files(model, dtype, must=True)

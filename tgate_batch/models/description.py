@@ -27,8 +27,8 @@ class ModelDescription:
     def summary_line(self) -> str:
         """Returns one line for the start of a run."""
         how = self.sampling
-        said = ", ".join(f"{key} {value}" for key, value in self.from_file.items())
-        file = f"; the file itself says {said}" if said else ""
+        settings = ", ".join(f"{key} {value}" for key, value in self.from_file.items())
+        file = f"; the file itself says {settings}" if settings else ""
         loras = "".join(f"; {line}" for line in self.loras)
         return (
             f"a {self.pipeline}, settings like {self.like}; {how.steps} steps of {self.scheduler}, "
@@ -38,8 +38,8 @@ class ModelDescription:
     @property
     def partial_loras(self) -> list[str]:
         """The lines of LoRAs of which some layers do not fit."""
-        found = [re.search(r": (\d+) of (\d+) layers fit", line) for line in self.loras]
-        return [each.string for each in found if each is not None and each[1] != each[2]]
+        counts = [re.search(r": (\d+) of (\d+) layers fit", line) for line in self.loras]
+        return [each.string for each in counts if each is not None and each[1] != each[2]]
 
     def under(self, model: Model, sampling: Sampling) -> ResolvedSampling:
         """How the model samples by its config; what that leaves open is as it was found."""
@@ -65,26 +65,26 @@ class ModelDescription:
 
 def describe_model(model: Model, sampling: ResolvedSampling) -> ModelDescription:
     """What a run uses of a model; raises UserError as ``resolve_model`` does."""
-    found = resolve_model(model)
-    pipeline = found.row.pipeline.rpartition(".")[2]
+    resolved = resolve_model(model)
+    pipeline = resolved.row.pipeline.rpartition(".")[2]
     return ModelDescription(
         pipeline,
-        found.like,
-        describe_scheduler(found, sampling),
+        resolved.like,
+        describe_scheduler(resolved, sampling),
         sampling,
-        found.says,
-        fits(model, found),
+        resolved.says,
+        fits(model, resolved),
     )
 
 
-def read_descriptions(said: Any) -> dict[str, ModelDescription]:
+def read_descriptions(content: Any) -> dict[str, ModelDescription]:
     """What ``described`` wrote, by model; without those that cannot be read."""
-    found = {}
-    for name, one in said.items() if isinstance(said, Mapping) else ():
+    descriptions = {}
+    for name, one in content.items() if isinstance(content, Mapping) else ():
         try:
             sampling = ResolvedSampling.model_validate(one["sampling"])
             of_file = dict(one.get("from_file") or {})
-            found[name] = ModelDescription(
+            descriptions[name] = ModelDescription(
                 one["pipeline"],
                 one["like"],
                 one["scheduler"],
@@ -94,4 +94,4 @@ def read_descriptions(said: Any) -> dict[str, ModelDescription]:
             )
         except (AttributeError, KeyError, TypeError, ValueError, ValidationError):
             continue
-    return found
+    return descriptions

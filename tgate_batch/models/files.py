@@ -32,19 +32,19 @@ class ModelFiles:
 
     def hashed(self) -> dict[str, Path]:
         """Every file by the name under which the fingerprint has it."""
-        found = {INDEX: self.index}
-        for part, held in {**self.parts, **self.replaced}.items():
-            found |= {f"{part}/{file.name}": file for file in held.files}
+        listed = {INDEX: self.index}
+        for part, part_files in {**self.parts, **self.replaced}.items():
+            listed |= {f"{part}/{file.name}": file for file in part_files.files}
         if self.single is not None:
-            found["weights"] = self.single
-        return {**found, **self.loras}
+            listed["weights"] = self.single
+        return {**listed, **self.loras}
 
     def links(self) -> dict[str, Path]:
         """The pipeline's folder as a loader is to see it, without replaced parts."""
-        found = {INDEX: self.index}
-        for part, held in self.parts.items():
-            found |= {f"{part}/{name}": file for name, file in held.links().items()}
-        return found
+        listed = {INDEX: self.index}
+        for part, part_files in self.parts.items():
+            listed |= {f"{part}/{name}": file for name, file in part_files.links().items()}
+        return listed
 
 
 def variant_of(model: Model, dtype: str) -> str | None:
@@ -52,9 +52,9 @@ def variant_of(model: Model, dtype: str) -> str | None:
     return model.variant or (resolve_model(model).row.variant if dtype == "float16" else None)
 
 
-def replacement_folders(model: Model, found: ResolvedModel) -> dict[str, str]:
+def replacement_folders(model: Model, resolved: ResolvedModel) -> dict[str, str]:
     """Where the parts lie that are loaded in place of the checkpoint's."""
-    places = {"unet": model.unet or found.row.unet, "vae": model.vae}
+    places = {"unet": model.unet or resolved.row.unet, "vae": model.vae}
     return {part: place for part, place in places.items() if place is not None}
 
 
@@ -64,19 +64,19 @@ def list_model_files(model: Model, dtype: str, must: bool = False) -> ModelFiles
     None if they are at the hub and not all on this machine, unless they ``must`` be. Raises
     UserError for a local checkpoint that lacks some, and for what a loader must not follow.
     """
-    found = resolve_model(model)
-    if found.folder is None:
+    resolved = resolve_model(model)
+    if resolved.folder is None:
         return None
-    is_own = found.file is None
-    must = must or (is_own and is_local(found.row.checkpoint))
-    root, variant = found.folder, variant_of(model, dtype)
-    places = replacement_folders(model, found)
+    is_own = resolved.file is None
+    must = must or (is_own and is_local(resolved.row.checkpoint))
+    root, variant = resolved.folder, variant_of(model, dtype)
+    places = replacement_folders(model, resolved)
     index = read_json(root / INDEX)
     kinds = {
         name: str(kind[1])
         for name, kind in index.items()
         if isinstance(kind, list) and len(kind) == 2 and all(kind)
-        if name not in {*found.row.options, *places} and name.isidentifier()
+        if name not in {*resolved.row.options, *places} and name.isidentifier()
     }
     key = f"models: {model.name}"
     try:
@@ -101,7 +101,7 @@ def list_model_files(model: Model, dtype: str, must: bool = False) -> ModelFiles
         if read is None:
             return None
         loras |= {f"loras/{number}/{name}": file for name, file in read.items()}
-    return ModelFiles(root / INDEX, parts, replaced, found.file, loras)
+    return ModelFiles(root / INDEX, parts, replaced, resolved.file, loras)
 
 
 def _check_whole(
@@ -117,9 +117,9 @@ def _check_whole(
 
 
 def _check_variant(model: Model, root: Path, parts: Mapping[str, PartFiles]) -> None:
-    held = {part.variant for part in parts.values() if part.has_weights}
-    if model.variant not in held:
-        there = ", ".join(sorted(name or "plain" for name in held))
+    variants = {part.variant for part in parts.values() if part.has_weights}
+    if model.variant not in variants:
+        there = ", ".join(sorted(name or "plain" for name in variants))
         raise UserError(
             f"models: {model.name}: {root} has no weights of the variant {model.variant!r} (there "
             f"are: {there}). Fix: leave variant out, or give one that is there"

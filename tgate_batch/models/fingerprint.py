@@ -28,8 +28,8 @@ def fingerprint(model: Model, dtype: str) -> str | None:
     read = list_model_files(model, dtype)
     if read is None:
         return None
-    found = {name: _sha256_of(file) for name, file in read.hashed().items()}
-    return sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
+    digests = {name: _sha256_of(file) for name, file in read.hashed().items()}
+    return sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def _sha256_of(file: Path) -> str:

@@ -29,10 +29,10 @@ def cached(hub_id: str, file: str, revision: str | None = None) -> Path | None:
     """The snapshot of a hub id in the local cache, known by one of its files."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, file, revision=revision)
-    if not isinstance(found, str):
+    cached_file = try_to_load_from_cache(hub_id, file, revision=revision)
+    if not isinstance(cached_file, str):
         return None
-    return Path(found[: -len(file)])
+    return Path(cached_file[: -len(file)])
 
 
 def check(hub_id: str, revision: str | None, key: str) -> None:
@@ -43,18 +43,21 @@ def check(hub_id: str, revision: str | None, key: str) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    told = f"{key}: {_named(hub_id, revision)} is not on this machine, and the hub"
+    problem = f"{key}: {_named(hub_id, revision)} is not on this machine, and the hub"
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{told} is switched off (HF_HUB_OFFLINE); {_ADVICE}")
+        raise UserError(f"{problem} is switched off (HF_HUB_OFFLINE); {_ADVICE}")
     try:
         HfApi().model_info(hub_id, revision=revision, timeout=_SECONDS)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no status"
         raise UserError(
-            f"{told} does not give it (status {status}); check the id, or log in for a gated model"
+            f"{problem} does not give it (status {status}); check the id, or "
+            "log in for a gated model"
         ) from None
     except Exception as error:  # of the HTTP library that the hub's client has
-        raise UserError(f"{told} cannot be reached ({type(error).__name__}); {_ADVICE}") from None
+        raise UserError(
+            f"{problem} cannot be reached ({type(error).__name__}); {_ADVICE}"
+        ) from None
 
 
 def fetched(
@@ -66,7 +69,7 @@ def fetched(
     check(hub_id, revision, key)
     wanted: Any = list(patterns)
     try:
-        found = snapshot_download(
+        snapshot = snapshot_download(
             hub_id, revision=revision, allow_patterns=wanted, etag_timeout=_SECONDS
         )
     except Exception as error:  # of the HTTP library that the hub's client has
@@ -74,7 +77,7 @@ def fetched(
             f"{key}: {_named(hub_id, revision)} cannot be fetched: {one_line(error, 120)}; "
             f"{_ADVICE}"
         ) from None
-    return Path(found)
+    return Path(snapshot)
 
 
 def _named(hub_id: str, revision: str | None) -> str:

@@ -80,28 +80,28 @@ def check(model: Model, family: Family) -> None:
             )
 
 
-def fits(model: Model, found: ResolvedModel) -> tuple[str, ...]:
+def fits(model: Model, resolved: ResolvedModel) -> tuple[str, ...]:
     """Returns one line per local LoRA: how many of its layers fit the model.
 
     Raises UserError if no layer of a LoRA fits.
     """
     files = [located(model, number) for number in range(len(model.loras))]
-    if not any(files) or found.folder is None:
+    if not any(files) or resolved.folder is None:
         return ()
-    networks = _networks(model, found)
+    networks = _networks(model, resolved)
     names = {
         f"{part}.{name}".replace("text_model.", "")
         for part, network in networks.items()
         for name, _ in network.named_modules()
     }
-    config = networks[found.family.denoiser].config
+    config = networks[resolved.family.denoiser].config
     lines = []
     for number, file in enumerate(files):
         if file is None:
             continue
         layers = {match["layer"] for key in keys_of(file) if (match := _LAYER.fullmatch(key))}
         fitting = sum(
-            1 for name in _as_loaded(found, file, layers, config) if _is_layer(name, names)
+            1 for name in _as_loaded(resolved, file, layers, config) if _is_layer(name, names)
         )
         name = one_line(file.name, 60)
         lines.append(f"loras.{number} ({name}): {fitting} of {len(layers)} layers fit this model")
@@ -113,24 +113,26 @@ def fits(model: Model, found: ResolvedModel) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _networks(model: Model, found: ResolvedModel) -> dict[str, Any]:
+def _networks(model: Model, resolved: ResolvedModel) -> dict[str, Any]:
     """The denoiser and the text encoders, by their names in the pipeline, without weights."""
-    built = architecture_of(found, model)
-    parts = {found.family.denoiser: built.denoiser, **built.encoders}
+    built = architecture_of(resolved, model)
+    parts = {resolved.family.denoiser: built.denoiser, **built.encoders}
     return {part: on_meta(described) for part, described in parts.items()}
 
 
-def _as_loaded(found: ResolvedModel, file: Path, layers: Collection[str], config: Any) -> set[str]:
+def _as_loaded(
+    resolved: ResolvedModel, file: Path, layers: Collection[str], config: Any
+) -> set[str]:
     """The layers by the names that the pipeline's own loader gives them."""
-    denoiser = found.family.denoiser
+    denoiser = resolved.family.denoiser
     if all(layer.startswith(_PEFT) for layer in layers):
         return {f"{denoiser}.{layer.removeprefix(_PEFT)}" for layer in layers}
-    kind = pipeline_class(found.row)
-    told = {"unet_config": config} if denoiser == "unet" else {}  # to map the original's names
+    kind = pipeline_class(resolved.row)
+    options = {"unet_config": config} if denoiser == "unet" else {}  # to map the original's names
     with _quiet():
         try:
             read = kind.lora_state_dict(
-                str(file.parent), weight_name=file.name, use_safetensors=True, **told
+                str(file.parent), weight_name=file.name, use_safetensors=True, **options
             )
         except Exception:  # its keys are of no layout that the loader knows: it says so itself
             return set(layers)
@@ -180,8 +182,8 @@ def located(model: Model, number: int) -> Path | None:
         )
     if not hub.is_local(lora.path):
         name = lora.weight_name or _USUAL
-        found = hub.cached(lora.path, name)
-        return None if found is None else found / name
+        snapshot = hub.cached(lora.path, name)
+        return None if snapshot is None else snapshot / name
     place = Path(lora.path).expanduser()
     if place.is_dir():
         return _in_folder(place, lora, key)
@@ -223,11 +225,11 @@ def _fuse(pipeline: Any, denoiser: str, model: Model) -> None:
         except UserError:
             raise
         except Exception as error:  # peft and diffusers raise nearly anything
-            said = one_line(f"{type(error).__name__}: {error}")
+            reason = one_line(f"{type(error).__name__}: {error}")
             raise UserError(
-                f"models: {model.name}: loras.{number} does not fit this model: {said}"
+                f"models: {model.name}: loras.{number} does not fit this model: {reason}"
             ) from None
-        if name not in {n for held in pipeline.get_list_adapters().values() for n in held}:
+        if name not in {n for names in pipeline.get_list_adapters().values() for n in names}:
             raise UserError(
                 f"models: {model.name}: loras.{number} has no weights for this model: it was "
                 "made for another kind"
@@ -238,13 +240,13 @@ def _fuse(pipeline: Any, denoiser: str, model: Model) -> None:
 
 
 def _in_folder(folder: Path, lora: Lora, key: str) -> Path:
-    held = sorted(file.name for file in folder.glob("*.safetensors"))
-    name = lora.weight_name or (held[0] if len(held) == 1 else _USUAL)
-    if name in held:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    name = lora.weight_name or (files[0] if len(files) == 1 else _USUAL)
+    if name in files:
         return folder / name
-    if not held:
+    if not files:
         raise UserError(f"{key}: {lora.path} has no .safetensors, and pickles are not read")
-    raise UserError(f"{key}: give as weight_name which of {lora.path}: {', '.join(held)}")
+    raise UserError(f"{key}: give as weight_name which of {lora.path}: {', '.join(files)}")
 
 
 def fetch(model: Model) -> None:

@@ -132,8 +132,8 @@ class PipelineRunner:
         if text not in self._negatives:
             while len(self._negatives) >= _NEGATIVES:
                 self._negatives.pop(next(iter(self._negatives)))
-            said = {"negative_prompt": [text]} if text else {}
-            encoded = self._encode([""], guided=True, **said)
+            given = {"negative_prompt": [text]} if text else {}
+            encoded = self._encode([""], guided=True, **given)
             self._negatives[text] = {
                 name: value.cpu() for name, value in encoded.items() if name.startswith("negative_")
             }
@@ -339,11 +339,11 @@ def pad_batch(values: list[Any], size: int) -> list[Any]:
 def open_runner(model: Model, config: Config) -> PipelineRunner:
     """Loads the model and prepares it for the run; raises UserError if it cannot be loaded."""
     device = "cuda" if config.workers.gpus_each > 0 else "cpu"
-    found = resolve_model(model)
-    sampling = resolve_sampling(model, config.sampling, found)
+    resolved = resolve_model(model)
+    sampling = resolve_sampling(model, config.sampling, resolved)
     pipeline = load_pipeline(model, sampling, device)
     engine.prepare(pipeline, config.engine)
-    return runner_class(found.family)(pipeline, found.family, sampling, config.engine)
+    return runner_class(resolved.family)(pipeline, resolved.family, sampling, config.engine)
 
 
 def runner_class(family: Family) -> type[PipelineRunner]:

@@ -53,17 +53,20 @@ def resolve_model(model: Model) -> ResolvedModel:
 
     Raises UserError for an unknown name or pipeline class, and for a path that does not exist.
     """
-    found = _opened(model)
-    if found.file is None:
-        return found
-    own = own_scheduler(found)
-    held: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
-    held |= {} if own is None else own[1]
+    resolved = _opened(model)
+    if resolved.file is None:
+        return resolved
+    own = own_scheduler(resolved)
+    own_settings: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    own_settings |= {} if own is None else own[1]
     try:
-        said = single_file.scheduler_settings(single_file.header_of(found.file))
+        in_file = single_file.scheduler_settings(single_file.header_of(resolved.file))
     except ValueError as error:
-        return replace(found, unclear=str(error))
-    return replace(found, says={key: said[key] for key in said if held.get(key) != said[key]})
+        return replace(resolved, unclear=str(error))
+    return replace(
+        resolved,
+        says={key: in_file[key] for key in in_file if own_settings.get(key) != in_file[key]},
+    )
 
 
 def _opened(model: Model) -> ResolvedModel:
@@ -98,38 +101,38 @@ def _opened(model: Model) -> ResolvedModel:
 
 
 def resolve_sampling(
-    model: Model, sampling: Sampling, found: ResolvedModel | None = None
+    model: Model, sampling: Sampling, resolved: ResolvedModel | None = None
 ) -> ResolvedSampling:
     """The sampling with the model's documented setting wherever the config leaves it open."""
-    found = found or resolve_model(model)
+    resolved = resolved or resolve_model(model)
     given = sampling
     if model.scheduler is not None:
         given = sampling.model_copy(update={"scheduler": model.scheduler})
-    resolved = catalogue.documented_sampling(found.row, given)
-    arguments = {**found.says, **resolved.scheduler_arguments}
-    if found.unclear is not None and "prediction_type" not in arguments:
+    documented = catalogue.documented_sampling(resolved.row, given)
+    arguments = {**resolved.says, **documented.scheduler_arguments}
+    if resolved.unclear is not None and "prediction_type" not in arguments:
         raise UserError(
-            f"{_key(model)}: {found.file}: {found.unclear}, which is not applied automatically. "
-            "Fix: give a scheduler with its prediction_type, as scheduler: {class: own, "
+            f"{_key(model)}: {resolved.file}: {resolved.unclear}, which is not applied "
+            "automatically. Fix: give a scheduler with its prediction_type, as scheduler: {class: own, "
             "prediction_type: v_prediction}"
         )
-    return resolved.model_copy(update={"scheduler_arguments": arguments})
+    return documented.model_copy(update={"scheduler_arguments": arguments})
 
 
-def architecture_of(found: ResolvedModel, model: Model) -> Architecture:
+def architecture_of(resolved: ResolvedModel, model: Model) -> Architecture:
     """The networks of the model, from its files if they are here, else from the catalogue's row.
 
     Raises UserError where neither is at hand.
     """
-    folder = found.folder
-    if model.path is not None and found.file is None and hub.is_local(model.path):
+    folder = resolved.folder
+    if model.path is not None and resolved.file is None and hub.is_local(model.path):
         folder = Path(model.path).expanduser()
     elif folder is not None and not _has_configurations(folder):
         folder = None  # a snapshot that is not whole
-    if found.row.architecture is not None and (model.path is None or folder is None):
-        architecture = found.row.architecture
+    if resolved.row.architecture is not None and (model.path is None or folder is None):
+        architecture = resolved.row.architecture
     elif folder is not None:
-        architecture = read_architecture(folder, partial(found.family.tokens, found.row))
+        architecture = read_architecture(folder, partial(resolved.family.tokens, resolved.row))
     else:
         raise UserError(
             f"the architecture of {model.name!r} is unknown without its files. Fix: give a local "
@@ -144,11 +147,11 @@ def architecture_of(found: ResolvedModel, model: Model) -> Architecture:
 
 def mixes_guidance(model: Model) -> bool:
     """Whether rows of differing guidance may share a batch, as far as is known without weights."""
-    found = resolve_model(model)
-    if not found.family.mixes_guidance:
+    resolved = resolve_model(model)
+    if not resolved.family.mixes_guidance:
         return False
     try:
-        config = architecture_of(found, model).denoiser.config
+        config = architecture_of(resolved, model).denoiser.config
     except UserError:  # not here yet, and not in the catalogue
         config = {}
     return config.get("time_cond_proj_dim") is None
@@ -187,12 +190,12 @@ def part_class(model: Model, part: str) -> str:
     return kind
 
 
-def own_scheduler(found: ResolvedModel) -> tuple[str, Mapping[str, Any]] | None:
+def own_scheduler(resolved: ResolvedModel) -> tuple[str, Mapping[str, Any]] | None:
     """The class and the settings of the checkpoint's own scheduler; None: not at hand."""
-    if found.folder is None or not (found.folder / INDEX).is_file():
+    if resolved.folder is None or not (resolved.folder / INDEX).is_file():
         return None
-    file = found.folder / "scheduler" / "scheduler_config.json"
-    named = read_json(found.folder / INDEX).get("scheduler")
+    file = resolved.folder / "scheduler" / "scheduler_config.json"
+    named = read_json(resolved.folder / INDEX).get("scheduler")
     if not file.is_file() or not named or not isinstance(named[1], str):
         return None
     return named[1], read_json(file)
@@ -263,9 +266,9 @@ def _folder(place: str, revision: str | None, key: str, must: bool) -> Path | No
         if must:
             raise UserError(f"{key}: {refusal(place)}")
         return None
-    found = hub.cached(place, INDEX, revision)
-    if not must or (found is not None and _has_configurations(found)):
-        return found
+    snapshot = hub.cached(place, INDEX, revision)
+    if not must or (snapshot is not None and _has_configurations(snapshot)):
+        return snapshot
     return hub.fetched(place, revision, key)
 
 

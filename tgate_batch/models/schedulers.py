@@ -54,7 +54,7 @@ def check_name(given: str | dict[str, Any] | None, key: str = "sampling.schedule
         )
 
 
-def check_arguments(model: Model, found: ResolvedModel, sampling: ResolvedSampling) -> None:
+def check_arguments(model: Model, resolved: ResolvedModel, sampling: ResolvedSampling) -> None:
     """Raises UserError where the scheduler does not take the arguments that the config gives it.
 
     It is made and told its steps, as the pipeline would: without weights, but with torch.
@@ -64,7 +64,7 @@ def check_arguments(model: Model, found: ResolvedModel, sampling: ResolvedSampli
     key = "sampling.scheduler"
     if model.scheduler is not None:
         key = f"models: {model.name}: scheduler"
-    own, settings = own_scheduler(found) or (None, {})
+    own, settings = own_scheduler(resolved) or (None, {})
     name = own if sampling.scheduler == OWN_SCHEDULER else sampling.scheduler
     if name is None:
         raise UserError(
@@ -76,7 +76,7 @@ def check_arguments(model: Model, found: ResolvedModel, sampling: ResolvedSampli
             f"{key}: {_TREE_SEED} is one for a whole batch, and the noise of a picture is of its "
             "own seed alone; leave it out"
         )
-    check_file(found, name, key)
+    check_file(resolved, name, key)
     kind = _class(name, key)
     known = _arguments(kind)
     for argument in sampling.scheduler_arguments:
@@ -86,27 +86,27 @@ def check_arguments(model: Model, found: ResolvedModel, sampling: ResolvedSampli
         made = kind.from_config(dict(settings), **sampling.scheduler_arguments)
         made.set_timesteps(sampling.steps)
     except Exception as error:  # each class has its own way
-        said = one_line(f"{type(error).__name__}: {error}")
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(
-            f"{key}: {name} cannot be made with {_listed(sampling.scheduler_arguments)} ({said}); "
-            "give values that its documentation names"
+            f"{key}: {name} cannot be made with {_listed(sampling.scheduler_arguments)} "
+            f"({reason}). Fix: give values that its documentation names"
         ) from None
 
 
-def check_file(found: ResolvedModel, name: str, key: str) -> None:
+def check_file(resolved: ResolvedModel, name: str, key: str) -> None:
     """Raises UserError if a scheduler does not take what the model's file says of its own."""
-    known = signature(_class(name, key).__init__).parameters if found.says else ()
-    for argument, value in found.says.items():
+    known = signature(_class(name, key).__init__).parameters if resolved.says else ()
+    for argument, value in resolved.says.items():
         if argument not in known:
             raise UserError(
-                f"{key}: {found.file} says {argument} {value} of itself, and {name} has no such "
+                f"{key}: {resolved.file} says {argument} {value} of itself, and {name} has no such "
                 "setting. Fix: name a scheduler that has it, as EulerDiscreteScheduler or "
                 "DDIMScheduler"
             )
 
 
 def refusals(
-    model: Model, found: ResolvedModel, sampling: ResolvedSampling, arms: Mapping[str, Arm]
+    model: Model, resolved: ResolvedModel, sampling: ResolvedSampling, arms: Mapping[str, Arm]
 ) -> Iterator[str]:
     """Yields why schedulers cannot render with the model, one line each, with the arms.
 
@@ -117,7 +117,7 @@ def refusals(
     for name, arm in arms.items():
         how = effective_sampling(sampling, arm)
         gated = (arm.combined_plan or arm.cache) is not None
-        if (fault := _refusal(found, how, gated)) is not None:
+        if (fault := _refusal(resolved, how, gated)) is not None:
             refused.setdefault(fault, []).append(name)
     for fault, names in refused.items():
         which = f"arm{'s' if len(names) > 1 else ''} {', '.join(names)}"
@@ -127,12 +127,12 @@ def refusals(
         )
 
 
-def _refusal(found: ResolvedModel, how: ResolvedSampling, gated: bool) -> str | None:
+def _refusal(resolved: ResolvedModel, how: ResolvedSampling, gated: bool) -> str | None:
     """Returns why the scheduler cannot render; None if it can or the model is not local."""
-    own = own_scheduler(found)
+    own = own_scheduler(resolved)
     name = how.scheduler
     if name == OWN_SCHEDULER:
-        if own is None or found.family.is_generic:  # it is the pipeline's own
+        if own is None or resolved.family.is_generic:  # it is the pipeline's own
             return None
         name = own[0]
     try:
@@ -141,22 +141,24 @@ def _refusal(found: ResolvedModel, how: ResolvedSampling, gated: bool) -> str | 
         return None
     try:
         scheduler = kind.from_config(dict(own[1] if own else {}), **how.scheduler_arguments)
-        for asked in _asked(found):
+        for asked in _asked(resolved):
             if not hasattr(scheduler, asked):
-                return f"{found.row.pipeline} asks its scheduler for {asked}, and {name} has none"
-        if own is not None and not found.family.is_generic:
+                return (
+                    f"{resolved.row.pipeline} asks its scheduler for {asked}, and {name} has none"
+                )
+        if own is not None and not resolved.family.is_generic:
             _step(scheduler, how.steps, gated)
     except Exception as error:  # each class has its own way
-        said = one_line(f"{type(error).__name__}: {error}")
-        return f"{name} cannot render in {how.steps} steps ({said})"
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return f"{name} cannot render in {how.steps} steps ({reason})"
     return None
 
 
-def _asked(found: ResolvedModel) -> list[str]:
+def _asked(resolved: ResolvedModel) -> list[str]:
     """What the pipeline's code asks of a scheduler beyond what every scheduler has."""
     import diffusers
 
-    kind = getattr(diffusers, found.row.pipeline, None)
+    kind = getattr(diffusers, resolved.row.pipeline, None)
     functions = [each for each in vars(kind).values() if callable(each)] if kind else []
     codes = [getattr(unwrap(function), "__code__", None) for function in functions]
     names = {name for code in codes if code is not None for name in code.co_names}
@@ -234,11 +236,11 @@ def noise_by_row(scheduler: Any, generators: list[Any]) -> Iterator[None]:
                 vars(scheduler)[name] = kept[name]
 
 
-def describe_scheduler(found: ResolvedModel, sampling: ResolvedSampling) -> str:
+def describe_scheduler(resolved: ResolvedModel, sampling: ResolvedSampling) -> str:
     """Returns a readable description of the scheduler."""
     name = sampling.scheduler
     if name == OWN_SCHEDULER:
-        own = own_scheduler(found)
+        own = own_scheduler(resolved)
         name = f"{own[0]} ({OWN_SCHEDULER})" if own is not None else f"{OWN_SCHEDULER} scheduler"
     if sampling.scheduler_arguments:
         name += f" with {_listed(sampling.scheduler_arguments)}"

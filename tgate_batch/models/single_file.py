@@ -41,18 +41,20 @@ def scheduler_settings(header: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError, which says what is found, for what no argument says.
     """
     metadata = header.get(_METADATA)
-    said = (metadata if isinstance(metadata, Mapping) else {}).get("modelspec.prediction_type")
+    predicted = (metadata if isinstance(metadata, Mapping) else {}).get("modelspec.prediction_type")
     if _OF_EDM in header:
         raise ValueError(f"its weights are of EDM's kind (tensor {_OF_EDM})")
-    if said is not None and said not in _PREDICTIONS:
-        raise ValueError(f"its header says modelspec.prediction_type {one_line(str(said), 40)!r}")
-    predicts = None if said is None else _PREDICTIONS[said]
+    if predicted is not None and predicted not in _PREDICTIONS:
+        raise ValueError(
+            f"its header says modelspec.prediction_type {one_line(str(predicted), 40)!r}"
+        )
+    predicts = None if predicted is None else _PREDICTIONS[predicted]
     if _OF_V in header:
         if predicts == "epsilon":
             raise ValueError(f"its header says epsilon, and its tensor {_OF_V} says v_prediction")
         predicts = "v_prediction"
-    found: dict[str, Any] = {} if predicts is None else {"prediction_type": predicts}
-    return found | ({"rescale_betas_zero_snr": True} if _OF_ZERO_SNR in header else {})
+    settings: dict[str, Any] = {} if predicts is None else {"prediction_type": predicts}
+    return settings | ({"rescale_betas_zero_snr": True} if _OF_ZERO_SNR in header else {})
 
 
 def unet_channels(header: Mapping[str, Any]) -> int | None:

@@ -249,12 +249,12 @@ class _Confirmation:
         """Returns the upper bound of an accepted plan's mean loss, of each limit."""
         look = len(self._evidence[plan]) - 1
         needed = critical_values(self.levels[plan], self.shares)[look]
-        found = []
+        bounds = []
         for number, limit in enumerate(self._problem.limits):
             losses = self.losses.of(number)[plan]
             bound = float(losses.mean()) + needed * standard_error(losses, limit)
-            found.append(min(bound, limit.at_most))
-        return tuple(found)
+            bounds.append(min(bound, limit.at_most))
+        return tuple(bounds)
 
     def _planned(self) -> list[int]:
         """The numbers of confirming prompts at which there is a look; none if too few are left."""

@@ -32,9 +32,9 @@ class BatchSizeController:
 
     def restore(self, rung: str | None) -> None:
         """Stands where a row says that its batch was drawn; None: where it began."""
-        said = re.match(r"batch of (\d+), not \d+(, VAE in slices)?", rung or "")
-        self.size = int(said[1]) if said else self._asked
-        slices = bool(said and said[2])
+        match = re.match(r"batch of (\d+), not \d+(, VAE in slices)?", rung or "")
+        self.size = int(match[1]) if match else self._asked
+        slices = bool(match and match[2])
         if slices != self._slices:
             (self._vae.enable_slicing if slices else self._vae.disable_slicing)()
         self._slices = slices

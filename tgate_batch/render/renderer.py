@@ -126,12 +126,12 @@ class Renderer:
 
     def _alike(self, pictures: list[_Image]) -> list[list[_Image]]:
         """Those that may share batches together; a shard's usually all may."""
-        found: dict[tuple, list[_Image]] = {}
+        groups: dict[tuple, list[_Image]] = {}
         for picture in pictures:
             shape = (picture.condition or {}).get(SHAPE)
             settings = self.runner.batch_settings(picture.sampling), shape
-            found.setdefault(settings, []).append(picture)
-        return list(found.values())
+            groups.setdefault(settings, []).append(picture)
+        return list(groups.values())
 
     def render_rows(
         self,
@@ -158,8 +158,14 @@ class Renderer:
     def cut(self, shard: Shard) -> Cut:
         """Ids of the shard's prompts of which the model does not read the whole text."""
         if self._cut[0] != shard.digest:  # the arms of a shard come one after the other
-            found = self.runner.cut(shard.prompts), self.runner.truncated_negatives(shard.prompts)
-            self._cut = (shard.digest, Cut(*(tuple(prompt.id for prompt in one) for one in found)))
+            truncated = (
+                self.runner.cut(shard.prompts),
+                self.runner.truncated_negatives(shard.prompts),
+            )
+            self._cut = (
+                shard.digest,
+                Cut(*(tuple(prompt.id for prompt in one) for one in truncated)),
+            )
         return self._cut[1]
 
     def _pictures(self, shard: Shard, arm: Arm, quarantined: Mapping[str, Failure]) -> list[_Image]:
@@ -179,14 +185,14 @@ class Renderer:
         for start in range(0, len(shard.prompts), sampling.batch_size):
             prompts = list(shard.prompts[start : start + sampling.batch_size])
             conditions = self._conditions(prompts, arm, quarantined)
-            for prompt, found in zip(prompts, conditions, strict=True):
+            for prompt, condition in zip(prompts, conditions, strict=True):
                 own = effective_sampling(sampling, arm, prompt.overrides)
                 for number in range(sampling.images_per_prompt):
                     seed = image_seed(sampling.seed, prompt.id, number, prompt.overrides.seed)
-                    if isinstance(found, Failure):
-                        yield _Image(prompt, number, seed, own, None, failure=found)
+                    if isinstance(condition, Failure):
+                        yield _Image(prompt, number, seed, own, None, failure=condition)
                     else:
-                        yield _Image(prompt, number, seed, own, found, self._text.state)
+                        yield _Image(prompt, number, seed, own, condition, self._text.state)
 
     def _conditions(
         self, prompts: list[Prompt], arm: Arm, quarantined: Mapping[str, Failure]
@@ -204,8 +210,8 @@ class Renderer:
             _raise_if_lost(error)
             full, failure = _out_of_memory(error), Failure.of(error)
         else:
-            found = iter(encoded)
-            return [quarantined.get(prompt.id) or next(found) for prompt in prompts]
+            conditions = iter(encoded)
+            return [quarantined.get(prompt.id) or next(conditions) for prompt in prompts]
         if full and _asks_for_less(self._text, size):
             return self._conditions(prompts, arm, quarantined)
         if len(prompts) == 1:

@@ -104,11 +104,11 @@ def frontier(searched: Searched) -> dict[str, Any]:
 
 
 def _plans(searched: Searched, figures: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for place, (name, arm) in enumerate(searched.plans.items()):
         plan = searched.outcome.plans[place]
         losses = [_interval(*loss) for loss in plan.losses]
-        found.append(
+        rows.append(
             {
                 "plan": name,
                 "description": describe(arm),
@@ -122,7 +122,7 @@ def _plans(searched: Searched, figures: Sequence[str]) -> list[dict[str, Any]]:
                 "losses": dict(zip(figures, losses, strict=True)),
             }
         )
-    return found
+    return rows
 
 
 def _interval(value: float, low: float, high: float) -> dict[str, float]:
@@ -136,14 +136,14 @@ def _rounded(value: float) -> float:
 def sentence(searched: Searched, time_saved: float | None = None) -> str:
     """Returns the answer; ``time_saved``: the share of the baseline's time per image."""
     place = searched.outcome.recommended
-    said = _nothing(searched) if place is None else _recommendation(searched, place, time_saved)
+    sentence = _nothing(searched) if place is None else _recommendation(searched, place, time_saved)
     if searched.earlier:
-        said += (
+        sentence += (
             f". These prompts confirmed {searched.earlier} other search"
             f"{'es' if searched.earlier > 1 else ''} before, so the confidence does not hold here. "
             "Fix: search again on other prompts (prompts.shuffle, prompts.offset) in a new output"
         )
-    return said
+    return sentence
 
 
 def _recommendation(searched: Searched, place: int, time_saved: float | None) -> str:
@@ -176,19 +176,19 @@ def _promise(searched: Searched) -> str:
 
 
 def _nothing(searched: Searched) -> str:
-    told = f"no plan was confirmed that {_promise(searched)}; use the baseline"
+    sentence = f"no plan was confirmed that {_promise(searched)}; use the baseline"
     outcome = searched.outcome
     if not outcome.chain:
-        return told
+        return sentence
     place, figure = outcome.chain[0], searched.figures[0]
     plan = outcome.plans[place]
     value, low, high = plan.losses[0]
     name = list(searched.plans)[place]
-    told += f" (nearest: {name}, estimate {value:.3g} [{low:.3g}, {high:.3g}]"
+    sentence += f" (nearest: {name}, estimate {value:.3g} [{low:.3g}, {high:.3g}]"
     room = figure.limit.at_most - value
     if room <= 0:
-        return told + ")"
+        return sentence + ")"
     spread = (high - low) / (2 * 1.96) * sqrt(plan.searched + plan.confirming)
     needed = ceil((_POWER * spread / room) ** 2 / (1 - SEARCHED))
     more = f"; about {needed:,} prompts may confirm it" if needed > searched.prompts else ""
-    return f"{told}{more})"
+    return f"{sentence}{more})"

@@ -44,8 +44,8 @@ def load(folder: Path = demo.PATH) -> StableDiffusionPipeline:
 
 def captions(count: int) -> list[str]:
     """`count` different captions, none of whose combinations was in training."""
-    found = map(str, scenes.random_scenes(2 * count + 100, _CAPTIONS_SEED, held_out=True))
-    return list(dict.fromkeys(found))[:count]
+    sampled = map(str, scenes.random_scenes(2 * count + 100, _CAPTIONS_SEED, held_out=True))
+    return list(dict.fromkeys(sampled))[:count]
 
 
 def arm_of(text: str) -> Arm:
@@ -99,21 +99,23 @@ def through_vae(pipe: StableDiffusionPipeline, images: list[Image.Image]) -> lis
 
 def accuracy(images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
     """Aspect -> whether it holds (1.0 or 0.0), picture by picture."""
-    held = list(map(scenes.check, images, prompts))
-    return {aspect: np.array([float(found[aspect]) for found in held]) for aspect in scenes.ASPECTS}
+    checks = list(map(scenes.check, images, prompts))
+    return {
+        aspect: np.array([float(check[aspect]) for check in checks]) for aspect in scenes.ASPECTS
+    }
 
 
-def means(held: dict[str, np.ndarray]) -> dict[str, float]:
+def means(shares: dict[str, np.ndarray]) -> dict[str, float]:
     """Aspect -> its share of all pictures."""
-    return {aspect: round(float(values.mean()), 4) for aspect, values in held.items()}
+    return {aspect: round(float(values.mean()), 4) for aspect, values in shares.items()}
 
 
 def report_accuracy(folder: Path, count: int = 200) -> dict[str, float]:
     """Print and return the ungated accuracy of the pipeline in a folder."""
     pipe, prompts = load(folder), captions(count)
-    found = means(accuracy(render(pipe, prompts), prompts))
-    print(f"{count} held-out captions, {STEPS} steps, guidance {GUIDANCE:g}: {found}")
-    return found
+    shares = means(accuracy(render(pipe, prompts), prompts))
+    print(f"{count} held-out captions, {STEPS} steps, guidance {GUIDANCE:g}: {shares}")
+    return shares
 
 
 def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None) -> list[dict]:
@@ -135,12 +137,12 @@ def sweep(folder: Path, plans: list[str], count: int, output: Path | None = None
     extractor = load_extractor("efficientnet-lite0", device=str(pipe.device))
 
     def add(name: str, images: list[Image.Image], **more) -> dict[str, np.ndarray]:
-        held = accuracy(images, prompts)
-        rows.append({"name": name, "captions": count, **means(held), **more})
+        shares = accuracy(images, prompts)
+        rows.append({"name": name, "captions": count, **means(shares), **more})
         print(json.dumps(rows[-1]), flush=True)
         if output:
             output.write_text(json.dumps(rows, indent=1) + "\n")
-        return held
+        return shares
 
     drawn = [scenes.draw(prompt, seed) for seed, prompt in enumerate(prompts)]
     add("drawn", drawn)

@@ -137,30 +137,30 @@ def macs_of(
     gate refuses.
     """
     model = Model(name=name, path=path)
-    found = resolve_model(model)
+    resolved = resolve_model(model)
     given = {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
-    sampling = catalogue.documented_sampling(found.row, Sampling()).model_copy(
+    sampling = catalogue.documented_sampling(resolved.row, Sampling()).model_copy(
         update={key: value for key, value in given.items() if value is not None}
         | {"scheduler": scheduler}
     )
-    return _macs(model, found, plan, deepcache, sampling)
+    return _macs(model, resolved, plan, deepcache, sampling)
 
 
 def _macs(
     model: Model,
-    found: ResolvedModel,
+    resolved: ResolvedModel,
     plan: Plan | None,
     deepcache: DeepCache | None,
     sampling: ResolvedSampling,
 ) -> Macs:
-    architecture = architecture_of(found, model)
+    architecture = architecture_of(resolved, model)
     if sampling.scheduler != OWN_SCHEDULER or sampling.scheduler_arguments:
         architecture = _with_scheduler(
             architecture, sampling.scheduler, sampling.scheduler_arguments
         )
     try:
         return count(
-            found.family,
+            resolved.family,
             architecture,
             plan,
             deepcache,
@@ -296,7 +296,7 @@ class _Denoiser:
             picture = empty(batch, channels, scale * self.height, scale * self.width)
             inputs["controlnet_cond"] = picture
         steps = steps_of_calls(scheduler)
-        found: list[Count] = []
+        counts: list[Count] = []
         with (
             torch.no_grad(),
             warnings.catch_warnings(action="ignore", category=GateNotReached),
@@ -314,20 +314,20 @@ class _Denoiser:
                     self.seen[state] = _Seen(self.known[work], output, *_caches(gate))
                 seen = self.seen[state]
                 _restore(gate, seen)
-                found[-1] = found[-1].plus(seen.macs)
+                counts[-1] = counts[-1].plus(seen.macs)
                 return seen.output
 
             self.module.forward = remembered
             try:
                 for _ in steps:
-                    found.append(Count())
+                    counts.append(Count())
                     for _ in range(calls):
                         self.module(**inputs)
                     if gate is not None:
                         gate.on_scheduler_step(1)
             finally:
                 del self.module.forward
-        return zip(steps, found, strict=True)
+        return zip(steps, counts, strict=True)
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Whether a pipeline runs it for both branches at this scale."""
