@@ -113,8 +113,8 @@ def resolve_sampling(
     if resolved.unclear is not None and "prediction_type" not in arguments:
         raise UserError(
             f"{_key(model)}: {resolved.file}: {resolved.unclear}, which is not applied "
-            "automatically. Fix: give a scheduler with its prediction_type, as scheduler: {class: own, "
-            "prediction_type: v_prediction}"
+            "automatically. Fix: give a scheduler with its prediction_type, as scheduler: "
+            "{class: own, prediction_type: v_prediction}"
         )
     return documented.model_copy(update={"scheduler_arguments": arguments})
 
