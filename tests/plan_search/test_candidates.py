@@ -53,6 +53,16 @@ def test_a_gate_and_ended_guidance_are_not_combined():
             "DeepCache every 3 steps",
         ),
         (Arm(gate_step=0.4), "gate-0.4", "gate at 0.4 of the steps"),
+        (
+            Arm(guidance={"until": 5, "then": "reuse", "every": 3}),
+            "guidance-5-then-reuse-every-3",
+            "guidance until step 5, then its difference reused, refreshed every 3 steps",
+        ),
+        (
+            Arm(forecast={"first": 10, "every": 2}),
+            "forecast-10-every-2",
+            "forecasts from step 10, computed every 2 steps",
+        ),
     ],
 )
 def test_an_arm_has_a_name_and_words(arm, name, words):
@@ -67,6 +77,8 @@ def test_features_are_the_parts_that_are_computed():
     found = features_of(Arm(steps=10, guidance_until=5), 25)[:5]
     assert found == pytest.approx([0.5, 0, 0.5, 0.5, 0.4])
     assert features_of(Arm(), 25)[:5] == pytest.approx([1, 0, 0.5, 0.5, 1])
+    forecast = features_of(Arm(forecast={"steps": [10, 12]}), 25)
+    assert forecast[:7] == pytest.approx([1, 0, 0.5, 0.5, 1, 1, 0.92])  # 23 of 25 steps run
     deep = features_of(Arm(deepcache={"interval": 4, "branch": 0}), 25)
     assert sum(features_of(Arm(), 25) - deep) == pytest.approx(0.75)  # 1 - 1 / 4
 

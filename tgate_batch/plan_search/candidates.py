@@ -157,9 +157,9 @@ def features_of(arm: Arm, steps: int) -> np.ndarray:
         2 * arm.guidance_from / own_steps,
         0.5 * share["cross"],
         0.5 * share["self"],
+        own_steps / steps,
         share["difference"],
         share["output"],
-        own_steps / steps,
     )
     own = (number for family in FAMILIES.values() for number in family.features(arm))
     return np.array([*common, *own])
