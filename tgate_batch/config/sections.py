@@ -557,9 +557,9 @@ class FindPlan(Section):
     """The plans to search, each with the keys of an arm. Default: the plans of `families`, and the
     config's own arms."""
     families: tuple[str, ...] = ()
-    """The kinds of plans to search: `steps`, `gate`, `guidance` (that ends), `reuse` (guidance whose
-    difference is reused and refreshed), `forecast`, `deepcache`. Default: all that the pipeline
-    supports."""
+    """The kinds of plans to search: `steps`, `gate`, `guidance` (that ends), `reuse` (guidance
+    whose difference is reused and refreshed), `forecast`, `deepcache`. Default: all that the
+    pipeline supports."""
     prompts: int | None = Field(None, ge=1)
     """How many prompts to use, sampled from the set. Default: `prompts.limit`, or all."""
     confidence: float = Field(0.95, ge=0.5, le=0.999)
