@@ -657,7 +657,7 @@ PLANTED: dict[str, tuple[Callable[[Place], None], str, int, str]] = {
         ),
         "report",
         0,
-        r"\x1b]0;owned\x07\nsound",
+        r"\x1b]0;owned\x07\nok",
     ),
     "a picture that changed most and is of no shard": (
         in_file(

@@ -177,7 +177,7 @@ def test_what_the_card_says_of_opening_works_in_the_folder(finished, monkeypatch
         ways.append(names)
     loaded, in_pandas, in_duckdb, in_polars = ways
     assert len(loaded["rows"]) == len(in_pandas["rows"]) == len(in_polars["rows"]) == 12
-    assert in_pandas["picture"].size == (32, 32)
+    assert in_pandas["image"].size == (32, 32)
     assert sorted(in_duckdb["rows"].fetchall()) == [
         ("sd15", "baseline", "ok", 6),
         ("sd15", "tgate", "ok", 6),

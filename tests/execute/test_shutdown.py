@@ -198,14 +198,14 @@ def test_signal_is_told_at_once_though_the_main_thread_is_in_a_library():
 
 OWNER = """
 import subprocess, sys
-from tgate_batch.execute import guardian
+from tgate_batch.execute import orphan_reaper
 before = subprocess.Popen(["sleep", "600"])
-watching = guardian.watching()
+watching = orphan_reaper.start_reaper()
 child = subprocess.Popen([sys.executable, "-c", "import subprocess, time, sys;"
     "subprocess.Popen(['sleep', '600']); time.sleep(600)"])
 other = subprocess.Popen(["sleep", "600"])
 if sys.argv[1] == "said":
-    guardian.watch_only(watching, [child.pid])
+    orphan_reaper.watch_only(watching, [child.pid])
 print(child.pid, watching.pid, before.pid, other.pid, flush=True)
 sys.stdin.read()
 """

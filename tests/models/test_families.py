@@ -197,7 +197,7 @@ def test_a_video_of_a_text_needs_a_prompt_and_no_picture(tmp_path):
     with pytest.raises(UserError, match="--model wan21 needs a prompt"):
         run(["image", "--model", "wan21", "--image", "x.png", "--saved_path", str(tmp_path)])
     asked = ["--prompt", "a cat", "--image", "x.png", "--saved_path", str(tmp_path)]
-    with pytest.raises(UserError, match="--model sd15 takes no --image here"):
+    with pytest.raises(UserError, match=r"--model sd15 takes no --image\. Fix"):
         run(["image", "--model", "sd15", *asked])
 
 

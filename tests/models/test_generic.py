@@ -242,7 +242,7 @@ def test_arms_that_a_class_cannot_follow_are_refused_before_anything_is_rendered
         "models": [{"name": "mine", "path": str(tmp_path / "model")}],
         "arms": {"baseline": {}, "gate": {"gate_step": 2}},
     }
-    with pytest.raises(UserError, match=r"arms\.gate with mine: it is not known whether"):
+    with pytest.raises(UserError, match=r"arms\.gate with mine: of all plans, a FluxPipeline"):
         workflow.render(config.parse(whole))
     assert classes.interval_refusal("StableDiffusionXLPAGPipeline") is not None
 

@@ -338,7 +338,7 @@ def dark(folder, kept):
         (lambda f: (f / "x.png").write_bytes(b"\x89PNG"), "x.npz", {}, "x.png cannot be read as"),
         (lambda f: dark(f, 0), "x.npz", {}, "no usable images"),
         (lambda f: dark(f, 1), "x.npz", {}, "needs at least two usable images"),
-        (None, None, {}, "score.reference is missing: set it, or give --to"),
+        (None, None, {}, "score.reference is missing. Fix: set it, or give --to"),
         (None, None, {"reference": "drawn"}, "give --to FILE.npz"),
         (None, "x.npz", {"extractor": ("inception", "efficientnet-lite0")}, "put {extractor} into"),
         (None, "x.npz", {"extractor": "inceptoin"}, "unknown extractor 'inceptoin'"),

@@ -52,6 +52,8 @@ def effective_sampling(
     settings = _of_row(model, row)
     if arm is not None:
         of_arm = {key: getattr(arm, key, None) for key in ResolvedSampling.model_fields}
+        if of_arm["guidance_scale"] is None:
+            of_arm["guidance_scale"] = arm.largest_weight
         settings |= {key: value for key, value in of_arm.items() if value is not None}
         if arm.scheduler is not None:
             settings["scheduler_arguments"] = {}

@@ -327,12 +327,12 @@ class Arm(Section):
         if given == {}:
             raise ValueError("guidance has no key. Fix: give from, until or weights")
         first, end = given.pop("from", 0), given.pop("until", None)
-        scale = self.guidance_scale
+        scale = self.largest_weight
         return _renamed(names, lambda: GuidanceInterval(first, end, **given, scale=scale))
 
     @property
-    def guidance_scale(self) -> float | None:
-        """The guidance scale that the arm's weights replace: the largest of them."""
+    def largest_weight(self) -> float | None:
+        """The largest weight of guidance: the guidance scale of the arm's images; None if none."""
         weights = (self.guidance or {}).get("weights")
         if not weights:
             return None

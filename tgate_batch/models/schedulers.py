@@ -17,7 +17,6 @@ from tgate_batch.config import (
     scheduler_of,
 )
 from tgate_batch.errors import UserError, one_line
-from tgate_batch.gate.scheduler_hooks import steps_of_calls
 from tgate_batch.models.architecture import class_names
 from tgate_batch.models.resolve import ResolvedModel, own_scheduler
 
@@ -168,6 +167,8 @@ def _asked(resolved: ResolvedModel) -> list[str]:
 def _step(scheduler: Any, steps: int, gated: bool) -> None:
     """Takes one step of zeros; raises as the scheduler does, and where a gate cannot follow it."""
     import torch
+
+    from tgate_batch.gate.scheduler_hooks import steps_of_calls
 
     shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **shift)
