@@ -42,7 +42,12 @@ def count_call(
     outputs = []
     device = next((each.device for each in module.parameters()), torch.device("meta"))
     body = _Body(module, lambda: outputs.append(forward(*args, **kwargs)))
-    with torch.no_grad(), _restored_functions(), FlopCounterMode(display=False) as everything:
+    with (
+        torch.no_grad(),
+        _without_gradients(module),
+        _restored_functions(),
+        FlopCounterMode(display=False) as everything,
+    ):
         _, linear_and_conv, _ = calflops.calculate_flops(
             body,
             kwargs={"_": torch.empty(1, device=device)},
@@ -50,6 +55,19 @@ def count_call(
             output_as_string=False,
         )
     return Count(int(linear_and_conv), everything.get_total_flops() // 2), outputs[0]
+
+
+@contextlib.contextmanager
+def _without_gradients(module: torch.nn.Module) -> Iterator[None]:
+    """Lets no weight require a gradient: the counter hooks every such argument of a layer."""
+    weights = [each for each in module.parameters() if each.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 @contextlib.contextmanager
