@@ -47,8 +47,17 @@ def test_config_is_valid_and_its_plans_fit_its_steps(file):
     assert run.baseline == "baseline"
 
 
+LONG = ("hunyuan_image", "plans_sdxl")  # to render, even with a tiny model
+
+
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if f.stem not in ("demo", "plans_demo")], ids=ids
+    "file",
+    [
+        pytest.param(f, marks=pytest.mark.slow) if f.stem in LONG else f
+        for f in FILES
+        if f.stem not in ("demo", "plans_demo")
+    ],
+    ids=ids,
 )
 def test_every_arm_renders_on_the_tiny_model(file, tmp_path):
     from tgate_batch.models.checkpoint import load_pipeline
